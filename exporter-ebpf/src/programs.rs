@@ -1,0 +1,3 @@
+//! One module per hook.
+
+mod sock_ops;

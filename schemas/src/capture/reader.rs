@@ -1,0 +1,234 @@
+//! Finding and judging the files of captures: what can't be read is named, not fatal.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use parquet::{
+    arrow::{arrow_reader::ParquetRecordBatchReaderBuilder, parquet_to_arrow_schema},
+    errors::ParquetError,
+    file::{metadata::ParquetMetaData, reader::FileReader, serialized_reader::SerializedFileReader},
+};
+
+use super::{DATASETS, PARQUET, UNFINISHED, key};
+use crate::{
+    SCHEMA_VERSION,
+    flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    table::{Column, Record, SchemaError},
+};
+
+/// Everything below the inputs: the files that can be read, and what can't be.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Readable files, sorted by path.
+    pub files: Vec<CaptureFile>,
+    /// What was passed over and why, sorted by path.
+    pub problems: Vec<Problem>,
+}
+
+/// One whole file of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// One of [`DATASETS`].
+    pub dataset: &'static str,
+    /// Rows in it.
+    pub rows: i64,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Run that wrote it, with its first and last `seq`; `None` when the file does not say.
+    pub run: Option<(String, i64, i64)>,
+}
+
+/// Something among the input that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why it is not used.
+    pub kind: ProblemKind,
+}
+
+/// Why a file or directory is not used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemKind {
+    /// Neither a Parquet file nor a directory.
+    NotParquet,
+    /// A Parquet file that is cut short or damaged.
+    Damaged { reason: String },
+    /// Parquet, but not written by Flowscribe.
+    Foreign,
+    /// Of a schema version that this build does not know.
+    NewerSchema { version: String },
+    /// Lacks a column of its dataset, or has it with another type.
+    WrongColumns { reason: String },
+    /// Begun by a writer that was killed, or that still writes.
+    Unfinished,
+    /// A directory without files.
+    Empty,
+    /// Could not be opened.
+    Unreadable { reason: String },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.path.display())?;
+        match &self.kind {
+            ProblemKind::NotParquet => write!(f, "not a Parquet file"),
+            ProblemKind::Damaged { reason } => write!(f, "truncated or damaged ({reason})"),
+            ProblemKind::Foreign => write!(f, "not written by Flowscribe (no {} in it)", key::SCHEMA_VERSION),
+            ProblemKind::NewerSchema { version } => write!(
+                f,
+                "has schema version {version}, this build reads up to {}.x: use a newer flowscribe",
+                SCHEMA_VERSION.0
+            ),
+            ProblemKind::WrongColumns { reason } => write!(f, "{reason}"),
+            ProblemKind::Unfinished => write!(f, "unfinished: its writer was killed or is still writing"),
+            ProblemKind::Empty => write!(f, "empty directory"),
+            ProblemKind::Unreadable { reason } => write!(f, "cannot be read ({reason})"),
+        }
+    }
+}
+
+/// Lists the files below the given directories (or the files themselves); reads footers only.
+///
+/// # Errors
+/// An input itself does not exist or can't be read; anything below it that can't be is a [`Problem`].
+pub fn list(inputs: &[PathBuf]) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for input in inputs {
+        if fs::metadata(input)?.is_dir() {
+            walk(input, &mut listing);
+        } else {
+            examine(input, &mut listing);
+        }
+    }
+    listing.files.sort_by(|a, b| a.path.cmp(&b.path));
+    listing.files.dedup_by(|a, b| a.path == b.path);
+    listing.problems.sort();
+    listing.problems.dedup();
+    Ok(listing)
+}
+
+/// Reads all rows of one file.
+///
+/// # Errors
+/// The file is not of the dataset, or is damaged.
+pub fn read<R: Record>(file: &CaptureFile) -> Result<Vec<R>, Problem> {
+    let problem = |kind| Problem { path: file.path.clone(), kind };
+    let damaged = |reason: String| problem(ProblemKind::Damaged { reason });
+    let open = File::open(&file.path).map_err(|error| damaged(error.to_string()))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(open)
+        .and_then(|builder| builder.build())
+        .map_err(|error| damaged(error.to_string()))?;
+    let mut rows = Vec::with_capacity(file.rows.max(0) as usize);
+    for batch in reader {
+        let batch = batch.map_err(|error| damaged(error.to_string()))?;
+        let decoded = R::decode(&batch);
+        rows.extend(decoded.map_err(|error| problem(ProblemKind::WrongColumns { reason: error.to_string() }))?);
+    }
+    Ok(rows)
+}
+
+/// Reads a whole file to see whether it can be read: what a footer cannot tell.
+///
+/// # Errors
+/// As [`read`].
+pub fn verify(file: &CaptureFile) -> Result<(), Problem> {
+    match file.dataset {
+        FlowRecord::DATASET => read::<FlowRecord>(file).map(drop),
+        InventoryRecord::DATASET => read::<InventoryRecord>(file).map(drop),
+        _ => read::<HealthRecord>(file).map(drop),
+    }
+}
+
+fn walk(folder: &Path, listing: &mut Listing) {
+    let unreadable = |error: &io::Error| ProblemKind::Unreadable { reason: error.to_string() };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return listing.problems.push(Problem { path: folder.into(), kind: unreadable(&error) }),
+    };
+    let mut empty = true;
+    for entry in entries {
+        empty = false;
+        match entry.map(|entry| entry.path()) {
+            Ok(path) if path.is_dir() => walk(&path, listing),
+            Ok(path) => examine(&path, listing),
+            Err(error) => listing.problems.push(Problem { path: folder.into(), kind: unreadable(&error) }),
+        }
+    }
+    if empty {
+        listing.problems.push(Problem { path: folder.into(), kind: ProblemKind::Empty });
+    }
+}
+
+fn examine(path: &Path, listing: &mut Listing) {
+    match inspect(path) {
+        Ok(file) => listing.files.push(file),
+        Err(kind) => listing.problems.push(Problem { path: path.into(), kind }),
+    }
+}
+
+fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some(PARQUET) => {}
+        Some(UNFINISHED) => return Err(ProblemKind::Unfinished),
+        _ => return Err(ProblemKind::NotParquet),
+    }
+    let file = File::open(path).map_err(|error| ProblemKind::Unreadable { reason: error.to_string() })?;
+    let size_bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    let damaged = |error: ParquetError| ProblemKind::Damaged { reason: error.to_string() };
+    let reader = SerializedFileReader::new(file).map_err(damaged)?;
+    let metadata = reader.metadata();
+    check_version(&value(metadata, key::SCHEMA_VERSION).ok_or(ProblemKind::Foreign)?)?;
+    let named = value(metadata, key::DATASET).ok_or(ProblemKind::Foreign)?;
+    let dataset = *DATASETS.iter().find(|dataset| **dataset == named).ok_or_else(|| ProblemKind::WrongColumns {
+        reason: format!("has dataset `{named}`, which this build does not know"),
+    })?;
+    check_columns(metadata, dataset)?;
+    let number = |key| value(metadata, key)?.parse::<i64>().ok();
+    let run = value(metadata, key::RUN_ID)
+        .and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
+    Ok(CaptureFile { path: path.into(), dataset, rows: metadata.file_metadata().num_rows(), size_bytes, run })
+}
+
+fn check_version(version: &str) -> Result<(), ProblemKind> {
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    match major {
+        Some(major) if major <= SCHEMA_VERSION.0 => Ok(()),
+        _ => Err(ProblemKind::NewerSchema { version: version.into() }),
+    }
+}
+
+fn check_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<(), ProblemKind> {
+    let file = metadata.file_metadata();
+    let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
+        .map_err(|error| ProblemKind::Damaged { reason: error.to_string() })?;
+    let columns: &[Column] = match dataset {
+        FlowRecord::DATASET => FlowRecord::COLUMNS,
+        InventoryRecord::DATASET => InventoryRecord::COLUMNS,
+        _ => HealthRecord::COLUMNS,
+    };
+    for column in columns {
+        let Ok(field) = schema.field_with_name(column.name) else {
+            let missing = SchemaError::MissingColumn { dataset, column: column.name };
+            return Err(ProblemKind::WrongColumns { reason: missing.to_string() });
+        };
+        if *field.data_type() != (column.data_type)() {
+            let reason = format!("column `{}` of dataset `{dataset}` has type {}", column.name, field.data_type());
+            return Err(ProblemKind::WrongColumns { reason });
+        }
+    }
+    Ok(())
+}
+
+fn value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
+    let pairs = metadata.file_metadata().key_value_metadata()?;
+    pairs.iter().find(|pair| pair.key == key)?.value.clone()
+}

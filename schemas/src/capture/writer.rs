@@ -1,0 +1,195 @@
+//! Writing a dataset of a capture, so that whatever has its final name is whole.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, ZstdLevel},
+    errors::ParquetError,
+    file::{
+        metadata::KeyValue,
+        properties::{EnabledStatistics, WriterProperties},
+    },
+};
+
+use super::{PARQUET, UNFINISHED, Utc, key};
+use crate::{
+    SCHEMA_VERSION,
+    table::{Record, TimestampMs},
+};
+
+/// Why a dataset could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The file system refused.
+    #[error("cannot write {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The Parquet writer failed.
+    #[error("cannot encode {path}")]
+    Encode {
+        path: PathBuf,
+        #[source]
+        source: ParquetError,
+    },
+}
+
+/// When a file is finished and the next one begun; a new UTC hour always begins a new file.
+#[derive(Clone, Copy, Debug)]
+pub struct Roll {
+    /// Finish a file that has about this many bytes.
+    pub size_bytes: u64,
+    /// Finish a file this long after its first row.
+    pub age: Duration,
+}
+
+/// Writes the rows of one dataset and run into files of a capture.
+///
+/// Rows are buffered up to a row group; [`Self::finish`] makes them durable. Dropping a writer leaves its unfinished
+/// file behind as `….tmp`, which readers name and skip.
+pub struct DatasetWriter<R: Record> {
+    root: PathBuf,
+    node: Arc<str>,
+    run_id: Arc<str>,
+    agent_version: &'static str,
+    roll: Roll,
+    files: u64,
+    buffer: Vec<R>,
+    open: Option<OpenFile>,
+}
+
+struct OpenFile {
+    writer: ArrowWriter<File>,
+    path: PathBuf,
+    partition: String,
+    opened_at: TimestampMs,
+    seqs: Option<(i64, i64)>,
+}
+
+impl<R: Record> DatasetWriter<R> {
+    /// Prepares to write below `root`; no file is made before the first row.
+    pub fn new(root: &Path, node: &Arc<str>, run_id: &Arc<str>, agent_version: &'static str, roll: Roll) -> Self {
+        Self {
+            root: root.to_path_buf(),
+            node: Arc::clone(node),
+            run_id: Arc::clone(run_id),
+            agent_version,
+            roll,
+            files: 0,
+            buffer: Vec::new(),
+            open: None,
+        }
+    }
+
+    /// Adds a row. `now` is the time that [`Self::is_due`] measures a file's age with.
+    ///
+    /// # Errors
+    /// The file can't be made or written to; rows that were buffered are kept.
+    pub fn push(&mut self, row: R, now: TimestampMs) -> Result<(), CaptureError> {
+        let partition = Utc::new(row.partition_time()).partition();
+        if self.open.as_ref().is_some_and(|file| file.partition != partition) {
+            self.finish()?;
+        }
+        if self.open.is_none() {
+            self.open = Some(self.create(partition, now)?);
+        }
+        self.buffer.push(row);
+        if self.buffer.len() >= ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
+    }
+
+    /// Whether the open file has reached the size or age to be finished at.
+    pub fn is_due(&self, now: TimestampMs) -> bool {
+        self.open.as_ref().is_some_and(|file| {
+            let size_bytes = file.writer.bytes_written() + file.writer.in_progress_size();
+            let age_ms = now.0 - file.opened_at.0;
+            size_bytes as u64 >= self.roll.size_bytes || age_ms >= self.roll.age.as_millis() as i64
+        })
+    }
+
+    /// Whether a file is open: rows were pushed since the last [`Self::finish`].
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Makes everything pushed so far durable and visible, and returns the file; `None` when there was nothing.
+    ///
+    /// # Errors
+    /// The file can't be written, synced or renamed.
+    pub fn finish(&mut self) -> Result<Option<PathBuf>, CaptureError> {
+        self.write_group()?;
+        let Some(OpenFile { mut writer, path, seqs, .. }) = self.open.take() else { return Ok(None) };
+        if let Some((first, last)) = seqs {
+            writer.append_key_value_metadata(KeyValue::new(key::FIRST_SEQ.into(), first.to_string()));
+            writer.append_key_value_metadata(KeyValue::new(key::LAST_SEQ.into(), last.to_string()));
+        }
+        let unfinished = unfinished(&path);
+        let file = writer.into_inner().map_err(|source| CaptureError::Encode { path: unfinished.clone(), source })?;
+        let io_error = |source| CaptureError::Io { path: path.clone(), source };
+        file.sync_all().map_err(io_error)?;
+        fs::rename(&unfinished, &path).map_err(io_error)?;
+        // The rename itself is durable only once the directory is.
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
+        Ok(Some(path))
+    }
+
+    fn create(&mut self, partition: String, now: TimestampMs) -> Result<OpenFile, CaptureError> {
+        let folder = self.root.join(R::DATASET).join(&partition);
+        let started = Utc::new(now).compact();
+        let run = self.run_id.get(..8).unwrap_or(&self.run_id);
+        let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(&self.node), self.files));
+        let io_error = |source| CaptureError::Io { path: path.clone(), source };
+        fs::create_dir_all(&folder).map_err(io_error)?;
+        let file = File::create_new(unfinished(&path)).map_err(io_error)?;
+        let (major, minor) = SCHEMA_VERSION;
+        let metadata = [
+            (key::SCHEMA_VERSION, format!("{major}.{minor}")),
+            (key::AGENT_VERSION, self.agent_version.into()),
+            (key::DATASET, R::DATASET.into()),
+            (key::RUN_ID, self.run_id.to_string()),
+        ];
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_statistics_enabled(EnabledStatistics::Page)
+            .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
+            .set_key_value_metadata(Some(metadata.map(|(k, v)| KeyValue::new(k.into(), v)).to_vec()))
+            .build();
+        let writer = ArrowWriter::try_new(file, R::schema(), Some(properties))
+            .map_err(|source| CaptureError::Encode { path: path.clone(), source })?;
+        self.files += 1;
+        Ok(OpenFile { writer, path, partition, opened_at: now, seqs: None })
+    }
+
+    fn write_group(&mut self) -> Result<(), CaptureError> {
+        let Some(file) = self.open.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
+        R::sort_rows(&mut self.buffer);
+        for (_, seq) in self.buffer.iter().map(Record::origin) {
+            let (first, last) = file.seqs.get_or_insert((seq, seq));
+            (*first, *last) = (seq.min(*first), seq.max(*last));
+        }
+        let written = file.writer.write(&R::encode(&self.buffer)).and_then(|()| file.writer.flush());
+        written.map_err(|source| CaptureError::Encode { path: file.path.clone(), source })?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension(format!("{PARQUET}.{UNFINISHED}"))
+}
+
+/// A node's name as part of a file's: node names are DNS subdomains, anything else is replaced.
+fn file_name(node: &str) -> String {
+    node.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' }).collect()
+}
+
+/// Rows per row group: enough for dictionaries to pay, few enough to buffer.
+const ROWS_PER_GROUP: usize = 64 * 1024;

@@ -1,0 +1,75 @@
+//! The `health` dataset: what an agent saw, exported and lost. A claim that something was *not* seen counts only where
+//! capture was healthy.
+
+use std::sync::Arc;
+
+use crate::table::{TimestampMs, dataset};
+
+dataset! {
+    /// One row per agent and window: what it saw, exported, filtered and lost, in ends of connections (one per
+    /// established or failed transition): seen = exported + filtered + the sum of lost_*.
+    /// A run whose last row has no clean_shutdown was killed, or still runs.
+    HealthRecord, "health", "flowscribe.health";
+
+    /// Cluster the agent was told it runs in.
+    cluster: Arc<str> => "resource k8s.cluster.name", "";
+    /// Node of the agent.
+    node: Arc<str> => "resource k8s.node.name", "";
+    /// Random identifier of the agent's run, new at every start.
+    run_id: Arc<str> => "resource service.instance.id", "";
+    /// Number of the row in this dataset and run, from 0 without gaps.
+    seq: i64 => "flow.seq", "";
+    /// Start of the window the row tells of.
+    window_start: TimestampMs => "flow.start", "";
+    /// End of the window, exclusive; the last row of a run ends when the run ended.
+    window_end: TimestampMs => "flow.end", "";
+    /// When the run began to capture.
+    run_start: TimestampMs => "health.run.start", "";
+    /// Version of the agent.
+    agent_version: Arc<str> => "resource service.version", "";
+    /// Kernel release of the node, as `uname -r` prints it.
+    kernel_release: Arc<str> => "resource os.version", "";
+    /// Kernel programs that were attached.
+    programs: Vec<Arc<str>> => "health.programs", "";
+    /// Namespaces that recording was limited to; empty for all.
+    namespaces: Vec<Arc<str>> => "health.namespaces", "";
+    /// Length of the agent's windows; 0 for a row per connection.
+    window_ms: i64 => "health.window", "ms";
+    /// Ends of connections seen by the kernel programs.
+    seen: i64 => "health.seen", "{end}";
+    /// Ends of connections that are in exported rows.
+    exported: i64 => "health.exported", "{end}";
+    /// Ends of connections left out because a filter said so.
+    filtered: i64 => "health.filtered", "{end}";
+    /// Lost: the ring buffer to the agent was full.
+    lost_ring: i64 => "health.lost.ring", "{end}";
+    /// Lost: a kernel map was full.
+    lost_map: i64 => "health.lost.map", "{end}";
+    /// Lost: a tracing program was skipped because it was running already.
+    lost_recursion: i64 => "health.lost.recursion", "{end}";
+    /// Lost: an event could not be read.
+    lost_parse: i64 => "health.lost.parse", "{end}";
+    /// Lost: the agent's flow table or record queue was full.
+    lost_queue: i64 => "health.lost.queue", "{end}";
+    /// Lost: a sink failed for good.
+    lost_sink: i64 => "health.lost.sink", "{end}";
+    /// Closings lost: connections whose end, bytes and duration are not known. They were counted when established.
+    lost_closed: i64 => "health.lost.closed", "{connection}";
+    /// Ends of connections exported without an identity for the local end.
+    unidentified: i64 => "health.unidentified", "{end}";
+    /// Connections open at the end of the window.
+    open_connections: i64 => "health.open_connections", "{connection}";
+    /// Edges in the flow table at the end of the window.
+    flow_table_entries: i64 => "health.flow_table.entries", "{edge}";
+    /// Bytes waiting in the ring buffer at the end of the window.
+    ring_bytes: i64 => "health.ring.size", "By";
+    /// Numbers of the rows of dataset `flows` written so far: from 0 to this, exclusive.
+    flows_next_seq: i64 => "health.flows.next_seq", "";
+    /// Numbers of the rows of dataset `inventory` written so far: from 0 to this, exclusive.
+    inventory_next_seq: i64 => "health.inventory.next_seq", "";
+    /// Whether this is the last row of a run that ended as it should.
+    clean_shutdown: bool => "health.clean_shutdown", "";
+
+    partition by |row| TimestampMs(row.window_end.0 - 1);
+    sort by |a, b| (a.window_start, a.seq).cmp(&(b.window_start, b.seq));
+}

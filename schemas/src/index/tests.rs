@@ -1,0 +1,234 @@
+//! The index against the questions that peers answer wrongly.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::table::Port;
+
+const POD_A: &str = "10.0.0.1";
+
+#[derive(Default)]
+struct Log {
+    records: Vec<InventoryRecord>,
+}
+
+impl Log {
+    fn say(&mut self, time: i64, event: &str, record: InventoryRecord) -> &mut Self {
+        let record = InventoryRecord {
+            node: "node-a".into(),
+            run_id: "run".into(),
+            seq: self.records.len() as i64,
+            observed_at: TimestampMs(time),
+            event: event.into(),
+            ..record
+        };
+        self.records.push(record);
+        self
+    }
+
+    fn index(&self, tolerance_ms: i64) -> Index {
+        Index::from_log(self.records.clone(), tolerance_ms)
+    }
+}
+
+fn pod(name: &str, address: &str, labels: &str) -> InventoryRecord {
+    InventoryRecord {
+        kind: kind::POD.into(),
+        namespace: Some("demo".into()),
+        name: name.into(),
+        uid: Some(format!("uid-{name}").into()),
+        addresses: vec![address.into()],
+        labels: Some(labels.into()),
+        phase: Some("Running".into()),
+        ..InventoryRecord::default()
+    }
+}
+
+fn service(address: &str, selector: Option<&str>, ports: Vec<Port>) -> InventoryRecord {
+    InventoryRecord {
+        kind: kind::SERVICE.into(),
+        namespace: Some("demo".into()),
+        name: "web".into(),
+        addresses: vec![address.into()],
+        selector: selector.map(Into::into),
+        ports,
+        ..InventoryRecord::default()
+    }
+}
+
+fn port(port: u16, target: Option<&str>, name: Option<&str>) -> Port {
+    Port { name: name.map(Into::into), protocol: "tcp".into(), port, target: target.map(Into::into), node_port: None }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("a test address")
+}
+
+fn at(time: i64) -> Span {
+    Span::at(TimestampMs(time))
+}
+
+fn name<'a>(owner: Owner<'a>) -> &'a str {
+    match owner {
+        Owner::Pod(record) | Owner::Node(record) | Owner::Service(record) => &record.name,
+        Owner::External => "external",
+        Owner::Unknown(reason) => reason.as_str(),
+    }
+}
+
+#[test]
+fn a_reused_address_names_its_owner_of_that_time_or_nobody() {
+    let mut log = Log::default();
+    log.say(1_000, EVENT_SNAPSHOT, pod("a", POD_A, "{}"));
+    log.say(5_000, EVENT_DELETE, pod("a", POD_A, "{}"));
+    log.say(6_000, "upsert", pod("b", POD_A, "{}"));
+    let index = log.index(0);
+    assert_eq!(name(index.resolve(ip(POD_A), at(500))), "a", "a snapshot tells of what was there before it");
+    assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "a");
+    assert_eq!(name(index.resolve(ip(POD_A), at(5_500))), "no_owner");
+    assert_eq!(name(index.resolve(ip(POD_A), at(6_000))), "b");
+    let both = Span { from: TimestampMs(4_000), to: TimestampMs(7_000) };
+    assert_eq!(name(index.resolve(ip(POD_A), both)), "ambiguous");
+    assert_eq!(name(log.index(600).resolve(ip(POD_A), at(5_300))), "a", "within the clocks' tolerance of one");
+    assert_eq!(name(log.index(600).resolve(ip(POD_A), at(5_500))), "ambiguous", "within the tolerance of both");
+}
+
+#[test]
+fn a_completed_pod_gives_up_its_address() {
+    let mut log = Log::default();
+    log.say(1_000, EVENT_SNAPSHOT, pod("job", POD_A, "{}"));
+    log.say(2_000, "upsert", InventoryRecord { phase: Some("Succeeded".into()), ..pod("job", POD_A, "{}") });
+    log.say(3_000, "upsert", pod("next", POD_A, "{}"));
+    let index = log.index(0);
+    assert_eq!(name(index.resolve(ip(POD_A), at(1_500))), "job");
+    assert_eq!(name(index.resolve(ip(POD_A), at(3_500))), "next");
+}
+
+#[test]
+fn what_a_later_snapshot_does_not_name_is_gone() {
+    let mut log = Log::default();
+    log.say(1_000, EVENT_SNAPSHOT, pod("a", POD_A, "{}"));
+    log.say(1_000, EVENT_SNAPSHOT, pod("other", "10.0.0.9", "{}"));
+    // The writer was away and comes back: a's address has moved to b in between.
+    log.say(9_000, EVENT_SNAPSHOT, pod("b", POD_A, "{}"));
+    log.say(9_000, EVENT_SNAPSHOT, pod("other", "10.0.0.9", "{}"));
+    let index = log.index(0);
+    assert_eq!(name(index.resolve(ip(POD_A), at(900))), "a");
+    assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "ambiguous", "nobody watched when it moved");
+    assert_eq!(name(index.resolve(ip(POD_A), at(9_001))), "b");
+    assert_eq!(name(index.resolve(ip("10.0.0.9"), at(5_000))), "other");
+}
+
+#[test]
+fn external_is_only_what_lies_outside_every_range_while_there_was_an_inventory() {
+    let mut log = Log::default();
+    let node = InventoryRecord {
+        kind: kind::NODE.into(),
+        name: "node-a".into(),
+        addresses: vec!["192.0.2.1".into()],
+        cidrs: vec!["10.0.0.0/8".into(), "fd00::/64".into()],
+        ..InventoryRecord::default()
+    };
+    log.say(1_000, EVENT_SNAPSHOT, node);
+    let index = log.index(100);
+    assert_eq!(name(index.resolve(ip("198.51.100.7"), at(2_000))), "external");
+    assert_eq!(name(index.resolve(ip("198.51.100.7"), at(500))), "no_inventory");
+    assert_eq!(name(index.resolve(ip("10.1.2.3"), at(2_000))), "no_owner");
+    assert_eq!(name(index.resolve(ip("fd00::5"), at(2_000))), "no_owner");
+    assert_eq!(name(index.resolve(ip("::ffff:192.0.2.1"), at(2_000))), "node-a", "mapped addresses are IPv4");
+    assert_eq!(name(Index::new(0).resolve(ip("198.51.100.7"), at(0))), "no_inventory");
+}
+
+#[test]
+fn host_network_pods_do_not_own_their_nodes_address() {
+    let mut log = Log::default();
+    log.say(0, EVENT_SNAPSHOT, InventoryRecord { host_network: Some(true), ..pod("proxy", "192.0.2.1", "{}") });
+    log.say(0, EVENT_SNAPSHOT, InventoryRecord {
+        kind: kind::NODE.into(),
+        name: "node-a".into(),
+        addresses: vec!["192.0.2.1".into()],
+        ..InventoryRecord::default()
+    });
+    assert_eq!(name(log.index(0).resolve(ip("192.0.2.1"), at(1))), "node-a");
+}
+
+#[test]
+fn a_service_leads_to_the_target_ports_of_the_pods_it_selects() {
+    let mut log = Log::default();
+    let named = Port { port: 9090, ..port(9090, None, Some("admin")) };
+    log.say(0, EVENT_SNAPSHOT, InventoryRecord { ports: vec![named], ..pod("a", POD_A, r#"{"app":"web"}"#) });
+    log.say(0, EVENT_SNAPSHOT, pod("b", "10.0.0.2", r#"{"app":"web","tier":"x"}"#));
+    log.say(0, EVENT_SNAPSHOT, pod("c", "10.0.0.3", r#"{"app":"other"}"#));
+    let ports = vec![port(80, Some("8080"), Some("http")), port(90, Some("admin"), Some("admin")), port(70, None, None)];
+    log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(r#"{"app":"web"}"#), ports));
+    let index = log.index(0);
+    let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };
+    let backends = |port| -> Vec<(String, u16)> {
+        let backends = index.backends(web, "tcp", port, at(1));
+        backends.iter().map(|backend| (name(backend.owner).to_owned(), backend.port)).collect()
+    };
+    assert_eq!(backends(80), [("a".into(), 8080), ("b".into(), 8080)]);
+    assert_eq!(backends(90), [("a".into(), 9090)], "only a has a port of that name");
+    assert_eq!(backends(70), [("a".into(), 70), ("b".into(), 70)]);
+    assert_eq!(backends(81), [], "not a port of the service");
+    assert!(index.backends(web, "udp", 80, at(1)).is_empty(), "the protocol is part of the port");
+}
+
+#[test]
+fn endpoint_slices_tell_the_backends_of_their_time() {
+    let mut log = Log::default();
+    let slice = |address: &str| InventoryRecord {
+        kind: kind::ENDPOINT_SLICE.into(),
+        namespace: Some("demo".into()),
+        name: "web-x".into(),
+        owner_kind: Some(kind::SERVICE.into()),
+        owner: Some("web".into()),
+        addresses: vec![address.into()],
+        ports: vec![port(6443, None, Some("https"))],
+        ..InventoryRecord::default()
+    };
+    log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", None, vec![port(443, None, Some("https"))]));
+    log.say(0, EVENT_SNAPSHOT, slice("198.51.100.1"));
+    log.say(1_000, "upsert", slice("198.51.100.2"));
+    let index = log.index(0);
+    let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };
+    let addresses = |span| -> Vec<String> {
+        index.backends(web, "tcp", 443, span).iter().map(|b| format!("{}:{}", b.address, b.port)).collect()
+    };
+    assert_eq!(addresses(at(500)), ["198.51.100.1:6443"]);
+    assert_eq!(addresses(at(1_000)), ["198.51.100.2:6443"]);
+    let both = Span { from: TimestampMs(500), to: TimestampMs(1_500) };
+    assert_eq!(addresses(both), ["198.51.100.1:6443", "198.51.100.2:6443"]);
+}
+
+proptest! {
+    /// Whatever the order of appearing and disappearing, an answer is the one owner that the history allows.
+    #[test]
+    fn an_answer_is_never_a_wrong_owner(
+        tenancies in prop::collection::vec((1_i64..50, 1_i64..50), 1..12),
+        asked in 0_i64..1_000,
+        length in 0_i64..60,
+    ) {
+        let mut log = Log::default();
+        log.say(0, EVENT_SNAPSHOT, pod("resident", "10.0.0.99", "{}"));
+        let (mut time, mut truth) = (0, Vec::new());
+        for (number, (gap, stay)) in tenancies.into_iter().enumerate() {
+            let tenant = format!("pod-{number}");
+            let (start, end) = (time + gap, time + gap + stay);
+            log.say(start, "upsert", pod(&tenant, POD_A, "{}"));
+            log.say(end, EVENT_DELETE, pod(&tenant, POD_A, "{}"));
+            truth.push((start, end, tenant));
+            time = end;
+        }
+        let span = Span { from: TimestampMs(asked), to: TimestampMs(asked + length) };
+        let holders: Vec<_> =
+            truth.iter().filter(|(start, end, _)| *start <= asked + length && asked <= *end).collect();
+        let index = log.index(0);
+        let answer = name(index.resolve(ip(POD_A), span));
+        match holders.as_slice() {
+            [] => prop_assert_eq!(answer, "no_owner"),
+            [(_, _, tenant)] => prop_assert_eq!(answer, tenant.as_str()),
+            _ => prop_assert_eq!(answer, "ambiguous"),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The `inventory` dataset: who was who, over time. An append-only log of observations.
+
+use std::sync::Arc;
+
+use crate::table::{Port, TimestampMs, dataset};
+
+/// The object is there, or has changed.
+pub const EVENT_UPSERT: &str = "upsert";
+/// The object is gone.
+pub const EVENT_DELETE: &str = "delete";
+/// The object is there, told with all others of its writer at the same `observed_at`.
+pub const EVENT_SNAPSHOT: &str = "snapshot";
+
+/// Kinds of objects.
+pub mod kind {
+    pub const POD: &str = "Pod";
+    pub const SERVICE: &str = "Service";
+    pub const ENDPOINT_SLICE: &str = "EndpointSlice";
+    pub const NODE: &str = "Node";
+    pub const NAMESPACE: &str = "Namespace";
+    /// A pod owner, of the kind named in `owner_kind`.
+    pub const WORKLOAD: &str = "Workload";
+    /// A range that Service addresses are taken from.
+    pub const SERVICE_CIDR: &str = "ServiceCIDR";
+}
+
+dataset! {
+    /// One row per observation of an object: who had which address, labels and owner, and from when to when.
+    /// A full snapshot of its writer opens every file and every day; what a snapshot no longer lists is gone.
+    InventoryRecord, "inventory", "flowscribe.inventory";
+
+    /// Cluster the writer was told it runs in.
+    cluster: Arc<str> => "resource k8s.cluster.name", "";
+    /// The writer: the node of the agent that wrote the row.
+    node: Arc<str> => "resource k8s.node.name", "";
+    /// Random identifier of the writer's run, new at every start.
+    run_id: Arc<str> => "resource service.instance.id", "";
+    /// Number of the row in this dataset and run, from 0 without gaps.
+    seq: i64 => "flow.seq", "";
+    /// When the writer learned it; the same for all rows of one snapshot.
+    observed_at: TimestampMs => "inventory.observed_at", "";
+    /// `upsert`, `delete` or `snapshot`.
+    event: Arc<str> => "inventory.event", "";
+    /// `Pod`, `Service`, `EndpointSlice`, `Node`, `Namespace`, `Workload` or `ServiceCIDR`.
+    kind: Arc<str> => "inventory.kind", "";
+    /// Namespace of the object; null for objects of cluster scope.
+    namespace: Option<Arc<str>> => "k8s.namespace.name", "";
+    /// Name of the object.
+    name: Arc<str> => "inventory.name", "";
+    /// UID of the object.
+    uid: Option<Arc<str>> => "inventory.uid", "";
+    /// Its addresses: a pod's, a node's, a Service's cluster, external and load-balancer ones, a slice's ready endpoints.
+    addresses: Vec<Arc<str>> => "inventory.addresses", "";
+    /// Address ranges it stands for, in CIDR notation: a node's pod ranges, the range of a ServiceCIDR.
+    cidrs: Vec<Arc<str>> => "inventory.cidrs", "";
+    /// Its ports: a pod's container ports, a Service's ports with their targets, a slice's ports.
+    ports: Vec<Port> => "inventory.ports", "";
+    /// Labels as canonical JSON, keys sorted.
+    labels: Option<Arc<str>> => "inventory.labels", "";
+    /// Allow-listed annotations as canonical JSON, keys sorted.
+    annotations: Option<Arc<str>> => "inventory.annotations", "";
+    /// Kind of a pod's top owner; of a Workload, its own kind; of an EndpointSlice, `Service`.
+    owner_kind: Option<Arc<str>> => "inventory.owner.kind", "";
+    /// Name of a pod's top owner; of an EndpointSlice's Service.
+    owner: Option<Arc<str>> => "inventory.owner.name", "";
+    /// Selector as JSON: a Workload's LabelSelector, a Service's map of labels.
+    selector: Option<Arc<str>> => "inventory.selector", "";
+    /// Node a pod runs on.
+    object_node: Option<Arc<str>> => "k8s.node.name", "";
+    /// Zone of a node (`topology.kubernetes.io/zone`).
+    zone: Option<Arc<str>> => "cloud.availability_zone", "";
+    /// Whether a pod shares its node's network; its addresses are then its node's.
+    host_network: Option<bool> => "inventory.host_network", "";
+    /// Phase of a pod: Pending, Running, Succeeded, Failed or Unknown.
+    phase: Option<Arc<str>> => "inventory.phase", "";
+    /// Type of a Service: ClusterIP, NodePort, LoadBalancer or ExternalName.
+    service_type: Option<Arc<str>> => "inventory.service.type", "";
+    /// DNS name that a Service of type ExternalName stands for.
+    external_name: Option<Arc<str>> => "inventory.service.external_name", "";
+    /// Since when the object has its addresses; null when that is not known.
+    lease_start: Option<TimestampMs> => "inventory.lease.start", "";
+    /// Until when the object had its addresses; null while it has them.
+    lease_end: Option<TimestampMs> => "inventory.lease.end", "";
+
+    partition by |row| row.observed_at;
+    sort by |a, b| (a.observed_at, a.seq).cmp(&(b.observed_at, b.seq));
+}

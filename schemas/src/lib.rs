@@ -1,0 +1,34 @@
+//! The contract between Flowscribe's exporter and its analyzer.
+//!
+//! ```text
+//! exporter-ebpf ──event──► exporter ──FlowRecord, InventoryRecord, HealthRecord──► capture ──► analyzer
+//!                             └───────────────────── index ─────────────────────────────────────┘
+//! ```
+//!
+//! Without features this crate is the kernel event ABI ([`event`]) and `no_std`. Feature `arrow` adds the three
+//! datasets, each defined by one table in [`flow`], [`inventory`] and [`health`], from which the Arrow schema, the
+//! conversion to and from record batches and this crate's README come. Feature `capture` adds the directory layout,
+//! its writer and its reader; feature `index` the time-aware index from addresses to their owners.
+//!
+//! There is nothing about Kubernetes clients, eBPF loaders, async runtimes or query engines in here.
+#![cfg_attr(not(feature = "arrow"), no_std)]
+
+pub mod event;
+
+#[cfg(feature = "capture")]
+pub mod capture;
+#[cfg(feature = "arrow")]
+pub mod flow;
+#[cfg(feature = "arrow")]
+pub mod health;
+#[cfg(feature = "index")]
+pub mod index;
+#[cfg(feature = "arrow")]
+pub mod inventory;
+#[cfg(feature = "arrow")]
+pub mod table;
+
+/// Schema version, `major.minor`: a new column raises the minor, a changed meaning the major. Readers accept every
+/// minor of the majors they know.
+#[cfg(feature = "arrow")]
+pub const SCHEMA_VERSION: (u32, u32) = (1, 0);
