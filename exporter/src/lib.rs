@@ -1,1 +1,77 @@
+//! Flowscribe's node agent.
+//!
+//! ```text
+//! kernel ──FlowEvent──► probe ──► flow ──Flow──► enrich ──FlowRecord──► sink ──► Parquet
+//!                                     inventory ──InventoryRecord──┘
+//! ```
+//!
+//! [`probe`] watches TCP sockets with eBPF, [`flow`] sums what they did per edge and window, [`enrich`] names both
+//! ends, and [`sink`] writes the datasets of a capture. [`pipeline`] connects them; each stage but the two ends is
+//! without I/O. The agent decides nothing about policies, and does not look at packets or payload.
 
+mod args;
+mod enrich;
+mod flow;
+mod inventory;
+mod pipeline;
+mod probe;
+mod sink;
+
+use std::{error::Error, ffi::OsString, process::ExitCode};
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+pub use args::Args;
+pub use pipeline::{RunError, RunSummary, run};
+
+/// The program: parses the command line, records until SIGINT or SIGTERM, and tells how it went.
+///
+/// Exits with 0 after a clean end, 1 when recording can't start or fails, 2 for a wrong command line.
+pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    match record(args) {
+        Ok(RunSummary { rows, ends, lost }) => {
+            tracing::info!(rows, connection_ends = ends, lost, "recorded");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("flowscribe-exporter: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main(worker_threads = 1)]
+async fn record(args: Args) -> Result<RunSummary, RunError> {
+    let interrupt = signal(SignalKind::interrupt()).map_err(RunError::Recorder)?;
+    let terminate = signal(SignalKind::terminate()).map_err(RunError::Recorder)?;
+    run(args, async move {
+        let (mut interrupt, mut terminate) = (interrupt, terminate);
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+    .await
+}
+
+/// An error with its causes, as one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -93,7 +93,7 @@ impl<R: Record> DatasetWriter<R> {
     /// Adds a row. `now` is the time that [`Self::is_due`] measures a file's age with.
     ///
     /// # Errors
-    /// The file can't be made or written to; rows that were buffered are kept.
+    /// The file can't be made or written to; [`Self::abandon`] it then.
     pub fn push(&mut self, row: R, now: TimestampMs) -> Result<(), CaptureError> {
         let partition = Utc::new(row.partition_time()).partition();
         if self.open.as_ref().is_some_and(|file| file.partition != partition) {
@@ -123,7 +123,7 @@ impl<R: Record> DatasetWriter<R> {
     /// Makes everything pushed so far durable and visible, and returns the file; `None` when there was nothing.
     ///
     /// # Errors
-    /// The file can't be written, synced or renamed.
+    /// The file can't be written, synced or renamed; [`Self::abandon`] it then.
     pub fn finish(&mut self) -> Result<Option<PathBuf>, CaptureError> {
         self.write_group()?;
         let Some(OpenFile { mut writer, path, seqs, .. }) = self.open.take() else { return Ok(None) };
@@ -139,6 +139,12 @@ impl<R: Record> DatasetWriter<R> {
         // The rename itself is durable only once the directory is.
         path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
         Ok(Some(path))
+    }
+
+    /// Gives up the open file and what is buffered for it; the next row begins a new one.
+    pub fn abandon(&mut self) {
+        self.buffer.clear();
+        self.open = None;
     }
 
     fn create(&mut self, partition: String, now: TimestampMs) -> Result<OpenFile, CaptureError> {

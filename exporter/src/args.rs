@@ -1,0 +1,125 @@
+//! The command line, parsed into types.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Parser;
+use schemas::capture::Roll;
+
+/// Records who talks to whom on this node: watches TCP sockets with eBPF and writes flow records with pod identity as
+/// Parquet. Runs until Ctrl-C or SIGTERM, then flushes everything.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "flowscribe-exporter", version)]
+pub struct Args {
+    /// Directory of the capture; made if it is not there, added to if it is.
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// Length of the windows that connections are summed over, such as 60s or 5m: a divisor of an hour. 0 writes a row
+    /// per connection.
+    #[arg(long, env = "FLOWSCRIBE_WINDOW", value_name = "DURATION", default_value = "60s", value_parser = window)]
+    pub window: Duration,
+
+    /// Keep a flow if either end is in one of these namespaces or unresolved; all by default.
+    #[arg(long, env = "FLOWSCRIBE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+
+    /// YAML file that says who is who: pods, Services and nodes. Read again whenever it changes.
+    #[arg(long, env = "FLOWSCRIBE_INVENTORY", value_name = "FILE")]
+    pub inventory: Option<PathBuf>,
+
+    /// Name of the cluster, written on every row.
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default")]
+    pub cluster: String,
+
+    /// Name of this node, written on every row; the host's name by default.
+    #[arg(long, env = "FLOWSCRIBE_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+
+    /// Finish a file of the capture this long after its first row. A killed run loses at most this much.
+    #[arg(long, env = "FLOWSCRIBE_ROLL_INTERVAL", value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub roll_interval: Duration,
+
+    /// Finish a file of the capture at about this size, in MiB.
+    #[arg(long, env = "FLOWSCRIBE_ROLL_SIZE_MIB", value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    pub roll_size_mib: u64,
+
+    /// Keep flows that stay on the loopback interface.
+    #[arg(long, env = "FLOWSCRIBE_LOOPBACK")]
+    pub loopback: bool,
+
+    /// Cgroup v2 directory to watch, with all below it; the root of the hierarchy by default.
+    #[arg(long, env = "FLOWSCRIBE_CGROUP", value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Network namespace of the node itself: sockets in it are told apart by their cgroup.
+    #[arg(long, env = "FLOWSCRIBE_HOST_NETNS", value_name = "FILE", default_value = "/proc/1/ns/net")]
+    pub host_netns: PathBuf,
+
+    /// Size of the ring buffer between kernel and agent, in MiB: a power of two. An event takes 128 bytes.
+    #[arg(long, env = "FLOWSCRIBE_RING_SIZE_MIB", value_name = "MIB", default_value = "8", value_parser = ring_size)]
+    pub ring_size_mib: u32,
+
+    /// Most edges that a window may have; more are counted as lost.
+    #[arg(long, env = "FLOWSCRIBE_MAX_EDGES", value_name = "N", default_value_t = 100_000)]
+    pub max_edges: usize,
+
+    /// Most open connections that are followed; of more, the duration and being open is not known.
+    #[arg(long, env = "FLOWSCRIBE_MAX_CONNECTIONS", value_name = "N", default_value_t = 200_000)]
+    pub max_connections: usize,
+}
+
+impl Args {
+    /// When files are finished.
+    pub const fn roll(&self) -> Roll {
+        Roll { size_bytes: self.roll_size_mib << 20, age: self.roll_interval }
+    }
+
+    /// Length of the windows that health is reported over.
+    pub const fn health_window_ms(&self) -> i64 {
+        if self.window.is_zero() { DEFAULT_WINDOW.as_millis() as i64 } else { self.window.as_millis() as i64 }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
+        Ok(_) => Err("must be at least 1s".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn window(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let window = duration(text)?;
+    if !HOUR.as_millis().is_multiple_of(window.as_millis()) {
+        return Err("must divide an hour, such as 10s, 60s or 5m, so that windows never span two partitions".into());
+    }
+    Ok(window)
+}
+
+fn ring_size(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(mib) if mib.is_power_of_two() && mib <= 1024 => Ok(mib),
+        _ => Err("must be a power of two from 1 to 1024".into()),
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DEFAULT_WINDOW: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_divide_the_hour() {
+        assert_eq!(window("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(window("0"), Ok(Duration::ZERO));
+        assert!(window("7s").is_err_and(|error| error.contains("divide an hour")));
+        assert!(window("500ms").is_err_and(|error| error.contains("at least 1s")));
+        assert!(window("soon").is_err());
+        assert_eq!(ring_size("3"), Err("must be a power of two from 1 to 1024".into()));
+    }
+}

@@ -1,0 +1,290 @@
+//! From flows to records: names both ends.
+//!
+//! The local end is told by its socket and is certain; the remote end is a hint by address, which the analyzer resolves
+//! again from the whole inventory.
+
+pub mod file;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use schemas::{
+    flow::FlowRecord,
+    index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
+    inventory::InventoryRecord,
+    table::TimestampMs,
+};
+
+use crate::flow::{Flow, Role, SocketOwner};
+
+/// Who writes: the same on every row of a run.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Cluster name.
+    pub cluster: Arc<str>,
+    /// Node name.
+    pub node: Arc<str>,
+    /// Random identifier of this run.
+    pub run_id: Arc<str>,
+}
+
+/// What is learned about an object: the record, and for a pod of this node where its sockets are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// The inventory record; its origin, number and time are filled in when it is written.
+    pub record: InventoryRecord,
+    /// The pod's network namespace, as a path to its file.
+    pub netns: Option<PathBuf>,
+    /// The pod's cgroup v2 directory.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Which flows are kept.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Keep a flow if either end is in one of these namespaces, or unresolved; all when empty.
+    pub namespaces: BTreeSet<Arc<str>>,
+    /// Keep what stays on the loopback interface.
+    pub loopback: bool,
+}
+
+/// Names the ends of flows.
+pub struct Enricher {
+    origin: Origin,
+    filter: Filter,
+    index: Index,
+    sockets: SocketMap,
+    next_seq: i64,
+}
+
+/// Which pod a socket of this node belongs to.
+#[derive(Debug, Default)]
+struct SocketMap {
+    host_netns: u32,
+    pods_by_netns: HashMap<u32, Arc<str>>,
+    pods_by_cgroup: HashMap<u64, Arc<str>>,
+}
+
+/// One end of a flow, named.
+#[derive(Default)]
+struct End {
+    kind: &'static str,
+    unknown_reason: Option<UnknownReason>,
+    namespace: Option<Arc<str>>,
+    pod: Option<Arc<str>>,
+    pod_uid: Option<Arc<str>>,
+    node: Option<Arc<str>>,
+    workload: Option<(Arc<str>, Arc<str>)>,
+    labels: Option<Arc<str>>,
+    host_network: Option<bool>,
+    service: Option<Arc<str>>,
+    target_port: Option<u16>,
+}
+
+impl Enricher {
+    /// An enricher without any knowledge yet. `host_netns` is the inode of the node's own network namespace.
+    pub fn new(origin: Origin, filter: Filter, host_netns: u32) -> Self {
+        let sockets = SocketMap { host_netns, ..SocketMap::default() };
+        Self { origin, filter, index: Index::new(0), sockets, next_seq: 0 }
+    }
+
+    /// Learns a record, as it was written to the inventory.
+    pub fn learn(&mut self, record: InventoryRecord) {
+        self.index.apply(record);
+    }
+
+    /// Learns where the sockets of this node's pods are; replaces what was known.
+    pub fn locate(&mut self, observations: &[Observation]) {
+        self.sockets.pods_by_netns.clear();
+        self.sockets.pods_by_cgroup.clear();
+        for Observation { record, netns, cgroup } in observations {
+            let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
+            if let Some(inode) = netns.as_deref().and_then(inode) {
+                self.sockets.pods_by_netns.insert(inode as u32, Arc::clone(&uid));
+            }
+            if let Some(cgroup) = cgroup {
+                self.sockets.add_cgroups(cgroup, &uid);
+            }
+        }
+    }
+
+    /// Names a flow; `None` when the filter leaves it out.
+    pub fn step(&mut self, flow: &Flow) -> Option<FlowRecord> {
+        let key = &flow.key;
+        if !self.filter.loopback && key.local_address.is_loopback() && key.remote_address.is_loopback() {
+            return None;
+        }
+        let span = Span { from: flow.first_seen, to: flow.last_seen };
+        let local = self.local(key.socket, flow.last_seen);
+        let transport = TRANSPORT_TCP;
+        let remote = self.remote(key.remote_address, transport, key.server_port, key.role, span);
+        if !self.is_wanted(&local, &remote) {
+            return None;
+        }
+        let (local_address, remote_address) = (text(key.local_address), text(key.remote_address));
+        let (source, destination, source_address, destination_address) = match key.role {
+            Role::Server => (remote, local, remote_address, local_address),
+            Role::Client | Role::Unknown => (local, remote, local_address, remote_address),
+        };
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let (source_workload_kind, source_workload) = source.workload.unzip();
+        let (destination_workload_kind, destination_workload) = destination.workload.unzip();
+        Some(FlowRecord {
+            cluster: Arc::clone(&self.origin.cluster),
+            node: Arc::clone(&self.origin.node),
+            run_id: Arc::clone(&self.origin.run_id),
+            seq,
+            window_start: flow.window_start,
+            window_end: flow.window_end,
+            observer: if key.role == Role::Server { "server" } else { "client" }.into(),
+            direction_known: key.role != Role::Unknown,
+            start_known: key.start_known,
+            transport: transport.into(),
+            source_address,
+            destination_address,
+            source_port: flow.client_port,
+            destination_port: key.server_port,
+            destination_target_port: destination.target_port,
+            source_kind: source.kind.into(),
+            source_unknown_reason: source.unknown_reason.map(|reason| reason.as_str().into()),
+            source_namespace: source.namespace,
+            source_pod: source.pod,
+            source_pod_uid: source.pod_uid,
+            source_node: source.node,
+            source_workload_kind,
+            source_workload,
+            source_labels: source.labels,
+            source_host_network: source.host_network,
+            destination_kind: destination.kind.into(),
+            destination_unknown_reason: destination.unknown_reason.map(|reason| reason.as_str().into()),
+            destination_service_namespace: destination.service.as_ref().and(destination.namespace.clone()),
+            destination_service: destination.service,
+            destination_namespace: destination.namespace,
+            destination_pod: destination.pod,
+            destination_pod_uid: destination.pod_uid,
+            destination_node: destination.node,
+            destination_workload_kind,
+            destination_workload,
+            destination_labels: destination.labels,
+            destination_host_network: destination.host_network,
+            destination_name: None,
+            connections: flow.connections,
+            failed: flow.failed,
+            closed: flow.closed,
+            active: flow.active,
+            failure: key.failure.map(|failure| failure.as_str().into()),
+            bytes_sent: flow.bytes_sent,
+            bytes_received: flow.bytes_received,
+            retransmits: flow.retransmits,
+            duration_ms_sum: flow.duration_ms_sum,
+            rtt_us_hist: flow.rtt,
+            first_seen: flow.first_seen,
+            last_seen: flow.last_seen,
+        })
+    }
+
+    /// Number of the next record.
+    pub const fn next_seq(&self) -> i64 {
+        self.next_seq
+    }
+
+    fn local(&self, socket: SocketOwner, time: TimestampMs) -> End {
+        let uid = self.sockets.pod(socket);
+        if let Some(pod) = uid.and_then(|uid| self.index.pod(uid, time)) {
+            return End::pod(pod);
+        }
+        if socket.netns_inode == self.sockets.host_netns {
+            return End { kind: "node", node: Some(Arc::clone(&self.origin.node)), ..End::default() };
+        }
+        End::unknown(UnknownReason::UnmappedSocket)
+    }
+
+    fn remote(&self, address: IpAddr, transport: &str, port: u16, role: Role, span: Span) -> End {
+        match self.index.resolve(address, span) {
+            Owner::Pod(pod) => End::pod(pod),
+            Owner::Node(node) => End { kind: "node", node: Some(Arc::clone(&node.name)), ..End::default() },
+            Owner::Service(service) => End {
+                kind: "service",
+                namespace: service.namespace.clone(),
+                service: Some(Arc::clone(&service.name)),
+                target_port: self.target_port(service, transport, port, span).filter(|_| role != Role::Server),
+                ..End::default()
+            },
+            Owner::External => End { kind: "external", ..End::default() },
+            Owner::Unknown(reason) => End::unknown(reason),
+        }
+    }
+
+    /// The one port that all endpoints of a Service have behind its port; `None` when they differ or there is none.
+    fn target_port(&self, service: &InventoryRecord, transport: &str, port: u16, span: Span) -> Option<u16> {
+        let backends = self.index.backends(service, transport, port, span);
+        let first = backends.first()?.port;
+        backends.iter().all(|backend| backend.port == first).then_some(first)
+    }
+
+    fn is_wanted(&self, local: &End, remote: &End) -> bool {
+        let wanted = |end: &End| {
+            end.unknown_reason.is_some()
+                || end.namespace.as_ref().is_some_and(|namespace| self.filter.namespaces.contains(namespace))
+        };
+        self.filter.namespaces.is_empty() || wanted(local) || wanted(remote)
+    }
+}
+
+impl SocketMap {
+    fn pod(&self, socket: SocketOwner) -> Option<&Arc<str>> {
+        self.pods_by_netns
+            .get(&socket.netns_inode)
+            .filter(|_| socket.netns_inode != self.host_netns)
+            .or_else(|| self.pods_by_cgroup.get(&socket.cgroup_id))
+    }
+
+    /// A pod's cgroup and those of its containers below it.
+    fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>) {
+        let Some(id) = inode(directory) else { return };
+        self.pods_by_cgroup.insert(id, Arc::clone(uid));
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.add_cgroups(&entry.path(), uid);
+            }
+        }
+    }
+}
+
+impl End {
+    fn pod(pod: &InventoryRecord) -> Self {
+        Self {
+            kind: "pod",
+            namespace: pod.namespace.clone(),
+            pod: Some(Arc::clone(&pod.name)),
+            pod_uid: Some(pod.uid.clone().unwrap_or_else(|| pod_name_as_uid(pod))),
+            node: pod.object_node.clone(),
+            workload: Some(workload_of(pod)),
+            labels: pod.labels.clone(),
+            host_network: Some(pod.host_network == Some(true)),
+            ..Self::default()
+        }
+    }
+
+    fn unknown(reason: UnknownReason) -> Self {
+        Self { kind: "unknown", unknown_reason: Some(reason), ..Self::default() }
+    }
+}
+
+/// The inode of a namespace file or a cgroup directory; `None` when it is gone.
+pub fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|metadata| metadata.ino())
+}
+
+fn text(address: IpAddr) -> Arc<str> {
+    address.to_string().into()
+}
+
+const TRANSPORT_TCP: &str = "tcp";

@@ -1,0 +1,307 @@
+//! Identity from a YAML file, for hosts without Kubernetes: pods, Services and nodes as an operator knows them.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use schemas::{
+    inventory::{InventoryRecord, kind},
+    table::Port,
+};
+use serde::Deserialize;
+
+use super::Observation;
+
+/// Why an inventory file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    /// It can't be read.
+    #[error("cannot read inventory {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// It is not YAML of the expected shape.
+    #[error("inventory {path} is not valid")]
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: serde_yaml::Error,
+    },
+}
+
+/// The file: every list may be absent, unknown keys are refused. Names are those of Kubernetes manifests.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct InventoryFile {
+    nodes: Vec<Node>,
+    #[serde(rename = "serviceCIDRs")]
+    service_cidrs: Vec<IpNet>,
+    namespaces: Vec<Namespace>,
+    pods: Vec<Pod>,
+    services: Vec<Service>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Node {
+    name: Arc<str>,
+    #[serde(default)]
+    addresses: Vec<IpAddr>,
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Vec<IpNet>,
+    #[serde(default)]
+    zone: Option<Arc<str>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Namespace {
+    name: Arc<str>,
+    #[serde(default)]
+    labels: Map,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Pod {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    #[serde(default)]
+    uid: Option<Arc<str>>,
+    #[serde(default)]
+    labels: Map,
+    #[serde(default)]
+    owner: Option<Owner>,
+    #[serde(default, rename = "podIPs")]
+    pod_ips: Vec<IpAddr>,
+    #[serde(default)]
+    node: Option<Arc<str>>,
+    #[serde(default)]
+    host_network: bool,
+    #[serde(default)]
+    ports: Vec<ContainerPort>,
+    /// Path of the pod's network namespace, such as `/proc/4711/ns/net` or `/run/netns/web`.
+    #[serde(default)]
+    netns: Option<PathBuf>,
+    /// Path of the pod's cgroup v2 directory.
+    #[serde(default)]
+    cgroup: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Owner {
+    kind: Arc<str>,
+    name: Arc<str>,
+    /// The owner's LabelSelector (`matchLabels`, `matchExpressions`).
+    #[serde(default)]
+    selector: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ContainerPort {
+    #[serde(default)]
+    name: Option<Arc<str>>,
+    container_port: u16,
+    #[serde(default)]
+    protocol: Protocol,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Service {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    #[serde(default)]
+    selector: Map,
+    #[serde(default, rename = "clusterIPs")]
+    cluster_ips: Vec<IpAddr>,
+    #[serde(default)]
+    ports: Vec<ServicePort>,
+    /// Addresses behind a Service without a selector.
+    #[serde(default)]
+    endpoints: Vec<IpAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ServicePort {
+    #[serde(default)]
+    name: Option<Arc<str>>,
+    port: u16,
+    #[serde(default)]
+    target_port: Option<Target>,
+    #[serde(default)]
+    protocol: Protocol,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Target {
+    Number(u16),
+    Name(Arc<str>),
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+enum Protocol {
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    #[serde(rename = "UDP")]
+    Udp,
+    #[serde(rename = "SCTP")]
+    Sctp,
+}
+
+type Map = BTreeMap<Arc<str>, Arc<str>>;
+
+/// Reads an inventory file.
+///
+/// # Errors
+/// It can't be read or is not valid; the message names the place.
+pub fn read(path: &Path) -> Result<Vec<Observation>, InventoryError> {
+    let text = fs::read_to_string(path).map_err(|source| InventoryError::Read { path: path.into(), source })?;
+    let file = parse(&text).map_err(|source| InventoryError::Parse { path: path.into(), source })?;
+    Ok(observations(file))
+}
+
+fn parse(text: &str) -> Result<InventoryFile, serde_yaml::Error> {
+    // A file with nothing but comments is null, not a map.
+    serde_yaml::from_str::<Option<InventoryFile>>(text).map(Option::unwrap_or_default)
+}
+
+fn observations(file: InventoryFile) -> Vec<Observation> {
+    let InventoryFile { nodes, service_cidrs, namespaces, pods, services } = file;
+    let mut records: Vec<InventoryRecord> = Vec::new();
+    records.extend(nodes.into_iter().map(node_record));
+    if !service_cidrs.is_empty() {
+        records.push(InventoryRecord {
+            cidrs: service_cidrs.into_iter().map(|cidr| cidr.to_string().into()).collect(),
+            ..record(kind::SERVICE_CIDR, None, "services")
+        });
+    }
+    for Namespace { name, labels } in namespaces {
+        records.push(InventoryRecord { labels: json(&labels), ..record(kind::NAMESPACE, None, &name) });
+    }
+    for service in services {
+        service_records(service, &mut records);
+    }
+    let mut workloads = BTreeMap::new();
+    let mut observations = Vec::new();
+    for pod in pods {
+        if let Some(Owner { kind, name, selector: Some(selector) }) = &pod.owner {
+            let workload = InventoryRecord {
+                owner_kind: Some(Arc::clone(kind)),
+                selector: Some(selector.to_string().into()),
+                ..record(kind::WORKLOAD, Some(&pod.namespace), name)
+            };
+            workloads.insert((Arc::clone(&pod.namespace), Arc::clone(kind), Arc::clone(name)), workload);
+        }
+        observations.push(pod_observation(pod));
+    }
+    records.extend(workloads.into_values());
+    observations.extend(records.into_iter().map(|record| Observation { record, netns: None, cgroup: None }));
+    observations
+}
+
+fn node_record(Node { name, addresses, pod_cidrs, zone }: Node) -> InventoryRecord {
+    InventoryRecord {
+        addresses: texts(&addresses),
+        cidrs: pod_cidrs.into_iter().map(|cidr| cidr.to_string().into()).collect(),
+        zone,
+        ..record(kind::NODE, None, &name)
+    }
+}
+
+fn service_records(service: Service, records: &mut Vec<InventoryRecord>) {
+    let Service { namespace, name, selector, cluster_ips, ports, endpoints } = service;
+    let ports: Vec<Port> = ports
+        .into_iter()
+        .map(|ServicePort { name, port, target_port, protocol }| Port {
+            name,
+            protocol: protocol.as_str().into(),
+            port,
+            target: target_port.map(|target| match target {
+                Target::Number(number) => number.to_string().into(),
+                Target::Name(name) => name,
+            }),
+            node_port: None,
+        })
+        .collect();
+    if !endpoints.is_empty() {
+        let target = |port: &Port| port.target.as_deref().and_then(|target| target.parse().ok()).unwrap_or(port.port);
+        records.push(InventoryRecord {
+            owner_kind: Some(kind::SERVICE.into()),
+            owner: Some(Arc::clone(&name)),
+            addresses: texts(&endpoints),
+            ports: ports.iter().map(|port| Port { port: target(port), target: None, ..port.clone() }).collect(),
+            ..record(kind::ENDPOINT_SLICE, Some(&namespace), &name)
+        });
+    }
+    records.push(InventoryRecord {
+        addresses: texts(&cluster_ips),
+        ports,
+        selector: if selector.is_empty() { None } else { json(&selector) },
+        ..record(kind::SERVICE, Some(&namespace), &name)
+    });
+}
+
+fn pod_observation(pod: Pod) -> Observation {
+    let Pod { namespace, name, uid, labels, owner, pod_ips, node, host_network, ports, netns, cgroup } = pod;
+    let ports = ports.into_iter().map(|ContainerPort { name, container_port, protocol }| Port {
+        name,
+        protocol: protocol.as_str().into(),
+        port: container_port,
+        target: None,
+        node_port: None,
+    });
+    let record = InventoryRecord {
+        uid,
+        addresses: texts(&pod_ips),
+        ports: ports.collect(),
+        labels: json(&labels),
+        owner_kind: owner.as_ref().map(|owner| Arc::clone(&owner.kind)),
+        owner: owner.map(|owner| owner.name),
+        object_node: node,
+        host_network: Some(host_network),
+        phase: Some("Running".into()),
+        ..record(kind::POD, Some(&namespace), &name)
+    };
+    Observation { record, netns, cgroup }
+}
+
+fn record(kind: &str, namespace: Option<&Arc<str>>, name: &str) -> InventoryRecord {
+    InventoryRecord {
+        kind: kind.into(),
+        namespace: namespace.cloned(),
+        name: name.into(),
+        ..InventoryRecord::default()
+    }
+}
+
+/// Canonical JSON: the map is sorted by key.
+fn json(map: &Map) -> Option<Arc<str>> {
+    serde_json::to_string(map).ok().map(Arc::from)
+}
+
+fn texts(addresses: &[IpAddr]) -> Vec<Arc<str>> {
+    addresses.iter().map(|address| address.to_canonical().to_string().into()).collect()
+}
+
+impl Protocol {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}

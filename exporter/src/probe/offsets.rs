@@ -1,0 +1,91 @@
+//! Where the running kernel keeps the fields of a socket, read from its BTF.
+//!
+//! Rust has no relocations for kernel types, so the programs take offsets from a read-only global instead; the verifier
+//! sees them as constants.
+
+use std::path::Path;
+
+use btf_rs::{Btf, BtfType, Struct, Type};
+use schemas::event::SocketOffsets;
+
+use super::ProbeError;
+
+/// Reads every offset.
+///
+/// # Errors
+/// The file can't be read, or the kernel lacks a field.
+pub(super) fn read(path: &Path) -> Result<SocketOffsets, ProbeError> {
+    let btf = Btf::from_file(path).map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
+    let offset = |field: &'static str| offset(&btf, field).ok_or(ProbeError::MissingField { field });
+    Ok(SocketOffsets {
+        family: offset("sock.__sk_common.skc_family")?,
+        local_port: offset("sock.__sk_common.skc_num")?,
+        remote_port: offset("sock.__sk_common.skc_dport")?,
+        local_ipv4: offset("sock.__sk_common.skc_rcv_saddr")?,
+        remote_ipv4: offset("sock.__sk_common.skc_daddr")?,
+        local_ipv6: offset("sock.__sk_common.skc_v6_rcv_saddr")?,
+        remote_ipv6: offset("sock.__sk_common.skc_v6_daddr")?,
+        net: offset("sock.__sk_common.skc_net.net")?,
+        net_inode: offset("net.ns.inum")?,
+        net_cookie: offset("net.net_cookie")?,
+        cgroup: offset("sock.sk_cgrp_data.cgroup")?,
+        cgroup_node: offset("cgroup.kn")?,
+        node_id: offset("kernfs_node.id")?,
+        flags: offset("sock.__sk_common.skc_flags")?,
+        error: offset("sock.sk_err")?,
+        error_soft: offset("sock.sk_err_soft")?,
+        bytes_sent: offset("tcp_sock.bytes_sent")?,
+        bytes_retrans: offset("tcp_sock.bytes_retrans")?,
+        bytes_received: offset("tcp_sock.bytes_received")?,
+        total_retrans: offset("tcp_sock.total_retrans")?,
+        srtt: offset("tcp_sock.srtt_us")?,
+        _pad: 0,
+    })
+}
+
+/// Byte offset of `struct.member.member…`; `None` when there is no such member or it is a bit field.
+fn offset(btf: &Btf, path: &str) -> Option<u32> {
+    let mut names = path.split('.');
+    let candidates = btf.resolve_types_by_name(names.next()?).ok()?;
+    let mut current = candidates.into_iter().find(|candidate| matches!(candidate, Type::Struct(_)))?;
+    let mut bits = 0;
+    for name in names {
+        let (member_bits, member) = find_member(btf, as_struct(btf, current)?, name)?;
+        bits += member_bits;
+        current = member;
+    }
+    (bits % 8 == 0).then_some(bits / 8)
+}
+
+/// A member and its offset in bits, looked for in unnamed members too, as C does.
+fn find_member(btf: &Btf, parent: Struct, name: &str) -> Option<(u32, Type)> {
+    for member in &parent.members {
+        let member_name = btf.resolve_name(member).unwrap_or_default();
+        let member_type = btf.resolve_chained_type(member).ok()?;
+        if member_name == name {
+            let is_bit_field = member.bitfield_size().is_some_and(|bits| bits > 0);
+            return (!is_bit_field).then_some((member.bit_offset(), member_type));
+        }
+        if member_name.is_empty()
+            && let Some(unnamed) = as_struct(btf, member_type)
+            && let Some((bits, found)) = find_member(btf, unnamed, name)
+        {
+            return Some((member.bit_offset() + bits, found));
+        }
+    }
+    None
+}
+
+/// The struct or union behind names and qualifiers.
+fn as_struct(btf: &Btf, mut current: Type) -> Option<Struct> {
+    loop {
+        let chained: &dyn BtfType = match &current {
+            Type::Struct(found) | Type::Union(found) => return Some(found.clone()),
+            Type::Typedef(alias) => alias,
+            Type::Const(qualified) | Type::Volatile(qualified) | Type::Restrict(qualified) => qualified,
+            Type::TypeTag(tagged) => tagged,
+            _ => return None,
+        };
+        current = btf.resolve_chained_type(chained).ok()?;
+    }
+}

@@ -1,0 +1,139 @@
+//! Files: whole when they have their name, sorted, complete, and judged rightly when they are broken.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use parquet::{arrow::ArrowWriter, file::metadata::KeyValue, file::properties::WriterProperties};
+use schemas::{
+    capture::{self, DatasetWriter, ProblemKind, Roll},
+    flow::FlowRecord,
+    table::{Record, TimestampMs},
+};
+
+const HOUR_MS: i64 = 3_600_000;
+const ROLL: Roll = Roll { size_bytes: u64::MAX, age: Duration::from_secs(60) };
+
+fn row(seq: i64, window_end: i64) -> FlowRecord {
+    FlowRecord {
+        run_id: "0123456789abcdef".into(),
+        seq,
+        window_start: TimestampMs(window_end - 60_000),
+        window_end: TimestampMs(window_end),
+        ..FlowRecord::default()
+    }
+}
+
+fn writer(root: &Path) -> DatasetWriter<FlowRecord> {
+    DatasetWriter::new(root, &Arc::from("node/a"), &Arc::from("0123456789abcdef"), "0.1.0", ROLL)
+}
+
+#[test]
+fn rows_come_back_from_the_partition_of_their_hour() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut writer = writer(root.path());
+    assert_eq!(writer.finish().expect("nothing fails"), None, "nothing was written");
+    // Out of order within the hour; the window that ends at the full hour belongs to the hour before.
+    for (seq, end) in [(1, 180_000), (0, 120_000), (2, HOUR_MS), (3, HOUR_MS + 60_000)] {
+        writer.push(row(seq, end), TimestampMs(0)).expect("the row is taken");
+    }
+    let last = writer.finish().expect("the file is finished").expect("there is a file");
+    assert!(last.ends_with("flows/date=1970-01-01/hour=01/node_a-19700101T000000Z-01234567-1.parquet"), "{last:?}");
+
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    assert_eq!(listing.problems, []);
+    let runs: Vec<_> = listing.files.iter().map(|file| (file.rows, file.run.clone())).collect();
+    let run = |first, last| Some(("0123456789abcdef".to_owned(), first, last));
+    assert_eq!(runs, [(3, run(0, 2)), (1, run(3, 3))]);
+    let seqs: Vec<i64> = capture::read::<FlowRecord>(&listing.files[0]).expect("readable").iter().map(|r| r.seq).collect();
+    assert_eq!(seqs, [0, 1, 2], "rows are sorted by time");
+}
+
+#[test]
+fn a_file_is_due_by_age_and_has_no_name_before_it_is_whole() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut writer = writer(root.path());
+    writer.push(row(0, 1), TimestampMs(1_000)).expect("the row is taken");
+    assert!(!writer.is_due(TimestampMs(60_999)));
+    assert!(writer.is_due(TimestampMs(61_000)));
+    drop(writer);
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    assert_eq!(listing.files, [], "what was not finished has no final name");
+    assert_eq!(listing.problems.len(), 1);
+    assert_eq!(listing.problems[0].kind, ProblemKind::Unfinished);
+}
+
+#[test]
+fn a_directory_that_can_not_be_written_is_named() {
+    let root = tempfile::tempdir().expect("a directory");
+    fs::write(root.path().join("flows"), "in the way").expect("a file");
+    let error = writer(root.path()).push(row(0, 1), TimestampMs(0)).expect_err("a file is in the way");
+    assert!(error.to_string().contains("flows"), "{error}");
+}
+
+#[test]
+fn what_can_not_be_read_is_named_and_the_rest_is_listed() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut writer = writer(root.path());
+    writer.push(row(0, 1), TimestampMs(0)).expect("the row is taken");
+    let good = writer.finish().expect("finished").expect("a file");
+    let whole = fs::read(&good).expect("readable");
+    let folder = good.parent().expect("it lies in a folder");
+    fs::write(folder.join("short.parquet"), &whole[..whole.len() / 2]).expect("written");
+    fs::write(folder.join("empty.parquet"), "").expect("written");
+    fs::write(folder.join("notes.txt"), "hello").expect("written");
+    fs::create_dir(root.path().join("nothing")).expect("made");
+    foreign(&folder.join("newer.parquet"), &[("flowscribe.schema_version", "2.0"), ("flowscribe.dataset", "flows")]);
+    foreign(&folder.join("foreign.parquet"), &[]);
+    foreign(&folder.join("other.parquet"), &[("flowscribe.schema_version", "1.7"), ("flowscribe.dataset", "health")]);
+
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    let files: Vec<_> = listing.files.iter().map(|file| &file.path).collect();
+    assert_eq!(files, [&good]);
+    let mut problems: Vec<String> = listing.problems.iter().map(ToString::to_string).collect();
+    problems.iter_mut().for_each(|text| *text = text.replace(&format!("{}/", folder.display()), ""));
+    assert!(problems[0].starts_with("empty.parquet: truncated or damaged ("), "{problems:?}");
+    assert_eq!(problems[1], "foreign.parquet: not written by Flowscribe (no flowscribe.schema_version in it)");
+    assert_eq!(
+        problems[2],
+        "newer.parquet: has schema version 2.0, this build reads up to 1.x: use a newer flowscribe"
+    );
+    assert_eq!(problems[3], "notes.txt: not a Parquet file");
+    assert_eq!(problems[4], "other.parquet: column `window_start` of dataset `health` is missing");
+    assert!(problems[5].starts_with("short.parquet: truncated or damaged ("), "{problems:?}");
+    assert!(problems[6].ends_with("nothing: empty directory"), "{problems:?}");
+    assert_eq!(problems.len(), 7);
+    capture::list(&[root.path().join("missing")]).expect_err("an input that is not there is the user's mistake");
+}
+
+#[test]
+fn damage_within_a_file_is_found_by_reading_it() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut writer = writer(root.path());
+    for seq in 0..1000 {
+        writer.push(row(seq, 60_000), TimestampMs(0)).expect("the row is taken");
+    }
+    let path = writer.finish().expect("finished").expect("a file");
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    capture::verify(&listing.files[0]).expect("it is whole");
+    let mut bytes = fs::read(&path).expect("readable");
+    bytes[4..200].fill(0xff);
+    fs::write(&path, bytes).expect("writable");
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    let problem = capture::verify(&listing.files[0]).expect_err("its first pages are damaged");
+    assert!(matches!(problem.kind, ProblemKind::Damaged { .. }), "{problem}");
+}
+
+/// A Parquet file of one column with the given metadata.
+fn foreign(path: &Path, metadata: &[(&str, &str)]) {
+    let batch = FlowRecord::encode(&[row(0, 1)]).project(&[0, 1, 2, 3]).expect("four columns");
+    let metadata = metadata.iter().map(|(key, value)| KeyValue::new((*key).into(), (*value).to_owned())).collect();
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(metadata)).build();
+    let file: File = OpenOptions::new().create_new(true).write(true).open(path).expect("made");
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.close().expect("closed");
+}

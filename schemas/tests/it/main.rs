@@ -1,0 +1,5 @@
+//! The contract, tested from outside: its tables, its README and its files.
+
+mod capture;
+mod readme;
+mod table;

@@ -1,0 +1,75 @@
+//! `schemas/README.md` is made from the tables: `UPDATE_README=1 cargo test --workspace readme` writes it.
+
+use std::{env, fmt::Write, fs, path::Path};
+
+use schemas::{
+    SCHEMA_VERSION, flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record,
+};
+
+#[test]
+fn readme_is_what_the_tables_say() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let expected = readme();
+    if env::var_os("UPDATE_README").is_some() {
+        fs::write(&path, &expected).expect("the README can be written");
+    }
+    let committed = fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == expected, "schemas/README.md is stale: run UPDATE_README=1 cargo test --workspace readme");
+}
+
+fn readme() -> String {
+    let (major, minor) = SCHEMA_VERSION;
+    let mut text = format!(
+        "# The capture's schema, version {major}.{minor}\n\n\
+         A capture is a directory of three datasets, each a tree of Parquet files partitioned by UTC date and hour:\n\n\
+         \x20   DIR/flows/date=YYYY-MM-DD/hour=HH/<node>-<start>-<run>-<number>.parquet\n\
+         \x20   DIR/inventory/…\n\
+         \x20   DIR/health/…\n\n\
+         The files are ordinary Parquet (zstd, dictionaries, page statistics): DuckDB, Spark, pandas and polars read\n\
+         them as they are. Each file names its schema version, dataset, run and range of `seq` in its key-value\n\
+         metadata (`flowscribe.*`). Readers take every minor version of the majors they know and refuse a newer major.\n\
+         Rows are delivered at least once: (cluster, node, run_id, seq) of a dataset tells repetitions, and a gap in\n\
+         `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers.\n\n\
+         This page is made from the tables in `src/flow.rs`, `src/inventory.rs` and `src/health.rs`; the Arrow schema\n\
+         and the OpenTelemetry mapping come from the same tables.\n"
+    );
+    dataset::<FlowRecord>(&mut text);
+    dataset::<InventoryRecord>(&mut text);
+    dataset::<HealthRecord>(&mut text);
+    text
+}
+
+fn dataset<R: Record>(text: &mut String) {
+    let _ = write!(
+        text,
+        "\n## `{}` (EventName `{}`)\n\n{}\n\n| column | type | attribute | unit | meaning |\n|---|---|---|---|---|\n",
+        R::DATASET,
+        R::EVENT_NAME,
+        R::MEANING.trim(),
+    );
+    for column in R::COLUMNS {
+        let data_type = (column.data_type)().to_string();
+        let nullable = if column.nullable { ", nullable" } else { "" };
+        let _ = writeln!(
+            text,
+            "| `{}` | {}{nullable} | `{}` | {} | {} |",
+            column.name,
+            short_type(&data_type),
+            column.attribute,
+            column.unit,
+            column.meaning.trim().replace('|', "\\|"),
+        );
+    }
+}
+
+/// Arrow's own names of types, shortened where they are long.
+fn short_type(data_type: &str) -> String {
+    match data_type {
+        "Dictionary(Int32, Utf8)" => "text (dictionary)".into(),
+        "Timestamp(ms, \"UTC\")" => "timestamp (ms, UTC)".into(),
+        other if other.contains("node_port") => "list of (name, protocol, port, target, node_port)".into(),
+        other if other.starts_with("FixedSizeList") => "list of 8 Int64".into(),
+        other if other.starts_with("List") => "list of text".into(),
+        other => other.into(),
+    }
+}
