@@ -51,9 +51,10 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
-    /// Network namespace of the node itself: sockets in it are told apart by their cgroup.
-    #[arg(long, env = "FLOWSCRIBE_HOST_NETNS", value_name = "FILE", default_value = "/proc/1/ns/net")]
-    pub host_netns: PathBuf,
+    /// Network namespace of the node itself, where sockets are told apart by their cgroup; by default that of process 1,
+    /// or this process's own where that one can't be read.
+    #[arg(long, env = "FLOWSCRIBE_HOST_NETNS", value_name = "FILE")]
+    pub host_netns: Option<PathBuf>,
 
     /// Size of the ring buffer between kernel and agent, in MiB: a power of two. An event takes 128 bytes.
     #[arg(long, env = "FLOWSCRIBE_RING_SIZE_MIB", value_name = "MIB", default_value = "8", value_parser = ring_size)]

@@ -3,7 +3,7 @@
 //! The local end is told by its socket and is certain; the remote end is a hint by address, which the analyzer resolves
 //! again from the whole inventory.
 
-pub mod file;
+pub(crate) mod file;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,7 +25,7 @@ use crate::flow::{Flow, Role, SocketOwner};
 
 /// Who writes: the same on every row of a run.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// Cluster name.
     pub cluster: Arc<str>,
     /// Node name.
@@ -36,7 +36,7 @@ pub struct Origin {
 
 /// What is learned about an object: the record, and for a pod of this node where its sockets are.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Observation {
+pub(crate) struct Observation {
     /// The inventory record; its origin, number and time are filled in when it is written.
     pub record: InventoryRecord,
     /// The pod's network namespace, as a path to its file.
@@ -47,7 +47,7 @@ pub struct Observation {
 
 /// Which flows are kept.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// Keep a flow if either end is in one of these namespaces, or unresolved; all when empty.
     pub namespaces: BTreeSet<Arc<str>>,
     /// Keep what stays on the loopback interface.
@@ -55,7 +55,7 @@ pub struct Filter {
 }
 
 /// Names the ends of flows.
-pub struct Enricher {
+pub(crate) struct Enricher {
     origin: Origin,
     filter: Filter,
     index: Index,
@@ -72,7 +72,7 @@ struct SocketMap {
 }
 
 /// One end of a flow, named.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct End {
     kind: &'static str,
     unknown_reason: Option<UnknownReason>,
@@ -89,18 +89,18 @@ struct End {
 
 impl Enricher {
     /// An enricher without any knowledge yet. `host_netns` is the inode of the node's own network namespace.
-    pub fn new(origin: Origin, filter: Filter, host_netns: u32) -> Self {
+    pub(crate) fn new(origin: Origin, filter: Filter, host_netns: u32) -> Self {
         let sockets = SocketMap { host_netns, ..SocketMap::default() };
         Self { origin, filter, index: Index::new(0), sockets, next_seq: 0 }
     }
 
     /// Learns a record, as it was written to the inventory.
-    pub fn learn(&mut self, record: InventoryRecord) {
+    pub(crate) fn learn(&mut self, record: InventoryRecord) {
         self.index.apply(record);
     }
 
     /// Learns where the sockets of this node's pods are; replaces what was known.
-    pub fn locate(&mut self, observations: &[Observation]) {
+    pub(crate) fn locate(&mut self, observations: &[Observation]) {
         self.sockets.pods_by_netns.clear();
         self.sockets.pods_by_cgroup.clear();
         for Observation { record, netns, cgroup } in observations {
@@ -115,7 +115,7 @@ impl Enricher {
     }
 
     /// Names a flow; `None` when the filter leaves it out.
-    pub fn step(&mut self, flow: &Flow) -> Option<FlowRecord> {
+    pub(crate) fn step(&mut self, flow: &Flow) -> Option<FlowRecord> {
         let key = &flow.key;
         if !self.filter.loopback && key.local_address.is_loopback() && key.remote_address.is_loopback() {
             return None;
@@ -123,7 +123,11 @@ impl Enricher {
         let span = Span { from: flow.first_seen, to: flow.last_seen };
         let local = self.local(key.socket, flow.last_seen);
         let transport = TRANSPORT_TCP;
-        let remote = self.remote(key.remote_address, transport, key.server_port, key.role, span);
+        let remote = if key.remote_address.is_loopback() {
+            local.clone()
+        } else {
+            self.remote(key.remote_address, transport, key.server_port, key.role, span)
+        };
         if !self.is_wanted(&local, &remote) {
             return None;
         }
@@ -191,7 +195,7 @@ impl Enricher {
     }
 
     /// Number of the next record.
-    pub const fn next_seq(&self) -> i64 {
+    pub(crate) const fn next_seq(&self) -> i64 {
         self.next_seq
     }
 
@@ -279,7 +283,7 @@ impl End {
 }
 
 /// The inode of a namespace file or a cgroup directory; `None` when it is gone.
-pub fn inode(path: &Path) -> Option<u64> {
+pub(crate) fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
 

@@ -19,7 +19,7 @@ use schemas::{
 
 /// One edge and window, or one connection, as seen from its local end.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Flow {
+pub(crate) struct Flow {
     /// What makes it one edge.
     pub key: FlowKey,
     /// Start of the window, or of the connection.
@@ -54,7 +54,7 @@ pub struct Flow {
 
 /// What makes observations one edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FlowKey {
+pub(crate) struct FlowKey {
     /// Whose socket it is.
     pub socket: SocketOwner,
     /// What the local end is.
@@ -73,7 +73,7 @@ pub struct FlowKey {
 
 /// Whose socket it is, from the socket itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SocketOwner {
+pub(crate) struct SocketOwner {
     /// Inode number of the network namespace.
     pub netns_inode: u32,
     /// Inode number of the cgroup v2 directory.
@@ -82,7 +82,7 @@ pub struct SocketOwner {
 
 /// What the local end of a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
+pub(crate) enum Role {
     /// It dialled.
     Client,
     /// It was dialled.
@@ -93,7 +93,7 @@ pub enum Role {
 
 /// Why a connection failed to establish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// Nobody listens there (ECONNREFUSED).
     Refused,
     /// No answer (ETIMEDOUT).
@@ -108,7 +108,7 @@ pub enum Failure {
 
 impl Failure {
     /// The value of the `failure` column.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
             Self::Timeout => "timeout",
@@ -133,7 +133,7 @@ impl Failure {
 
 /// Turns `CLOCK_BOOTTIME` nanoseconds of events into UTC.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     /// UTC minus `CLOCK_BOOTTIME`, in nanoseconds.
     pub offset_ns: i64,
 }
@@ -146,7 +146,7 @@ impl Clock {
 
 /// Bounds and shape of a [`FlowTable`].
 #[derive(Clone, Copy, Debug)]
-pub struct FlowTableLimits {
+pub(crate) struct FlowTableLimits {
     /// Edges of all open windows together.
     pub edges: usize,
     /// Connections that are followed until they end.
@@ -155,7 +155,7 @@ pub struct FlowTableLimits {
 
 /// Sums events per edge and window; with a window of zero, makes one flow per connection.
 #[derive(Debug)]
-pub struct FlowTable {
+pub(crate) struct FlowTable {
     window_ms: i64,
     limits: FlowTableLimits,
     host_netns: u32,
@@ -181,7 +181,7 @@ struct Connection {
 impl FlowTable {
     /// A table for windows of `window`, from `now` on. In the network namespace `host_netns` the cgroup tells
     /// processes apart; elsewhere the namespace is the pod, and its containers are one.
-    pub fn new(window: Duration, limits: FlowTableLimits, host_netns: u32, now: TimestampMs) -> Self {
+    pub(crate) fn new(window: Duration, limits: FlowTableLimits, host_netns: u32, now: TimestampMs) -> Self {
         let window_ms = window.as_millis() as i64;
         let closed_until = if window_ms == 0 { now } else { TimestampMs(now.0 - now.0.rem_euclid(window_ms)) };
         Self {
@@ -198,7 +198,7 @@ impl FlowTable {
     }
 
     /// Takes in one event.
-    pub fn step(&mut self, event: &FlowEvent, clock: Clock) {
+    pub(crate) fn step(&mut self, event: &FlowEvent, clock: Clock) {
         let time = clock.utc(event.time_ns);
         let (key, client_port) = self.describe(event);
         match event.kind {
@@ -222,7 +222,7 @@ impl FlowTable {
     }
 
     /// Hands over the flows of windows that ended before `until`, and of connections that ended.
-    pub fn close_windows(&mut self, until: TimestampMs) -> Vec<Flow> {
+    pub(crate) fn close_windows(&mut self, until: TimestampMs) -> Vec<Flow> {
         if self.window_ms == 0 {
             return std::mem::take(&mut self.ended);
         }
@@ -241,7 +241,7 @@ impl FlowTable {
     }
 
     /// Hands over everything, with what is open as active: at the end of a run.
-    pub fn finish(&mut self, now: TimestampMs) -> Vec<Flow> {
+    pub(crate) fn finish(&mut self, now: TimestampMs) -> Vec<Flow> {
         if self.window_ms == 0 {
             let open = self.open_flows(now);
             self.ended.extend(open);
@@ -251,13 +251,16 @@ impl FlowTable {
         self.mark_open_as_active(now);
         let rest = std::mem::take(&mut self.windows).into_values().flat_map(HashMap::into_values);
         // The last window is not over: it ends when the run does.
-        flows.extend(rest.map(|flow| Flow { window_end: TimestampMs(flow.window_end.0.min(now.0.max(flow.last_seen.0 + 1))), ..flow }));
+        flows.extend(rest.map(|flow| Flow {
+            window_end: TimestampMs(flow.window_end.0.min(now.0.max(flow.last_seen.0 + 1))),
+            ..flow
+        }));
         self.edges = 0;
         flows
     }
 
     /// One flow per open connection; for runs without windows, whenever a file is finished.
-    pub fn open_flows(&mut self, now: TimestampMs) -> Vec<Flow> {
+    pub(crate) fn open_flows(&mut self, now: TimestampMs) -> Vec<Flow> {
         let flow = |connection: &mut Connection| {
             let connections = i64::from(!std::mem::replace(&mut connection.counted, true));
             let Connection { key, established, client_port, .. } = *connection;
@@ -267,17 +270,17 @@ impl FlowTable {
     }
 
     /// Connections that are open.
-    pub fn open_connections(&self) -> usize {
+    pub(crate) fn open_connections(&self) -> usize {
         self.open.len()
     }
 
     /// Edges that wait for the end of their window.
-    pub const fn edges(&self) -> usize {
+    pub(crate) const fn edges(&self) -> usize {
         self.edges
     }
 
     /// Ends of connections that found no room in the table, since the start.
-    pub const fn lost(&self) -> u64 {
+    pub(crate) const fn lost(&self) -> u64 {
         self.lost
     }
 
@@ -383,7 +386,10 @@ impl FlowTable {
         };
         let in_host = event.netns_inode == self.host_netns;
         let key = FlowKey {
-            socket: SocketOwner { netns_inode: event.netns_inode, cgroup_id: if in_host { event.cgroup_id } else { 0 } },
+            socket: SocketOwner {
+                netns_inode: event.netns_inode,
+                cgroup_id: if in_host { event.cgroup_id } else { 0 },
+            },
             role,
             local_address: address(event.local_address),
             remote_address: address(event.remote_address),
@@ -417,7 +423,7 @@ impl Flow {
     }
 
     /// Ends of connections it accounts for: established or failed.
-    pub const fn ends(&self) -> i64 {
+    pub(crate) const fn ends(&self) -> i64 {
         self.connections + self.failed
     }
 }

@@ -13,7 +13,7 @@ use crate::enrich::{
 };
 
 /// What is known of the objects around, and the rows that tell it.
-pub struct Inventory {
+pub(crate) struct Inventory {
     path: Option<PathBuf>,
     read_at: Option<SystemTime>,
     observations: Vec<Observation>,
@@ -28,40 +28,40 @@ impl Inventory {
     ///
     /// # Errors
     /// The file can't be read or is not valid.
-    pub fn open(path: Option<PathBuf>) -> Result<Self, InventoryError> {
+    pub(crate) fn open(path: Option<PathBuf>) -> Result<Self, InventoryError> {
         let read_at = path.as_deref().and_then(|path| fs::metadata(path).ok()?.modified().ok());
         let observations = path.as_deref().map_or_else(|| Ok(Vec::new()), file::read)?;
         Ok(Self { path, read_at, observations, next_seq: 0, written_at: TimestampMs(0) })
     }
 
     /// All that is known.
-    pub fn observations(&self) -> &[Observation] {
+    pub(crate) fn observations(&self) -> &[Observation] {
         &self.observations
     }
 
     /// Number of the next row.
-    pub const fn next_seq(&self) -> i64 {
+    pub(crate) const fn next_seq(&self) -> i64 {
         self.next_seq
     }
 
     /// Whether rows written now belong to another hour's file than the last ones.
-    pub const fn is_new_hour(&self, now: TimestampMs) -> bool {
+    pub(crate) const fn is_new_hour(&self, now: TimestampMs) -> bool {
         now.0.div_euclid(HOUR_MS) != self.written_at.0.div_euclid(HOUR_MS)
     }
 
     /// Whether the last rows are of another day.
-    pub const fn is_new_day(&self, now: TimestampMs) -> bool {
+    pub(crate) const fn is_new_day(&self, now: TimestampMs) -> bool {
         now.0.div_euclid(DAY_MS) != self.written_at.0.div_euclid(DAY_MS)
     }
 
     /// Rows that tell of everything.
-    pub fn snapshot(&mut self, origin: &Origin, now: TimestampMs) -> Vec<InventoryRecord> {
+    pub(crate) fn snapshot(&mut self, origin: &Origin, now: TimestampMs) -> Vec<InventoryRecord> {
         let records: Vec<_> = self.observations.iter().map(|o| (EVENT_SNAPSHOT, o.record.clone())).collect();
         self.rows(records, origin, now)
     }
 
     /// Reads the file again if it was written since. One that can't be used is reported once, and what was known stays.
-    pub fn reload(&mut self) -> Option<Vec<Observation>> {
+    pub(crate) fn reload(&mut self) -> Option<Vec<Observation>> {
         let path = self.path.as_deref()?;
         let modified = fs::metadata(path).ok()?.modified().ok()?;
         if self.read_at == Some(modified) {
@@ -78,14 +78,17 @@ impl Inventory {
     }
 
     /// Takes over what is known now, and returns rows that tell the difference.
-    pub fn replace(&mut self, new: Vec<Observation>, origin: &Origin, now: TimestampMs) -> Vec<InventoryRecord> {
+    pub(crate) fn replace(&mut self, new: Vec<Observation>, origin: &Origin, now: TimestampMs) -> Vec<InventoryRecord> {
         let old = std::mem::replace(&mut self.observations, new);
         let known: BTreeMap<Key<'_>, &InventoryRecord> = old.iter().map(|o| (key(&o.record), &o.record)).collect();
         let current: BTreeMap<Key<'_>, &InventoryRecord> =
             self.observations.iter().map(|o| (key(&o.record), &o.record)).collect();
-        let deleted = known.iter().filter(|(key, _)| !current.contains_key(*key)).map(|(_, r)| (EVENT_DELETE, (*r).clone()));
-        let upserted =
-            current.iter().filter(|(key, record)| known.get(*key) != Some(record)).map(|(_, r)| (EVENT_UPSERT, (*r).clone()));
+        let deleted =
+            known.iter().filter(|(key, _)| !current.contains_key(*key)).map(|(_, r)| (EVENT_DELETE, (*r).clone()));
+        let upserted = current
+            .iter()
+            .filter(|(key, record)| known.get(*key) != Some(record))
+            .map(|(_, r)| (EVENT_UPSERT, (*r).clone()));
         // What is gone is told first: its address may have moved on.
         let records = deleted.chain(upserted).collect();
         self.rows(records, origin, now)

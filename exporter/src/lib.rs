@@ -17,7 +17,12 @@ mod pipeline;
 mod probe;
 mod sink;
 
-use std::{error::Error, ffi::OsString, process::ExitCode};
+use std::{
+    error::Error,
+    ffi::OsString,
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,7 +43,8 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();
     match record(args) {
         Ok(RunSummary { rows, ends, lost }) => {
             tracing::info!(rows, connection_ends = ends, lost, "recorded");

@@ -10,7 +10,12 @@
 //! and what does not fit the kernel's ring buffer is counted there. At shutdown the upstream ends first and the rest
 //! drains.
 
-use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::time::{ClockId, clock_gettime};
 use schemas::{capture::CaptureError, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
@@ -92,12 +97,15 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         node: args.node.clone().map_or_else(|| node_name().map(Arc::from), |name| Ok(name.into()))?,
         run_id: Uuid::new_v4().simple().to_string().into(),
     };
-    let host_netns = host_netns(&args.host_netns)?;
+    let host_netns = host_netns(args.host_netns.as_deref())?;
     let inventory = Inventory::open(args.inventory.clone())?;
     let sink = ParquetSink::new(&args.output, &origin, args.roll())?;
     // Who is who is known, and on disk, from before the first connection.
     let run_start = now()?;
-    let filter = Filter { namespaces: args.namespaces.iter().map(|name| name.as_str().into()).collect(), loopback: args.loopback };
+    let filter = Filter {
+        namespaces: args.namespaces.iter().map(|name| name.as_str().into()).collect(),
+        loopback: args.loopback,
+    };
     let enricher = Enricher::new(origin.clone(), filter, host_netns);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
     recorder.record_snapshot(run_start);
@@ -127,7 +135,8 @@ async fn observe(
     let mut shutdown = std::pin::pin!(shutdown);
     let mut drain = interval(DRAIN_INTERVAL);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut report = Reporter { period_ms: args.health_window_ms(), start: run_start, counters: ProbeCounters::default(), lost: 0 };
+    let mut report =
+        Reporter { period_ms: args.health_window_ms(), start: run_start, counters: ProbeCounters::default(), lost: 0 };
     let mut next_tick = Instant::now();
     let mut next_roll = Instant::now() + args.roll_interval;
     loop {
@@ -372,8 +381,13 @@ impl Recorder {
 }
 
 /// Inode of the node's own network namespace.
-fn host_netns(path: &std::path::Path) -> Result<u32, RunError> {
-    inode(path).map(|inode| inode as u32).ok_or_else(|| RunError::HostNetns { path: path.into() })
+fn host_netns(path: Option<&Path>) -> Result<u32, RunError> {
+    let found = match path {
+        Some(path) => inode(path),
+        None => HOST_NETNS.iter().find_map(|path| inode(Path::new(path))),
+    };
+    let path = || path.unwrap_or(Path::new(HOST_NETNS[0])).into();
+    found.map(|inode| inode as u32).ok_or_else(|| RunError::HostNetns { path: path() })
 }
 
 /// The node's name where none is given: its host name.
@@ -398,4 +412,5 @@ fn clock_ns(clock: ClockId) -> Result<i64, nix::Error> {
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
 const GRACE_MS: i64 = 300;
+const HOST_NETNS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
 const CHANNEL_MESSAGES: usize = 64;

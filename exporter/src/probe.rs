@@ -18,7 +18,7 @@ use aya::{
 use schemas::event::{FlowEvent, SocketOffsets, counter};
 
 /// The programs, attached for as long as this lives.
-pub struct Probe {
+pub(crate) struct Probe {
     // Holds the link: dropping it detaches.
     _programs: Ebpf,
     events: RingBuf<MapData>,
@@ -28,7 +28,7 @@ pub struct Probe {
 
 /// What the programs counted since they were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProbeCounters {
+pub(crate) struct ProbeCounters {
     /// Ends of connections: established or failed.
     pub seen: u64,
     /// Ends lost to a full ring buffer.
@@ -55,10 +55,14 @@ pub enum ProbeError {
         source: btf_rs::Error,
     },
     /// The kernel lacks a field: it is too old, or was built without an option.
-    #[error("the kernel has no field {field}: Linux 5.12 or newer with CONFIG_INET, CONFIG_IPV6 and CONFIG_CGROUPS is needed")]
+    #[error(
+        "the kernel has no field {field}: Linux 5.12 or newer with CONFIG_INET, CONFIG_IPV6 and CONFIG_CGROUPS is needed"
+    )]
     MissingField { field: &'static str },
     /// There is no cgroup v2 hierarchy.
-    #[error("no cgroup2 mount in /proc/mounts: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or name one with --cgroup")]
+    #[error(
+        "no cgroup2 mount in /proc/mounts: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or name one with --cgroup"
+    )]
     NoCgroup2,
     /// The cgroup to watch can't be opened.
     #[error("cannot open cgroup {path}: name a cgroup v2 directory with --cgroup")]
@@ -95,7 +99,7 @@ impl Probe {
     ///
     /// # Errors
     /// See [`ProbeError`].
-    pub fn attach(cgroup: Option<&Path>, ring_bytes: u32) -> Result<Self, ProbeError> {
+    pub(crate) fn attach(cgroup: Option<&Path>, ring_bytes: u32) -> Result<Self, ProbeError> {
         check_capabilities()?;
         let path = cgroup.map_or_else(cgroup2_mount, |path| Ok(path.to_path_buf()))?;
         let offsets = Offsets(offsets::read(Path::new(KERNEL_BTF))?);
@@ -124,12 +128,12 @@ impl Probe {
     }
 
     /// Names of the attached programs.
-    pub const fn programs(&self) -> [&'static str; 1] {
+    pub(crate) const fn programs(&self) -> [&'static str; 1] {
         [PROGRAM]
     }
 
     /// Hands over every event that waits, oldest first.
-    pub fn drain(&mut self, mut take: impl FnMut(&FlowEvent)) {
+    pub(crate) fn drain(&mut self, mut take: impl FnMut(&FlowEvent)) {
         while let Some(record) = self.events.next() {
             match FlowEvent::from_bytes(&record) {
                 Some(event) => take(&event),
@@ -142,7 +146,7 @@ impl Probe {
     ///
     /// # Errors
     /// The kernel refuses the read.
-    pub fn counters(&self) -> Result<ProbeCounters, ProbeError> {
+    pub(crate) fn counters(&self) -> Result<ProbeCounters, ProbeError> {
         let sum = |index| {
             let values = self.counters.get(&index, 0);
             let values = values.map_err(|source| ProbeError::Map { map: COUNTERS, source: Box::new(source) })?;

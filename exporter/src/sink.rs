@@ -16,7 +16,7 @@ use crate::{enrich::Origin, flow::Flow};
 ///
 /// A file that can't be written is given up, its rows are counted as lost, and the next one is begun: a full disk that
 /// is emptied again costs what could not be kept, not the run.
-pub struct ParquetSink {
+pub(crate) struct ParquetSink {
     flows: DatasetWriter<FlowRecord>,
     inventory: DatasetWriter<InventoryRecord>,
     health: DatasetWriter<HealthRecord>,
@@ -30,7 +30,7 @@ impl ParquetSink {
     ///
     /// # Errors
     /// The directory can't be made.
-    pub fn new(root: &Path, origin: &Origin, roll: Roll) -> Result<Self, CaptureError> {
+    pub(crate) fn new(root: &Path, origin: &Origin, roll: Roll) -> Result<Self, CaptureError> {
         fs::create_dir_all(root).map_err(|source| CaptureError::Io { path: root.into(), source })?;
         let (node, run_id) = (&origin.node, &origin.run_id);
         Ok(Self {
@@ -43,34 +43,34 @@ impl ParquetSink {
     }
 
     /// Writes a flow's record.
-    pub fn flow(&mut self, flow: &Flow, record: FlowRecord, now: TimestampMs) {
+    pub(crate) fn flow(&mut self, flow: &Flow, record: FlowRecord, now: TimestampMs) {
         self.pending_ends += flow.ends();
         let written = self.flows.push(record, now);
         self.judge_flows(written);
     }
 
     /// Writes an inventory row.
-    pub fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) {
+    pub(crate) fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) {
         report(self.inventory.push(record, now));
     }
 
     /// Whether an inventory file is open; the first row of a new one has to be a snapshot's.
-    pub fn has_open_inventory(&self) -> bool {
+    pub(crate) fn has_open_inventory(&self) -> bool {
         self.inventory.is_open()
     }
 
     /// Finishes the inventory file, so that the next row begins a new one.
-    pub fn finish_inventory(&mut self) {
+    pub(crate) fn finish_inventory(&mut self) {
         report(self.inventory.finish());
     }
 
     /// Writes a health row.
-    pub fn health(&mut self, record: HealthRecord, now: TimestampMs) {
+    pub(crate) fn health(&mut self, record: HealthRecord, now: TimestampMs) {
         report(self.health.push(record, now));
     }
 
     /// Finishes the files that are large or old enough.
-    pub fn roll(&mut self, now: TimestampMs) {
+    pub(crate) fn roll(&mut self, now: TimestampMs) {
         if self.flows.is_due(now) {
             let written = self.flows.finish();
             self.judge_flows(written.map(drop));
@@ -81,7 +81,7 @@ impl ParquetSink {
     }
 
     /// Makes all flows and inventory durable; what is told of them in `health` is true after this.
-    pub fn finish_data(&mut self) {
+    pub(crate) fn finish_data(&mut self) {
         let written = self.flows.finish();
         self.judge_flows(written.map(drop));
         self.pending_ends = 0;
@@ -89,12 +89,12 @@ impl ParquetSink {
     }
 
     /// Makes health durable: the last act of a run.
-    pub fn finish_health(&mut self) {
+    pub(crate) fn finish_health(&mut self) {
         report(self.health.finish());
     }
 
     /// Ends of connections in rows that were given up since the last call.
-    pub fn take_lost_ends(&mut self) -> i64 {
+    pub(crate) fn take_lost_ends(&mut self) -> i64 {
         std::mem::take(&mut self.lost_ends)
     }
 
@@ -120,4 +120,4 @@ fn report<T>(written: Result<T, CaptureError>) {
 }
 
 /// Version of the agent, as it stands in every file.
-pub const AGENT_VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const AGENT_VERSION: &str = env!("CARGO_PKG_VERSION");

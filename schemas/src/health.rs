@@ -7,7 +7,8 @@ use crate::table::{TimestampMs, dataset};
 
 dataset! {
     /// One row per agent and window: what it saw, exported, filtered and lost, in ends of connections (one per
-    /// established or failed transition): seen = exported + filtered + the sum of lost_*.
+    /// established or failed transition). Over a whole run, seen = exported + filtered + lost_ring + lost_map +
+    /// lost_recursion + lost_parse + lost_queue + lost_sink; within a window, ends under way make them differ.
     /// A run whose last row has no clean_shutdown was killed, or still runs.
     HealthRecord, "health", "flowscribe.health";
 

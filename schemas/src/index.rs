@@ -242,7 +242,9 @@ impl Index {
                 endpoints.extend(addresses(&slice.record).map(|address| (address, port.port)));
             }
         }
-        if slices.is_none() && let Some(selector) = service.selector.as_deref().map(parse_labels) {
+        if slices.is_none()
+            && let Some(selector) = service.selector.as_deref().map(parse_labels)
+        {
             for pod in self.pods_within(service.namespace.as_ref(), &selector, span) {
                 let target = match service_port.target.as_deref() {
                     None => Some(port),
@@ -251,7 +253,8 @@ impl Index {
                         pod.ports.iter().find(named).map(|p| p.port)
                     }),
                 };
-                endpoints.extend(target.into_iter().flat_map(|port| addresses(pod).map(move |address| (address, port))));
+                endpoints
+                    .extend(target.into_iter().flat_map(|port| addresses(pod).map(move |address| (address, port))));
             }
         }
         let backend = |(address, port)| Backend { address, port, owner: self.resolve(address, span) };
@@ -303,7 +306,8 @@ impl Index {
     fn versions_within(&self, id: usize, span: Span) -> impl Iterator<Item = &Version> {
         let object = &self.objects[id];
         let end = object.ended.unwrap_or(TimestampMs(i64::MAX));
-        let until = move |at: usize| object.versions.get(at + 1).map_or(end, |next| TimestampMs(next.from.0 - 1).min(end));
+        let until =
+            move |at: usize| object.versions.get(at + 1).map_or(end, |next| TimestampMs(next.from.0 - 1).min(end));
         let versions = object.versions.iter().enumerate();
         versions.filter(move |(at, version)| span.overlaps(version.from, until(*at))).map(|(_, version)| version)
     }
@@ -378,7 +382,9 @@ impl Index {
             let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
             self.pods_by_uid.insert(uid, id);
         }
-        if &*record.kind == kind::ENDPOINT_SLICE && let Some(service) = &record.owner {
+        if &*record.kind == kind::ENDPOINT_SLICE
+            && let Some(service) = &record.owner
+        {
             let service = (record.namespace.clone().unwrap_or_default(), Arc::clone(service));
             self.slices_by_service.entry(service).or_default().push(id);
         }
@@ -401,7 +407,8 @@ impl Index {
         };
         let new: BTreeSet<IpAddr> = if holds { addresses(record).collect() } else { BTreeSet::new() };
         let first = self.objects[id].versions.is_empty();
-        let old: Vec<IpAddr> = self.objects[id].versions.last().map(|v| addresses(&v.record).collect()).unwrap_or_default();
+        let old: Vec<IpAddr> =
+            self.objects[id].versions.last().map(|v| addresses(&v.record).collect()).unwrap_or_default();
         for address in old.iter().filter(|address| !new.contains(address)) {
             self.close_lease(*address, id, record.observed_at);
         }

@@ -379,8 +379,7 @@ pub fn decode_column<T: Cell>(
     column: &'static str,
 ) -> Result<Vec<T>, SchemaError> {
     let array = batch.column_by_name(column).ok_or(SchemaError::MissingColumn { dataset, column })?;
-    let array =
-        cast(array, &T::data_type()).map_err(|source| SchemaError::WrongType { dataset, column, source })?;
+    let array = cast(array, &T::data_type()).map_err(|source| SchemaError::WrongType { dataset, column, source })?;
     let cells: Option<Vec<T>> = T::decode(&array).into_iter().collect();
     cells.filter(|cells| cells.len() == batch.num_rows()).ok_or(SchemaError::UnexpectedNull { dataset, column })
 }

@@ -167,7 +167,7 @@ type Map = BTreeMap<Arc<str>, Arc<str>>;
 ///
 /// # Errors
 /// It can't be read or is not valid; the message names the place.
-pub fn read(path: &Path) -> Result<Vec<Observation>, InventoryError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<Observation>, InventoryError> {
     let text = fs::read_to_string(path).map_err(|source| InventoryError::Read { path: path.into(), source })?;
     let file = parse(&text).map_err(|source| InventoryError::Parse { path: path.into(), source })?;
     Ok(observations(file))

@@ -193,8 +193,7 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     })?;
     check_columns(metadata, dataset)?;
     let number = |key| value(metadata, key)?.parse::<i64>().ok();
-    let run = value(metadata, key::RUN_ID)
-        .and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
+    let run = value(metadata, key::RUN_ID).and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
     Ok(CaptureFile { path: path.into(), dataset, rows: metadata.file_metadata().num_rows(), size_bytes, run })
 }
 

@@ -143,12 +143,16 @@ fn external_is_only_what_lies_outside_every_range_while_there_was_an_inventory()
 fn host_network_pods_do_not_own_their_nodes_address() {
     let mut log = Log::default();
     log.say(0, EVENT_SNAPSHOT, InventoryRecord { host_network: Some(true), ..pod("proxy", "192.0.2.1", "{}") });
-    log.say(0, EVENT_SNAPSHOT, InventoryRecord {
-        kind: kind::NODE.into(),
-        name: "node-a".into(),
-        addresses: vec!["192.0.2.1".into()],
-        ..InventoryRecord::default()
-    });
+    log.say(
+        0,
+        EVENT_SNAPSHOT,
+        InventoryRecord {
+            kind: kind::NODE.into(),
+            name: "node-a".into(),
+            addresses: vec!["192.0.2.1".into()],
+            ..InventoryRecord::default()
+        },
+    );
     assert_eq!(name(log.index(0).resolve(ip("192.0.2.1"), at(1))), "node-a");
 }
 
@@ -159,7 +163,8 @@ fn a_service_leads_to_the_target_ports_of_the_pods_it_selects() {
     log.say(0, EVENT_SNAPSHOT, InventoryRecord { ports: vec![named], ..pod("a", POD_A, r#"{"app":"web"}"#) });
     log.say(0, EVENT_SNAPSHOT, pod("b", "10.0.0.2", r#"{"app":"web","tier":"x"}"#));
     log.say(0, EVENT_SNAPSHOT, pod("c", "10.0.0.3", r#"{"app":"other"}"#));
-    let ports = vec![port(80, Some("8080"), Some("http")), port(90, Some("admin"), Some("admin")), port(70, None, None)];
+    let ports =
+        vec![port(80, Some("8080"), Some("http")), port(90, Some("admin"), Some("admin")), port(70, None, None)];
     log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(r#"{"app":"web"}"#), ports));
     let index = log.index(0);
     let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };

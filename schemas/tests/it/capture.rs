@@ -48,7 +48,8 @@ fn rows_come_back_from_the_partition_of_their_hour() {
     let runs: Vec<_> = listing.files.iter().map(|file| (file.rows, file.run.clone())).collect();
     let run = |first, last| Some(("0123456789abcdef".to_owned(), first, last));
     assert_eq!(runs, [(3, run(0, 2)), (1, run(3, 3))]);
-    let seqs: Vec<i64> = capture::read::<FlowRecord>(&listing.files[0]).expect("readable").iter().map(|r| r.seq).collect();
+    let seqs: Vec<i64> =
+        capture::read::<FlowRecord>(&listing.files[0]).expect("readable").iter().map(|r| r.seq).collect();
     assert_eq!(seqs, [0, 1, 2], "rows are sorted by time");
 }
 

@@ -2,9 +2,7 @@
 
 use std::{env, fmt::Write, fs, path::Path};
 
-use schemas::{
-    SCHEMA_VERSION, flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record,
-};
+use schemas::{SCHEMA_VERSION, flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record};
 
 #[test]
 fn readme_is_what_the_tables_say() {

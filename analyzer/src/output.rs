@@ -1,0 +1,84 @@
+//! Results for the reader: policies as YAML, query results as a table, CSV or JSON.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use arrow::{array::RecordBatch, csv, json::ArrayWriter, util::pretty::pretty_format_batches};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+
+use crate::args::Format;
+
+/// Why a result could not be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    /// A policy can't be written as YAML.
+    #[error("cannot write a policy as YAML")]
+    Yaml(#[from] serde_yaml::Error),
+    /// A result can't be printed in the wanted format.
+    #[error("cannot print the result")]
+    Print(#[from] arrow::error::ArrowError),
+    /// The output refuses.
+    #[error("cannot write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Policies as YAML documents, separated by `---`; nothing for none.
+///
+/// # Errors
+/// A policy can't be serialized.
+pub(crate) fn yaml(policies: &[NetworkPolicy]) -> Result<String, OutputError> {
+    let documents: Result<Vec<String>, _> = policies.iter().map(serde_yaml::to_string).collect();
+    Ok(documents?.join("---\n"))
+}
+
+/// Writes text to a file, whole or not at all, or to standard output. A reader that went away is no error.
+///
+/// # Errors
+/// The file or standard output refuses.
+pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
+    let written = match file {
+        None => io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()),
+        Some(path) => {
+            let unfinished = path.with_extension("tmp");
+            fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path))
+        }
+    };
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => {
+            let path = file.map_or_else(|| PathBuf::from("standard output"), Path::to_path_buf);
+            written.map_err(|source| OutputError::Write { path, source })
+        }
+    }
+}
+
+/// A query's result as text.
+///
+/// # Errors
+/// A value can't be printed in the format.
+pub(crate) fn table(batches: &[RecordBatch], format: Format) -> Result<String, OutputError> {
+    let mut text = Vec::new();
+    match format {
+        Format::Table => return Ok(format!("{}\n", pretty_format_batches(batches)?)),
+        Format::Csv => {
+            let mut writer = csv::WriterBuilder::new().with_header(true).build(&mut text);
+            for batch in batches {
+                writer.write(batch)?;
+            }
+        }
+        Format::Json => {
+            let mut writer = ArrayWriter::new(&mut text);
+            writer.write_batches(&batches.iter().collect::<Vec<_>>())?;
+            writer.finish()?;
+            text.push(b'\n');
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}

@@ -1,0 +1,152 @@
+//! `flowscribe report`: policies on standard output, what a person should know on standard error.
+
+use std::{collections::BTreeSet, fmt::Write, sync::Arc};
+
+use arrow::{
+    array::{Array, AsArray},
+    compute::cast,
+    datatypes::{DataType, Int64Type},
+};
+use datafusion::error::DataFusionError;
+use schemas::{flow::FlowRecord, table::Record, table::TimestampMs};
+
+use crate::{
+    args::ReportArgs,
+    communication::{self, Communication},
+    output::{self, OutputError},
+    policy::{self, PolicyError, PolicySet},
+    tables::{Tables, TablesError},
+};
+
+/// Why a report can't be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReportError {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error("cannot read the capture")]
+    Read(#[from] DataFusionError),
+    #[error("refusing to write an unsafe policy, please report this")]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// What one agent's run says of itself.
+struct Run {
+    node: String,
+    run_id: String,
+    clean_shutdown: bool,
+    whole_until: TimestampMs,
+    missing_rows: i64,
+    lost: i64,
+    unidentified: i64,
+}
+
+/// Reads captures, writes policies, and tells on standard error what they rest on.
+///
+/// # Errors
+/// An input is not there, or the output can't be written. A broken file among the input is no error.
+pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
+    let tables = Tables::open(&args.input).await?;
+    let (tables, communications, runs) = match read(&tables).await {
+        Ok((communications, runs)) => (tables, communications, runs),
+        // A file whose footer is whole may still be damaged inside.
+        Err(error) => match tables.without_damaged(&args.input).await? {
+            Some(rest) => {
+                let (communications, runs) = read(&rest).await?;
+                (rest, communications, runs)
+            }
+            None => return Err(error.into()),
+        },
+    };
+    let namespaces: BTreeSet<Arc<str>> = args.namespaces.iter().map(|name| name.as_str().into()).collect();
+    let set = policy::synthesize(&communications, &tables.index, &namespaces)?;
+    output::write(&output::yaml(&set.policies)?, args.output.as_deref())?;
+    eprint!("{}", remarks(&tables, &runs, &communications, &set));
+    Ok(())
+}
+
+async fn read(tables: &Tables) -> Result<(BTreeSet<Communication>, Vec<Run>), DataFusionError> {
+    Ok((communication::derive(tables).await?, runs(tables).await?))
+}
+
+/// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
+fn remarks(tables: &Tables, runs: &[Run], communications: &BTreeSet<Communication>, set: &PolicySet) -> String {
+    let mut text = String::new();
+    for problem in &tables.problems {
+        let _ = writeln!(text, "skipped {problem}");
+    }
+    for run in runs {
+        run.remark(&mut text);
+    }
+    for finding in &set.findings {
+        let _ = writeln!(text, "{finding}");
+    }
+    let established = communications.iter().filter(|communication| communication.is_established());
+    let one_sided = established.clone().filter(|communication| &*communication.evidence.seen_by != "both").count();
+    let _ = write!(
+        text,
+        "{} policies from {} communications ({one_sided} seen from one end only), {} rows of flows in {} files",
+        set.policies.len(),
+        established.count(),
+        tables.rows(FlowRecord::DATASET),
+        tables.files.len(),
+    );
+    let _ = match tables.problems.len() {
+        0 => writeln!(text),
+        skipped => writeln!(text, ", {skipped} skipped"),
+    };
+    text
+}
+
+impl Run {
+    fn remark(&self, text: &mut String) {
+        let Self { node, run_id, clean_shutdown, whole_until, missing_rows, lost, unidentified } = self;
+        if !clean_shutdown {
+            let _ = writeln!(
+                text,
+                "run {run_id} on node {node} has not ended cleanly (killed, or still recording): what it saw after \
+                 {whole_until} is incomplete"
+            );
+        }
+        if *missing_rows > 0 {
+            let _ = writeln!(text, "run {run_id} on node {node}: {missing_rows} rows of flows are missing");
+        }
+        if *lost > 0 {
+            let _ = writeln!(text, "run {run_id} on node {node} lost {lost} ends of connections while recording");
+        }
+        if *unidentified > 0 {
+            let _ = writeln!(
+                text,
+                "run {run_id} on node {node}: {unidentified} ends of connections were in no known pod"
+            );
+        }
+    }
+}
+
+async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
+    let mut runs = Vec::new();
+    for batch in tables.sql(RUNS).await?.collect().await? {
+        let schema = batch.schema();
+        let column = |name: &str, data_type: &DataType| cast(batch.column(schema.index_of(name)?), data_type);
+        let text = |name| column(name, &DataType::Utf8);
+        let number = |name| column(name, &DataType::Int64);
+        let (node, run_id) = (text("node")?, text("run_id")?);
+        let clean_shutdown = column("clean_shutdown", &DataType::Boolean)?;
+        let (whole_until, missing_rows) = (number("whole_until")?, number("missing_rows")?);
+        let (lost, unidentified) = (number("lost")?, number("unidentified")?);
+        let value = |array: &Arc<dyn Array>, row| array.as_primitive::<Int64Type>().value(row);
+        runs.extend((0..batch.num_rows()).map(|row| Run {
+            node: node.as_string::<i32>().value(row).to_owned(),
+            run_id: run_id.as_string::<i32>().value(row).to_owned(),
+            clean_shutdown: clean_shutdown.as_boolean().value(row),
+            whole_until: TimestampMs(value(&whole_until, row)),
+            missing_rows: value(&missing_rows, row),
+            lost: value(&lost, row),
+            unidentified: value(&unidentified, row),
+        }));
+    }
+    Ok(runs)
+}
+
+const RUNS: &str = include_str!("sql/runs.sql");

@@ -1,0 +1,42 @@
+//! `flowscribe sql`: any query over the capture's tables.
+
+use datafusion::error::DataFusionError;
+
+use crate::{
+    args::SqlArgs,
+    output::{self, OutputError},
+    tables::{Tables, TablesError},
+};
+
+/// Why a query can't be answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SqlError {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error("the query failed")]
+    Query(#[from] DataFusionError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Runs the query and prints its result; files that can't be read are told on standard error.
+///
+/// # Errors
+/// An input is not there, the query is wrong, or the output can't be written.
+pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
+    let SqlArgs { input, query, format } = args;
+    let mut tables = Tables::open(input).await?;
+    let frame = tables.sql(query).await?;
+    let batches = match frame.collect().await {
+        Ok(batches) => batches,
+        Err(error) => {
+            tables = tables.without_damaged(input).await?.ok_or(error)?;
+            tables.sql(query).await?.collect().await?
+        }
+    };
+    for problem in &tables.problems {
+        eprintln!("skipped {problem}");
+    }
+    output::write(&output::table(&batches, *format)?, None)?;
+    Ok(())
+}

@@ -1,0 +1,42 @@
+-- What every agent's run says of itself, against the rows that are there.
+with rows_there as (
+    select cluster, node, run_id, max(seq) + 1 as next_seq, count(*) as row_count, max(last_seen) as last_seen
+    from flows
+    group by cluster, node, run_id
+),
+told as (
+    select
+        h.cluster, h.node, h.run_id,
+        min(run_start) as run_start,
+        bool_or(clean_shutdown) as clean_shutdown,
+        max(flows_next_seq) as next_seq,
+        -- Up to here every row that was written is in a finished file.
+        max(case when flows_next_seq <= coalesce(r.next_seq, 0) then window_end end) as whole_until,
+        sum(lost_ring + lost_map + lost_recursion + lost_parse + lost_queue + lost_sink) as lost,
+        sum(lost_closed) as lost_closed,
+        sum(unidentified) as unidentified
+    from health as h
+    left join rows_there as r on h.cluster = r.cluster and h.node = r.node and h.run_id = r.run_id
+    group by h.cluster, h.node, h.run_id
+),
+begun as (
+    select cluster, node, run_id, min(observed_at) as run_start from inventory group by cluster, node, run_id
+)
+select
+    coalesce(told.cluster, r.cluster, begun.cluster) as cluster,
+    coalesce(told.node, r.node, begun.node) as node,
+    coalesce(told.run_id, r.run_id, begun.run_id) as run_id,
+    coalesce(told.run_start, begun.run_start) as run_start,
+    coalesce(told.clean_shutdown, false) as clean_shutdown,
+    coalesce(told.whole_until, told.run_start, begun.run_start) as whole_until,
+    greatest(coalesce(told.next_seq, 0), coalesce(r.next_seq, 0)) - coalesce(r.row_count, 0) as missing_rows,
+    coalesce(told.lost, 0) as lost,
+    coalesce(told.lost_closed, 0) as lost_closed,
+    coalesce(told.unidentified, 0) as unidentified
+from told
+full join rows_there as r on told.cluster = r.cluster and told.node = r.node and told.run_id = r.run_id
+full join begun
+    on begun.cluster = coalesce(told.cluster, r.cluster)
+    and begun.node = coalesce(told.node, r.node)
+    and begun.run_id = coalesce(told.run_id, r.run_id)
+order by cluster, node, run_start, run_id

@@ -1,0 +1,194 @@
+//! A capture as SQL tables: `flows`, `inventory`, `health`, and the view `edges`.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    datasource::{
+        file_format::parquet::ParquetFormat,
+        listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl},
+        MemTable, TableProvider,
+    },
+    error::DataFusionError,
+    prelude::{DataFrame, SessionConfig, SessionContext},
+};
+use schemas::{
+    capture::{self, CaptureFile, Listing, Problem},
+    flow::FlowRecord,
+    health::HealthRecord,
+    index::Index,
+    inventory::InventoryRecord,
+    table::Record,
+};
+use url::Url;
+
+use crate::{args::InputArgs, resolve};
+
+/// A capture that is open for questions.
+pub(crate) struct Tables {
+    context: SessionContext,
+    /// Who was who.
+    pub(crate) index: Arc<Index>,
+    /// What of the input is used.
+    pub(crate) files: Vec<CaptureFile>,
+    /// What is not, and why.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Why a capture can't be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TablesError {
+    /// An input is not there.
+    #[error("cannot read input {path}")]
+    Input {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A query failed, or was wrong.
+    #[error(transparent)]
+    Query(#[from] DataFusionError),
+}
+
+impl Tables {
+    /// Opens the inputs; what can't be read is left out and told in [`Self::problems`].
+    ///
+    /// # Errors
+    /// An input does not exist, or the query engine can't be set up.
+    pub(crate) async fn open(args: &InputArgs) -> Result<Self, TablesError> {
+        let InputArgs { input, clock_skew_ms } = args;
+        for path in input {
+            fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
+        }
+        let first = input.first().cloned().unwrap_or_default();
+        let listing = capture::list(input).map_err(|source| TablesError::Input { path: first, source })?;
+        Self::over(listing, *clock_skew_ms).await
+    }
+
+    /// Opens the input again without the files that turned out to be damaged when they were read; `None` when all are
+    /// whole, so that the cause must be another one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) async fn without_damaged(&self, args: &InputArgs) -> Result<Option<Self>, TablesError> {
+        let damaged: Vec<Problem> = self.files.iter().filter_map(|file| capture::verify(file).err()).collect();
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        let paths: HashSet<&PathBuf> = damaged.iter().map(|problem| &problem.path).collect();
+        let files = self.files.iter().filter(|file| !paths.contains(&file.path)).cloned().collect();
+        let mut problems = self.problems.clone();
+        problems.extend(damaged.iter().cloned());
+        problems.sort();
+        Self::over(Listing { files, problems }, args.clock_skew_ms).await.map(Some)
+    }
+
+    /// Plans a query.
+    ///
+    /// # Errors
+    /// The query is wrong.
+    pub(crate) async fn sql(&self, query: &str) -> Result<DataFrame, DataFusionError> {
+        self.context.sql(query).await
+    }
+
+    /// Rows of a dataset, repetitions counted.
+    pub(crate) fn rows(&self, dataset: &str) -> i64 {
+        self.files.iter().filter(|file| file.dataset == dataset).map(|file| file.rows).sum()
+    }
+
+    async fn over(listing: Listing, clock_skew_ms: u32) -> Result<Self, TablesError> {
+        let Listing { files, mut problems } = listing;
+        let mut log = Vec::new();
+        let mut usable = Vec::with_capacity(files.len());
+        for file in files {
+            if file.dataset == InventoryRecord::DATASET {
+                match capture::read::<InventoryRecord>(&file) {
+                    Ok(rows) => log.extend(rows),
+                    Err(problem) => {
+                        problems.push(problem);
+                        continue;
+                    }
+                }
+            }
+            usable.push(file);
+        }
+        problems.sort();
+        let index = Arc::new(Index::from_log(log, clock_skew_ms.into()));
+
+        let config = SessionConfig::new()
+            .with_information_schema(true)
+            // The generic dialect takes a column named `cluster` for the keyword of Hive's `cluster by`.
+            .set_str("datafusion.sql_parser.dialect", "PostgreSQL")
+            // DataFusion 55.2 gives extracted struct fields names that clash when a table is joined with itself.
+            .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false);
+        let context = SessionContext::new_with_config(config);
+        for function in resolve::functions(&index) {
+            context.register_udf(function);
+        }
+        register(&context, FlowRecord::DATASET, FlowRecord::schema(), &usable).await?;
+        register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &usable).await?;
+        register(&context, HealthRecord::DATASET, HealthRecord::schema(), &usable).await?;
+        view(&context, "edges", EDGES).await?;
+        Ok(Self { context, index, files: usable, problems })
+    }
+}
+
+/// Registers a dataset's files as one table, without repeated rows.
+async fn register(
+    context: &SessionContext,
+    dataset: &'static str,
+    schema: SchemaRef,
+    files: &[CaptureFile],
+) -> Result<(), TablesError> {
+    let files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == dataset).collect();
+    let paths: Vec<ListingTableUrl> = files.iter().map(|file| table_url(file)).collect::<Result<_, _>>()?;
+    let provider: Arc<dyn TableProvider> = if paths.is_empty() {
+        Arc::new(MemTable::try_new(schema, vec![vec![]])?)
+    } else {
+        let options = ListingOptions::new(Arc::new(ParquetFormat::default()));
+        let config = ListingTableConfig::new_with_multi_paths(paths).with_listing_options(options).with_schema(schema);
+        Arc::new(ListingTable::try_new(config)?)
+    };
+    if may_repeat(&files) {
+        context.register_table(format!("{dataset}_files"), provider)?;
+        view(context, dataset, &DEDUPLICATED.replace("{dataset}", dataset)).await
+    } else {
+        context.register_table(dataset, provider)?;
+        Ok(())
+    }
+}
+
+async fn view(context: &SessionContext, name: &str, query: &str) -> Result<(), TablesError> {
+    let plan = context.sql(query).await?;
+    context.register_table(name, plan.into_view())?;
+    Ok(())
+}
+
+/// Whether two files may hold the same row: their ranges of one run overlap, or one does not tell its range.
+fn may_repeat(files: &[&CaptureFile]) -> bool {
+    let mut ranges: BTreeMap<&str, Vec<(i64, i64)>> = BTreeMap::new();
+    for file in files {
+        let Some((run, first, last)) = &file.run else { return true };
+        ranges.entry(run).or_default().push((*first, *last));
+    }
+    ranges.values_mut().any(|ranges| {
+        ranges.sort_unstable();
+        ranges.windows(2).any(|pair| pair[1].0 <= pair[0].1)
+    })
+}
+
+fn table_url(file: &CaptureFile) -> Result<ListingTableUrl, TablesError> {
+    let input_error = |source| TablesError::Input { path: file.path.clone(), source };
+    let path = fs::canonicalize(&file.path).map_err(input_error)?;
+    let not_a_path = |()| input_error(io::Error::other("not an absolute path"));
+    // Not parsed from text: a path may contain what would be a pattern there.
+    Ok(ListingTableUrl::try_new(Url::from_file_path(path).map_err(not_a_path)?, None)?)
+}
+
+const EDGES: &str = include_str!("sql/edges.sql");
+const DEDUPLICATED: &str = include_str!("sql/deduplicated.sql");
