@@ -4,9 +4,20 @@ use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use arrow::{array::RecordBatch, csv, json::ArrayWriter, util::pretty::pretty_format_batches};
+use arrow::{
+    array::{Array, RecordBatch, StringArray},
+    csv,
+    datatypes::{DataType, Field, Schema},
+    error::ArrowError,
+    json::ArrayWriter,
+    util::{
+        display::{ArrayFormatter, FormatOptions},
+        pretty::pretty_format_batches,
+    },
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::args::Format;
@@ -19,7 +30,7 @@ pub(crate) enum OutputError {
     Yaml(#[from] serde_yaml::Error),
     /// A result can't be printed in the wanted format.
     #[error("cannot print the result")]
-    Print(#[from] arrow::error::ArrowError),
+    Print(#[from] ArrowError),
     /// The output refuses.
     #[error("cannot write {path}")]
     Write {
@@ -70,7 +81,7 @@ pub(crate) fn table(batches: &[RecordBatch], format: Format) -> Result<String, O
         Format::Csv => {
             let mut writer = csv::WriterBuilder::new().with_header(true).build(&mut text);
             for batch in batches {
-                writer.write(batch)?;
+                writer.write(&flat(batch)?)?;
             }
         }
         Format::Json => {
@@ -81,4 +92,24 @@ pub(crate) fn table(batches: &[RecordBatch], format: Format) -> Result<String, O
         }
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The batch with lists and structs as text: CSV has no nesting.
+fn flat(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let options = FormatOptions::default();
+    let mut fields = Vec::with_capacity(batch.num_columns());
+    let mut columns = Vec::with_capacity(batch.num_columns());
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        if !column.data_type().is_nested() || matches!(column.data_type(), DataType::Dictionary(..)) {
+            fields.push(Arc::clone(field));
+            columns.push(Arc::clone(column));
+            continue;
+        }
+        let formatter = ArrayFormatter::try_new(column, &options)?;
+        let text = |row| column.is_valid(row).then(|| formatter.value(row).try_to_string()).transpose();
+        let texts: Result<Vec<Option<String>>, ArrowError> = (0..column.len()).map(text).collect();
+        fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
+        columns.push(Arc::new(StringArray::from(texts?)));
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }

@@ -1,1 +1,14 @@
+//! What Flowscribe is tried on: a lab of network namespaces, an application played in it, and small captures.
+//!
+//! ```text
+//! manifest ──app──► lab (pods, Services) ◄──watches── exporter ──► capture ──► flowscribe report
+//! ```
+//!
+//! The program `lab` is the demo, and also what runs inside every pod. It holds the shipped programs too, so that the
+//! demo and the tests start exactly what users start, from one file.
 
+pub mod app;
+pub mod demo;
+pub mod lab;
+pub mod pod;
+pub mod recording;

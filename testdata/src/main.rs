@@ -1,1 +1,69 @@
-fn main() {}
+//! The demo, the lab's processes, and the shipped programs, in one file.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use testdata::{demo, pod};
+
+/// Flowscribe's demo and lab.
+#[derive(Parser)]
+#[command(name = "lab")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Play an application, record it, and print its policies.
+    Demo {
+        /// Directory to record into; it is cleared first.
+        #[arg(long, value_name = "DIR")]
+        capture: Option<PathBuf>,
+    },
+    /// The process inside a pod of the lab.
+    #[command(hide = true)]
+    Pod {
+        #[arg(long)]
+        cgroup: PathBuf,
+    },
+    /// The process that is the lab's node, and that cleans up after it.
+    #[command(hide = true)]
+    Node {
+        #[arg(long)]
+        cgroup: PathBuf,
+    },
+    /// flowscribe-exporter.
+    #[command(disable_help_flag = true)]
+    Exporter(Rest),
+    /// flowscribe.
+    #[command(disable_help_flag = true)]
+    Flowscribe(Rest),
+}
+
+#[derive(clap::Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let ran = match Args::parse().command {
+        Command::Exporter(rest) => return exporter::run_command(named("flowscribe-exporter", rest)),
+        Command::Flowscribe(rest) => return analyzer::run_command(named("flowscribe", rest)),
+        Command::Demo { capture } => demo::run(capture.as_deref()),
+        Command::Pod { cgroup } => pod::run(&cgroup, true),
+        Command::Node { cgroup } => pod::run_node(&cgroup),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn named(program: &str, rest: Rest) -> impl Iterator<Item = OsString> {
+    std::iter::once(OsString::from(program)).chain(rest.arguments)
+}

@@ -1,0 +1,182 @@
+//! An application from its Kubernetes manifest, played in the lab: its workloads, its Services, and who calls whom.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use anyhow::{Context, Result};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Service},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    lab::{Lab, PodId, PodSpec},
+    pod::Exchange,
+};
+
+/// An application's manifest.
+pub struct App {
+    deployments: Vec<Deployment>,
+    services: Vec<Service>,
+}
+
+/// An application that runs in a lab.
+pub struct RunningApp {
+    /// Replicas by workload.
+    pub pods: BTreeMap<String, Vec<PodId>>,
+    /// Caller, callee's Service, and the address and port to dial.
+    pub calls: Vec<(String, String, Ipv4Addr, u16)>,
+    /// Every port that a replica listens on.
+    pub listeners: Vec<(PodId, u16)>,
+}
+
+impl App {
+    /// Reads Deployments and Services; other objects are passed over.
+    ///
+    /// # Errors
+    /// The manifest is not what Kubernetes would take.
+    pub fn parse(manifest: &str) -> Result<Self> {
+        let mut app = Self { deployments: Vec::new(), services: Vec::new() };
+        for document in serde_yaml::Deserializer::from_str(manifest) {
+            let object = Value::deserialize(document).context("read the manifest")?;
+            match object["kind"].as_str() {
+                Some("Deployment") => app.deployments.push(serde_json::from_value(object)?),
+                Some("Service") => app.services.push(serde_json::from_value(object)?),
+                _ => {}
+            }
+        }
+        Ok(app)
+    }
+
+    /// Starts every replica, lets it listen on its container ports, and makes the Services reachable.
+    ///
+    /// # Errors
+    /// The lab refuses.
+    pub fn start(&self, lab: &mut Lab, namespace: &str) -> Result<RunningApp> {
+        let mut running = RunningApp { pods: BTreeMap::new(), calls: Vec::new(), listeners: Vec::new() };
+        for deployment in &self.deployments {
+            start_deployment(deployment, lab, namespace, &mut running)?;
+        }
+        let mut addresses = BTreeMap::new();
+        for (number, service) in self.services.iter().enumerate() {
+            let cluster_ip = Ipv4Addr::new(10, 96, 0, number as u8 + 10);
+            let name = service.metadata.name.clone().context("a Service has a name")?;
+            self.start_service(service, &name, cluster_ip, lab, namespace, &running)?;
+            addresses.insert(name, cluster_ip);
+        }
+        for deployment in &self.deployments {
+            let caller = deployment.metadata.name.clone().unwrap_or_default();
+            for (callee, port) in calls(deployment) {
+                // What is configured but not deployed is not called, as in the application itself.
+                if let Some(address) = addresses.get(&callee) {
+                    running.calls.push((caller.clone(), callee, *address, port));
+                }
+            }
+        }
+        Ok(running)
+    }
+
+    fn start_service(
+        &self,
+        service: &Service,
+        name: &str,
+        cluster_ip: Ipv4Addr,
+        lab: &mut Lab,
+        namespace: &str,
+        running: &RunningApp,
+    ) -> Result<()> {
+        let spec = service.spec.clone().unwrap_or_default();
+        let selector = spec.selector.unwrap_or_default();
+        let selected = self.deployments.iter().filter(|deployment| {
+            let labels = labels(deployment);
+            selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+        });
+        let backends: Vec<PodId> =
+            selected.flat_map(|deployment| &running.pods[&deployment.metadata.name.clone().unwrap_or_default()]).copied().collect();
+        let ports = spec.ports.unwrap_or_default();
+        let target = |port: &k8s_openapi::api::core::v1::ServicePort| match port.target_port {
+            Some(IntOrString::Int(target)) => target as u16,
+            _ => port.port as u16,
+        };
+        let pairs: Vec<(u16, u16)> = ports.iter().map(|port| (port.port as u16, target(port))).collect();
+        let listed: Vec<Value> = ports
+            .iter()
+            .map(|port| json!({ "name": port.name, "port": port.port, "targetPort": target(port) }))
+            .collect();
+        let entry = json!({ "namespace": namespace, "name": name, "selector": selector, "ports": listed });
+        lab.service(entry, cluster_ip, &pairs, &backends)
+    }
+}
+
+impl RunningApp {
+    /// Plays one round: every replica calls each of its Services a few times.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub fn play(&self, lab: &mut Lab, times: u32) -> Result<()> {
+        for (caller, callee, address, port) in &self.calls {
+            for pod in &self.pods[caller] {
+                lab.dial(*pod, (*address, *port), times, CALL).with_context(|| format!("{caller} calls {callee}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Probes every listener from the node, as kubelet does.
+    ///
+    /// # Errors
+    /// A probe fails.
+    pub fn probe(&self, lab: &mut Lab) -> Result<()> {
+        self.listeners.iter().try_for_each(|(pod, port)| lab.dial_from_node((lab.ipv4(*pod), *port), CALL))
+    }
+}
+
+fn start_deployment(deployment: &Deployment, lab: &mut Lab, namespace: &str, running: &mut RunningApp) -> Result<()> {
+    let workload = deployment.metadata.name.clone().context("a Deployment has a name")?;
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let containers = spec.template.spec.map(|pod| pod.containers).unwrap_or_default();
+    let ports: Vec<_> = containers.iter().flat_map(|container| container.ports.iter().flatten()).collect();
+    let container_ports: Vec<Value> =
+        ports.iter().map(|port| json!({ "name": port.name, "containerPort": port.container_port })).collect();
+    for replica in 0..spec.replicas.unwrap_or(1) {
+        let mut labels = labels(deployment);
+        labels.insert("pod-template-hash".into(), POD_TEMPLATE_HASH.into());
+        let pod = lab.pod(PodSpec {
+            namespace: namespace.into(),
+            name: format!("{workload}-{POD_TEMPLATE_HASH}-{replica:05}"),
+            labels: json!(labels),
+            owner: json!({ "kind": "Deployment", "name": workload, "selector": spec.selector }),
+            ports: json!(container_ports),
+            external: false,
+        })?;
+        for port in &ports {
+            lab.listen(pod, port.container_port as u16, CALL)?;
+            running.listeners.push((pod, port.container_port as u16));
+        }
+        running.pods.entry(workload.clone()).or_default().push(pod);
+    }
+    Ok(())
+}
+
+fn labels(deployment: &Deployment) -> BTreeMap<String, String> {
+    let template = deployment.spec.as_ref().map(|spec| &spec.template);
+    template.and_then(|template| template.metadata.clone()?.labels).unwrap_or_default()
+}
+
+/// Whom a workload calls: environment variables named `…_ADDR` hold `service:port`.
+fn calls(deployment: &Deployment) -> Vec<(String, u16)> {
+    let pod = deployment.spec.clone().and_then(|spec| spec.template.spec).unwrap_or_default();
+    let variables = pod.containers.into_iter().flat_map(|container| container.env.unwrap_or_default());
+    variables
+        .filter(|variable| variable.name.ends_with("_ADDR"))
+        .filter_map(|variable| {
+            let value = variable.value?;
+            let (service, port) = value.split_once(':')?;
+            Some((service.to_owned(), port.parse().ok()?))
+        })
+        .collect()
+}
+
+const CALL: Exchange = Exchange::new(120, 900);
+const POD_TEMPLATE_HASH: &str = "6d5f7c9b8";

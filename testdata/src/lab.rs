@@ -1,0 +1,360 @@
+//! Pods on one machine: network namespaces on a bridge, each with a cgroup, addresses of both families, and a real
+//! process that listens and dials.
+//!
+//! ```text
+//!   namespace of the node: bridge 10.244.0.1, fd00:10:244::1   (a process that can dial, as kubelet does)
+//!      ├─ veth ── namespace of a pod: 10.244.x.y, fd00:10:244::x:y, DNAT from cluster IPs
+//!      └─ veth ── …
+//! ```
+//!
+//! Nothing of it is in the machine's own network namespace. Namespaces have no names: they end with their processes,
+//! which end with the lab, also when it is killed. The cgroups are removed by the node's process, which outlives the
+//! lab by that moment.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{self, Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+
+use crate::pod::{Answer, Exchange, Order};
+
+/// A lab; dropping it removes everything.
+pub struct Lab {
+    executable: PathBuf,
+    cgroup: PathBuf,
+    pods: Vec<Pod>,
+    services: Vec<Value>,
+    /// Last, so that it sees the pods end before it removes their cgroups.
+    node: Process,
+}
+
+/// Number of a pod in its lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodId(usize);
+
+/// What a pod is to be.
+#[derive(Clone, Debug, Default)]
+pub struct PodSpec {
+    /// Namespace in the sense of Kubernetes.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Value,
+    /// Owner: kind, name and LabelSelector; `null` for a bare pod.
+    pub owner: Value,
+    /// Container ports, as in a manifest.
+    pub ports: Value,
+    /// Leave it out of the inventory: somebody outside the cluster, with an address of 203.0.113.0/24.
+    pub external: bool,
+}
+
+struct Pod {
+    spec: PodSpec,
+    ipv4: Ipv4Addr,
+    ipv6: Ipv6Addr,
+    cgroup: PathBuf,
+    process: Process,
+}
+
+/// A pod's process, from outside.
+struct Process {
+    child: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Lab {
+    /// Why there can't be a lab on this machine; `None` when there can.
+    pub fn missing() -> Option<String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Some("it needs root".into());
+        }
+        for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+            let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            if found.is_err() {
+                return Some(format!("it needs the program {program} (package {package})"));
+            }
+        }
+        cgroup2().is_none().then(|| "it needs a cgroup2 mount that can be written".into())
+    }
+
+    /// Starts a lab without pods. `executable` is this crate's program.
+    ///
+    /// # Errors
+    /// The machine does not allow it; [`Lab::missing`] says more.
+    pub fn new(executable: &Path) -> Result<Self> {
+        let mount = cgroup2().context("find cgroup2")?;
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let cgroup = mount.join(format!("flowscribe-lab-{}-{number}", process::id()));
+        fs::create_dir(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
+        fs::create_dir(cgroup.join("node"))?;
+        let mut node = Process::start(executable, "node", &cgroup.join("node"))?;
+        node.run("ip", &["-batch", "-"], BRIDGE)?;
+        Ok(Self { executable: executable.into(), cgroup, pods: Vec::new(), services: Vec::new(), node })
+    }
+
+    /// Adds a pod and starts its process.
+    ///
+    /// # Errors
+    /// The machine refuses a namespace, a cgroup or a link.
+    pub fn pod(&mut self, spec: PodSpec) -> Result<PodId> {
+        let number = self.pods.len();
+        let [high, low] = (number as u16 + 2).to_be_bytes();
+        let (ipv4, ipv6) = if spec.external {
+            (Ipv4Addr::new(203, 0, 113, low), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number as u16 + 2))
+        } else {
+            (Ipv4Addr::new(10, 244, 1 + high, low), Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 1, number as u16 + 2))
+        };
+        let cgroup = self.cgroup.join(format!("pod{number}"));
+        fs::create_dir(&cgroup)?;
+        let mut process = Process::start(&self.executable, "pod", &cgroup)?;
+        let link = format!(
+            "link add p{number} type veth peer name eth0 netns {}\nlink set p{number} master br0 up\n",
+            process.child.id()
+        );
+        self.node.run("ip", &["-batch", "-"], &link)?;
+        let addresses = format!(
+            "addr add {ipv4}/32 dev eth0\naddr add {ipv6}/128 dev eth0 nodad\nlink set eth0 up\n\
+             route add default dev eth0\nroute add ::/0 dev eth0\n"
+        );
+        process.run("ip", &["-batch", "-"], &addresses)?;
+        self.pods.push(Pod { spec, ipv4, ipv6, cgroup, process });
+        Ok(PodId(number))
+    }
+
+    /// Gives every pod so far a Service: what dials `cluster_ip` and a port reaches one of the backends on its target
+    /// port, in turn. `service` is its entry in the inventory, without addresses.
+    ///
+    /// # Errors
+    /// nftables refuses.
+    pub fn service(&mut self, mut service: Value, cluster_ip: Ipv4Addr, ports: &[(u16, u16)], backends: &[PodId]) -> Result<()> {
+        let mut rules = String::from("add table ip lab\nadd chain ip lab out { type nat hook output priority -100; }\n");
+        for (port, target) in ports {
+            let targets = backends.iter().enumerate();
+            let map: Vec<_> = targets.map(|(turn, pod)| format!("{turn} : {} . {target}", self.pods[pod.0].ipv4)).collect();
+            rules += &format!(
+                "add rule ip lab out ip daddr {cluster_ip} tcp dport {port} dnat ip to numgen inc mod {} map {{ {} }}\n",
+                backends.len(),
+                map.join(", ")
+            );
+        }
+        for pod in self.pods.iter_mut().filter(|_| !backends.is_empty()) {
+            pod.process.run("nft", &["-f", "-"], &rules)?;
+        }
+        service["clusterIPs"] = json!([cluster_ip]);
+        self.services.push(service);
+        Ok(())
+    }
+
+    /// Lets a pod listen.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn listen(&mut self, pod: PodId, port: u16, exchange: Exchange) -> Result<()> {
+        self.pods[pod.0].process.order(&Order::Listen { port, exchange }).map(drop)
+    }
+
+    /// Lets a pod dial a number of times.
+    ///
+    /// # Errors
+    /// A connection fails, or ends otherwise than planned.
+    pub fn dial(&mut self, pod: PodId, to: (impl Into<IpAddr>, u16), times: u32, exchange: Exchange) -> Result<()> {
+        let to = SocketAddr::new(to.0.into(), to.1);
+        self.pods[pod.0].process.order(&Order::Dial { to, times, exchange }).map(drop)
+    }
+
+    /// Lets the node dial, as kubelet does to probe.
+    ///
+    /// # Errors
+    /// As [`Self::dial`].
+    pub fn dial_from_node(&mut self, to: (impl Into<IpAddr>, u16), exchange: Exchange) -> Result<()> {
+        let to = SocketAddr::new(to.0.into(), to.1);
+        self.node.order(&Order::Dial { to, times: 1, exchange }).map(drop)
+    }
+
+    /// Lets a pod connect and stay connected.
+    ///
+    /// # Errors
+    /// As [`Self::dial`].
+    pub fn hold(&mut self, pod: PodId, to: (impl Into<IpAddr>, u16), exchange: Exchange) -> Result<()> {
+        let to = SocketAddr::new(to.0.into(), to.1);
+        self.pods[pod.0].process.order(&Order::Hold { to, exchange }).map(drop)
+    }
+
+    /// Lets a pod close what it holds.
+    ///
+    /// # Errors
+    /// The pod's process is gone.
+    pub fn release(&mut self, pod: PodId) -> Result<()> {
+        self.pods[pod.0].process.order(&Order::Release).map(drop)
+    }
+
+    /// Connections that a pod's listeners have served to their end.
+    ///
+    /// # Errors
+    /// The pod's process is gone.
+    pub fn served(&mut self, pod: PodId) -> Result<u64> {
+        self.pods[pod.0].process.order(&Order::Served)
+    }
+
+    /// A pod's IPv4 address.
+    pub fn ipv4(&self, pod: PodId) -> Ipv4Addr {
+        self.pods[pod.0].ipv4
+    }
+
+    /// A pod's IPv6 address.
+    pub fn ipv6(&self, pod: PodId) -> Ipv6Addr {
+        self.pods[pod.0].ipv6
+    }
+
+    /// The cgroup that all pods of this lab are in.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// The network namespace of the lab's node.
+    pub fn node_netns(&self) -> PathBuf {
+        self.node.netns()
+    }
+
+    /// Writes who is who as an inventory file for the exporter.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write_inventory(&self, path: &Path) -> Result<()> {
+        let pods: Vec<Value> = self.pods.iter().filter(|pod| !pod.spec.external).map(Pod::inventory).collect();
+        let inventory = json!({
+            "nodes": [{ "name": NODE, "addresses": [NODE_IPV4, NODE_IPV6], "podCIDRs": [POD_CIDR_IPV4, POD_CIDR_IPV6] }],
+            "serviceCIDRs": [SERVICE_CIDR],
+            "pods": pods,
+            "services": self.services,
+        });
+        let unfinished = path.with_extension("tmp");
+        fs::write(&unfinished, serde_yaml::to_string(&inventory)?)?;
+        fs::rename(&unfinished, path).context("write the inventory")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for pod in &mut self.pods {
+            pod.process.end();
+        }
+        self.node.end();
+    }
+}
+
+impl Pod {
+    fn inventory(&self) -> Value {
+        let PodSpec { namespace, name, labels, owner, ports, .. } = &self.spec;
+        let mut pod = json!({
+            "namespace": namespace,
+            "name": name,
+            "uid": format!("uid-{namespace}-{name}"),
+            "labels": labels,
+            "owner": owner,
+            "podIPs": [self.ipv4, self.ipv6],
+            "node": NODE,
+            "ports": ports,
+            "netns": self.process.netns(),
+            "cgroup": self.cgroup,
+        });
+        if let Some(pod) = pod.as_object_mut() {
+            pod.retain(|_, value| !value.is_null());
+        }
+        pod
+    }
+}
+
+impl Process {
+    fn start(executable: &Path, role: &str, cgroup: &Path) -> Result<Self> {
+        let mut child = Command::new(executable)
+            .arg(role)
+            .arg("--cgroup")
+            .arg(cgroup)
+            // Ctrl-C is for the lab; its processes end when it does.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", executable.display()))?;
+        let orders = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().context("its standard output is piped")?);
+        let mut process = Self { child, orders, answers };
+        process.answer()?;
+        Ok(process)
+    }
+
+    fn order(&mut self, order: &Order) -> Result<u64> {
+        let mut line = serde_json::to_string(order)?;
+        line.push('\n');
+        self.orders.as_mut().context("it has not been ended")?.write_all(line.as_bytes())?;
+        self.answer().with_context(|| format!("{order:?}"))
+    }
+
+    fn answer(&mut self) -> Result<u64> {
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 {
+            bail!("a process of the lab ended");
+        }
+        serde_json::from_str::<Answer>(&line)?.map_err(|error| anyhow!(error))
+    }
+
+    fn run(&mut self, program: &str, arguments: &[&str], input: &str) -> Result<()> {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        self.order(&Order::Run { program: program.into(), arguments, input: input.into() }).map(drop)
+    }
+
+    fn netns(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.child.id()).into()
+    }
+
+    fn end(&mut self) {
+        drop(self.orders.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Where cgroup v2 is mounted, if it can be written.
+fn cgroup2() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mount = fields.into_iter().find(|fields| fields.get(2) == Some(&"cgroup2"))?;
+    let options: Vec<_> = mount.get(3)?.split(',').collect();
+    options.contains(&"rw").then(|| PathBuf::from(mount[1]))
+}
+
+/// This crate's program, when it is this process.
+///
+/// # Errors
+/// The system does not tell.
+pub fn own_executable() -> Result<PathBuf> {
+    env::current_exe().context("find this program")
+}
+
+/// Name of the lab's only node.
+pub const NODE: &str = "lab";
+/// The node's addresses, on the bridge.
+pub const NODE_IPV4: &str = "10.244.0.1";
+const NODE_IPV6: &str = "fd00:10:244::1";
+const POD_CIDR_IPV4: &str = "10.244.0.0/16";
+const POD_CIDR_IPV6: &str = "fd00:10:244::/64";
+const SERVICE_CIDR: &str = "10.96.0.0/16";
+const BRIDGE: &str = "link add br0 type bridge
+addr add 10.244.0.1/32 dev br0
+addr add fd00:10:244::1/128 dev br0 nodad
+link set br0 up
+route add default dev br0
+route add ::/0 dev br0
+";
+
+static LABS: AtomicU32 = AtomicU32::new(0);

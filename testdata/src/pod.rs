@@ -1,0 +1,256 @@
+//! The process inside a pod of the lab: real sockets in a network namespace and cgroup of its own.
+//!
+//! It takes commands as JSON lines on standard input and answers each with a JSON line on standard output. It ends with
+//! its standard input, and the kernel ends it with its parent.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, BufRead, Read, Write},
+    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    libc::linger,
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::Signal,
+        socket::{setsockopt, sockopt::Linger},
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// What a pod's process can be told to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Run a program in the pod's network namespace, with text on its standard input.
+    Run { program: String, arguments: Vec<String>, input: String },
+    /// Listen on a port of all addresses, IPv4 and IPv6, and treat every connection alike.
+    Listen { port: u16, exchange: Exchange },
+    /// Connect a number of times, one after the other.
+    Dial { to: SocketAddr, times: u32, exchange: Exchange },
+    /// Connect and stay connected until [`Order::Release`].
+    Hold { to: SocketAddr, exchange: Exchange },
+    /// Close all held connections.
+    Release,
+    /// How many connections the listeners have served to their end.
+    Served,
+}
+
+/// What happens on a connection: who sends how much, and who ends it how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// Payload bytes from the client to the server.
+    pub to_server: usize,
+    /// Payload bytes from the server to the client, sent after the server has received all of the client's.
+    pub to_client: usize,
+    /// Which end closes first, and how.
+    pub close: Close,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Close {
+    /// The client sends the first FIN.
+    Client,
+    /// The server sends the first FIN.
+    Server,
+    /// The client resets the connection.
+    Reset,
+}
+
+/// The answer to an order: a number (connections made or served) or why it failed.
+pub type Answer = Result<u64, String>;
+
+/// Runs the process of a pod: joins the cgroup, makes a network namespace, and obeys.
+///
+/// # Errors
+/// The process may not do that, or standard output is closed.
+pub fn run(cgroup: &Path, dies_with_parent: bool) -> Result<()> {
+    if dies_with_parent {
+        set_pdeathsig(Signal::SIGKILL).context("ask for the parent's death")?;
+    }
+    join(cgroup)?;
+    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    run_program("ip", &["link", "set", "lo", "up"], "")?;
+    let mut pod = Pod::default();
+    answer(&Ok(0))?;
+    for line in io::stdin().lock().lines() {
+        let order = serde_json::from_str(&line?).context("understand an order")?;
+        answer(&pod.obey(order).map_err(|error| format!("{error:#}")))?;
+    }
+    Ok(())
+}
+
+/// Runs the process of the lab's node. It outlives a lab that is killed until the pods are gone, and then removes the
+/// lab's cgroups.
+///
+/// # Errors
+/// As [`run`]; or a cgroup stays in use.
+pub fn run_node(cgroup: &Path) -> Result<()> {
+    let ran = run(cgroup, false);
+    let lab = cgroup.parent().context("the node's cgroup is in the lab's")?;
+    let mount = lab.parent().context("the lab's cgroup is in the hierarchy")?;
+    join(mount)?;
+    remove_cgroups(lab).with_context(|| format!("remove {}", lab.display()))?;
+    ran
+}
+
+/// Moves this process to a cgroup; sockets keep the cgroup they were made in.
+///
+/// # Errors
+/// The cgroup is not there or may not be joined.
+fn join(cgroup: &Path) -> Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("join cgroup {}", cgroup.display()))
+}
+
+#[derive(Default)]
+struct Pod {
+    held: Vec<TcpStream>,
+    served: Arc<AtomicU64>,
+    listeners: HashMap<u16, Exchange>,
+}
+
+impl Pod {
+    fn obey(&mut self, order: Order) -> Result<u64> {
+        match order {
+            Order::Run { program, arguments, input } => {
+                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                run_program(&program, &arguments, &input).map(|()| 0)
+            }
+            Order::Listen { port, exchange } => self.listen(port, exchange),
+            Order::Dial { to, times, exchange } => {
+                for _ in 0..times {
+                    exchange.as_client(TcpStream::connect_timeout(&to, TIMEOUT)?)?;
+                }
+                Ok(times.into())
+            }
+            Order::Hold { to, exchange } => {
+                let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+                exchange.talk_as_client(&stream)?;
+                self.held.push(stream);
+                Ok(1)
+            }
+            Order::Release => Ok(self.held.drain(..).count() as u64),
+            Order::Served => Ok(self.served.load(Ordering::SeqCst)),
+        }
+    }
+
+    fn listen(&mut self, port: u16, exchange: Exchange) -> Result<u64> {
+        if let Some(known) = self.listeners.insert(port, exchange) {
+            if known != exchange {
+                bail!("port {port} listens already, for another exchange");
+            }
+            return Ok(0);
+        }
+        // Linux maps IPv4 onto an IPv6 listener; that the port is dual-stack is part of what the lab tests.
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+        let served = Arc::clone(&self.served);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let served = Arc::clone(&served);
+                thread::spawn(move || {
+                    // What fails here shows in what the client sees.
+                    let _ = exchange.as_server(stream);
+                    served.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        });
+        Ok(1)
+    }
+}
+
+impl Exchange {
+    /// An exchange that the client ends.
+    pub const fn new(to_server: usize, to_client: usize) -> Self {
+        Self { to_server, to_client, close: Close::Client }
+    }
+
+    fn talk_as_client(self, mut stream: &TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.write_all(&vec![b'c'; self.to_server])?;
+        stream.read_exact(&mut vec![0; self.to_client])
+    }
+
+    fn as_client(self, mut stream: TcpStream) -> io::Result<()> {
+        self.talk_as_client(&stream)?;
+        match self.close {
+            Close::Client => {
+                // Half-closing and waiting for the other FIN makes the order of the two certain.
+                stream.shutdown(Shutdown::Write)?;
+                read_to_end(&mut stream)
+            }
+            Close::Server => read_to_end(&mut stream),
+            Close::Reset => Ok(setsockopt(&stream, Linger, &linger { l_onoff: 1, l_linger: 0 })?),
+        }
+    }
+
+    fn as_server(self, mut stream: TcpStream) -> io::Result<()> {
+        stream.read_exact(&mut vec![0; self.to_server])?;
+        stream.write_all(&vec![b's'; self.to_client])?;
+        if self.close == Close::Server {
+            stream.shutdown(Shutdown::Write)?;
+        }
+        read_to_end(&mut stream)
+    }
+}
+
+fn read_to_end(stream: &mut TcpStream) -> io::Result<()> {
+    io::copy(stream, &mut io::sink()).map(drop)
+}
+
+fn answer(answer: &Answer) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, answer)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
+/// Runs a program to its end; its standard error becomes ours if it fails.
+///
+/// # Errors
+/// It is not there, or does not exit with 0.
+fn run_program(program: &str, arguments: &[&str], input: &str) -> Result<()> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    child.stdin.take().context("its standard input is piped")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{program} {}: {}\n{input}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Cleans up after a lab: waits until the processes of its cgroups are gone, and removes the cgroups.
+///
+/// # Errors
+/// A cgroup is still in use after some seconds.
+fn remove_cgroups(root: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let pods = fs::read_dir(root)?.flatten().filter(|entry| entry.path().is_dir());
+        pods.for_each(|pod| drop(fs::remove_dir(pod.path())));
+        match fs::remove_dir(root) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+const TIMEOUT: Duration = Duration::from_secs(5);

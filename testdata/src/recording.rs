@@ -1,0 +1,106 @@
+//! The shipped exporter and analyzer as processes of their own, for the demo and for tests.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, ChildStderr, Command, Output, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::lab::Lab;
+
+/// A running `flowscribe-exporter`; dropped, it is killed.
+pub struct Recording {
+    child: Child,
+    rest: Option<JoinHandle<String>>,
+}
+
+impl Recording {
+    /// Starts an exporter over a lab, with the lab's inventory, and waits until it records.
+    ///
+    /// # Errors
+    /// It ends instead, and says why.
+    pub fn start<S: AsRef<OsStr>>(executable: &Path, lab: &Lab, output: &Path, extra: &[S]) -> Result<Self> {
+        let inventory = output.with_extension("inventory.yaml");
+        lab.write_inventory(&inventory)?;
+        let mut command = Command::new(executable);
+        command.arg("exporter").arg("--output").arg(output).arg("--inventory").arg(&inventory);
+        command.arg("--cgroup").arg(lab.cgroup()).arg("--host-netns").arg(lab.node_netns());
+        command.args(["--node", crate::lab::NODE, "--cluster", "lab"]).args(extra);
+        Self::spawn(command)
+    }
+
+    /// Starts an exporter as given and waits until it records.
+    ///
+    /// # Errors
+    /// It ends instead, and says why.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        let mut child = command.stderr(Stdio::piped()).spawn().context("start the exporter")?;
+        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
+        let mut text = String::new();
+        while !text.contains("recording, stop with Ctrl-C") {
+            if log.read_line(&mut text)? == 0 {
+                child.wait()?;
+                bail!("{}", text.trim());
+            }
+        }
+        // Read on, so that the exporter never waits for us.
+        let rest = thread::spawn(move || rest(log, text));
+        Ok(Self { child, rest: Some(rest) })
+    }
+
+    /// Ends it as Ctrl-C does, and returns what it said.
+    ///
+    /// # Errors
+    /// It does not end well.
+    pub fn stop(mut self) -> Result<String> {
+        self.signal(Signal::SIGINT)?;
+        let status = self.child.wait()?;
+        let log = self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default();
+        if !status.success() {
+            bail!("the exporter ended with {status}: {log}");
+        }
+        Ok(log)
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub fn kill(mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.child.id() as i32), signal).with_context(|| format!("send {signal}"))
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn rest(mut log: BufReader<ChildStderr>, mut text: String) -> String {
+    let _ = log.read_to_string(&mut text);
+    text
+}
+
+/// Runs `flowscribe` to its end.
+///
+/// # Errors
+/// It can't be started.
+pub fn flowscribe<S: AsRef<OsStr>>(executable: &Path, arguments: &[S]) -> Result<Output> {
+    Command::new(executable).arg("flowscribe").args(arguments).output().context("start flowscribe")
+}
