@@ -1,0 +1,121 @@
+//! The demo, live: exactly twelve policies, and the same bytes however often and from whatever order they are made.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use schemas::{
+    capture::{DatasetWriter, Roll},
+    flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    table::{Record, TimestampMs},
+};
+use testdata::lab::Lab;
+
+use crate::support::{executable, flowscribe, rows, skip};
+
+/// The policies that the demo must end in, whoever runs it.
+fn golden() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/microservices-demo.policies.yaml");
+    fs::read_to_string(path).expect("the golden policies are committed")
+}
+
+fn committed() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/demo")
+}
+
+fn report(capture: &Path) -> String {
+    let output = flowscribe(&["report", "--input", &capture.to_string_lossy(), "--namespaces", "demo"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("YAML is text")
+}
+
+#[test]
+fn the_demo_ends_in_the_twelve_policies_of_its_workloads() {
+    let test = "the_demo_ends_in_the_twelve_policies_of_its_workloads";
+    if let Some(missing) = Lab::missing() {
+        return skip(test, &missing);
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let capture = directory.path().join("capture");
+    let demo = Command::new(executable()).args(["demo", "--capture"]).arg(&capture).output().expect("the demo starts");
+    let summary = String::from_utf8_lossy(&demo.stderr);
+    assert!(demo.status.success(), "{summary}");
+    assert!(!summary.contains("not live here"), "{summary}");
+    assert!(summary.contains("lab: 12 workloads, 15 pods"), "{summary}");
+    assert!(summary.contains("12 policies from"), "{summary}");
+    assert!(summary.contains("(0 seen from one end only)"), "{summary}");
+    let policies = String::from_utf8(demo.stdout).expect("YAML is text");
+    assert_eq!(policies, golden(), "UPDATE: cargo demo > testdata/apps/microservices-demo.policies.yaml");
+    assert_eq!(report(&capture), policies, "a second report gives the same bytes");
+}
+
+#[test]
+fn the_golden_policies_are_what_the_manifest_asks_for() {
+    let golden = golden();
+    let policy = |workload: &str| {
+        let named = |document: &&str| document.contains(&format!("\n  name: {workload}-network\n"));
+        golden.split("---\n").find(named).unwrap_or_else(|| panic!("{workload} has a policy"))
+    };
+    assert_eq!(golden.split("---\n").count(), 12);
+    let cart = policy("cartservice");
+    assert!(
+        cart.contains(
+            "  egress:\n  - ports:\n    - port: 6379\n      protocol: TCP\n    to:\n    - podSelector:\n        \
+             matchLabels:\n          app: redis-cart\n  ingress:\n  - from:\n    - podSelector:\n        matchLabels:\n\
+             \x20         app: checkoutservice\n    - podSelector:\n        matchLabels:\n          app: frontend\n    \
+             ports:\n    - port: 7070\n      protocol: TCP\n"
+        ),
+        "{cart}"
+    );
+    let email = policy("emailservice");
+    assert!(email.contains("port: 8080\n") && !golden.contains("port: 5000\n"), "dialled on 5000, listening on 8080");
+    let ports: BTreeSet<&str> = golden.lines().filter_map(|line| line.trim().strip_prefix("- port: ")).collect();
+    let listening = ["3550", "5050", "6379", "7000", "7070", "8080", "9555", "50051"];
+    assert_eq!(ports, listening.into_iter().collect(), "no other port, above all no ephemeral one");
+    assert!(!golden.contains("ipBlock"), "every peer is a selector");
+}
+
+#[test]
+fn the_committed_capture_gives_the_golden_policies_in_any_order() {
+    assert_eq!(report(&committed()), golden());
+    let flows = rows::<FlowRecord>(&committed());
+    assert!(flows.len() > 50, "the capture is there: {}", flows.len());
+    let directory = tempfile::tempdir().expect("a directory");
+    // The same rows, dealt to seven files, each from the other end.
+    for (number, deal) in (0..7).map(|part| (part, flows.iter().rev().skip(part).step_by(7))) {
+        write(directory.path(), &format!("dealt-{number}"), deal.cloned().collect::<Vec<_>>());
+    }
+    write(directory.path(), "inventory", rows::<InventoryRecord>(&committed()));
+    write(directory.path(), "health", rows::<HealthRecord>(&committed()));
+    assert_eq!(report(directory.path()), golden());
+    // Delivered twice: every row is there a second time.
+    write(directory.path(), "again", flows);
+    assert_eq!(report(directory.path()), golden());
+}
+
+#[test]
+fn without_a_lab_the_demo_says_so_and_replays_the_committed_capture() {
+    // Neither `ip` nor `nft` is on an empty path; without root, that is said first.
+    let demo = Command::new(executable()).arg("demo").env("PATH", "").output().expect("the demo starts");
+    let summary = String::from_utf8_lossy(&demo.stderr);
+    assert!(demo.status.success(), "{summary}");
+    let reason = summary.lines().next().expect("it says something");
+    assert!(reason.starts_with("not live here: it needs"), "{reason}");
+    assert_eq!(String::from_utf8_lossy(&demo.stdout), golden());
+}
+
+fn write<R: Record>(root: &Path, file: &str, rows: Vec<R>) {
+    let roll = Roll { size_bytes: u64::MAX, age: Duration::MAX };
+    let mut writer = DatasetWriter::new(root, &Arc::from(file), &Arc::from("shuffled"), "test", roll);
+    for row in rows {
+        writer.push(row, TimestampMs(0)).expect("the row is taken");
+    }
+    writer.finish().expect("the file is finished");
+}

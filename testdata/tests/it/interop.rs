@@ -1,0 +1,45 @@
+//! Others read the capture as it is.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
+
+use crate::support::{rows, skip};
+
+const SCRIPT: &str = "
+import duckdb, sys
+root = sys.argv[1]
+for dataset in ('flows', 'inventory', 'health'):
+    table = duckdb.sql(f\"select * from read_parquet('{root}/{dataset}/**/*.parquet', hive_partitioning = true)\")
+    print(dataset, *duckdb.sql('select count(*), count(distinct seq), min(date) is not null from table').fetchone())
+print(*duckdb.sql(f\"\"\"
+    select sum(connections), sum(bytes_sent), count(distinct source_workload), min(typeof(window_start)),
+        min(typeof(source_address)), min(typeof(seq)), min(list_sum(rtt_us_hist) = closed)
+    from '{root}/flows/**/*.parquet'
+\"\"\").fetchone())
+";
+
+#[test]
+fn duckdb_reads_the_capture_as_it_is() {
+    let test = "duckdb_reads_the_capture_as_it_is";
+    let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !quiet(Command::new("python3").args(["-c", "import duckdb"])).is_ok_and(|status| status.success()) {
+        return skip(test, "it needs python3 with the package duckdb");
+    }
+    let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/demo");
+    let output = Command::new("python3").args(["-c", SCRIPT]).arg(&capture).output().expect("python3 starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let flows = rows::<FlowRecord>(&capture);
+    let connections: i64 = flows.iter().map(|row| row.connections).sum();
+    let bytes: i64 = flows.iter().filter_map(|row| row.bytes_sent).sum();
+    let (flows, inventory) = (flows.len(), rows::<InventoryRecord>(&capture).len());
+    let health = rows::<HealthRecord>(&capture).len();
+    let expected = format!(
+        "flows {flows} {flows} True\ninventory {inventory} {inventory} True\nhealth {health} {health} True\n\
+         {connections} {bytes} 7 TIMESTAMP WITH TIME ZONE VARCHAR BIGINT True\n"
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}

@@ -1,0 +1,57 @@
+//! A recording that is killed: what was finished is whole, and what is not is named.
+
+use std::{fs, thread, time::Duration};
+
+use schemas::{capture, flow::FlowRecord};
+use testdata::{pod::Exchange, recording::Recording};
+
+use crate::support::{executable, flowscribe, lab, pod, rows, wait_until};
+
+#[test]
+fn a_killed_recording_is_read_as_far_as_it_came_and_named() {
+    let Some(mut lab) = lab("a_killed_recording_is_read_as_far_as_it_came_and_named") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &["--window", "1s", "--roll-interval", "2s"])
+        .expect("the exporter records");
+    lab.dial(client, (lab.ipv4(server), 7001), 3, Exchange::new(1, 1)).expect("the server answers");
+    wait_until("a finished file of flows", || !rows_if_there(&output).is_empty());
+    lab.dial(client, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
+    thread::sleep(Duration::from_millis(1500));
+    recording.kill().expect("it was running");
+
+    let listing = capture::list(std::slice::from_ref(&output)).expect("the capture is there");
+    for file in &listing.files {
+        capture::verify(file).expect("every renamed file is whole");
+    }
+    let run = rows_if_there(&output)[0].run_id.to_string();
+    let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
+    let said = String::from_utf8_lossy(&report.stderr);
+    assert!(report.status.success(), "{said}");
+    let policies = String::from_utf8_lossy(&report.stdout);
+    assert_eq!(policies.matches("kind: NetworkPolicy").count(), 2, "{policies}");
+    let named = format!("run {run} on node lab has not ended cleanly (killed, or still recording): what it saw after 2");
+    assert!(said.contains(&named), "{said}");
+    assert!(said.contains("unfinished: its writer was killed or is still writing"), "{said}");
+}
+
+#[test]
+fn killed_before_anything_was_finished_is_an_empty_capture() {
+    let Some(mut lab) = lab("killed_before_anything_was_finished_is_an_empty_capture") else { return };
+    let client = pod(&mut lab, "client");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    lab.dial(client, (lab.ipv4(client), 9), 1, Exchange::new(0, 0)).expect_err("nobody listens there");
+    recording.kill().expect("it was running");
+    let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
+    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    assert_eq!(String::from_utf8_lossy(&report.stdout), "");
+    assert!(fs::read_dir(&output).expect("it was begun").next().is_some());
+}
+
+fn rows_if_there(output: &std::path::Path) -> Vec<FlowRecord> {
+    if output.exists() { rows(output) } else { Vec::new() }
+}

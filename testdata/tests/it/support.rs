@@ -1,0 +1,67 @@
+//! What the tests share: a lab or a loud skip, and a capture's rows.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use schemas::{
+    capture,
+    table::Record,
+};
+use serde_json::{Value, json};
+use testdata::{
+    lab::{Lab, PodId, PodSpec},
+    recording,
+};
+
+/// This crate's program: pods, exporter and analyzer in one.
+pub(crate) fn executable() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_lab"))
+}
+
+/// A lab, or `None` after saying why there is none here.
+pub(crate) fn lab(test: &str) -> Option<Lab> {
+    if let Some(missing) = Lab::missing() {
+        skip(test, &missing);
+        return None;
+    }
+    Some(Lab::new(executable()).expect("a lab can be made where nothing is missing"))
+}
+
+/// Says that a test did not run; past the capture of a test's output, so that it is seen.
+pub(crate) fn skip(test: &str, reason: &str) {
+    let _ = writeln!(io::stderr(), "SKIPPED {test}: {reason}");
+}
+
+/// A pod of the Deployment `workload` with the label `app`.
+pub(crate) fn pod(lab: &mut Lab, workload: &str) -> PodId {
+    let labels = json!({ "app": workload });
+    let owner = json!({ "kind": "Deployment", "name": workload, "selector": { "matchLabels": labels } });
+    let name = format!("{workload}-0");
+    lab.pod(PodSpec { namespace: "demo".into(), name, labels, owner, ports: Value::Null, external: false })
+        .expect("the lab takes another pod")
+}
+
+/// Every row of a dataset.
+pub(crate) fn rows<R: Record>(root: &Path) -> Vec<R> {
+    let listing = capture::list(&[root.into()]).expect("the capture is there");
+    let files = listing.files.iter().filter(|file| file.dataset == R::DATASET);
+    files.flat_map(|file| capture::read::<R>(file).expect("what is listed can be read")).collect()
+}
+
+/// Runs `flowscribe` over a capture.
+pub(crate) fn flowscribe(arguments: &[&str]) -> Output {
+    recording::flowscribe(executable(), arguments).expect("flowscribe starts")
+}
+
+/// Waits until a condition holds; fails after some seconds.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
