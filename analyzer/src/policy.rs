@@ -231,7 +231,8 @@ impl Draft<'_> {
             self.findings.extend(self.selectors.judge(workload, &selector));
             policies.push(policy(&names[workload], workload, &selector, rules));
         }
-        policies.sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
+        policies
+            .sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
         check(&policies)?;
         Ok(PolicySet { policies, findings: self.findings })
     }
@@ -363,7 +364,8 @@ fn check(policies: &[NetworkPolicy]) -> Result<(), PolicyError> {
         let egress = spec.egress.iter().flatten().map(|rule| (&rule.to, &rule.ports));
         for (peers, ports) in ingress.chain(egress) {
             let no_peers = peers.as_ref().is_none_or(|peers| peers.is_empty() || peers.iter().any(is_open));
-            let no_ports = ports.as_ref().is_none_or(|ports| ports.is_empty() || ports.iter().any(|p| p.port.is_none()));
+            let no_ports =
+                ports.as_ref().is_none_or(|ports| ports.is_empty() || ports.iter().any(|p| p.port.is_none()));
             if no_peers || no_ports {
                 return Err(PolicyError::OpenRule { name: name() });
             }

@@ -1,6 +1,6 @@
 //! `flowscribe report`: policies on standard output, what a person should know on standard error.
 
-use std::{collections::BTreeSet, fmt::Write, sync::Arc};
+use std::{collections::BTreeSet, fmt::Write, path::PathBuf, sync::Arc};
 
 use arrow::{
     array::{Array, AsArray},
@@ -8,7 +8,11 @@ use arrow::{
     datatypes::{DataType, Int64Type},
 };
 use datafusion::error::DataFusionError;
-use schemas::{flow::FlowRecord, table::Record, table::TimestampMs};
+use schemas::{
+    capture::{Problem, ProblemKind},
+    flow::FlowRecord,
+    table::{Record, TimestampMs},
+};
 
 use crate::{
     args::ReportArgs,
@@ -40,6 +44,7 @@ struct Run {
     missing_rows: i64,
     lost: i64,
     unidentified: i64,
+    undirected_rows: i64,
 }
 
 /// Reads captures, writes policies, and tells on standard error what they rest on.
@@ -62,12 +67,28 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     let namespaces: BTreeSet<Arc<str>> = args.namespaces.iter().map(|name| name.as_str().into()).collect();
     let set = policy::synthesize(&communications, &tables.index, &namespaces)?;
     output::write(&output::yaml(&set.policies)?, args.output.as_deref())?;
-    eprint!("{}", remarks(&tables, &runs, &communications, &set));
+    if tables.files.is_empty() {
+        eprint!("{}", nothing(&tables, &args.input.input));
+    } else {
+        eprint!("{}", remarks(&tables, &runs, &communications, &set));
+    }
     Ok(())
 }
 
 async fn read(tables: &Tables) -> Result<(BTreeSet<Communication>, Vec<Run>), DataFusionError> {
     Ok((communication::derive(tables).await?, runs(tables).await?))
+}
+
+/// What to say where there is no capture: that an input is empty is said with it.
+fn nothing(tables: &Tables, inputs: &[PathBuf]) -> String {
+    let is_empty_input = |problem: &&Problem| problem.kind == ProblemKind::Empty && inputs.contains(&problem.path);
+    let mut text = String::new();
+    for problem in tables.problems.iter().filter(|problem| !is_empty_input(problem)) {
+        let _ = writeln!(text, "skipped {problem}");
+    }
+    let inputs: Vec<_> = inputs.iter().map(|input| input.display().to_string()).collect();
+    let _ = writeln!(text, "nothing to report: no capture in {}", inputs.join(", "));
+    text
 }
 
 /// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
@@ -101,7 +122,8 @@ fn remarks(tables: &Tables, runs: &[Run], communications: &BTreeSet<Communicatio
 
 impl Run {
     fn remark(&self, text: &mut String) {
-        let Self { node, run_id, clean_shutdown, whole_until, missing_rows, lost, unidentified } = self;
+        let Self { node, run_id, clean_shutdown, whole_until, missing_rows, lost, unidentified, undirected_rows } =
+            self;
         if !clean_shutdown {
             let _ = writeln!(
                 text,
@@ -116,9 +138,13 @@ impl Run {
             let _ = writeln!(text, "run {run_id} on node {node} lost {lost} ends of connections while recording");
         }
         if *unidentified > 0 {
+            let _ =
+                writeln!(text, "run {run_id} on node {node}: {unidentified} ends of connections were in no known pod");
+        }
+        if *undirected_rows > 0 {
             let _ = writeln!(
                 text,
-                "run {run_id} on node {node}: {unidentified} ends of connections were in no known pod"
+                "run {run_id} on node {node}: {undirected_rows} rows of flows have no known direction and make no rule"
             );
         }
     }
@@ -135,6 +161,7 @@ async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
         let clean_shutdown = column("clean_shutdown", &DataType::Boolean)?;
         let (whole_until, missing_rows) = (number("whole_until")?, number("missing_rows")?);
         let (lost, unidentified) = (number("lost")?, number("unidentified")?);
+        let undirected_rows = number("undirected_rows")?;
         let value = |array: &Arc<dyn Array>, row| array.as_primitive::<Int64Type>().value(row);
         runs.extend((0..batch.num_rows()).map(|row| Run {
             node: node.as_string::<i32>().value(row).to_owned(),
@@ -144,6 +171,7 @@ async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
             missing_rows: value(&missing_rows, row),
             lost: value(&lost, row),
             unidentified: value(&unidentified, row),
+            undirected_rows: value(&undirected_rows, row),
         }));
     }
     Ok(runs)

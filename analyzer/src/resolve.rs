@@ -11,8 +11,7 @@ use std::{
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BooleanArray, BooleanBuilder, ListArray, StringBuilder, StructArray,
-        UInt16Builder,
+        Array, ArrayRef, AsArray, BooleanArray, BooleanBuilder, ListArray, StringBuilder, StructArray, UInt16Builder,
     },
     buffer::OffsetBuffer,
     datatypes::{DataType, Field, Fields, Int32Type, TimestampMillisecondType, UInt16Type},
@@ -114,7 +113,8 @@ impl Rows {
     }
 
     fn span(&self, row: usize) -> Span {
-        let time = |column: usize| TimestampMs(self.arrays[column].as_primitive::<TimestampMillisecondType>().value(row));
+        let time =
+            |column: usize| TimestampMs(self.arrays[column].as_primitive::<TimestampMillisecondType>().value(row));
         Span { from: time(10), to: time(11) }
     }
 
@@ -245,13 +245,7 @@ fn destination_ends(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<C
 }
 
 /// Everyone who may have answered when a Service's address was dialled; `None` when it was not a Service's.
-fn through_service(
-    index: &Index,
-    address: IpAddr,
-    transport: &str,
-    port: u16,
-    span: Span,
-) -> Option<Vec<Destination>> {
+fn through_service(index: &Index, address: IpAddr, transport: &str, port: u16, span: Span) -> Option<Vec<Destination>> {
     let Owner::Service(service) = index.resolve(address, span) else { return None };
     let name: Arc<str> = format!("{}/{}", service.namespace.as_deref().unwrap_or_default(), service.name).into();
     // Replicas are one destination: a connection must not count once for each.

@@ -1,5 +1,8 @@
 //! `flowscribe sql`: any query over the capture's tables.
 
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
 use datafusion::error::DataFusionError;
 
 use crate::{
@@ -26,12 +29,11 @@ pub(crate) enum SqlError {
 pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     let SqlArgs { input, query, format } = args;
     let mut tables = Tables::open(input).await?;
-    let frame = tables.sql(query).await?;
-    let batches = match frame.collect().await {
+    let batches = match ask(&tables, query).await {
         Ok(batches) => batches,
         Err(error) => {
             tables = tables.without_damaged(input).await?.ok_or(error)?;
-            tables.sql(query).await?.collect().await?
+            ask(&tables, query).await?
         }
     };
     for problem in &tables.problems {
@@ -39,4 +41,12 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     }
     output::write(&output::table(&batches, *format)?, None)?;
     Ok(())
+}
+
+/// A query's result: at least one batch, so that even an empty one has its columns.
+async fn ask(tables: &Tables, query: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+    let frame = tables.sql(query).await?;
+    let empty = RecordBatch::new_empty(Arc::clone(frame.schema().inner()));
+    let batches = frame.collect().await?;
+    Ok(if batches.is_empty() { vec![empty] } else { batches })
 }

@@ -10,11 +10,12 @@ use std::{
 use arrow::datatypes::SchemaRef;
 use datafusion::{
     datasource::{
+        MemTable, TableProvider,
         file_format::parquet::ParquetFormat,
         listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl},
-        MemTable, TableProvider,
     },
     error::DataFusionError,
+    execution::context::SQLOptions,
     prelude::{DataFrame, SessionConfig, SessionContext},
 };
 use schemas::{
@@ -88,12 +89,13 @@ impl Tables {
         Self::over(Listing { files, problems }, args.clock_skew_ms).await.map(Some)
     }
 
-    /// Plans a query.
+    /// Plans a query; a capture can only be read.
     ///
     /// # Errors
-    /// The query is wrong.
+    /// The query is wrong, or would write.
     pub(crate) async fn sql(&self, query: &str) -> Result<DataFrame, DataFusionError> {
-        self.context.sql(query).await
+        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        self.context.sql_with_options(query, read_only).await
     }
 
     /// Rows of a dataset, repetitions counted.

@@ -92,8 +92,10 @@ impl App {
             let labels = labels(deployment);
             selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         });
-        let backends: Vec<PodId> =
-            selected.flat_map(|deployment| &running.pods[&deployment.metadata.name.clone().unwrap_or_default()]).copied().collect();
+        let backends: Vec<PodId> = selected
+            .flat_map(|deployment| &running.pods[&deployment.metadata.name.clone().unwrap_or_default()])
+            .copied()
+            .collect();
         let ports = spec.ports.unwrap_or_default();
         let target = |port: &k8s_openapi::api::core::v1::ServicePort| match port.target_port {
             Some(IntOrString::Int(target)) => target as u16,

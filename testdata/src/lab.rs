@@ -136,11 +136,19 @@ impl Lab {
     ///
     /// # Errors
     /// nftables refuses.
-    pub fn service(&mut self, mut service: Value, cluster_ip: Ipv4Addr, ports: &[(u16, u16)], backends: &[PodId]) -> Result<()> {
-        let mut rules = String::from("add table ip lab\nadd chain ip lab out { type nat hook output priority -100; }\n");
+    pub fn service(
+        &mut self,
+        mut service: Value,
+        cluster_ip: Ipv4Addr,
+        ports: &[(u16, u16)],
+        backends: &[PodId],
+    ) -> Result<()> {
+        let mut rules =
+            String::from("add table ip lab\nadd chain ip lab out { type nat hook output priority -100; }\n");
         for (port, target) in ports {
             let targets = backends.iter().enumerate();
-            let map: Vec<_> = targets.map(|(turn, pod)| format!("{turn} : {} . {target}", self.pods[pod.0].ipv4)).collect();
+            let map: Vec<_> =
+                targets.map(|(turn, pod)| format!("{turn} : {} . {target}", self.pods[pod.0].ipv4)).collect();
             rules += &format!(
                 "add rule ip lab out ip daddr {cluster_ip} tcp dport {port} dnat ip to numgen inc mod {} map {{ {} }}\n",
                 backends.len(),

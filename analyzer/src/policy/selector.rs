@@ -78,7 +78,8 @@ impl<'a> Selectors<'a> {
 
     fn common_labels(&self, workload: &Workload) -> Labels {
         let pods = self.pods.get(&workload.namespace).into_iter().flatten();
-        let mut own = pods.filter(|(pod, _)| workload_of(pod) == (Arc::clone(&workload.kind), Arc::clone(&workload.name)));
+        let mut own =
+            pods.filter(|(pod, _)| workload_of(pod) == (Arc::clone(&workload.kind), Arc::clone(&workload.name)));
         let Some((_, first)) = own.next() else { return Labels::new() };
         let mut common = (*first).clone();
         for (_, labels) in own {

@@ -1,6 +1,10 @@
 -- What every agent's run says of itself, against the rows that are there.
 with rows_there as (
-    select cluster, node, run_id, max(seq) + 1 as next_seq, count(*) as row_count, max(last_seen) as last_seen
+    select
+        cluster, node, run_id,
+        max(seq) + 1 as next_seq,
+        count(*) as row_count,
+        sum(case when direction_known then 0 else 1 end) as undirected_rows
     from flows
     group by cluster, node, run_id
 ),
@@ -32,7 +36,8 @@ select
     greatest(coalesce(told.next_seq, 0), coalesce(r.next_seq, 0)) - coalesce(r.row_count, 0) as missing_rows,
     coalesce(told.lost, 0) as lost,
     coalesce(told.lost_closed, 0) as lost_closed,
-    coalesce(told.unidentified, 0) as unidentified
+    coalesce(told.unidentified, 0) as unidentified,
+    coalesce(r.undirected_rows, 0) as undirected_rows
 from told
 full join rows_there as r on told.cluster = r.cluster and told.node = r.node and told.run_id = r.run_id
 full join begun

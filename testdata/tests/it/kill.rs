@@ -32,7 +32,8 @@ fn a_killed_recording_is_read_as_far_as_it_came_and_named() {
     assert!(report.status.success(), "{said}");
     let policies = String::from_utf8_lossy(&report.stdout);
     assert_eq!(policies.matches("kind: NetworkPolicy").count(), 2, "{policies}");
-    let named = format!("run {run} on node lab has not ended cleanly (killed, or still recording): what it saw after 2");
+    let named =
+        format!("run {run} on node lab has not ended cleanly (killed, or still recording): what it saw after 2");
     assert!(said.contains(&named), "{said}");
     assert!(said.contains("unfinished: its writer was killed or is still writing"), "{said}");
 }

@@ -43,8 +43,11 @@ const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
 fn plan(lab: &Lab, server: PodId) -> Vec<Line> {
     let (ipv4, ipv6): (IpAddr, IpAddr) = (lab.ipv4(server).into(), lab.ipv6(server).into());
-    let line = |to, port, times, to_server, to_client, close| {
-        Line { to, port, times, exchange: Exchange { to_server, to_client, close } }
+    let line = |to, port, times, to_server, to_client, close| Line {
+        to,
+        port,
+        times,
+        exchange: Exchange { to_server, to_client, close },
     };
     vec![
         line(ipv4, 7001, 3, 1000, 2000, Close::Client),
@@ -221,8 +224,8 @@ fn namespaces_keep_what_touches_them_and_count_the_rest() {
     let directory = tempfile::tempdir().expect("a directory");
     for (namespaces, kept) in [("demo,other", true), ("other", false)] {
         let output = directory.path().join(namespaces);
-        let recording = Recording::start(executable(), &lab, &output, &["--namespaces", namespaces])
-            .expect("the exporter records");
+        let recording =
+            Recording::start(executable(), &lab, &output, &["--namespaces", namespaces]).expect("the exporter records");
         lab.dial(client, (lab.ipv4(server), 7001), 2, Exchange::new(1, 1)).expect("the server answers");
         recording.stop().expect("the exporter ends well");
         let flows = rows::<FlowRecord>(&output);

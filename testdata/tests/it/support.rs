@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use schemas::{
-    capture,
-    table::Record,
-};
+use schemas::{capture, table::Record};
 use serde_json::{Value, json};
 use testdata::{
     lab::{Lab, PodId, PodSpec},

@@ -1,0 +1,8 @@
+//! `flowscribe` from outside: captures in, policies, query results and remarks out.
+
+mod cli;
+mod input;
+mod observers;
+mod rules;
+mod sql;
+mod support;

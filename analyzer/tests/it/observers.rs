@@ -1,0 +1,107 @@
+//! The view `edges`: two observers of one edge, and what the one knows that the other does not.
+
+use schemas::table::TimestampMs;
+
+use crate::support::{Capture, START_MS, flowscribe, lines};
+
+const WEB: &str = "10.244.0.11";
+const DB: &str = "10.244.0.21";
+
+/// Runs a query over a capture and returns its CSV without the header.
+fn query(capture: &Capture, sql: &str) -> Vec<String> {
+    let directory = capture.write();
+    let output = flowscribe(&["sql", "--input", &directory.path().to_string_lossy(), sql, "--format", "csv"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().skip(1).map(str::to_owned).collect()
+}
+
+fn web_and_db() -> Capture {
+    let mut capture = Capture::new();
+    capture.pod("demo/web", WEB);
+    capture.pod("demo/db", DB);
+    capture
+}
+
+const COUNTS: &str = "select source_workload, destination_workload, port, seen_by, connections, bytes_sent, retransmits \
+    from edges order by 1, 2, 3";
+
+#[test]
+fn an_edge_that_both_ends_saw_counts_once() {
+    let mut capture = web_and_db();
+    capture.talk(WEB, DB, 5432);
+    capture.talk(WEB, DB, 5432);
+    capture.dial(WEB, DB, 5432).retransmits = 3;
+    assert_eq!(query(&capture, COUNTS), ["web,db,5432,both,3,300,3"], "the larger sum of the two, never their sum");
+}
+
+#[test]
+fn an_edge_through_a_service_is_the_edge_that_its_server_saw() {
+    let mut capture = web_and_db();
+    capture.service("demo/db", "10.96.0.5", 80, "5432", Some(r#"{"app":"db"}"#));
+    capture.talk_through(WEB, ("10.96.0.5", 80), (DB, 5432));
+    assert_eq!(query(&capture, COUNTS), ["web,db,5432,both,1,100,0"]);
+    let through = "select via_service, answered, services, dialled_ports from edges";
+    assert_eq!(query(&capture, through), ["true,true,[demo/db],[80]"]);
+}
+
+#[test]
+fn replicas_behind_a_service_do_not_multiply_a_connection() {
+    let mut capture = web_and_db();
+    capture.pod("demo/db", "10.244.0.22");
+    capture.service("demo/db", "10.96.0.5", 80, "5432", Some(r#"{"app":"db"}"#));
+    capture.dial(WEB, "10.96.0.5", 80).connections = 7;
+    assert_eq!(query(&capture, COUNTS), ["web,db,5432,client,7,100,0"]);
+}
+
+#[test]
+fn an_edge_is_told_per_hour_and_the_last_window_belongs_to_its_own() {
+    let mut capture = web_and_db();
+    for hour in 0..2 {
+        capture.talk(WEB, DB, 5432);
+        for row in capture.flows.iter_mut().rev().take(2) {
+            let end = START_MS + (hour + 1) * 3_600_000;
+            (row.window_start, row.window_end) = (TimestampMs(end - 60_000), TimestampMs(end));
+        }
+    }
+    let hours = query(&capture, "select hour, connections from edges order by hour");
+    assert_eq!(hours, ["2026-03-01T10:00:00Z,1", "2026-03-01T11:00:00Z,1"]);
+}
+
+#[test]
+fn a_repeated_row_counts_once() {
+    let mut capture = web_and_db();
+    capture.talk(WEB, DB, 5432);
+    let mut health = capture.clean_end();
+    health.flows_next_seq = 2;
+    capture.health.push(health);
+    let again = capture.flows.clone();
+    capture.flows.extend(again);
+    let directory = capture.write();
+    let input = directory.path().to_string_lossy().into_owned();
+    // The same file again, as a second delivery of it.
+    let copy = directory.path().join("again");
+    let from = directory.path().join("flows/date=2026-03-01/hour=10");
+    std::fs::create_dir_all(&copy).expect("made");
+    for file in std::fs::read_dir(from).expect("the flows").flatten() {
+        std::fs::copy(file.path(), copy.join(file.file_name())).expect("copied");
+    }
+    let output = flowscribe(&["sql", "--input", &input, "select sum(connections) from edges", "--format", "csv"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text.lines().nth(1), Some("1"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_ambiguous_address_is_what_the_other_end_says_it_is() {
+    let mut capture = web_and_db();
+    // For a moment both db and cache hold the address.
+    capture.pod("demo/cache", DB);
+    capture.dial(WEB, DB, 6379);
+    assert_eq!(
+        query(&capture, "select destination_kind, destination_unknown_reason from edges"),
+        ["unknown,ambiguous"],
+        "nobody can tell"
+    );
+    capture.accept(DB, WEB, 6379);
+    assert_eq!(query(&capture, COUNTS), ["web,cache,6379,both,1,100,0"], "the server itself knows who it is");
+    assert_eq!(capture.report().allows("demo/web-network"), lines(["egress app=cache 6379/TCP"]));
+}
