@@ -292,3 +292,6 @@ fn text(address: IpAddr) -> Arc<str> {
 }
 
 const TRANSPORT_TCP: &str = "tcp";
+
+#[cfg(test)]
+mod tests;

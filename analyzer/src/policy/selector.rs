@@ -101,7 +101,7 @@ impl Selector {
         .stable()
     }
 
-    fn from_labels(labels: &Labels) -> Option<Self> {
+    pub(super) fn from_labels(labels: &Labels) -> Option<Self> {
         let labels = labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         Self { labels, expressions: Vec::new() }.stable()
     }

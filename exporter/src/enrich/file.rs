@@ -305,3 +305,62 @@ impl Protocol {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INVENTORY: &str = r"
+nodes: [{ name: node-a, addresses: [192.0.2.1], podCIDRs: [10.244.0.0/24], zone: z1 }]
+serviceCIDRs: [10.96.0.0/16]
+namespaces: [{ name: demo, labels: { team: a } }]
+pods:
+  - namespace: demo
+    name: web-0
+    labels: { z: last, app: web }
+    owner: { kind: Deployment, name: web, selector: { matchLabels: { app: web } } }
+    podIPs: [10.244.0.5, '::ffff:10.244.0.6']
+    node: node-a
+    ports: [{ name: http, containerPort: 8080 }]
+    netns: /run/netns/web
+services:
+  - { namespace: demo, name: web, selector: { app: web }, clusterIPs: [10.96.0.5], ports: [{ port: 80, targetPort: http }] }
+  - { namespace: demo, name: ext, endpoints: [198.51.100.1], ports: [{ name: x, port: 53, targetPort: 5353, protocol: UDP }] }
+";
+
+    fn find<'a>(observations: &'a [Observation], kind: &str, name: &str) -> &'a Observation {
+        let wanted = |o: &&Observation| &*o.record.kind == kind && &*o.record.name == name;
+        observations.iter().find(wanted).expect("the inventory has it")
+    }
+
+    #[test]
+    fn every_object_of_the_file_becomes_a_record() {
+        let all = observations(parse(INVENTORY).expect("it is valid"));
+        let pod = find(&all, kind::POD, "web-0");
+        assert_eq!(pod.record.labels.as_deref(), Some(r#"{"app":"web","z":"last"}"#), "keys are sorted");
+        assert_eq!(pod.record.addresses, [Arc::from("10.244.0.5"), Arc::from("10.244.0.6")], "mapped is IPv4");
+        assert_eq!(pod.record.owner.as_deref(), Some("web"));
+        assert_eq!(pod.netns.as_deref(), Some(Path::new("/run/netns/web")));
+        let workload = find(&all, kind::WORKLOAD, "web");
+        assert_eq!(workload.record.selector.as_deref(), Some(r#"{"matchLabels":{"app":"web"}}"#));
+        assert_eq!(find(&all, kind::NODE, "node-a").record.cidrs, [Arc::from("10.244.0.0/24")]);
+        assert_eq!(find(&all, kind::SERVICE, "web").record.ports[0].target.as_deref(), Some("http"));
+        assert_eq!(find(&all, kind::SERVICE, "ext").record.selector, None);
+        let slice = find(&all, kind::ENDPOINT_SLICE, "ext");
+        assert_eq!((slice.record.ports[0].port, &*slice.record.ports[0].protocol), (5353, "udp"));
+        assert_eq!(all.len(), 8, "and nothing else");
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_by_the_place_of_the_mistake() {
+        let error = |text: &str| parse(text).expect_err("it is wrong").to_string();
+        assert_eq!(
+            error("pods: [{ namespace: a, name: b, ip: 1.2.3.4 }]").split(',').next(),
+            Some("pods[0]: unknown field `ip`")
+        );
+        assert!(error("nodes: [{ name: a, podCIDRs: [10.0.0.0] }]").contains("nodes[0].podCIDRs[0]"));
+        assert!(error("nodes: [{ name: a, addresses: [300.0.0.1] }]").contains("invalid IP address"));
+        assert!(error("services: [{ namespace: a, name: b, ports: [{ port: 70000 }] }]").contains("u16"));
+        assert!(parse("# nothing yet\n").expect("an empty file is an empty inventory").pods.is_empty());
+    }
+}

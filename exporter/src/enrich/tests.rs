@@ -1,0 +1,149 @@
+//! Naming the two ends of a flow: the local one by its socket, the remote one by its address.
+
+use std::fs;
+
+use schemas::{inventory::kind, table::RttHistogram};
+
+use super::*;
+use crate::flow::FlowKey;
+
+const HOST: u32 = 1;
+const POD_NETNS: &str = "/proc/self/ns/net";
+
+fn origin() -> Origin {
+    Origin { cluster: "test".into(), node: "node-a".into(), run_id: "run".into() }
+}
+
+fn record(kind: &str, name: &str, address: &str) -> InventoryRecord {
+    InventoryRecord {
+        event: "snapshot".into(),
+        kind: kind.into(),
+        namespace: Some("demo".into()),
+        name: name.into(),
+        addresses: vec![address.into()],
+        ..InventoryRecord::default()
+    }
+}
+
+fn pod(name: &str, address: &str) -> InventoryRecord {
+    InventoryRecord { uid: Some(format!("uid-{name}").into()), ..record(kind::POD, name, address) }
+}
+
+/// An enricher that knows these objects; the first pod's network namespace is this process's.
+fn enricher(filter: Filter, records: Vec<InventoryRecord>) -> (Enricher, u32) {
+    let netns = inode(Path::new(POD_NETNS)).expect("this process has a network namespace") as u32;
+    let mut enricher = Enricher::new(origin(), filter, HOST);
+    let observations: Vec<Observation> = records
+        .into_iter()
+        .enumerate()
+        .map(|(at, record)| Observation { record, netns: (at == 0).then(|| POD_NETNS.into()), cgroup: None })
+        .collect();
+    observations.iter().for_each(|observation| enricher.learn(observation.record.clone()));
+    enricher.locate(&observations);
+    (enricher, netns)
+}
+
+fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u16) -> Flow {
+    let address = |text: &str| text.parse().expect("a test address");
+    Flow {
+        key: FlowKey {
+            socket: SocketOwner { netns_inode, cgroup_id: 0 },
+            role,
+            local_address: address(local),
+            remote_address: address(remote),
+            server_port,
+            failure: None,
+            start_known: true,
+        },
+        window_start: TimestampMs(0),
+        window_end: TimestampMs(60_000),
+        client_port: None,
+        connections: 1,
+        failed: 0,
+        closed: 1,
+        active: 0,
+        bytes_sent: None,
+        bytes_received: None,
+        retransmits: 0,
+        duration_ms_sum: 0,
+        rtt: RttHistogram::default(),
+        first_seen: TimestampMs(1_000),
+        last_seen: TimestampMs(2_000),
+    }
+}
+
+#[test]
+fn the_local_end_is_its_sockets_pod_whatever_its_address() {
+    let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1"), pod("db", "10.0.0.2")]);
+    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.2", "10.0.0.2", 80)).expect("it is kept");
+    assert_eq!((row.source_pod.as_deref(), row.destination_pod.as_deref()), (Some("web"), Some("db")));
+    let row = enricher.step(&flow(netns, Role::Server, "10.0.0.1", "10.0.0.2", 80)).expect("it is kept");
+    assert_eq!((row.source_pod.as_deref(), row.destination_pod.as_deref()), (Some("db"), Some("web")));
+    assert_eq!((&*row.source_address, &*row.destination_address), ("10.0.0.2", "10.0.0.1"));
+    assert_eq!((row.seq, enricher.next_seq()), (1, 2));
+}
+
+#[test]
+fn a_socket_of_no_known_pod_is_the_node_in_its_namespace_and_unknown_elsewhere() {
+    let (mut enricher, _) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
+    let row = enricher.step(&flow(HOST, Role::Client, "192.0.2.1", "10.0.0.1", 80)).expect("it is kept");
+    assert_eq!((&*row.source_kind, row.source_node.as_deref()), ("node", Some("node-a")));
+    let row = enricher.step(&flow(99, Role::Client, "10.0.0.1", "10.0.0.1", 80)).expect("it is kept");
+    assert_eq!((&*row.source_kind, row.source_unknown_reason.as_deref()), ("unknown", Some("unmapped_socket")));
+}
+
+#[test]
+fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let container = directory.path().join("container");
+    fs::create_dir(&container).expect("made");
+    let host_pod = InventoryRecord { host_network: Some(true), ..pod("proxy", "192.0.2.1") };
+    let (mut enricher, _) = enricher(Filter::default(), vec![]);
+    enricher.learn(host_pod.clone());
+    enricher.locate(&[Observation { record: host_pod, netns: None, cgroup: Some(directory.path().into()) }]);
+    let mut flow = flow(HOST, Role::Client, "192.0.2.1", "198.51.100.1", 443);
+    flow.key.socket.cgroup_id = inode(&container).expect("it is there");
+    let row = enricher.step(&flow).expect("it is kept");
+    assert_eq!((row.source_pod.as_deref(), row.source_host_network), (Some("proxy"), Some(true)));
+}
+
+#[test]
+fn a_dialled_service_is_named_with_its_target_port() {
+    let mut service = record(kind::SERVICE, "web", "10.96.0.5");
+    service.selector = Some(r#"{"app":"web"}"#.into());
+    let port = |port, target: &str| schemas::table::Port {
+        protocol: "tcp".into(),
+        port,
+        target: Some(target.into()),
+        ..schemas::table::Port::default()
+    };
+    service.ports = vec![port(80, "8080")];
+    let web = InventoryRecord { labels: Some(r#"{"app":"web"}"#.into()), ..pod("web", "10.0.0.1") };
+    let (mut enricher, netns) = enricher(Filter::default(), vec![web, service]);
+    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.1", "10.96.0.5", 80)).expect("it is kept");
+    assert_eq!((&*row.destination_kind, row.destination_service.as_deref()), ("service", Some("web")));
+    assert_eq!(row.destination_service_namespace.as_deref(), Some("demo"));
+    assert_eq!((row.destination_port, row.destination_target_port), (80, Some(8080)));
+}
+
+#[test]
+fn what_stays_on_loopback_is_left_out_unless_asked_for() {
+    let (mut without, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
+    let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);
+    assert_eq!(without.step(&local), None);
+    let (mut with, netns) = enricher(Filter { loopback: true, ..Filter::default() }, vec![pod("web", "10.0.0.1")]);
+    let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);
+    let row = with.step(&local).expect("it is kept");
+    assert_eq!(row.destination_pod.as_deref(), Some("web"), "the other end is the same pod");
+    assert_eq!((without.next_seq(), with.next_seq()), (0, 1), "what is left out takes no number");
+}
+
+#[test]
+fn a_namespace_is_kept_by_either_end_and_so_is_what_is_not_known() {
+    let filter = || Filter { namespaces: BTreeSet::from(["demo".into()]), loopback: false };
+    let elsewhere = InventoryRecord { namespace: Some("else".into()), ..pod("other", "10.0.0.9") };
+    let (mut enricher, netns) = enricher(filter(), vec![elsewhere, pod("web", "10.0.0.1")]);
+    assert!(enricher.step(&flow(netns, Role::Client, "10.0.0.9", "10.0.0.1", 80)).is_some(), "web is in demo");
+    assert!(enricher.step(&flow(netns, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_none());
+    assert!(enricher.step(&flow(99, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_some(), "whose socket?");
+}
