@@ -5,7 +5,7 @@
 //!                          └ resolve: who had an address when
 //! ```
 //!
-//! SQL owns joins and aggregation (`src/sql`), Rust owns what a policy may say ([`policy`]). Nothing here talks to a
+//! SQL owns joins and aggregation (`src/sql`), Rust owns what a policy may say (`policy`). Nothing here talks to a
 //! cluster: a capture is all it knows.
 
 mod args;

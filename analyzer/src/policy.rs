@@ -242,11 +242,11 @@ fn policy(name: &str, workload: &Workload, selector: &Selector, rules: &Rules) -
     let namespace = &workload.namespace;
     let ingress = merged(&rules.ingress).into_iter().map(|(ports, peers)| NetworkPolicyIngressRule {
         from: Some(api_peers(&peers, namespace)),
-        ports: Some(api_ports(&ports)),
+        ports: Some(api_ports(ports)),
     });
     let egress = merged(&rules.egress).into_iter().map(|(ports, peers)| NetworkPolicyEgressRule {
         to: Some(api_peers(&peers, namespace)),
-        ports: Some(api_ports(&ports)),
+        ports: Some(api_ports(ports)),
     });
     let non_empty = |rules: Vec<_>| if rules.is_empty() { None } else { Some(rules) };
     let egress: Vec<_> = egress.collect();

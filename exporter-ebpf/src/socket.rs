@@ -2,10 +2,7 @@
 
 use core::ptr;
 
-use aya_ebpf::{
-    bindings::bpf_sock,
-    helpers::generated::bpf_skc_to_tcp_sock,
-};
+use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_skc_to_tcp_sock};
 use schemas::event::{FlowEvent, SocketOffsets};
 
 use crate::maps::offsets;

@@ -1,6 +1,6 @@
 //! How a dataset is defined: one table of columns, from which everything else about it is derived.
 //!
-//! [`dataset!`] takes the table and makes the record type, its list of [`Column`]s and its conversion to and from
+//! `dataset!` takes the table and makes the record type, its list of [`Column`]s and its conversion to and from
 //! Arrow. A column's Arrow type follows from its Rust type through [`Cell`].
 
 use std::sync::Arc;
@@ -169,8 +169,7 @@ impl Cell for Option<Arc<str>> {
     fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
         let dictionary = array.as_dictionary::<Int32Type>();
         // One allocation per distinct value, not per row.
-        let texts: Vec<Option<Arc<str>>> =
-            dictionary.values().as_string::<i32>().iter().map(|text| text.map(Arc::from)).collect();
+        let texts: Vec<Self> = dictionary.values().as_string::<i32>().iter().map(|text| text.map(Arc::from)).collect();
         dictionary.keys().iter().map(|key| Some(key.and_then(|key| texts[key as usize].clone()))).collect()
     }
 }
@@ -369,7 +368,7 @@ fn decode_ports(ports: &StructArray) -> Vec<Port> {
         .collect()
 }
 
-/// Reads one column of a batch by name; what [`dataset!`] calls for each field.
+/// Reads one column of a batch by name; what `dataset!` calls for each field.
 ///
 /// # Errors
 /// See [`Record::decode`].

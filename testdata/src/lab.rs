@@ -337,8 +337,7 @@ fn cgroup2() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let mount = fields.into_iter().find(|fields| fields.get(2) == Some(&"cgroup2"))?;
-    let options: Vec<_> = mount.get(3)?.split(',').collect();
-    options.contains(&"rw").then(|| PathBuf::from(mount[1]))
+    mount.get(3)?.split(',').any(|option| option == "rw").then(|| PathBuf::from(mount[1]))
 }
 
 /// This crate's program, when it is this process.

@@ -39,7 +39,7 @@ fn broken_files_are_named_and_the_rest_is_reported() {
     assert!(newer, "the version is in the footer as text");
     fs::write(folder.join("newer.parquet"), with_version(&whole, b"9.0")).expect("written");
     // Whole by its footer, damaged inside.
-    let mut damaged = whole.clone();
+    let mut damaged = whole;
     damaged[4..400].fill(0xff);
     fs::write(folder.join("damaged.parquet"), damaged).expect("written");
 

@@ -406,7 +406,7 @@ fn an_address_names_its_owner_at_the_time_of_the_flow() {
     let mut capture = web_and_db();
     // db's address goes to cache a minute later, and web talks to that as well.
     let db = capture.inventory.iter().find(|r| &*r.kind == "Pod" && &*r.name == "db-10.244.0.21").expect("it").clone();
-    let mut gone = db.clone();
+    let mut gone = db;
     (gone.event, gone.observed_at, gone.seq) = ("delete".into(), TimestampMs(START_MS + 60_000), 100);
     capture.inventory.push(gone);
     capture.pod("demo/cache", DB);
