@@ -5,8 +5,8 @@
 #   exporter-ebpf/build.sh --check    rebuild elsewhere and compare: the same toolchain must give the same bytes
 #                                     (exit 1); another one is reported, and its object left in target/ (exit 3)
 #
-# Needs bpf-linker and a rustc with the bpfel-unknown-none target. BPF_RUSTC names that compiler; the default is the
-# packaged one (Debian: rustc-web libstd-rust-web-dev-bpf).
+# Needs bpf-linker, a rustc with the bpfel-unknown-none target, and llvm-objcopy. The defaults are Debian's packages
+# rustc-web, libstd-rust-web-dev-bpf and llvm-22; BPF_RUSTC and LLVM_OBJCOPY name others.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -29,7 +29,9 @@ export CARGO_ENCODED_RUSTFLAGS
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${flags[*]}")
 RUSTC="$compiler" RUSTC_BOOTSTRAP=1 CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER=bpf-linker \
   cargo build --locked --release --target bpfel-unknown-none --target-dir target
-built=target/bpfel-unknown-none/release/flowscribe
+built=target/flowscribe.bpf.o
+# Type information for the kernel stays; what is for debuggers names things by where they were built.
+"${LLVM_OBJCOPY:-/usr/lib/llvm-22/bin/llvm-objcopy}" --strip-debug target/bpfel-unknown-none/release/flowscribe "$built"
 
 if [ "${1:-}" != --check ]; then
   cp "$built" flowscribe.bpf.o
