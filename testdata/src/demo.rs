@@ -48,7 +48,7 @@ fn live(executable: &Path, capture: &Path) -> Result<()> {
     let mut lab = Lab::new(executable)?;
     let app = App::parse(MICROSERVICES)?.start(&mut lab, NAMESPACE)?;
     let pods: usize = app.pods.values().map(Vec::len).sum();
-    eprintln!("lab: {} workloads, {pods} pods, each a network namespace; {} callers", app.pods.len(), app.calls.len());
+    eprintln!("lab: {} workloads, {pods} pods, each a network namespace; {} calls", app.pods.len(), app.calls.len());
     let recording = Recording::start(executable, &lab, capture, &[] as &[&str])?;
     eprintln!("recording with: flowscribe-exporter --inventory … --output {}", capture.display());
     app.probe(&mut lab)?;

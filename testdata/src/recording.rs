@@ -60,8 +60,20 @@ impl Recording {
     ///
     /// # Errors
     /// It does not end well.
-    pub fn stop(mut self) -> Result<String> {
-        self.signal(Signal::SIGINT)?;
+    pub fn stop(self) -> Result<String> {
+        self.end(Signal::SIGINT)
+    }
+
+    /// Ends it as an init system or kubelet does, and returns what it said.
+    ///
+    /// # Errors
+    /// It does not end well.
+    pub fn terminate(self) -> Result<String> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(mut self, signal: Signal) -> Result<String> {
+        self.signal(signal)?;
         let status = self.child.wait()?;
         let log = self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default();
         if !status.success() {
