@@ -2,18 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::support::{Capture, flowscribe, lines, report};
-
-const WEB: &str = "10.244.0.11";
-const DB: &str = "10.244.0.21";
-
-fn web_and_db() -> Capture {
-    let mut capture = Capture::new();
-    capture.pod("demo/web", WEB);
-    capture.pod("demo/db", DB);
-    capture.talk(WEB, DB, 5432);
-    capture
-}
+use crate::support::{Capture, WEB, flowscribe, lines, report, web_and_db};
 
 #[test]
 fn an_empty_capture_is_an_empty_output_and_one_line() {

@@ -2,10 +2,7 @@
 
 use schemas::table::TimestampMs;
 
-use crate::support::{Capture, START_MS, flowscribe, lines};
-
-const WEB: &str = "10.244.0.11";
-const DB: &str = "10.244.0.21";
+use crate::support::{Capture, DB, START_MS, WEB, flowscribe, lines};
 
 /// Runs a query over a capture and returns its CSV without the header.
 fn query(capture: &Capture, sql: &str) -> Vec<String> {
@@ -15,7 +12,8 @@ fn query(capture: &Capture, sql: &str) -> Vec<String> {
     String::from_utf8_lossy(&output.stdout).lines().skip(1).map(str::to_owned).collect()
 }
 
-fn web_and_db() -> Capture {
+/// Both pods, and no traffic yet.
+fn pods() -> Capture {
     let mut capture = Capture::new();
     capture.pod("demo/web", WEB);
     capture.pod("demo/db", DB);
@@ -27,7 +25,7 @@ const COUNTS: &str = "select source_workload, destination_workload, port, seen_b
 
 #[test]
 fn an_edge_that_both_ends_saw_counts_once() {
-    let mut capture = web_and_db();
+    let mut capture = pods();
     capture.talk(WEB, DB, 5432);
     capture.talk(WEB, DB, 5432);
     capture.dial(WEB, DB, 5432).retransmits = 3;
@@ -36,7 +34,7 @@ fn an_edge_that_both_ends_saw_counts_once() {
 
 #[test]
 fn an_edge_through_a_service_is_the_edge_that_its_server_saw() {
-    let mut capture = web_and_db();
+    let mut capture = pods();
     capture.service("demo/db", "10.96.0.5", 80, "5432", Some(r#"{"app":"db"}"#));
     capture.talk_through(WEB, ("10.96.0.5", 80), (DB, 5432));
     assert_eq!(query(&capture, COUNTS), ["web,db,5432,both,1,100,0"]);
@@ -46,7 +44,7 @@ fn an_edge_through_a_service_is_the_edge_that_its_server_saw() {
 
 #[test]
 fn replicas_behind_a_service_do_not_multiply_a_connection() {
-    let mut capture = web_and_db();
+    let mut capture = pods();
     capture.pod("demo/db", "10.244.0.22");
     capture.service("demo/db", "10.96.0.5", 80, "5432", Some(r#"{"app":"db"}"#));
     capture.dial(WEB, "10.96.0.5", 80).connections = 7;
@@ -55,7 +53,7 @@ fn replicas_behind_a_service_do_not_multiply_a_connection() {
 
 #[test]
 fn an_edge_is_told_per_hour_and_the_last_window_belongs_to_its_own() {
-    let mut capture = web_and_db();
+    let mut capture = pods();
     for hour in 0..2 {
         capture.talk(WEB, DB, 5432);
         for row in capture.flows.iter_mut().rev().take(2) {
@@ -69,7 +67,7 @@ fn an_edge_is_told_per_hour_and_the_last_window_belongs_to_its_own() {
 
 #[test]
 fn a_repeated_row_counts_once() {
-    let mut capture = web_and_db();
+    let mut capture = pods();
     capture.talk(WEB, DB, 5432);
     let mut health = capture.clean_end();
     health.flows_next_seq = 2;
@@ -92,7 +90,7 @@ fn a_repeated_row_counts_once() {
 
 #[test]
 fn an_ambiguous_address_is_what_the_other_end_says_it_is() {
-    let mut capture = web_and_db();
+    let mut capture = pods();
     // For a moment both db and cache hold the address.
     capture.pod("demo/cache", DB);
     capture.dial(WEB, DB, 6379);

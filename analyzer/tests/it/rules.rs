@@ -6,21 +6,10 @@ use schemas::{
     table::{Port, TimestampMs},
 };
 
-use crate::support::{Capture, START_MS, lines, tcp};
+use crate::support::{Capture, DB, START_MS, WEB, lines, tcp, web_and_db};
 
-const WEB: &str = "10.244.0.11";
 const WEB_2: &str = "10.244.0.12";
-const DB: &str = "10.244.0.21";
 const OTHER: &str = "10.244.0.31";
-
-/// `demo/web` talks to `demo/db` on 5432.
-fn web_and_db() -> Capture {
-    let mut capture = Capture::new();
-    capture.pod("demo/web", WEB);
-    capture.pod("demo/db", DB);
-    capture.talk(WEB, DB, 5432);
-    capture
-}
 
 #[test]
 fn an_accepted_connection_is_ingress_at_the_server_and_egress_at_the_client() {

@@ -24,6 +24,20 @@ use tempfile::TempDir;
 pub(crate) const START_MS: i64 = 1_772_359_200_000;
 const MINUTE_MS: i64 = 60_000;
 
+/// Address of the pod of `demo/web` in [`web_and_db`].
+pub(crate) const WEB: &str = "10.244.0.11";
+/// Address of the pod of `demo/db` in [`web_and_db`].
+pub(crate) const DB: &str = "10.244.0.21";
+
+/// `demo/web` talks to `demo/db` on 5432.
+pub(crate) fn web_and_db() -> Capture {
+    let mut capture = Capture::new();
+    capture.pod("demo/web", WEB);
+    capture.pod("demo/db", DB);
+    capture.talk(WEB, DB, 5432);
+    capture
+}
+
 /// A capture in the making. Its one node is `node-a` (192.0.2.1); pods are of 10.244.0.0/16, Services of 10.96.0.0/16.
 pub(crate) struct Capture {
     pub(crate) flows: Vec<FlowRecord>,
