@@ -30,6 +30,11 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub(crate) namespaces: Vec<String>,
 
+    /// Allow the port of a dialled Service too, beside the port of the pods behind it: for network plugins that judge
+    /// before the Service's address is translated.
+    #[arg(long)]
+    pub(crate) service_ports: bool,
+
     /// File to write the policies to, instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
@@ -54,6 +59,10 @@ pub(crate) struct InputArgs {
     /// Directory of a capture, or a file of one; may be repeated.
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) input: Vec<PathBuf>,
+
+    /// Cluster to look at, where the input holds several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
 
     /// How far the clocks of two nodes may differ when an address is looked up, in milliseconds.
     #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = 1000)]

@@ -27,6 +27,8 @@ pub(crate) struct Communication {
     pub(crate) own_node: bool,
     /// A Service was dialled.
     pub(crate) via_service: bool,
+    /// Ports of the Services that were dialled.
+    pub(crate) service_ports: Vec<u16>,
     /// The destination certainly answered: it saw the connection itself, or is the only one behind what was dialled.
     pub(crate) answered: bool,
     /// What was observed.
@@ -152,6 +154,10 @@ impl<'a> Rows<'a> {
         if column.is_valid(row) { column.value(row) } else { 0 }
     }
 
+    fn ports(&self, name: &str, row: usize) -> Vec<u16> {
+        self.text(name, row).iter().flat_map(|ports| ports.split(',')).filter_map(|port| port.parse().ok()).collect()
+    }
+
     fn flag(&self, name: &str, row: usize) -> bool {
         let column = self.column(name).as_boolean();
         column.is_valid(row) && column.value(row)
@@ -165,6 +171,7 @@ impl<'a> Rows<'a> {
             port: u16::try_from(self.number("port", row)).unwrap_or_default(),
             own_node: self.flag("own_node", row),
             via_service: self.flag("via_service", row),
+            service_ports: self.ports("service_ports", row),
             answered: self.flag("answered", row),
             evidence: Evidence {
                 seen_by: self.text("seen_by", row).unwrap_or_default(),

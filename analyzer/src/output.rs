@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    process,
     sync::Arc,
 };
 
@@ -49,17 +50,18 @@ pub(crate) fn yaml(policies: &[NetworkPolicy]) -> Result<String, OutputError> {
     Ok(documents?.join("---\n"))
 }
 
-/// Writes text to a file, whole or not at all, or to standard output. A reader that went away is no error.
+/// Writes text to standard output or to a file: an ordinary one is replaced whole or not at all, a device or a link is
+/// written through. A reader that went away is no error.
 ///
 /// # Errors
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
     let written = match file {
         None => io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()),
-        Some(path) => {
-            let unfinished = path.with_extension("tmp");
-            fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path))
-        }
+        Some(path) => match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.is_file() => fs::write(path, text),
+            _ => replace(path, text),
+        },
     };
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -68,6 +70,16 @@ pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> 
             written.map_err(|source| OutputError::Write { path, source })
         }
     }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy();
+    let unfinished = path.with_file_name(format!(".{name}.{}.tmp", process::id()));
+    let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
 }
 
 /// A query's result as text.

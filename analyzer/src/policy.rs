@@ -51,10 +51,12 @@ pub(crate) enum Finding {
     Unresolved { rule: String },
     /// A rule that names a node's address, which autoscaling may change.
     AddressOfNode { rule: String },
-    /// Connections that never succeeded make no rule.
-    FailedOnly { rule: String, failed: i64, failures: Arc<str> },
-    /// A workload without any observed traffic gets no policy.
-    NeverObserved { workload: Workload },
+    /// What was tried and never succeeded makes no rule: who tried, and what.
+    FailedOnly { source: String, attempts: Vec<String> },
+    /// A workload without traffic that makes a rule gets no policy.
+    NoTraffic { workload: Workload },
+    /// A namespace to write policies for that the inventory does not know.
+    NoSuchNamespace { namespace: Arc<str> },
 }
 
 impl fmt::Display for Finding {
@@ -72,10 +74,18 @@ impl fmt::Display for Finding {
             Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
             Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),
             Self::AddressOfNode { rule } => write!(f, "{rule}: allowed by the node's address, which may change"),
-            Self::FailedOnly { rule, failed, failures } => {
-                write!(f, "{rule}: left out, never established ({failed} × {failures})")
+            Self::FailedOnly { source, attempts } => {
+                let told = attempts.iter().take(ATTEMPTS_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+                write!(f, "{source}: left out, never established: {told}")?;
+                match attempts.len().saturating_sub(ATTEMPTS_TOLD) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
             }
-            Self::NeverObserved { workload } => write!(f, "{workload}: no policy, no traffic was observed"),
+            Self::NoTraffic { workload } => {
+                write!(f, "{workload}: no policy, no traffic that makes a rule was observed")
+            }
+            Self::NoSuchNamespace { namespace } => write!(f, "namespace {namespace}: no pod of it is known"),
         }
     }
 }
@@ -91,6 +101,15 @@ pub(crate) enum PolicyError {
     OpenRule { name: String },
     #[error("policy name `{name}` is not a DNS label, or not unique in its namespace")]
     BadName { name: String },
+}
+
+/// What policies are wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Wish {
+    /// Namespaces to write policies for; all when empty.
+    pub(crate) namespaces: BTreeSet<Arc<str>>,
+    /// Whether to allow the ports of dialled Services too.
+    pub(crate) service_ports: bool,
 }
 
 /// Whom a rule names.
@@ -109,46 +128,58 @@ struct Rules {
     egress: BTreeMap<Peer, BTreeSet<Port>>,
 }
 
-/// Writes the policies for the workloads of `namespaces`, or of all when that is empty.
+/// Writes the policies that are wanted.
 ///
 /// # Errors
 /// A policy would allow or select more than intended: a defect of ours, never of the input.
 pub(crate) fn synthesize(
     communications: &BTreeSet<Communication>,
     index: &Index,
-    namespaces: &BTreeSet<Arc<str>>,
+    wish: &Wish,
 ) -> Result<PolicySet, PolicyError> {
-    let wanted = |workload: &Workload| namespaces.is_empty() || namespaces.contains(&workload.namespace);
-    let mut draft = Draft { selectors: Selectors::new(index), findings: BTreeSet::new(), rules: BTreeMap::new() };
+    let mut draft = Draft {
+        wish,
+        selectors: Selectors::new(index),
+        findings: BTreeSet::new(),
+        failed: BTreeMap::new(),
+        rules: BTreeMap::new(),
+    };
     for communication in communications {
         let ends = [&communication.source, &communication.destination];
-        let concerned = namespaces.is_empty()
-            || ends.iter().any(|end| match end {
-                Endpoint::Workload(workload) => wanted(workload),
-                _ => false,
-            });
-        if concerned {
-            draft.add(communication, &wanted);
+        let is_concerned = ends.iter().any(|end| matches!(end, Endpoint::Workload(workload) if wish.wants(workload)));
+        if wish.namespaces.is_empty() || is_concerned {
+            draft.add(communication);
         }
     }
-    draft.add_never_observed(index, communications, &wanted);
+    draft.add_without_rules(index);
     draft.finish()
 }
 
+impl Wish {
+    fn wants(&self, workload: &Workload) -> bool {
+        self.namespaces.is_empty() || self.namespaces.contains(&workload.namespace)
+    }
+}
+
 struct Draft<'a> {
+    wish: &'a Wish,
     selectors: Selectors<'a>,
     findings: BTreeSet<Finding>,
+    /// Attempts that never succeeded, by who tried.
+    failed: BTreeMap<&'a Endpoint, Vec<String>>,
     rules: BTreeMap<Workload, Rules>,
 }
 
-impl Draft<'_> {
-    fn add(&mut self, communication: &Communication, wanted: &impl Fn(&Workload) -> bool) {
+impl<'a> Draft<'a> {
+    fn add(&mut self, communication: &'a Communication) {
         let Communication { source, destination, transport, port, own_node, answered, evidence, .. } = communication;
-        let rule = format!("{source} → {destination} {port}/{}", transport.to_uppercase());
+        let what = format!("{destination} {port}/{}", transport.to_uppercase());
+        let rule = format!("{source} → {what}");
         if !communication.is_established() {
             if evidence.failed > 0 {
-                let failures = evidence.failures.clone().unwrap_or_else(|| "failed".into());
-                self.findings.insert(Finding::FailedOnly { rule, failed: evidence.failed, failures });
+                let failures = evidence.failures.as_deref().unwrap_or("failed");
+                let attempt = format!("{what} ({} × {failures})", evidence.failed);
+                self.failed.entry(source).or_default().push(attempt);
             }
             return;
         }
@@ -161,16 +192,20 @@ impl Draft<'_> {
         }
         let port = (Arc::clone(transport), *port);
         if let Endpoint::Workload(workload) = source
-            && wanted(workload)
+            && self.wish.wants(workload)
         {
             let peer = self.peer(destination, &rule);
             let rules = self.rules.entry(workload.clone()).or_default();
             if let Some(peer) = peer {
-                rules.egress.entry(peer).or_default().insert(port.clone());
+                let ports = rules.egress.entry(peer).or_default();
+                ports.insert(port.clone());
+                if self.wish.service_ports {
+                    ports.extend(communication.service_ports.iter().map(|port| (Arc::clone(transport), *port)));
+                }
             }
         }
         if let Endpoint::Workload(workload) = destination
-            && wanted(workload)
+            && self.wish.wants(workload)
             && *answered
         {
             let peer = self.peer(source, &rule);
@@ -184,7 +219,10 @@ impl Draft<'_> {
     fn peer(&mut self, end: &Endpoint, rule: &str) -> Option<Peer> {
         match end {
             Endpoint::Workload(workload) => match self.selectors.of(workload) {
-                Some(selector) => Some(Peer::Pods { namespace: Arc::clone(&workload.namespace), selector }),
+                Some(selector) => {
+                    self.findings.extend(self.selectors.judge(workload, &selector));
+                    Some(Peer::Pods { namespace: Arc::clone(&workload.namespace), selector })
+                }
                 None => {
                     let peer = workload.clone();
                     self.findings.insert(Finding::PeerWithoutLabels { rule: rule.to_owned(), peer });
@@ -200,28 +238,26 @@ impl Draft<'_> {
         }
     }
 
-    fn add_never_observed(
-        &mut self,
-        index: &Index,
-        communications: &BTreeSet<Communication>,
-        wanted: &impl Fn(&Workload) -> bool,
-    ) {
-        let observed: BTreeSet<&Workload> = communications
-            .iter()
-            .flat_map(|communication| [&communication.source, &communication.destination])
-            .filter_map(|end| if let Endpoint::Workload(workload) = end { Some(workload) } else { None })
-            .collect();
+    fn add_without_rules(&mut self, index: &Index) {
+        let mut known = BTreeSet::new();
         for (pod, _) in index.latest(kind::POD).filter(|(pod, _)| pod.host_network != Some(true)) {
             let (kind, name) = workload_of(pod);
             let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
-            if wanted(&workload) && !observed.contains(&workload) {
-                self.findings.insert(Finding::NeverObserved { workload });
+            known.insert(Arc::clone(&workload.namespace));
+            if self.wish.wants(&workload) && !self.rules.contains_key(&workload) {
+                self.findings.insert(Finding::NoTraffic { workload });
             }
+        }
+        for namespace in self.wish.namespaces.difference(&known) {
+            self.findings.insert(Finding::NoSuchNamespace { namespace: Arc::clone(namespace) });
         }
     }
 
     fn finish(mut self) -> Result<PolicySet, PolicyError> {
         let mut policies = Vec::new();
+        for (source, attempts) in std::mem::take(&mut self.failed) {
+            self.findings.insert(Finding::FailedOnly { source: source.to_string(), attempts });
+        }
         let names = names(self.rules.keys());
         for (workload, rules) in &self.rules {
             let Some(selector) = self.selectors.of(workload) else {
@@ -388,6 +424,8 @@ const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The label that every namespace has, with its name (Kubernetes 1.22 and newer).
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 const LABEL_LENGTH: usize = 63;
+/// Failed attempts of one source that are told one by one; a scan has thousands.
+const ATTEMPTS_TOLD: usize = 5;
 
 #[cfg(test)]
 mod tests;

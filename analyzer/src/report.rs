@@ -11,6 +11,8 @@ use datafusion::error::DataFusionError;
 use schemas::{
     capture::{Problem, ProblemKind},
     flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
 
@@ -18,7 +20,7 @@ use crate::{
     args::ReportArgs,
     communication::{self, Communication},
     output::{self, OutputError},
-    policy::{self, PolicyError, PolicySet},
+    policy::{self, PolicyError, PolicySet, Wish},
     tables::{Tables, TablesError},
 };
 
@@ -41,7 +43,8 @@ struct Run {
     run_id: String,
     clean_shutdown: bool,
     whole_until: TimestampMs,
-    missing_rows: i64,
+    /// Rows that were written and are not there, by dataset.
+    missing_rows: [(&'static str, i64); 3],
     lost: i64,
     unidentified: i64,
     undirected_rows: i64,
@@ -64,8 +67,9 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
             None => return Err(error.into()),
         },
     };
-    let namespaces: BTreeSet<Arc<str>> = args.namespaces.iter().map(|name| name.as_str().into()).collect();
-    let set = policy::synthesize(&communications, &tables.index, &namespaces)?;
+    let named = args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+    let wish = Wish { namespaces: named.map(Arc::from).collect(), service_ports: args.service_ports };
+    let set = policy::synthesize(&communications, &tables.index, &wish)?;
     output::write(&output::yaml(&set.policies)?, args.output.as_deref())?;
     if tables.files.is_empty() {
         eprint!("{}", nothing(&tables, &args.input.input));
@@ -131,8 +135,8 @@ impl Run {
                  {whole_until} is incomplete"
             );
         }
-        if *missing_rows > 0 {
-            let _ = writeln!(text, "run {run_id} on node {node}: {missing_rows} rows of flows are missing");
+        for (dataset, missing) in missing_rows.iter().filter(|(_, missing)| *missing > 0) {
+            let _ = writeln!(text, "run {run_id} on node {node}: {missing} rows of {dataset} are missing");
         }
         if *lost > 0 {
             let _ = writeln!(text, "run {run_id} on node {node} lost {lost} ends of connections while recording");
@@ -159,7 +163,9 @@ async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
         let number = |name| column(name, &DataType::Int64);
         let (node, run_id) = (text("node")?, text("run_id")?);
         let clean_shutdown = column("clean_shutdown", &DataType::Boolean)?;
-        let (whole_until, missing_rows) = (number("whole_until")?, number("missing_rows")?);
+        let whole_until = number("whole_until")?;
+        let (flows, inventory) = (number("missing_flows")?, number("missing_inventory")?);
+        let health = number("missing_health")?;
         let (lost, unidentified) = (number("lost")?, number("unidentified")?);
         let undirected_rows = number("undirected_rows")?;
         let value = |array: &Arc<dyn Array>, row| array.as_primitive::<Int64Type>().value(row);
@@ -168,7 +174,11 @@ async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
             run_id: run_id.as_string::<i32>().value(row).to_owned(),
             clean_shutdown: clean_shutdown.as_boolean().value(row),
             whole_until: TimestampMs(value(&whole_until, row)),
-            missing_rows: value(&missing_rows, row),
+            missing_rows: [
+                (FlowRecord::DATASET, value(&flows, row)),
+                (InventoryRecord::DATASET, value(&inventory, row)),
+                (HealthRecord::DATASET, value(&health, row)),
+            ],
             lost: value(&lost, row),
             unidentified: value(&unidentified, row),
             undirected_rows: value(&undirected_rows, row),

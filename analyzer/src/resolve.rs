@@ -21,7 +21,7 @@ use datafusion::{
     logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf},
 };
 use schemas::{
-    index::{Index, Owner, Span, UnknownReason, workload_of},
+    index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
     inventory::InventoryRecord,
     table::{Cell, TimestampMs},
 };
@@ -182,7 +182,7 @@ impl End {
             namespace: pod.namespace.clone(),
             workload_kind: Some(workload_kind),
             workload: Some(workload),
-            pod_uid: pod.uid.clone(),
+            pod_uid: Some(pod.uid.clone().unwrap_or_else(|| pod_name_as_uid(pod))),
             node: pod.object_node.clone(),
             ..Self::default()
         }
@@ -248,15 +248,13 @@ fn destination_ends(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<C
 fn through_service(index: &Index, address: IpAddr, transport: &str, port: u16, span: Span) -> Option<Vec<Destination>> {
     let Owner::Service(service) = index.resolve(address, span) else { return None };
     let name: Arc<str> = format!("{}/{}", service.namespace.as_deref().unwrap_or_default(), service.name).into();
-    // Replicas are one destination: a connection must not count once for each.
-    let mut found: BTreeMap<(End, u16), BTreeSet<Option<Arc<str>>>> = BTreeMap::new();
+    // Replicas are one destination: a connection must not count once for each. Of their pods and nodes, what all share
+    // is known of the one that answered.
+    let mut found: BTreeMap<(End, u16), BTreeSet<(Option<Arc<str>>, Option<Arc<str>>)>> = BTreeMap::new();
     for backend in index.backends(service, transport, port, span) {
         let mut end = End::of(backend.owner, backend.address);
-        let pod = end.pod_uid.take();
-        if end.kind == "pod" {
-            end.node = None;
-        }
-        found.entry((end, backend.port)).or_default().insert(pod);
+        let replica = if end.kind == "pod" { (end.pod_uid.take(), end.node.take()) } else { (None, end.node.clone()) };
+        found.entry((end, backend.port)).or_default().insert(replica);
     }
     if found.is_empty() {
         let reason = UnknownReason::NoEndpoints.as_str();
@@ -264,9 +262,11 @@ fn through_service(index: &Index, address: IpAddr, transport: &str, port: u16, s
         return Some(vec![Destination { end, port, service: Some(name), sole: true }]);
     }
     let sole = found.len() == 1;
-    let destination = |((end, port), mut pods): ((End, u16), BTreeSet<Option<Arc<str>>>)| {
-        let pod_uid = pods.pop_first().flatten().filter(|_| pods.is_empty());
-        Destination { end: End { pod_uid, ..end }, port, service: Some(Arc::clone(&name)), sole }
+    let destination = |((end, port), replicas): ((End, u16), BTreeSet<(Option<Arc<str>>, Option<Arc<str>>)>)| {
+        let (pods, nodes): (BTreeSet<_>, BTreeSet<_>) = replicas.into_iter().unzip();
+        let only = |mut values: BTreeSet<Option<Arc<str>>>| values.pop_first().flatten().filter(|_| values.is_empty());
+        let end = End { pod_uid: only(pods), node: only(nodes), ..end };
+        Destination { end, port, service: Some(Arc::clone(&name)), sole }
     };
     Some(found.into_iter().map(destination).collect())
 }

@@ -1,7 +1,7 @@
 //! A capture as SQL tables: `flows`, `inventory`, `health`, and the view `edges`.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     path::PathBuf,
     sync::Arc,
@@ -24,7 +24,7 @@ use schemas::{
     health::HealthRecord,
     index::Index,
     inventory::InventoryRecord,
-    table::Record,
+    table::{Record, TimestampMs},
 };
 use url::Url;
 
@@ -51,6 +51,12 @@ pub(crate) enum TablesError {
         #[source]
         source: io::Error,
     },
+    /// Addresses mean something in one cluster only.
+    #[error("the input holds several clusters ({clusters}): name one with --cluster")]
+    SeveralClusters { clusters: String },
+    /// The named cluster is not there.
+    #[error("the input holds no cluster `{wanted}`, only {clusters}")]
+    NoSuchCluster { wanted: String, clusters: String },
     /// A query failed, or was wrong.
     #[error(transparent)]
     Query(#[from] DataFusionError),
@@ -62,12 +68,22 @@ impl Tables {
     /// # Errors
     /// An input does not exist, or the query engine can't be set up.
     pub(crate) async fn open(args: &InputArgs) -> Result<Self, TablesError> {
-        let InputArgs { input, clock_skew_ms } = args;
+        let InputArgs { input, cluster, clock_skew_ms } = args;
         for path in input {
             fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
         }
         let first = input.first().cloned().unwrap_or_default();
-        let listing = capture::list(input).map_err(|source| TablesError::Input { path: first, source })?;
+        let mut listing = capture::list(input).map_err(|source| TablesError::Input { path: first, source })?;
+        let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
+        let named = || clusters.iter().cloned().collect::<Vec<_>>().join(", ");
+        match cluster {
+            Some(wanted) if !clusters.is_empty() && !clusters.contains(wanted) => {
+                return Err(TablesError::NoSuchCluster { wanted: wanted.clone(), clusters: named() });
+            }
+            Some(wanted) => listing.files.retain(|file| file.cluster == *wanted),
+            None if clusters.len() > 1 => return Err(TablesError::SeveralClusters { clusters: named() }),
+            None => {}
+        }
         Self::over(listing, *clock_skew_ms).await
     }
 
@@ -105,22 +121,16 @@ impl Tables {
 
     async fn over(listing: Listing, clock_skew_ms: u32) -> Result<Self, TablesError> {
         let Listing { files, mut problems } = listing;
-        let mut log = Vec::new();
-        let mut usable = Vec::with_capacity(files.len());
+        let (mut log, mut watched, mut usable) = (Vec::new(), BTreeMap::new(), Vec::with_capacity(files.len()));
         for file in files {
-            if file.dataset == InventoryRecord::DATASET {
-                match capture::read::<InventoryRecord>(&file) {
-                    Ok(rows) => log.extend(rows),
-                    Err(problem) => {
-                        problems.push(problem);
-                        continue;
-                    }
-                }
+            match learn(&file, &mut log, &mut watched) {
+                Ok(()) => usable.push(file),
+                Err(problem) => problems.push(problem),
             }
-            usable.push(file);
         }
         problems.sort();
-        let index = Arc::new(Index::from_log(log, clock_skew_ms.into()));
+        let watched = watched.into_iter().map(|((node, _), until)| (until, node)).collect();
+        let index = Arc::new(Index::from_log(log, watched, clock_skew_ms.into()));
 
         let config = SessionConfig::new()
             .with_information_schema(true)
@@ -138,6 +148,25 @@ impl Tables {
         view(&context, "edges", EDGES).await?;
         Ok(Self { context, index, files: usable, problems })
     }
+}
+
+/// Reads what the index needs of a file: all of inventory, and of health how long each run of a node watched.
+fn learn(
+    file: &CaptureFile,
+    log: &mut Vec<InventoryRecord>,
+    watched: &mut BTreeMap<(Arc<str>, Arc<str>), TimestampMs>,
+) -> Result<(), Problem> {
+    match file.dataset {
+        InventoryRecord::DATASET => log.extend(capture::read::<InventoryRecord>(file)?),
+        HealthRecord::DATASET => {
+            for row in capture::read::<HealthRecord>(file)? {
+                let until = watched.entry((row.node, row.run_id)).or_insert(row.window_end);
+                *until = row.window_end.max(*until);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Registers a dataset's files as one table, without repeated rows.

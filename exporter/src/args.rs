@@ -1,6 +1,6 @@
 //! The command line, parsed into types.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use schemas::capture::Roll;
@@ -70,6 +70,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// The namespaces to keep, without what empty variables and stray commas leave.
+    pub(crate) fn namespaces(&self) -> BTreeSet<Arc<str>> {
+        self.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from).collect()
+    }
+
     /// When files are finished.
     pub const fn roll(&self) -> Roll {
         Roll { size_bytes: self.roll_size_mib << 20, age: self.roll_interval }

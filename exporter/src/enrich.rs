@@ -15,24 +15,13 @@ use std::{
 };
 
 use schemas::{
+    capture::Origin,
     flow::FlowRecord,
     index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
     inventory::InventoryRecord,
-    table::TimestampMs,
 };
 
 use crate::flow::{Flow, Role, SocketOwner};
-
-/// Who writes: the same on every row of a run.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin {
-    /// Cluster name.
-    pub cluster: Arc<str>,
-    /// Node name.
-    pub node: Arc<str>,
-    /// Random identifier of this run.
-    pub run_id: Arc<str>,
-}
 
 /// What is learned about an object: the record, and for a pod of this node where its sockets are.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +49,9 @@ pub(crate) struct Enricher {
     filter: Filter,
     index: Index,
     sockets: SocketMap,
+    former_sockets: SocketMap,
+    /// Paths of the inventory that were not there, as far as reported.
+    missing: BTreeSet<PathBuf>,
     next_seq: i64,
 }
 
@@ -91,7 +83,15 @@ impl Enricher {
     /// An enricher without any knowledge yet. `host_netns` is the inode of the node's own network namespace.
     pub(crate) fn new(origin: Origin, filter: Filter, host_netns: u32) -> Self {
         let sockets = SocketMap { host_netns, ..SocketMap::default() };
-        Self { origin, filter, index: Index::new(0), sockets, next_seq: 0 }
+        Self {
+            origin,
+            filter,
+            index: Index::new(0),
+            sockets,
+            former_sockets: SocketMap::default(),
+            missing: BTreeSet::new(),
+            next_seq: 0,
+        }
     }
 
     /// Learns a record, as it was written to the inventory.
@@ -99,18 +99,26 @@ impl Enricher {
         self.index.apply(record);
     }
 
-    /// Learns where the sockets of this node's pods are; replaces what was known.
+    /// Looks where the sockets of this node's pods are; replaces what was known, but for pods that are gone: their last
+    /// flows are still to be named. What is not there is reported once.
     pub(crate) fn locate(&mut self, observations: &[Observation]) {
-        self.sockets.pods_by_netns.clear();
-        self.sockets.pods_by_cgroup.clear();
+        let mut found = SocketMap { host_netns: self.sockets.host_netns, ..SocketMap::default() };
         for Observation { record, netns, cgroup } in observations {
             let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
             if let Some(inode) = netns.as_deref().and_then(inode) {
-                self.sockets.pods_by_netns.insert(inode as u32, Arc::clone(&uid));
+                found.pods_by_netns.insert(inode as u32, Arc::clone(&uid));
             }
             if let Some(cgroup) = cgroup {
-                self.sockets.add_cgroups(cgroup, &uid);
+                found.add_cgroups(cgroup, &uid);
             }
+            for path in [netns, cgroup].into_iter().flatten().filter(|path| !path.exists()) {
+                if self.missing.insert(path.clone()) {
+                    tracing::warn!(pod = %record.name, path = %path.display(), "not there, the pod's sockets are not known");
+                }
+            }
+        }
+        if found.pods_by_netns != self.sockets.pods_by_netns || found.pods_by_cgroup != self.sockets.pods_by_cgroup {
+            self.former_sockets = std::mem::replace(&mut self.sockets, found);
         }
     }
 
@@ -121,7 +129,7 @@ impl Enricher {
             return None;
         }
         let span = Span { from: flow.first_seen, to: flow.last_seen };
-        let local = self.local(key.socket, flow.last_seen);
+        let local = self.local(key.socket, key.local_address, span);
         let transport = TRANSPORT_TCP;
         let remote = if key.remote_address.is_loopback() {
             local.clone()
@@ -199,10 +207,16 @@ impl Enricher {
         self.next_seq
     }
 
-    fn local(&self, socket: SocketOwner, time: TimestampMs) -> End {
-        let uid = self.sockets.pod(socket);
-        if let Some(pod) = uid.and_then(|uid| self.index.pod(uid, time)) {
-            return End::pod(pod);
+    fn local(&self, socket: SocketOwner, address: IpAddr, span: Span) -> End {
+        let uid = self.sockets.pod(socket).or_else(|| self.former_sockets.pod(socket));
+        if let Some(pod) = uid.and_then(|uid| self.index.pod(uid, span.to)) {
+            // The kernel reuses a namespace's number: an address that was another pod's at that time gives it away.
+            return match self.index.resolve(address, span) {
+                Owner::Pod(other) if (&other.namespace, &other.name) != (&pod.namespace, &pod.name) => {
+                    End::unknown(UnknownReason::UnmappedSocket)
+                }
+                _ => End::pod(pod),
+            };
         }
         if socket.netns_inode == self.sockets.host_netns {
             return End { kind: "node", node: Some(Arc::clone(&self.origin.node)), ..End::default() };

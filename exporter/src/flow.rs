@@ -76,6 +76,8 @@ pub(crate) struct FlowKey {
 pub(crate) struct SocketOwner {
     /// Inode number of the network namespace.
     pub netns_inode: u32,
+    /// Cookie of the network namespace: tells apart two that had the same number.
+    pub netns_cookie: u64,
     /// Inode number of the cgroup v2 directory.
     pub cgroup_id: u64,
 }
@@ -165,8 +167,19 @@ pub(crate) struct FlowTable {
     /// Everything before is closed and handed on.
     closed_until: TimestampMs,
     ended: Vec<Flow>,
-    /// Ends of connections that found no room.
-    lost: u64,
+    /// What found no room, since the start.
+    lost: TableLoss,
+    /// Open connections that found no room to be followed.
+    not_followed: u64,
+}
+
+/// What found no room in a [`FlowTable`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TableLoss {
+    /// Ends of connections.
+    pub(crate) ends: u64,
+    /// Closings: how connections ended, and their bytes.
+    pub(crate) closings: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,6 +189,16 @@ struct Connection {
     client_port: Option<u16>,
     /// Whether a row has counted it as established already; with windows, one has from the start.
     counted: bool,
+}
+
+impl TableLoss {
+    /// One end, established or failed.
+    const ENDS: Self = Self { ends: 1, closings: 0 };
+
+    const fn add(&mut self, loss: Self) {
+        self.ends += loss.ends;
+        self.closings += loss.closings;
+    }
 }
 
 impl FlowTable {
@@ -193,7 +216,8 @@ impl FlowTable {
             open: HashMap::new(),
             closed_until,
             ended: Vec::new(),
-            lost: 0,
+            lost: TableLoss::default(),
+            not_followed: 0,
         }
     }
 
@@ -207,16 +231,18 @@ impl FlowTable {
                 let connection = Connection { key, established: time, client_port, counted: self.window_ms > 0 };
                 if self.open.len() < self.limits.connections {
                     self.open.insert(event.socket_cookie, connection);
+                } else {
+                    self.not_followed += 1;
                 }
                 if self.window_ms > 0 {
-                    self.update(key, time, 1, |flow| flow.connections += 1);
+                    self.update(key, time, TableLoss::ENDS, |flow| flow.connections += 1);
                 }
             }
             EVENT_CLOSED => self.close(event, key, client_port, time, clock),
             _ => {
                 let key = FlowKey { failure: Some(Failure::from_errno(event.error, event.error_soft)), ..key };
                 let started = if event.start_ns == 0 { time } else { clock.utc(event.start_ns) };
-                self.record(key, client_port, started, time, 1, |flow| flow.failed += 1);
+                self.record(key, client_port, started, time, TableLoss::ENDS, |flow| flow.failed += 1);
             }
         }
     }
@@ -279,8 +305,8 @@ impl FlowTable {
         self.edges
     }
 
-    /// Ends of connections that found no room in the table, since the start.
-    pub(crate) const fn lost(&self) -> u64 {
+    /// What found no room in the table, since the start.
+    pub(crate) const fn lost(&self) -> TableLoss {
         self.lost
     }
 
@@ -289,15 +315,19 @@ impl FlowTable {
         if let Some(connection) = known {
             self.mark_active_until(&connection, time);
         }
+        // What was learned when it was established holds; an event without its socket's memory knows less.
+        let key = known.map_or(key, |connection| connection.key);
         let established = known.map_or_else(
             || if event.start_ns == 0 { time } else { clock.utc(event.start_ns) },
             |connection| connection.established,
         );
+        let was_counted = known.map_or_else(|| !self.was_not_followed(event), |connection| connection.counted);
+        let connections = i64::from(!was_counted);
         let is_server = key.role == Role::Server;
         let (sent, received) = (event.bytes_sent as i64, event.bytes_received as i64);
         let (to_server, to_client) = if is_server { (received, sent) } else { (sent, received) };
-        let connections = i64::from(known.is_some_and(|connection| !connection.counted));
-        self.record(key, client_port, established, time, connections as u64, |flow| {
+        let loss = TableLoss { ends: connections as u64, closings: 1 };
+        self.record(key, client_port, established, time, loss, |flow| {
             flow.connections += connections;
             flow.closed += 1;
             flow.bytes_sent = Some(flow.bytes_sent.unwrap_or(0) + to_server);
@@ -308,6 +338,14 @@ impl FlowTable {
         });
     }
 
+    /// Without windows, whether an unknown connection that ends is one of those that found no room to be followed, so that
+    /// no row has counted it yet.
+    fn was_not_followed(&mut self, event: &FlowEvent) -> bool {
+        let is_one = self.window_ms == 0 && event.start_ns != 0 && self.not_followed > 0;
+        self.not_followed -= u64::from(is_one);
+        is_one
+    }
+
     /// Adds to the edge of the window, or makes the connection's own flow.
     fn record(
         &mut self,
@@ -315,30 +353,28 @@ impl FlowTable {
         client_port: Option<u16>,
         started: TimestampMs,
         time: TimestampMs,
-        ends: u64,
+        loss: TableLoss,
         change: impl FnOnce(&mut Flow),
     ) {
         if self.window_ms > 0 {
-            return self.update(key, time, ends, change);
+            return self.update(key, time, loss, change);
         }
         if self.ended.len() >= self.limits.edges {
-            self.lost += ends;
-            return;
+            return self.lost.add(loss);
         }
         let mut flow = Flow { client_port, last_seen: time, ..Flow::empty(key, started, time) };
         change(&mut flow);
         self.ended.push(flow);
     }
 
-    fn update(&mut self, key: FlowKey, time: TimestampMs, ends: u64, change: impl FnOnce(&mut Flow)) {
+    fn update(&mut self, key: FlowKey, time: TimestampMs, loss: TableLoss, change: impl FnOnce(&mut Flow)) {
         let start = TimestampMs(time.0 - time.0.rem_euclid(self.window_ms));
         let room = self.edges < self.limits.edges;
         let window = self.windows.entry(start).or_default();
         let flow = match window.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if !room => {
-                self.lost += ends;
-                return;
+                return self.lost.add(loss);
             }
             Entry::Vacant(entry) => {
                 self.edges += 1;
@@ -356,7 +392,7 @@ impl FlowTable {
         let open: Vec<FlowKey> =
             self.open.values().filter(|connection| connection.established < end).map(|c| c.key).collect();
         for key in open {
-            self.update(key, TimestampMs(end.0 - 1), 0, |flow| flow.active += 1);
+            self.update(key, TimestampMs(end.0 - 1), TableLoss::default(), |flow| flow.active += 1);
         }
     }
 
@@ -368,7 +404,7 @@ impl FlowTable {
         let mut end = TimestampMs(self.closed_until.0 + self.window_ms);
         while end <= closed {
             if connection.established < end {
-                self.update(connection.key, TimestampMs(end.0 - 1), 0, |flow| flow.active += 1);
+                self.update(connection.key, TimestampMs(end.0 - 1), TableLoss::default(), |flow| flow.active += 1);
             }
             end.0 += self.window_ms;
         }
@@ -388,6 +424,7 @@ impl FlowTable {
         let key = FlowKey {
             socket: SocketOwner {
                 netns_inode: event.netns_inode,
+                netns_cookie: event.netns_cookie,
                 cgroup_id: if in_host { event.cgroup_id } else { 0 },
             },
             role,

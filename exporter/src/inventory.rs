@@ -3,35 +3,38 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::SystemTime};
 
 use schemas::{
+    capture::Origin,
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord},
     table::TimestampMs,
 };
 
 use crate::enrich::{
-    Observation, Origin,
+    Observation,
     file::{self, InventoryError},
 };
 
 /// What is known of the objects around, and the rows that tell it.
 pub(crate) struct Inventory {
     path: Option<PathBuf>,
+    node: Arc<str>,
     read_at: Option<SystemTime>,
     observations: Vec<Observation>,
     next_seq: i64,
     written_at: TimestampMs,
 }
 
-type Key<'a> = (&'a str, Option<&'a str>, &'a str, Option<&'a str>);
+/// Kind, namespace, name, UID and owner's kind.
+type Key<'a> = (&'a str, Option<&'a str>, &'a str, Option<&'a str>, Option<&'a str>);
 
 impl Inventory {
     /// Reads the file; without one, nothing is known.
     ///
     /// # Errors
     /// The file can't be read or is not valid.
-    pub(crate) fn open(path: Option<PathBuf>) -> Result<Self, InventoryError> {
+    pub(crate) fn open(path: Option<PathBuf>, node: &Arc<str>) -> Result<Self, InventoryError> {
         let read_at = path.as_deref().and_then(|path| fs::metadata(path).ok()?.modified().ok());
-        let observations = path.as_deref().map_or_else(|| Ok(Vec::new()), file::read)?;
-        Ok(Self { path, read_at, observations, next_seq: 0, written_at: TimestampMs(0) })
+        let observations = path.as_deref().map_or_else(|| Ok(Vec::new()), |path| file::read(path, node))?;
+        Ok(Self { path, node: Arc::clone(node), read_at, observations, next_seq: 0, written_at: TimestampMs(0) })
     }
 
     /// All that is known.
@@ -68,7 +71,7 @@ impl Inventory {
             return None;
         }
         self.read_at = Some(modified);
-        match file::read(path) {
+        match file::read(path, &self.node) {
             Ok(observations) => Some(observations),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "keeping the inventory as it was");
@@ -119,7 +122,7 @@ impl Inventory {
 }
 
 fn key(record: &InventoryRecord) -> Key<'_> {
-    (&record.kind, record.namespace.as_deref(), &record.name, record.uid.as_deref())
+    (&record.kind, record.namespace.as_deref(), &record.name, record.uid.as_deref(), record.owner_kind.as_deref())
 }
 
 const HOUR_MS: i64 = 3_600_000;

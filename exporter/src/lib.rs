@@ -46,8 +46,8 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();
     match record(args) {
-        Ok(RunSummary { rows, ends, lost }) => {
-            tracing::info!(rows, connection_ends = ends, lost, "recorded");
+        Ok(RunSummary { rows, ends, filtered, lost }) => {
+            tracing::info!(rows, connection_ends = ends, filtered, lost, "recorded");
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -18,17 +18,21 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
-use schemas::{capture::CaptureError, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
+use schemas::{
+    capture::{CaptureError, Origin},
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    table::TimestampMs,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
 };
-use uuid::Uuid;
 
 use crate::{
     args::Args,
-    enrich::{Enricher, Filter, Origin, file::InventoryError, inode},
-    flow::{Clock, Flow, FlowTable, FlowTableLimits},
+    enrich::{Enricher, Filter, file::InventoryError, inode},
+    flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
     inventory::Inventory,
     probe::{Probe, ProbeCounters, ProbeError},
     sink::{AGENT_VERSION, ParquetSink},
@@ -52,6 +56,9 @@ pub enum RunError {
     /// The system refused something that always works.
     #[error("cannot read the system's clock or name")]
     System(#[from] nix::Error),
+    /// The system has no randomness.
+    #[error("cannot draw a random identifier")]
+    Random(#[source] getrandom::Error),
     /// The recording thread ended before its time.
     #[error("the recording thread ended unexpectedly")]
     Recorder(#[source] io::Error),
@@ -64,6 +71,8 @@ pub struct RunSummary {
     pub rows: i64,
     /// Ends of connections in them.
     pub ends: i64,
+    /// Ends of connections that the filter left out.
+    pub filtered: i64,
     /// Ends of connections lost, for any reason.
     pub lost: i64,
 }
@@ -82,7 +91,8 @@ struct WindowReport {
     start: TimestampMs,
     end: TimestampMs,
     counters: ProbeCounters,
-    lost_queue: u64,
+    lost: TableLoss,
+    ring_bytes: usize,
     open_connections: usize,
     edges: usize,
 }
@@ -95,23 +105,20 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     let origin = Origin {
         cluster: args.cluster.as_str().into(),
         node: args.node.clone().map_or_else(|| node_name().map(Arc::from), |name| Ok(name.into()))?,
-        run_id: Uuid::new_v4().simple().to_string().into(),
+        run_id: random_id()?,
     };
     let host_netns = host_netns(args.host_netns.as_deref())?;
-    let inventory = Inventory::open(args.inventory.clone())?;
-    let sink = ParquetSink::new(&args.output, &origin, args.roll())?;
-    // Who is who is known, and on disk, from before the first connection.
+    let inventory = Inventory::open(args.inventory.clone(), &origin.node)?;
+    // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
-    let filter = Filter {
-        namespaces: args.namespaces.iter().map(|name| name.as_str().into()).collect(),
-        loopback: args.loopback,
-    };
+    let probe = Probe::attach(args.cgroup.as_deref(), args.ring_size_mib << 20)?;
+    let sink = ParquetSink::new(&args.output, &origin, args.roll())?;
+    let filter = Filter { namespaces: args.namespaces(), loopback: args.loopback };
     let enricher = Enricher::new(origin.clone(), filter, host_netns);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
-    recorder.record_snapshot(run_start);
-
-    let probe = Probe::attach(args.cgroup.as_deref(), args.ring_size_mib << 20)?;
     recorder.programs = probe.programs().map(Arc::from).to_vec();
+    // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
+    recorder.begin();
     tracing::info!(output = %args.output.display(), window = ?args.window, "recording, stop with Ctrl-C");
     let limits = FlowTableLimits { edges: args.max_edges, connections: args.max_connections };
     let table = FlowTable::new(args.window, limits, host_netns, run_start);
@@ -135,8 +142,13 @@ async fn observe(
     let mut shutdown = std::pin::pin!(shutdown);
     let mut drain = interval(DRAIN_INTERVAL);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut report =
-        Reporter { period_ms: args.health_window_ms(), start: run_start, counters: ProbeCounters::default(), lost: 0 };
+    let mut report = Reporter {
+        period_ms: args.health_window_ms(),
+        start: run_start,
+        counters: ProbeCounters::default(),
+        lost: TableLoss::default(),
+        ring_bytes: 0,
+    };
     let mut next_tick = Instant::now();
     let mut next_roll = Instant::now() + args.roll_interval;
     loop {
@@ -145,35 +157,44 @@ async fn observe(
             _ = drain.tick() => false,
         };
         let clock = Clock { offset_ns: clock_ns(ClockId::CLOCK_REALTIME)? - clock_ns(ClockId::CLOCK_BOOTTIME)? };
-        probe.drain(|event| table.step(event, clock));
+        if stopping {
+            probe.detach();
+        }
+        let waiting = probe.drain(|event| table.step(event, clock));
+        report.ring_bytes = report.ring_bytes.max(waiting);
         let now = now()?;
         if stopping {
-            send(&sender, table.finish(now)).await;
             let window = report.take(now, &probe, &table)?;
-            let _ = sender.send(Message::Window(window)).await;
+            let _ = send(&sender, Message::Flows(table.finish(now))).await;
+            let _ = send(&sender, Message::Window(window)).await;
             return Ok(());
         }
         // Events reach the ring a moment after they happen; windows are closed when theirs are certainly in.
-        send(&sender, table.close_windows(TimestampMs(now.0 - GRACE_MS))).await;
+        let complete = TimestampMs(now.0 - GRACE_MS);
+        let mut messages = vec![Message::Flows(table.close_windows(complete))];
         if args.window.is_zero() && Instant::now() >= next_roll {
             next_roll += args.roll_interval;
-            send(&sender, table.open_flows(now)).await;
+            messages.push(Message::Flows(table.open_flows(now)));
         }
-        if report.is_due(TimestampMs(now.0 - GRACE_MS)) {
-            let window = report.take(TimestampMs(report.due_at()), &probe, &table)?;
-            let _ = sender.send(Message::Window(window)).await;
+        if report.is_due(complete) {
+            messages.push(Message::Window(report.take(TimestampMs(report.due_at()), &probe, &table)?));
         }
         if Instant::now() >= next_tick {
             next_tick = Instant::now() + TICK;
-            let _ = sender.send(Message::Tick).await;
+            messages.push(Message::Tick);
+        }
+        for message in messages {
+            if send(&sender, message).await.is_err() {
+                return Ok(()); // the recorder has failed, which `run` reports
+            }
         }
     }
 }
 
-/// A closed channel means that the recorder has failed, which `run` reports.
-async fn send(sender: &mpsc::Sender<Message>, flows: Vec<Flow>) {
-    if !flows.is_empty() {
-        let _ = sender.send(Message::Flows(flows)).await;
+async fn send(sender: &mpsc::Sender<Message>, message: Message) -> Result<(), mpsc::error::SendError<Message>> {
+    match message {
+        Message::Flows(flows) if flows.is_empty() => Ok(()),
+        message => sender.send(message).await,
     }
 }
 
@@ -182,7 +203,9 @@ struct Reporter {
     period_ms: i64,
     start: TimestampMs,
     counters: ProbeCounters,
-    lost: u64,
+    lost: TableLoss,
+    /// Most bytes that waited in the ring buffer at once since the last report.
+    ring_bytes: usize,
 }
 
 impl Reporter {
@@ -207,7 +230,8 @@ impl Reporter {
                 lost_storage: counters.lost_storage - before.lost_storage,
                 malformed: counters.malformed - before.malformed,
             },
-            lost_queue: lost - self.lost,
+            lost: TableLoss { ends: lost.ends - self.lost.ends, closings: lost.closings - self.lost.closings },
+            ring_bytes: std::mem::take(&mut self.ring_bytes),
             open_connections: table.open_connections(),
             edges: table.edges(),
         };
@@ -228,6 +252,8 @@ struct Recorder {
     inventory: Inventory,
     sink: ParquetSink,
     health_seq: i64,
+    /// The inventory on disk is not whole: a file of it was given up.
+    is_inventory_broken: bool,
     /// Since the last health row.
     exported: i64,
     filtered: i64,
@@ -249,12 +275,13 @@ impl Recorder {
             run_start,
             kernel_release: nix::sys::utsname::uname()?.release().to_string_lossy().into(),
             programs: Vec::new(),
-            namespaces: args.namespaces.iter().map(|name| name.as_str().into()).collect(),
+            namespaces: args.namespaces().into_iter().collect(),
             window_ms: args.window.as_millis() as i64,
             enricher,
             inventory,
             sink,
             health_seq: 0,
+            is_inventory_broken: false,
             exported: 0,
             filtered: 0,
             unidentified: 0,
@@ -274,13 +301,14 @@ impl Recorder {
                 Message::Flows(flows) => self.record_flows(&flows, now),
                 Message::Tick => {
                     self.record_inventory_changes(now);
-                    self.sink.roll(now);
+                    self.is_inventory_broken |= !self.sink.roll(now);
                 }
                 Message::Window(report) => last_report = Some(report),
             }
         }
         let now = now().unwrap_or(self.run_start);
-        self.sink.finish_data();
+        self.sink.finish_flows();
+        self.sink.finish_inventory();
         if let Some(report) = last_report {
             self.record_health(&report, true, now);
         }
@@ -307,43 +335,58 @@ impl Recorder {
         }
     }
 
+    /// Puts the run on record: who is who, and that it has begun.
+    fn begin(&mut self) {
+        self.record_snapshot(self.run_start);
+        self.is_inventory_broken |= !self.sink.finish_inventory();
+        let report = WindowReport { start: self.run_start, end: self.run_start, ..WindowReport::default() };
+        self.record_health(&report, false, self.run_start);
+        self.sink.finish_health();
+    }
+
     fn record_snapshot(&mut self, now: TimestampMs) {
         let rows = self.inventory.snapshot(&self.origin, now);
-        self.write_inventory(rows, now);
+        self.is_inventory_broken = !self.write_inventory(rows, now);
         self.enricher.locate(self.inventory.observations());
     }
 
     fn record_inventory_changes(&mut self, now: TimestampMs) {
-        if self.inventory.is_new_hour(now) {
-            self.sink.finish_inventory();
+        if self.inventory.is_new_hour(now) && self.sink.has_open_inventory() {
+            self.is_inventory_broken |= !self.sink.finish_inventory();
         }
-        let is_new_day = self.inventory.is_new_day(now);
         let changed = self.inventory.reload();
         // Every file and every day opens with what was known before the change.
-        if is_new_day || (changed.is_some() && !self.sink.has_open_inventory()) {
+        let opens_file = changed.is_some() && !self.sink.has_open_inventory();
+        if opens_file || self.inventory.is_new_day(now) || self.is_inventory_broken {
             self.record_snapshot(now);
         }
         if let Some(observations) = changed {
             let rows = self.inventory.replace(observations, &self.origin, now);
-            self.write_inventory(rows, now);
-            self.enricher.locate(self.inventory.observations());
+            self.is_inventory_broken |= !self.write_inventory(rows, now);
         }
+        // Namespaces and cgroups come and go without a change of the file.
+        self.enricher.locate(self.inventory.observations());
     }
 
-    fn write_inventory(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) {
+    /// Writes rows and learns from them; returns whether they are on their way to disk.
+    fn write_inventory(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) -> bool {
+        let is_empty = rows.is_empty();
         for row in rows {
             self.enricher.learn(row.clone());
             self.sink.inventory(row, now);
         }
+        is_empty || self.sink.has_open_inventory()
     }
 
     fn record_health(&mut self, report: &WindowReport, clean_shutdown: bool, now: TimestampMs) {
         let lost_sink = self.sink.take_lost_ends();
         let exported = std::mem::take(&mut self.exported) - lost_sink;
-        let WindowReport { start, end, counters, lost_queue, open_connections, edges } = *report;
-        let lost_queue = lost_queue as i64;
+        let WindowReport { start, end, counters, lost, ring_bytes, open_connections, edges } = *report;
+        let (lost_queue, lost_map) = (lost.ends as i64, counters.lost_storage as i64);
+        let filtered = std::mem::take(&mut self.filtered);
         self.summary.ends += exported;
-        self.summary.lost += counters.lost_ring as i64 + counters.malformed as i64 + lost_queue + lost_sink;
+        self.summary.filtered += filtered;
+        self.summary.lost += counters.lost_ring as i64 + counters.malformed as i64 + lost_queue + lost_sink + lost_map;
         let record = HealthRecord {
             cluster: Arc::clone(&self.origin.cluster),
             node: Arc::clone(&self.origin.node),
@@ -359,18 +402,18 @@ impl Recorder {
             window_ms: self.window_ms,
             seen: counters.seen as i64,
             exported,
-            filtered: std::mem::take(&mut self.filtered),
+            filtered,
             lost_ring: counters.lost_ring as i64,
-            lost_map: 0,
+            lost_map,
             lost_recursion: 0,
             lost_parse: counters.malformed as i64,
             lost_queue,
             lost_sink,
-            lost_closed: counters.lost_closed as i64,
+            lost_closed: (counters.lost_closed + lost.closings) as i64,
             unidentified: std::mem::take(&mut self.unidentified),
             open_connections: open_connections as i64,
             flow_table_entries: edges as i64,
-            ring_bytes: 0,
+            ring_bytes: ring_bytes as i64,
             flows_next_seq: self.enricher.next_seq(),
             inventory_next_seq: self.inventory.next_seq(),
             clean_shutdown,
@@ -378,6 +421,13 @@ impl Recorder {
         self.health_seq += 1;
         self.sink.health(record, now);
     }
+}
+
+/// 128 random bits in hexadecimal.
+fn random_id() -> Result<Arc<str>, RunError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(RunError::Random)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)).into())
 }
 
 /// Inode of the node's own network namespace.

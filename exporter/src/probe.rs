@@ -13,14 +13,15 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{MapData, MapError, PerCpuArray, RingBuf},
-    programs::{CgroupAttachMode, ProgramError, SockOps},
+    programs::{CgroupAttachMode, ProgramError, SockOps, sock_ops::SockOpsLink},
 };
 use schemas::event::{FlowEvent, SocketOffsets, counter};
 
-/// The programs, attached for as long as this lives.
+/// The programs, attached for as long as this lives, or until [`Probe::detach`].
 pub(crate) struct Probe {
-    // Holds the link: dropping it detaches.
     _programs: Ebpf,
+    /// Dropping it detaches.
+    link: Option<SockOpsLink>,
     events: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
     malformed: u64,
@@ -113,10 +114,11 @@ impl Probe {
         let attach_error = |source| ProbeError::Attach { program: PROGRAM, path, source: Box::new(source) };
         let program = programs.program_mut(PROGRAM).ok_or(ProbeError::NotInObject { name: PROGRAM })?;
         // `Single` makes a bpf link, and links always allow others beside them.
-        <&mut SockOps>::try_from(program)
+        let link = <&mut SockOps>::try_from(program)
             .and_then(|program| {
                 program.load()?;
-                program.attach(directory, CgroupAttachMode::Single)
+                let link = program.attach(directory, CgroupAttachMode::Single)?;
+                program.take_link(link)
             })
             .map_err(attach_error)?;
 
@@ -124,7 +126,7 @@ impl Probe {
         let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
         let events = RingBuf::try_from(take(EVENTS)?).map_err(map_error(EVENTS))?;
         let counters = PerCpuArray::try_from(take(COUNTERS)?).map_err(map_error(COUNTERS))?;
-        Ok(Self { _programs: programs, events, counters, malformed: 0 })
+        Ok(Self { _programs: programs, link: Some(link), events, counters, malformed: 0 })
     }
 
     /// Names of the attached programs.
@@ -132,14 +134,22 @@ impl Probe {
         [PROGRAM]
     }
 
-    /// Hands over every event that waits, oldest first.
-    pub(crate) fn drain(&mut self, mut take: impl FnMut(&FlowEvent)) {
+    /// Detaches the programs: what they saw so far can then be read to its end.
+    pub(crate) fn detach(&mut self) {
+        self.link = None;
+    }
+
+    /// Hands over every event that waits, oldest first, and returns how many bytes they took in the ring buffer.
+    pub(crate) fn drain(&mut self, mut take: impl FnMut(&FlowEvent)) -> usize {
+        let mut bytes = 0;
         while let Some(record) = self.events.next() {
+            bytes += record.len() + RECORD_HEADER_BYTES;
             match FlowEvent::from_bytes(&record) {
                 Some(event) => take(&event),
                 None => self.malformed += 1,
             }
         }
+        bytes
     }
 
     /// Reads the counters.
@@ -201,6 +211,8 @@ unsafe impl aya::Pod for Offsets {}
 /// Built by `exporter-ebpf/build.sh` and committed, so that a build needs Rust alone.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../exporter-ebpf/flowscribe.bpf.o");
 
+/// What the kernel puts before every record of a ring buffer (`BPF_RINGBUF_HDR_SZ`).
+const RECORD_HEADER_BYTES: usize = 8;
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const PROGRAM: &str = "observe_tcp";
 const EVENTS: &str = "EVENTS";

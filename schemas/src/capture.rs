@@ -15,12 +15,25 @@ mod writer;
 pub use reader::{CaptureFile, Listing, Problem, ProblemKind, list, read, verify};
 pub use writer::{CaptureError, DatasetWriter, Roll};
 
+use std::sync::Arc;
+
 use crate::{
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
+
+/// Who writes: the same on every row of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Cluster name.
+    pub cluster: Arc<str>,
+    /// Node name.
+    pub node: Arc<str>,
+    /// Random identifier of the run.
+    pub run_id: Arc<str>,
+}
 
 /// Names of the datasets, which are their folders.
 pub const DATASETS: [&str; 3] = [FlowRecord::DATASET, InventoryRecord::DATASET, HealthRecord::DATASET];
@@ -30,6 +43,8 @@ mod key {
     pub(super) const SCHEMA_VERSION: &str = "flowscribe.schema_version";
     pub(super) const AGENT_VERSION: &str = "flowscribe.agent_version";
     pub(super) const DATASET: &str = "flowscribe.dataset";
+    pub(super) const CLUSTER: &str = "flowscribe.cluster";
+    pub(super) const NODE: &str = "flowscribe.node";
     pub(super) const RUN_ID: &str = "flowscribe.run_id";
     pub(super) const FIRST_SEQ: &str = "flowscribe.first_seq";
     pub(super) const LAST_SEQ: &str = "flowscribe.last_seq";

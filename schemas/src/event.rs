@@ -125,7 +125,7 @@ pub mod counter {
     pub const LOST_RING: u32 = 1;
     /// Closings lost because the ring buffer was full.
     pub const LOST_CLOSED: u32 = 2;
-    /// Sockets whose storage could not be allocated: their role is lost.
+    /// Sockets whose storage could not be allocated; each is also in [`SEEN`].
     pub const LOST_STORAGE: u32 = 3;
     /// Number of counters.
     pub const COUNT: u32 = 4;

@@ -44,7 +44,7 @@ dataset! {
     filtered: i64 => "health.filtered", "{end}";
     /// Lost: the ring buffer to the agent was full.
     lost_ring: i64 => "health.lost.ring", "{end}";
-    /// Lost: a kernel map was full.
+    /// Lost: a kernel map had no room.
     lost_map: i64 => "health.lost.map", "{end}";
     /// Lost: a tracing program was skipped because it was running already.
     lost_recursion: i64 => "health.lost.recursion", "{end}";
@@ -62,7 +62,7 @@ dataset! {
     open_connections: i64 => "health.open_connections", "{connection}";
     /// Edges in the flow table at the end of the window.
     flow_table_entries: i64 => "health.flow_table.entries", "{edge}";
-    /// Bytes waiting in the ring buffer at the end of the window.
+    /// Most bytes that waited in the ring buffer at once during the window.
     ring_bytes: i64 => "health.ring.size", "By";
     /// Numbers of the rows of dataset `flows` written so far: from 0 to this, exclusive.
     flows_next_seq: i64 => "health.flows.next_seq", "";

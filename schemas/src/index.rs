@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 use crate::{
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, kind},
-    table::TimestampMs,
+    table::{Port, TimestampMs},
 };
 
 /// A closed interval of time.
@@ -103,7 +103,7 @@ pub struct Index {
     tolerance_ms: i64,
 }
 
-/// Kind, namespace, name and UID: two pods of the same name are two objects.
+/// Kind, namespace, name and UID (two pods of the same name are two objects), or a Workload's own kind.
 type ObjectKey = (Arc<str>, Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 
 /// What was observed of one object, oldest first.
@@ -133,7 +133,7 @@ struct Lease {
 struct Snapshot {
     run_id: Arc<str>,
     observed_at: TimestampMs,
-    /// What the writer said last before it: whatever the snapshot names anew began after that.
+    /// When the writer was last heard before it: whatever the snapshot names anew began after that.
     heard_before: TimestampMs,
     named: HashSet<usize>,
     settled: bool,
@@ -156,12 +156,22 @@ impl Index {
         Self { tolerance_ms, ..Self::default() }
     }
 
-    /// Builds an index from a log in any order, with repetitions.
-    pub fn from_log(mut records: Vec<InventoryRecord>, tolerance_ms: i64) -> Self {
+    /// Builds an index from one cluster's log in any order, with repetitions. `watched` tells of moments at which a
+    /// writer (a node) was there and had said all it knew, as the ends of `health` windows do.
+    pub fn from_log(
+        mut records: Vec<InventoryRecord>,
+        mut watched: Vec<(TimestampMs, Arc<str>)>,
+        tolerance_ms: i64,
+    ) -> Self {
         records.sort_by(|a, b| (a.observed_at, &a.run_id, a.seq).cmp(&(b.observed_at, &b.run_id, b.seq)));
-        records.dedup_by(|a, b| (&a.cluster, &a.node, &a.run_id, a.seq) == (&b.cluster, &b.node, &b.run_id, b.seq));
+        records.dedup_by(|a, b| (&a.node, &a.run_id, a.seq) == (&b.node, &b.run_id, b.seq));
+        watched.sort();
+        let mut watched = watched.into_iter().peekable();
         let mut index = Self::new(tolerance_ms);
         for record in records {
+            while let Some((time, writer)) = watched.next_if(|(time, _)| *time < record.observed_at) {
+                index.last_heard.insert(writer, time);
+            }
             index.apply(record);
         }
         index.settle();
@@ -173,7 +183,8 @@ impl Index {
         let record = Arc::new(record);
         let is_snapshot = &*record.event == EVENT_SNAPSHOT;
         self.begin_or_settle_snapshot(&record, is_snapshot);
-        self.last_heard.insert(Arc::clone(&record.node), record.observed_at);
+        let heard = self.last_heard.entry(Arc::clone(&record.node)).or_insert(record.observed_at);
+        *heard = record.observed_at.max(*heard);
         self.ranges.extend(record.cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()));
         let id = self.object_id(&record);
         if is_snapshot && let Some(snapshot) = self.snapshots.get_mut(&record.node) {
@@ -211,10 +222,7 @@ impl Index {
         if let Some(owner) = self.owner_within(leases, span) {
             return owner;
         }
-        let widened = Span {
-            from: TimestampMs(span.from.0.saturating_sub(self.tolerance_ms)),
-            to: TimestampMs(span.to.0.saturating_add(self.tolerance_ms)),
-        };
+        let widened = self.widened(span);
         if let Some(owner) = self.owner_within(leases, widened) {
             return owner;
         }
@@ -227,38 +235,37 @@ impl Index {
         Owner::External
     }
 
-    /// The endpoints that were ready behind a Service's port at some moment of `span`: from its EndpointSlices, or,
-    /// where there are none, from its selector. Sorted, without repetitions.
+    /// The endpoints that were ready behind a Service's port at some moment of `span`, or within the clocks' tolerance
+    /// of it: from its EndpointSlices, or, where there are none, from its selector. Sorted, without repetitions.
     pub fn backends(&self, service: &InventoryRecord, transport: &str, port: u16, span: Span) -> Vec<Backend<'_>> {
         let Some(service_port) = service.ports.iter().find(|p| p.port == port && &*p.protocol == transport) else {
             return Vec::new();
         };
+        let found = self.backends_within(service, service_port, span);
+        if found.is_empty() { self.backends_within(service, service_port, self.widened(span)) } else { found }
+    }
+
+    fn backends_within(&self, service: &InventoryRecord, service_port: &Port, span: Span) -> Vec<Backend<'_>> {
+        let mut endpoints: BTreeMap<(IpAddr, u16), Owner<'_>> = BTreeMap::new();
         let namespace = service.namespace.clone().unwrap_or_default();
         let slices = self.slices_by_service.get(&(namespace, Arc::clone(&service.name)));
-        let mut endpoints: BTreeSet<(IpAddr, u16)> = BTreeSet::new();
         for slice in slices.into_iter().flatten().flat_map(|id| self.versions_within(*id, span)) {
             let ports = slice.record.ports.iter();
-            for port in ports.filter(|p| p.name == service_port.name && &*p.protocol == transport) {
-                endpoints.extend(addresses(&slice.record).map(|address| (address, port.port)));
+            for port in ports.filter(|p| p.name == service_port.name && p.protocol == service_port.protocol) {
+                endpoints.extend(addresses(&slice.record).map(|at| ((at, port.port), self.resolve(at, span))));
             }
         }
         if slices.is_none()
             && let Some(selector) = service.selector.as_deref().map(parse_labels)
         {
             for pod in self.pods_within(service.namespace.as_ref(), &selector, span) {
-                let target = match service_port.target.as_deref() {
-                    None => Some(port),
-                    Some(target) => target.parse().ok().or_else(|| {
-                        let named = |p: &&crate::table::Port| p.name.as_deref() == Some(target);
-                        pod.ports.iter().find(named).map(|p| p.port)
-                    }),
-                };
-                endpoints
-                    .extend(target.into_iter().flat_map(|port| addresses(pod).map(move |address| (address, port))));
+                let Some(port) = target_port(service_port, pod) else { continue };
+                let shares_node = pod.host_network == Some(true);
+                let owner = |at| if shares_node { self.resolve(at, span) } else { Owner::Pod(pod) };
+                endpoints.extend(addresses(pod).map(|at| ((at, port), owner(at))));
             }
         }
-        let backend = |(address, port)| Backend { address, port, owner: self.resolve(address, span) };
-        endpoints.into_iter().map(backend).collect()
+        endpoints.into_iter().map(|((address, port), owner)| Backend { address, port, owner }).collect()
     }
 
     /// A pod by its UID, as it was at `time`.
@@ -287,6 +294,13 @@ impl Index {
     pub fn is_of_cluster(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.leases.contains_key(&address) || self.ranges.iter().any(|range| range.contains(&address))
+    }
+
+    fn widened(&self, span: Span) -> Span {
+        Span {
+            from: TimestampMs(span.from.0.saturating_sub(self.tolerance_ms)),
+            to: TimestampMs(span.to.0.saturating_add(self.tolerance_ms)),
+        }
     }
 
     fn owner_within(&self, leases: &[Lease], span: Span) -> Option<Owner<'_>> {
@@ -321,6 +335,7 @@ impl Index {
         let pods = self.pods_by_uid.values().flat_map(move |id| self.versions_within(*id, span));
         pods.filter(move |version| {
             version.record.namespace.as_ref() == namespace
+                && !is_over(&version.record)
                 && !selector.is_empty()
                 && selector.iter().all(|(key, value)| version.labels.get(key) == Some(value))
         })
@@ -339,7 +354,7 @@ impl Index {
             let snapshot = Snapshot {
                 run_id: Arc::clone(&record.run_id),
                 observed_at: record.observed_at,
-                heard_before: self.last_heard.get(&record.node).copied().unwrap_or(ALWAYS),
+                heard_before: self.last_heard.get(&record.node).copied().unwrap_or(record.observed_at),
                 named: HashSet::new(),
                 settled: false,
             };
@@ -363,15 +378,17 @@ impl Index {
         }
     }
 
-    /// Since when a newly seen object is what it is: as it says itself; when it does not, a snapshot tells of anything
-    /// since its writer was heard before, and another event of that very moment.
+    /// Since when a newly seen object is what it is: as it says itself; when it does not, a snapshot may tell of anything
+    /// since its writer was heard before (a writer's first one: of that very moment), and another event of its moment.
     fn since(&self, record: &InventoryRecord, is_snapshot: bool) -> TimestampMs {
         let snapshot = self.snapshots.get(&record.node).filter(|_| is_snapshot);
         record.lease_start.unwrap_or(snapshot.map_or(record.observed_at, |snapshot| snapshot.heard_before))
     }
 
     fn object_id(&mut self, record: &Arc<InventoryRecord>) -> usize {
-        let key = (Arc::clone(&record.kind), record.namespace.clone(), Arc::clone(&record.name), record.uid.clone());
+        // Workloads of two kinds may share a name.
+        let told_apart = if &*record.kind == kind::WORKLOAD { &record.owner_kind } else { &record.uid };
+        let key = (Arc::clone(&record.kind), record.namespace.clone(), Arc::clone(&record.name), told_apart.clone());
         if let Some(id) = self.ids.get(&key) {
             return *id;
         }
@@ -399,7 +416,7 @@ impl Index {
             kind::NODE | kind::SERVICE => true,
             _ => false,
         };
-        let over = matches!(record.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let over = is_over(record);
         let end = match record.lease_end {
             Some(end) => end,
             None if over => record.observed_at,
@@ -421,12 +438,7 @@ impl Index {
             if over && !first {
                 continue; // it ended before, and is only told again
             }
-            let mut start = if first { since } else { record.observed_at };
-            if start == ALWAYS {
-                // Held since an unknown time: after everyone who is known to have given it up.
-                let ends = leases.iter().map(|lease| lease.end).filter(|end| *end != FOREVER);
-                start = ends.max().map_or(ALWAYS, |end| TimestampMs(end.0 + 1));
-            }
+            let start = if first { since } else { record.observed_at };
             leases.push(Lease { object: id, start, end: end.max(start) });
         }
     }
@@ -473,6 +485,18 @@ pub fn parse_labels(json: &str) -> Labels {
     serde_json::from_str(json).unwrap_or_default()
 }
 
+/// The number of the port that a Service's port leads to on a pod; `None` where it is a name that the pod does not have.
+fn target_port(service_port: &Port, pod: &InventoryRecord) -> Option<u16> {
+    let Some(target) = service_port.target.as_deref() else { return Some(service_port.port) };
+    let named = |port: &&Port| port.name.as_deref() == Some(target) && port.protocol == service_port.protocol;
+    target.parse().ok().or_else(|| pod.ports.iter().find(named).map(|port| port.port))
+}
+
+/// Whether a pod has ended, and given up its addresses.
+fn is_over(pod: &InventoryRecord) -> bool {
+    matches!(pod.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
 fn addresses(record: &InventoryRecord) -> impl Iterator<Item = IpAddr> {
     record.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()).map(|address| address.to_canonical())
 }
@@ -491,7 +515,6 @@ fn same_object(a: &InventoryRecord, b: &InventoryRecord) -> bool {
     comparable(a) == comparable(b)
 }
 
-const ALWAYS: TimestampMs = TimestampMs(i64::MIN);
 const FOREVER: TimestampMs = TimestampMs(i64::MAX);
 
 #[cfg(test)]

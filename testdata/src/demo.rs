@@ -38,9 +38,13 @@ pub fn run(capture: Option<&Path>) -> Result<()> {
     report(&executable, &committed)
 }
 
-/// Records the application once, into a directory that must not hold anything else.
+/// Records the application once, in place of the capture that may be there.
 fn live(executable: &Path, capture: &Path) -> Result<()> {
     if capture.exists() {
+        let is_dataset = |entry: &fs::DirEntry| DATASETS.iter().any(|dataset| entry.file_name() == *dataset);
+        if let Some(other) = fs::read_dir(capture)?.flatten().find(|entry| !is_dataset(entry)) {
+            bail!("{} is not of a capture: name another directory", other.path().display());
+        }
         fs::remove_dir_all(capture).with_context(|| format!("clear {}", capture.display()))?;
     }
     fs::create_dir_all(capture)?;
@@ -83,5 +87,6 @@ fn default_capture() -> Result<PathBuf> {
 pub const NAMESPACE: &str = "demo";
 /// The application's manifest; see `testdata/README.md`.
 pub const MICROSERVICES: &str = include_str!("../apps/microservices-demo.yaml");
+const DATASETS: [&str; 3] = ["flows", "inventory", "health"];
 const CALLS: u32 = 5;
 const NOT_WATCHED: &str = "cannot watch the kernel's sockets";

@@ -17,7 +17,7 @@ struct Args {
 enum Command {
     /// Play an application, record it, and print its policies.
     Demo {
-        /// Directory to record into; it is cleared first.
+        /// Directory to record into; a capture that is there is replaced.
         #[arg(long, value_name = "DIR")]
         capture: Option<PathBuf>,
     },

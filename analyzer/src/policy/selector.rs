@@ -1,7 +1,7 @@
 //! Selecting a workload's pods, all of them and no others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -27,6 +27,7 @@ pub(super) struct Selectors<'a> {
     owners: HashMap<Workload, &'a InventoryRecord>,
     pods: HashMap<Arc<str>, Vec<(&'a InventoryRecord, &'a Labels)>>,
     found: HashMap<Workload, Option<Selector>>,
+    judged: HashSet<Workload>,
 }
 
 impl<'a> Selectors<'a> {
@@ -41,7 +42,7 @@ impl<'a> Selectors<'a> {
             Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
         };
         let owners = index.latest(kind::WORKLOAD).filter_map(|(record, _)| owner(record)).collect();
-        Self { owners, pods, found: HashMap::new() }
+        Self { owners, pods, found: HashMap::new(), judged: HashSet::new() }
     }
 
     /// The selector of a workload: its owner's own, or what the labels of all its pods have in common; in both cases
@@ -56,9 +57,12 @@ impl<'a> Selectors<'a> {
         selector
     }
 
-    /// What is wrong with a workload's selector.
-    pub(super) fn judge(&self, workload: &Workload, selector: &Selector) -> BTreeSet<Finding> {
+    /// What is wrong with a workload's selector; told once.
+    pub(super) fn judge(&mut self, workload: &Workload, selector: &Selector) -> BTreeSet<Finding> {
         let mut findings = BTreeSet::new();
+        if !self.judged.insert(workload.clone()) {
+            return findings;
+        }
         for (pod, labels) in self.pods.get(&workload.namespace).into_iter().flatten() {
             let (kind, name) = workload_of(pod);
             let of = Workload { namespace: Arc::clone(&workload.namespace), name, kind };

@@ -12,6 +12,8 @@ select
     case when count(distinct seen_by) = 1 then min(seen_by) else 'both' end as seen_by,
     array_to_string(array_sort(array_distinct(flatten(array_agg(failures) filter (where failures is not null)))), ', ')
         as failures,
+    array_to_string(array_sort(array_distinct(flatten(
+        array_agg(dialled_ports) filter (where via_service and dialled_ports is not null)))), ',') as service_ports,
     sum(connections) as connections,
     sum(failed) as failed,
     sum(closed) as closed,

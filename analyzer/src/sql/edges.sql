@@ -25,31 +25,37 @@ with resolved as (
     from flows
     where direction_known and not is_loopback(source_address)
 ),
--- Where an address had more than one owner in the span of a row: what the other end said of itself.
+-- Where an address does not tell its owner for certain: what the other end of the connection said of itself.
 told as (
     select
         mine.cluster, mine.node, mine.run_id, mine.seq, mine.observer,
-        min(theirs.namespace) as namespace,
-        min(theirs.workload_kind) as workload_kind,
-        min(theirs.workload) as workload,
-        min(theirs.pod_uid) as pod_uid,
-        min(theirs.host) as host
+        min(theirs.own_end['kind']) as kind,
+        min(theirs.own_end['namespace']) as namespace,
+        min(theirs.own_end['workload_kind']) as workload_kind,
+        min(theirs.own_end['workload']) as workload,
+        min(theirs.own_end['pod_uid']) as pod_uid,
+        min(theirs.own_end['node']) as host,
+        min(theirs.own_end['address']) as address
     from (
         select * from resolved
-        where 'ambiguous' = case observer
-            when 'client' then destination['unknown_reason'] else source['unknown_reason'] end
+        where case observer when 'client' then destination['unknown_reason'] else source['unknown_reason'] end
+            in ('ambiguous', 'no_owner', 'no_inventory')
     ) as mine
     join (
         select
             cluster, observer, transport, source_address, destination_address, dialled_port, first_seen, last_seen,
-            case observer when 'client' then source['namespace'] else destination['namespace'] end as namespace,
-            case observer when 'client' then source['workload_kind'] else destination['workload_kind'] end
-                as workload_kind,
-            case observer when 'client' then source['workload'] else destination['workload'] end as workload,
-            case observer when 'client' then source['pod_uid'] else destination['pod_uid'] end as pod_uid,
-            case observer when 'client' then source['node'] else destination['node'] end as host
+            named_struct(
+                'kind', case observer when 'client' then source['kind'] else destination['kind'] end,
+                'namespace', case observer when 'client' then source['namespace'] else destination['namespace'] end,
+                'workload_kind',
+                case observer when 'client' then source['workload_kind'] else destination['workload_kind'] end,
+                'workload', case observer when 'client' then source['workload'] else destination['workload'] end,
+                'pod_uid', case observer when 'client' then source['pod_uid'] else destination['pod_uid'] end,
+                'node', case observer when 'client' then source['node'] else destination['node'] end,
+                'address', case observer when 'client' then source['address'] else destination['address'] end
+            ) as own_end
         from resolved
-        where 'pod' = case observer when 'client' then source['kind'] else destination['kind'] end
+        where case observer when 'client' then source['kind'] else destination['kind'] end in ('pod', 'node')
     ) as theirs
         on theirs.cluster = mine.cluster
         and theirs.transport = mine.transport
@@ -60,26 +66,26 @@ told as (
         and theirs.first_seen <= mine.last_seen
         and theirs.last_seen >= mine.first_seen
     group by mine.cluster, mine.node, mine.run_id, mine.seq, mine.observer
-    having count(distinct theirs.pod_uid) = 1
+    having count(distinct coalesce(theirs.own_end['pod_uid'], theirs.own_end['node'])) = 1
 ),
 ends as (
     select
         r.hour, r.cluster, r.observer, r.transport, r.dialled_port,
-        case when s.seq is null then r.source['kind'] else 'pod' end as source_kind,
+        coalesce(s.kind, r.source['kind']) as source_kind,
         coalesce(s.namespace, r.source['namespace']) as source_namespace,
         coalesce(s.workload_kind, r.source['workload_kind']) as source_workload_kind,
         coalesce(s.workload, r.source['workload']) as source_workload,
         coalesce(s.pod_uid, r.source['pod_uid']) as source_pod_uid,
         coalesce(s.host, r.source['node']) as source_host,
-        case when s.seq is null then r.source['address'] end as source_address,
+        case when s.seq is null then r.source['address'] else s.address end as source_address,
         case when s.seq is null then r.source['unknown_reason'] end as source_unknown_reason,
-        case when d.seq is null then r.destination['kind'] else 'pod' end as destination_kind,
+        coalesce(d.kind, r.destination['kind']) as destination_kind,
         coalesce(d.namespace, r.destination['namespace']) as destination_namespace,
         coalesce(d.workload_kind, r.destination['workload_kind']) as destination_workload_kind,
         coalesce(d.workload, r.destination['workload']) as destination_workload,
         coalesce(d.pod_uid, r.destination['pod_uid']) as destination_pod_uid,
         coalesce(d.host, r.destination['node']) as destination_host,
-        case when d.seq is null then r.destination['address'] end as destination_address,
+        case when d.seq is null then r.destination['address'] else d.address end as destination_address,
         case when d.seq is null then r.destination['unknown_reason'] end as destination_unknown_reason,
         r.destination['port'] as port,
         r.destination['service'] as service,

@@ -91,6 +91,52 @@ fn several_inputs_are_one_capture() {
 }
 
 #[test]
+fn clusters_are_not_mixed() {
+    let (one, mut two) = (web_and_db(), web_and_db());
+    for record in &mut two.inventory {
+        record.cluster = "other".into();
+    }
+    for row in &mut two.flows {
+        (row.cluster, row.destination_port) = ("other".into(), 6379);
+    }
+    two.health.push(schemas::health::HealthRecord { cluster: "other".into(), ..two.clean_end() });
+    let (one, two) = (one.write(), two.write());
+    let (first, second) = (one.path().to_string_lossy(), two.path().to_string_lossy());
+    let both = ["report", "--input", &first, "--input", &second];
+    let output = flowscribe(&both);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "flowscribe: the input holds several clusters (other, test): name one with --cluster\n");
+    let output = flowscribe(&[&both[..], &["--cluster", "third"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "flowscribe: the input holds no cluster `third`, only other, test\n");
+    let found = report(one.path(), &["--input", &second, "--cluster", "other"]);
+    assert_eq!(found.allows("demo/web-network"), lines(["egress app=db 6379/TCP"]));
+}
+
+#[test]
+fn missing_inventory_and_health_are_told_as_well() {
+    let mut capture = web_and_db();
+    let mut health = capture.clean_end();
+    (health.seq, health.inventory_next_seq) = (3, 100);
+    capture.health.push(health);
+    let said = capture.report().said;
+    assert!(said.contains("run run-1 on node node-a: 94 rows of inventory are missing"), "{said}");
+    assert!(said.contains("run run-1 on node node-a: 3 rows of health are missing"), "{said}");
+}
+
+#[test]
+fn flows_alone_are_named_as_incomplete_from_their_beginning() {
+    let capture = web_and_db();
+    let directory = capture.write();
+    for dataset in ["inventory", "health"] {
+        fs::remove_dir_all(directory.path().join(dataset)).expect("it was there");
+    }
+    let said = report(directory.path(), &[]).said;
+    assert!(said.contains("what it saw after 2026-03-01T10:00:00Z is incomplete"), "{said}");
+}
+
+#[test]
 fn what_a_run_lost_or_left_out_is_told() {
     let mut capture = web_and_db();
     let mut health = capture.clean_end();
@@ -122,6 +168,13 @@ fn a_file_of_policies_is_whole_or_not_there() {
     let printed = report(directory.path(), &[]).yaml;
     let written = report(directory.path(), &["--output", &file.to_string_lossy()]);
     assert_eq!(written.yaml, "", "nothing on standard output");
+    assert_eq!(fs::read_to_string(&file).expect("written"), printed);
+    // What is no ordinary file is written through, not replaced.
+    let link = directory.path().join("link.yaml");
+    std::os::unix::fs::symlink(&file, &link).expect("made");
+    fs::write(&file, "old").expect("written");
+    report(directory.path(), &["--output", &link.to_string_lossy()]);
+    assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
     assert_eq!(fs::read_to_string(&file).expect("written"), printed);
     let output = flowscribe(&[
         "report",

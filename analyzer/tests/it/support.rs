@@ -5,12 +5,11 @@ use std::{
     net::IpAddr,
     path::Path,
     process::{Command, Output},
-    sync::Arc,
     time::Duration,
 };
 
 use schemas::{
-    capture::{DatasetWriter, Roll},
+    capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::{InventoryRecord, kind},
@@ -163,13 +162,20 @@ impl Capture {
     /// Writes the capture to a directory of its own.
     pub(crate) fn write(&self) -> TempDir {
         let directory = tempfile::tempdir().expect("a directory");
-        write_rows(directory.path(), &self.flows);
-        write_rows(directory.path(), &self.inventory);
+        let first = self.flows.first().map(|row| (&row.cluster, &row.node, &row.run_id));
+        let first = first.or(self.inventory.first().map(|row| (&row.cluster, &row.node, &row.run_id)));
+        let origin = first.map_or_else(Origin::default, |(cluster, node, run_id)| Origin {
+            cluster: cluster.clone(),
+            node: node.clone(),
+            run_id: run_id.clone(),
+        });
+        write_rows(directory.path(), &origin, &self.flows);
+        write_rows(directory.path(), &origin, &self.inventory);
         let mut health = self.health.clone();
         if health.is_empty() {
             health.push(self.clean_end());
         }
-        write_rows(directory.path(), &health);
+        write_rows(directory.path(), &origin, &health);
         directory
     }
 
@@ -197,7 +203,7 @@ impl Capture {
         report(self.write().path(), arguments)
     }
 
-    fn row(&mut self, observer: &str, from: &str, to: &str, port: u16) -> &mut FlowRecord {
+    pub(crate) fn row(&mut self, observer: &str, from: &str, to: &str, port: u16) -> &mut FlowRecord {
         let seq = self.flows.len() as i64;
         self.flows.push(FlowRecord {
             cluster: "test".into(),
@@ -312,9 +318,9 @@ pub(crate) fn flowscribe(arguments: &[&str]) -> Output {
 }
 
 /// Writes rows as one file of a capture.
-pub(crate) fn write_rows<R: Record>(root: &Path, rows: &[R]) {
+fn write_rows<R: Record>(root: &Path, origin: &Origin, rows: &[R]) {
     let roll = Roll { size_bytes: u64::MAX, age: Duration::MAX };
-    let mut writer = DatasetWriter::new(root, &Arc::from("node-a"), &Arc::from("run-1"), "test", roll);
+    let mut writer = DatasetWriter::new(root, origin, "test", roll);
     for row in rows {
         writer.push(row.clone(), TimestampMs(START_MS)).expect("the row is taken");
     }

@@ -167,6 +167,8 @@ fn storage(ctx: &SockOpsContext, flags: u32) -> Result<*mut Connection, ()> {
     let value = unsafe { bpf_sk_storage_get(map, sk(ctx)?.cast(), ptr::null_mut(), flags.into()) };
     if value.is_null() {
         if flags != 0 {
+            // Counted as an end of its own: what else becomes of the connection is counted beside it.
+            count(counter::SEEN);
             count(counter::LOST_STORAGE);
         }
         return Err(());

@@ -163,14 +163,14 @@ enum Protocol {
 
 type Map = BTreeMap<Arc<str>, Arc<str>>;
 
-/// Reads an inventory file.
+/// Reads an inventory file. Pods whose sockets are here are on `node`, unless it says otherwise.
 ///
 /// # Errors
 /// It can't be read or is not valid; the message names the place.
-pub(crate) fn read(path: &Path) -> Result<Vec<Observation>, InventoryError> {
+pub(crate) fn read(path: &Path, node: &Arc<str>) -> Result<Vec<Observation>, InventoryError> {
     let text = fs::read_to_string(path).map_err(|source| InventoryError::Read { path: path.into(), source })?;
     let file = parse(&text).map_err(|source| InventoryError::Parse { path: path.into(), source })?;
-    Ok(observations(file))
+    Ok(observations(file, node))
 }
 
 fn parse(text: &str) -> Result<InventoryFile, serde_yaml::Error> {
@@ -178,7 +178,7 @@ fn parse(text: &str) -> Result<InventoryFile, serde_yaml::Error> {
     serde_yaml::from_str::<Option<InventoryFile>>(text).map(Option::unwrap_or_default)
 }
 
-fn observations(file: InventoryFile) -> Vec<Observation> {
+fn observations(file: InventoryFile, here: &Arc<str>) -> Vec<Observation> {
     let InventoryFile { nodes, service_cidrs, namespaces, pods, services } = file;
     let mut records: Vec<InventoryRecord> = Vec::new();
     records.extend(nodes.into_iter().map(node_record));
@@ -205,7 +205,7 @@ fn observations(file: InventoryFile) -> Vec<Observation> {
             };
             workloads.insert((Arc::clone(&pod.namespace), Arc::clone(kind), Arc::clone(name)), workload);
         }
-        observations.push(pod_observation(pod));
+        observations.push(pod_observation(pod, here));
     }
     records.extend(workloads.into_values());
     observations.extend(records.into_iter().map(|record| Observation { record, netns: None, cgroup: None }));
@@ -254,7 +254,7 @@ fn service_records(service: Service, records: &mut Vec<InventoryRecord>) {
     });
 }
 
-fn pod_observation(pod: Pod) -> Observation {
+fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
     let Pod { namespace, name, uid, labels, owner, pod_ips, node, host_network, ports, netns, cgroup } = pod;
     let ports = ports.into_iter().map(|ContainerPort { name, container_port, protocol }| Port {
         name,
@@ -270,7 +270,7 @@ fn pod_observation(pod: Pod) -> Observation {
         labels: json(&labels),
         owner_kind: owner.as_ref().map(|owner| Arc::clone(&owner.kind)),
         owner: owner.map(|owner| owner.name),
-        object_node: node,
+        object_node: node.or_else(|| (netns.is_some() || cgroup.is_some()).then(|| Arc::clone(here))),
         host_network: Some(host_network),
         phase: Some("Running".into()),
         ..record(kind::POD, Some(&namespace), &name)
@@ -320,7 +320,6 @@ pods:
     labels: { z: last, app: web }
     owner: { kind: Deployment, name: web, selector: { matchLabels: { app: web } } }
     podIPs: [10.244.0.5, '::ffff:10.244.0.6']
-    node: node-a
     ports: [{ name: http, containerPort: 8080 }]
     netns: /run/netns/web
 services:
@@ -335,12 +334,13 @@ services:
 
     #[test]
     fn every_object_of_the_file_becomes_a_record() {
-        let all = observations(parse(INVENTORY).expect("it is valid"));
+        let all = observations(parse(INVENTORY).expect("it is valid"), &"here".into());
         let pod = find(&all, kind::POD, "web-0");
         assert_eq!(pod.record.labels.as_deref(), Some(r#"{"app":"web","z":"last"}"#), "keys are sorted");
         assert_eq!(pod.record.addresses, [Arc::from("10.244.0.5"), Arc::from("10.244.0.6")], "mapped is IPv4");
         assert_eq!(pod.record.owner.as_deref(), Some("web"));
         assert_eq!(pod.netns.as_deref(), Some(Path::new("/run/netns/web")));
+        assert_eq!(pod.record.object_node.as_deref(), Some("here"), "its sockets are");
         let workload = find(&all, kind::WORKLOAD, "web");
         assert_eq!(workload.record.selector.as_deref(), Some(r#"{"matchLabels":{"app":"web"}}"#));
         assert_eq!(find(&all, kind::NODE, "node-a").record.cidrs, [Arc::from("10.244.0.0/24")]);

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use schemas::{inventory::kind, table::RttHistogram};
+use schemas::{
+    inventory::kind,
+    table::{RttHistogram, TimestampMs},
+};
 
 use super::*;
 use crate::flow::FlowKey;
@@ -47,7 +50,7 @@ fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u1
     let address = |text: &str| text.parse().expect("a test address");
     Flow {
         key: FlowKey {
-            socket: SocketOwner { netns_inode, cgroup_id: 0 },
+            socket: SocketOwner { netns_inode, netns_cookie: 7, cgroup_id: 0 },
             role,
             local_address: address(local),
             remote_address: address(remote),
@@ -73,14 +76,31 @@ fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u1
 }
 
 #[test]
-fn the_local_end_is_its_sockets_pod_whatever_its_address() {
+fn the_local_end_is_its_sockets_pod_and_the_remote_one_has_the_address() {
     let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1"), pod("db", "10.0.0.2")]);
-    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.2", "10.0.0.2", 80)).expect("it is kept");
+    // An address that the inventory does not know does not make it another pod.
+    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.77", "10.0.0.2", 80)).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.destination_pod.as_deref()), (Some("web"), Some("db")));
     let row = enricher.step(&flow(netns, Role::Server, "10.0.0.1", "10.0.0.2", 80)).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.destination_pod.as_deref()), (Some("db"), Some("web")));
     assert_eq!((&*row.source_address, &*row.destination_address), ("10.0.0.2", "10.0.0.1"));
     assert_eq!((row.seq, enricher.next_seq()), (1, 2));
+}
+
+#[test]
+fn a_namespace_number_that_was_reused_names_nobody() {
+    let (mut enricher, netns) = enricher(Filter::default(), vec![pod("new", "10.0.0.1"), pod("old", "10.0.0.2")]);
+    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.2", "10.0.0.9", 80)).expect("it is kept");
+    assert_eq!(row.source_pod, None, "the address was old's, the namespace is new's");
+    assert_eq!(row.source_unknown_reason.as_deref(), Some("unmapped_socket"));
+}
+
+#[test]
+fn a_pod_that_is_gone_is_still_named_in_its_last_flows() {
+    let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
+    enricher.locate(&[]);
+    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.1", "10.0.0.2", 80)).expect("it is kept");
+    assert_eq!(row.source_pod.as_deref(), Some("web"));
 }
 
 #[test]
@@ -105,6 +125,26 @@ fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
     flow.key.socket.cgroup_id = inode(&container).expect("it is there");
     let row = enricher.step(&flow).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.source_host_network), (Some("proxy"), Some(true)));
+}
+
+#[test]
+fn a_cgroup_that_is_made_anew_is_found_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let cgroup = directory.path().join("service");
+    let host_pod = InventoryRecord { host_network: Some(true), ..pod("service", "192.0.2.1") };
+    let (mut enricher, _) = enricher(Filter::default(), vec![]);
+    enricher.learn(host_pod.clone());
+    let observations = [Observation { record: host_pod, netns: None, cgroup: Some(cgroup.clone()) }];
+    enricher.locate(&observations);
+    let mut flow = flow(HOST, Role::Client, "192.0.2.1", "198.51.100.1", 443);
+    for _ in 0..2 {
+        fs::create_dir(&cgroup).expect("made");
+        flow.key.socket.cgroup_id = inode(&cgroup).expect("it is there");
+        enricher.locate(&observations);
+        let row = enricher.step(&flow).expect("it is kept");
+        assert_eq!(row.source_pod.as_deref(), Some("service"));
+        fs::remove_dir(&cgroup).expect("removed");
+    }
 }
 
 #[test]

@@ -144,8 +144,26 @@ fn what_finds_no_room_is_counted_and_the_known_edges_go_on() {
     table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
     table.step(&event(EVENT_ESTABLISHED, 2, 1.0), CLOCK);
     table.step(&FlowEvent { remote_port: 81, ..event(EVENT_ESTABLISHED, 3, 1.0) }, CLOCK);
-    assert_eq!((table.lost(), table.edges(), table.open_connections()), (1, 1, 1));
+    assert_eq!((table.lost(), table.edges(), table.open_connections()), (TableLoss::ENDS, 1, 1));
+    table.step(&FlowEvent { remote_port: 81, ..event(EVENT_CLOSED, 3, 1.0) }, CLOCK);
+    assert_eq!(table.lost(), TableLoss { ends: 1, closings: 1 });
     assert_eq!(table.finish(TimestampMs(2_000))[0].connections, 2);
+}
+
+#[test]
+fn a_connection_that_is_not_followed_is_counted_when_it_ends() {
+    let limits = FlowTableLimits { edges: 10, connections: 1 };
+    let mut table = FlowTable::new(Duration::ZERO, limits, HOST, TimestampMs(0));
+    for cookie in 1..=3 {
+        table.step(&event(EVENT_ESTABLISHED, cookie, 1.0), CLOCK);
+    }
+    for cookie in 1..=3 {
+        table.step(&event(EVENT_CLOSED, cookie, 2.0), CLOCK);
+    }
+    assert_eq!(counts(&table.close_windows(TimestampMs(2_000))), [(1, 1, 1, 0); 3]);
+    // One whose beginning was lost before it came here was counted as lost.
+    table.step(&event(EVENT_CLOSED, 4, 3.0), CLOCK);
+    assert_eq!(counts(&table.close_windows(TimestampMs(3_000))), [(1, 0, 1, 0)]);
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct CaptureFile {
     pub path: PathBuf,
     /// One of [`DATASETS`].
     pub dataset: &'static str,
+    /// Cluster it tells of; all rows of a file have one writer.
+    pub cluster: String,
     /// Rows in it.
     pub rows: i64,
     /// Size in bytes.
@@ -194,7 +196,8 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     check_columns(metadata, dataset)?;
     let number = |key| value(metadata, key)?.parse::<i64>().ok();
     let run = value(metadata, key::RUN_ID).and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
-    Ok(CaptureFile { path: path.into(), dataset, rows: metadata.file_metadata().num_rows(), size_bytes, run })
+    let cluster = value(metadata, key::CLUSTER).unwrap_or_default();
+    Ok(CaptureFile { path: path.into(), dataset, cluster, rows: metadata.file_metadata().num_rows(), size_bytes, run })
 }
 
 fn check_version(version: &str) -> Result<(), ProblemKind> {

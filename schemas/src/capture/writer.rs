@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +17,7 @@ use parquet::{
     },
 };
 
-use super::{PARQUET, UNFINISHED, Utc, key};
+use super::{Origin, PARQUET, UNFINISHED, Utc, key};
 use crate::{
     SCHEMA_VERSION,
     table::{Record, TimestampMs},
@@ -58,8 +57,7 @@ pub struct Roll {
 /// file behind as `….tmp`, which readers name and skip.
 pub struct DatasetWriter<R: Record> {
     root: PathBuf,
-    node: Arc<str>,
-    run_id: Arc<str>,
+    origin: Origin,
     agent_version: &'static str,
     roll: Roll,
     files: u64,
@@ -77,11 +75,10 @@ struct OpenFile {
 
 impl<R: Record> DatasetWriter<R> {
     /// Prepares to write below `root`; no file is made before the first row.
-    pub fn new(root: &Path, node: &Arc<str>, run_id: &Arc<str>, agent_version: &'static str, roll: Roll) -> Self {
+    pub fn new(root: &Path, origin: &Origin, agent_version: &'static str, roll: Roll) -> Self {
         Self {
             root: root.to_path_buf(),
-            node: Arc::clone(node),
-            run_id: Arc::clone(run_id),
+            origin: origin.clone(),
             agent_version,
             roll,
             files: 0,
@@ -90,20 +87,23 @@ impl<R: Record> DatasetWriter<R> {
         }
     }
 
-    /// Adds a row. `now` is the time that [`Self::is_due`] measures a file's age with.
+    /// Adds a row. `now` is the time that [`Self::is_due`] measures a file's age with. Returns the file that was finished
+    /// because the row is of another hour.
     ///
     /// # Errors
     /// The file can't be made or written to; [`Self::abandon`] it then.
-    pub fn push(&mut self, row: R, now: TimestampMs) -> Result<(), CaptureError> {
+    pub fn push(&mut self, row: R, now: TimestampMs) -> Result<Option<PathBuf>, CaptureError> {
         let partition = Utc::new(row.partition_time()).partition();
-        if self.open.as_ref().is_some_and(|file| file.partition != partition) {
-            self.finish()?;
-        }
+        let is_of_another = self.open.as_ref().is_some_and(|file| file.partition != partition);
+        let finished = if is_of_another { self.finish()? } else { None };
         if self.open.is_none() {
             self.open = Some(self.create(partition, now)?);
         }
         self.buffer.push(row);
-        if self.buffer.len() >= ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
+        if self.buffer.len() >= ROWS_PER_GROUP {
+            self.write_group()?;
+        }
+        Ok(finished)
     }
 
     /// Whether the open file has reached the size or age to be finished at.
@@ -150,8 +150,9 @@ impl<R: Record> DatasetWriter<R> {
     fn create(&mut self, partition: String, now: TimestampMs) -> Result<OpenFile, CaptureError> {
         let folder = self.root.join(R::DATASET).join(&partition);
         let started = Utc::new(now).compact();
-        let run = self.run_id.get(..8).unwrap_or(&self.run_id);
-        let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(&self.node), self.files));
+        let Origin { cluster, node, run_id } = &self.origin;
+        let run = run_id.get(..8).unwrap_or(run_id);
+        let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(node), self.files));
         let io_error = |source| CaptureError::Io { path: path.clone(), source };
         fs::create_dir_all(&folder).map_err(io_error)?;
         let file = File::create_new(unfinished(&path)).map_err(io_error)?;
@@ -160,7 +161,9 @@ impl<R: Record> DatasetWriter<R> {
             (key::SCHEMA_VERSION, format!("{major}.{minor}")),
             (key::AGENT_VERSION, self.agent_version.into()),
             (key::DATASET, R::DATASET.into()),
-            (key::RUN_ID, self.run_id.to_string()),
+            (key::CLUSTER, cluster.to_string()),
+            (key::NODE, node.to_string()),
+            (key::RUN_ID, run_id.to_string()),
         ];
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))

@@ -10,6 +10,7 @@ const POD_A: &str = "10.0.0.1";
 #[derive(Default)]
 struct Log {
     records: Vec<InventoryRecord>,
+    watched: Vec<(TimestampMs, Arc<str>)>,
 }
 
 impl Log {
@@ -27,7 +28,7 @@ impl Log {
     }
 
     fn index(&self, tolerance_ms: i64) -> Index {
-        Index::from_log(self.records.clone(), tolerance_ms)
+        Index::from_log(self.records.clone(), self.watched.clone(), tolerance_ms)
     }
 }
 
@@ -83,7 +84,8 @@ fn a_reused_address_names_its_owner_of_that_time_or_nobody() {
     log.say(5_000, EVENT_DELETE, pod("a", POD_A, "{}"));
     log.say(6_000, "upsert", pod("b", POD_A, "{}"));
     let index = log.index(0);
-    assert_eq!(name(index.resolve(ip(POD_A), at(500))), "a", "a snapshot tells of what was there before it");
+    assert_eq!(name(index.resolve(ip(POD_A), at(999))), "no_inventory", "nobody watched before the first snapshot");
+    assert_eq!(name(index.resolve(ip(POD_A), at(1_000))), "a");
     assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "a");
     assert_eq!(name(index.resolve(ip(POD_A), at(5_500))), "no_owner");
     assert_eq!(name(index.resolve(ip(POD_A), at(6_000))), "b");
@@ -113,10 +115,52 @@ fn what_a_later_snapshot_does_not_name_is_gone() {
     log.say(9_000, EVENT_SNAPSHOT, pod("b", POD_A, "{}"));
     log.say(9_000, EVENT_SNAPSHOT, pod("other", "10.0.0.9", "{}"));
     let index = log.index(0);
-    assert_eq!(name(index.resolve(ip(POD_A), at(900))), "a");
     assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "ambiguous", "nobody watched when it moved");
     assert_eq!(name(index.resolve(ip(POD_A), at(9_001))), "b");
     assert_eq!(name(index.resolve(ip("10.0.0.9"), at(5_000))), "other");
+    // Its health tells how long the writer watched: until then, nothing had moved.
+    log.watched = vec![(TimestampMs(4_000), "node-a".into())];
+    let index = log.index(0);
+    assert_eq!(name(index.resolve(ip(POD_A), at(3_999))), "a");
+    assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "ambiguous");
+    assert_eq!(name(index.resolve(ip(POD_A), at(9_001))), "b");
+}
+
+#[test]
+fn workloads_of_two_kinds_may_share_a_name() {
+    let mut log = Log::default();
+    for kind in ["Deployment", "StatefulSet"] {
+        let selector = format!(r#"{{"matchLabels":{{"kind":"{kind}"}}}}"#);
+        log.say(
+            0,
+            EVENT_SNAPSHOT,
+            InventoryRecord {
+                kind: kind::WORKLOAD.into(),
+                name: "web".into(),
+                owner_kind: Some(kind.into()),
+                selector: Some(selector.into()),
+                ..InventoryRecord::default()
+            },
+        );
+    }
+    assert_eq!(log.index(0).latest(kind::WORKLOAD).count(), 2);
+}
+
+#[test]
+fn a_backend_learned_a_moment_late_is_found_within_the_tolerance_and_an_ended_one_never() {
+    let mut log = Log::default();
+    let labels = r#"{"app":"web"}"#;
+    log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(labels), vec![port(80, None, None)]));
+    log.say(1_000, "upsert", pod("late", POD_A, labels));
+    log.say(1_000, "upsert", InventoryRecord { phase: Some("Succeeded".into()), ..pod("over", "10.0.0.2", labels) });
+    let backends = |tolerance_ms, time| -> Vec<String> {
+        let index = log.index(tolerance_ms);
+        let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(time)) else { panic!("the service's") };
+        index.backends(web, "tcp", 80, at(time)).iter().map(|backend| name(backend.owner).to_owned()).collect()
+    };
+    assert_eq!(backends(0, 900), Vec::<String>::new());
+    assert_eq!(backends(200, 900), ["late"]);
+    assert_eq!(backends(0, 2_000), ["late"]);
 }
 
 #[test]

@@ -3,13 +3,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     path::Path,
-    sync::Arc,
     time::Duration,
 };
 
 use parquet::{arrow::ArrowWriter, file::metadata::KeyValue, file::properties::WriterProperties};
 use schemas::{
-    capture::{self, DatasetWriter, ProblemKind, Roll},
+    capture::{self, DatasetWriter, Origin, ProblemKind, Roll},
     flow::FlowRecord,
     table::{Record, TimestampMs},
 };
@@ -28,7 +27,8 @@ fn row(seq: i64, window_end: i64) -> FlowRecord {
 }
 
 fn writer(root: &Path) -> DatasetWriter<FlowRecord> {
-    DatasetWriter::new(root, &Arc::from("node/a"), &Arc::from("0123456789abcdef"), "0.1.0", ROLL)
+    let origin = Origin { cluster: "c".into(), node: "node/a".into(), run_id: "0123456789abcdef".into() };
+    DatasetWriter::new(root, &origin, "0.1.0", ROLL)
 }
 
 #[test]
@@ -45,6 +45,7 @@ fn rows_come_back_from_the_partition_of_their_hour() {
 
     let listing = capture::list(&[root.path().into()]).expect("the directory is there");
     assert_eq!(listing.problems, []);
+    assert!(listing.files.iter().all(|file| file.cluster == "c"));
     let runs: Vec<_> = listing.files.iter().map(|file| (file.rows, file.run.clone())).collect();
     let run = |first, last| Some(("0123456789abcdef".to_owned(), first, last));
     assert_eq!(runs, [(3, run(0, 2)), (1, run(3, 3))]);

@@ -5,12 +5,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
     time::Duration,
 };
 
 use schemas::{
-    capture::{DatasetWriter, Roll},
+    capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
@@ -113,9 +112,27 @@ fn without_a_lab_the_demo_says_so_and_replays_the_committed_capture() {
 
 fn write<R: Record>(root: &Path, file: &str, rows: Vec<R>) {
     let roll = Roll { size_bytes: u64::MAX, age: Duration::MAX };
-    let mut writer = DatasetWriter::new(root, &Arc::from(file), &Arc::from("shuffled"), "test", roll);
+    let origin = Origin { cluster: "lab".into(), node: file.into(), run_id: "shuffled".into() };
+    let mut writer = DatasetWriter::new(root, &origin, "test", roll);
     for row in rows {
         writer.push(row, TimestampMs(0)).expect("the row is taken");
     }
     writer.finish().expect("the file is finished");
+}
+
+#[test]
+fn the_demo_clears_nothing_but_a_capture() {
+    let test = "the_demo_clears_nothing_but_a_capture";
+    if let Some(missing) = Lab::missing() {
+        return skip(test, &missing);
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("precious");
+    fs::write(&file, "mine").expect("written");
+    let demo =
+        Command::new(executable()).args(["demo", "--capture"]).arg(directory.path()).output().expect("it starts");
+    assert_eq!(demo.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&demo.stderr);
+    assert!(said.contains("precious is not of a capture: name another directory"), "{said}");
+    assert!(file.exists());
 }

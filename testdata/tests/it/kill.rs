@@ -1,8 +1,8 @@
 //! A recording that is killed: what was finished is whole, and what is not is named.
 
-use std::{fs, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use schemas::{capture, flow::FlowRecord};
+use schemas::{capture, flow::FlowRecord, health::HealthRecord};
 use testdata::{pod::Exchange, recording::Recording};
 
 use crate::support::{executable, flowscribe, lab, pod, rows, wait_until};
@@ -39,8 +39,8 @@ fn a_killed_recording_is_read_as_far_as_it_came_and_named() {
 }
 
 #[test]
-fn killed_before_anything_was_finished_is_an_empty_capture() {
-    let Some(mut lab) = lab("killed_before_anything_was_finished_is_an_empty_capture") else { return };
+fn killed_at_once_is_named_from_its_start() {
+    let Some(mut lab) = lab("killed_at_once_is_named_from_its_start") else { return };
     let client = pod(&mut lab, "client");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
@@ -48,9 +48,16 @@ fn killed_before_anything_was_finished_is_an_empty_capture() {
     lab.dial(client, (lab.ipv4(client), 9), 1, Exchange::new(0, 0)).expect_err("nobody listens there");
     recording.kill().expect("it was running");
     let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
-    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    let said = String::from_utf8_lossy(&report.stderr);
+    assert!(report.status.success(), "{said}");
     assert_eq!(String::from_utf8_lossy(&report.stdout), "");
-    assert!(fs::read_dir(&output).expect("it was begun").next().is_some());
+    let begun = rows::<HealthRecord>(&output);
+    assert_eq!(begun.len(), 1, "its beginning is on disk");
+    let named = format!(
+        "run {} on node lab has not ended cleanly (killed, or still recording): what it saw after {} is incomplete",
+        begun[0].run_id, begun[0].run_start
+    );
+    assert!(said.contains(&named), "{said}");
 }
 
 fn rows_if_there(output: &std::path::Path) -> Vec<FlowRecord> {

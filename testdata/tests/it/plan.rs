@@ -277,7 +277,7 @@ fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() {
     std::fs::remove_file(output.join("flows")).expect("it can be removed");
     lab.dial(client, (lab.ipv4(server), 7001), 2, Exchange::new(1, 1)).expect("the server answers");
     let log = recording.stop().expect("the exporter ends well");
-    assert!(log.contains("rows are lost") && log.contains("cannot write"), "{log}");
+    assert!(log.contains("a file is given up") && log.contains("cannot write"), "{log}");
     let health = rows::<HealthRecord>(&output);
     let sum = |pick: fn(&HealthRecord) -> i64| health.iter().map(pick).sum::<i64>();
     assert_eq!((sum(|row| row.seen), sum(|row| row.exported), sum(|row| row.lost_sink)), (10, 4, 6));
