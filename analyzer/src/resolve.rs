@@ -89,6 +89,9 @@ struct Destination {
     sole: bool,
 }
 
+/// UID and node of one of the pods behind a Service.
+type Replica = (Option<Arc<str>>, Option<Arc<str>>);
+
 /// A row's arguments, as [`functions`] declares them.
 struct Rows {
     arrays: Vec<ArrayRef>,
@@ -250,7 +253,7 @@ fn through_service(index: &Index, address: IpAddr, transport: &str, port: u16, s
     let name: Arc<str> = format!("{}/{}", service.namespace.as_deref().unwrap_or_default(), service.name).into();
     // Replicas are one destination: a connection must not count once for each. Of their pods and nodes, what all share
     // is known of the one that answered.
-    let mut found: BTreeMap<(End, u16), BTreeSet<(Option<Arc<str>>, Option<Arc<str>>)>> = BTreeMap::new();
+    let mut found: BTreeMap<(End, u16), BTreeSet<Replica>> = BTreeMap::new();
     for backend in index.backends(service, transport, port, span) {
         let mut end = End::of(backend.owner, backend.address);
         let replica = if end.kind == "pod" { (end.pod_uid.take(), end.node.take()) } else { (None, end.node.clone()) };
@@ -262,7 +265,7 @@ fn through_service(index: &Index, address: IpAddr, transport: &str, port: u16, s
         return Some(vec![Destination { end, port, service: Some(name), sole: true }]);
     }
     let sole = found.len() == 1;
-    let destination = |((end, port), replicas): ((End, u16), BTreeSet<(Option<Arc<str>>, Option<Arc<str>>)>)| {
+    let destination = |((end, port), replicas): ((End, u16), BTreeSet<Replica>)| {
         let (pods, nodes): (BTreeSet<_>, BTreeSet<_>) = replicas.into_iter().unzip();
         let only = |mut values: BTreeSet<Option<Arc<str>>>| values.pop_first().flatten().filter(|_| values.is_empty());
         let end = End { pod_uid: only(pods), node: only(nodes), ..end };

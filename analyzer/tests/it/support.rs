@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
     path::Path,
     process::{Command, Output},
+    sync::Arc,
     time::Duration,
 };
 
@@ -165,9 +166,9 @@ impl Capture {
         let first = self.flows.first().map(|row| (&row.cluster, &row.node, &row.run_id));
         let first = first.or(self.inventory.first().map(|row| (&row.cluster, &row.node, &row.run_id)));
         let origin = first.map_or_else(Origin::default, |(cluster, node, run_id)| Origin {
-            cluster: cluster.clone(),
-            node: node.clone(),
-            run_id: run_id.clone(),
+            cluster: Arc::clone(cluster),
+            node: Arc::clone(node),
+            run_id: Arc::clone(run_id),
         });
         write_rows(directory.path(), &origin, &self.flows);
         write_rows(directory.path(), &origin, &self.inventory);

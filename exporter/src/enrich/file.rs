@@ -352,6 +352,14 @@ services:
     }
 
     #[test]
+    fn the_example_of_the_readme_is_valid() {
+        let readme = include_str!("../../../README.md");
+        let example = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let all = observations(parse(example.expect("it has an example")).expect("it is valid"), &"here".into());
+        assert_eq!(find(&all, kind::ENDPOINT_SLICE, "legacy").record.ports[0].port, 5432);
+    }
+
+    #[test]
     fn a_wrong_file_is_refused_by_the_place_of_the_mistake() {
         let error = |text: &str| parse(text).expect_err("it is wrong").to_string();
         assert_eq!(
