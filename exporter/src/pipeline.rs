@@ -50,6 +50,9 @@ pub enum RunError {
     /// The capture can't be written.
     #[error("cannot write the capture")]
     Capture(#[from] CaptureError),
+    /// Not even the beginning could be written.
+    #[error("cannot write to {path}, as told above: make room, or name another directory with --output")]
+    Unwritable { path: PathBuf },
     /// The node's own network namespace can't be told.
     #[error("cannot read {path}: name the node's network namespace with --host-netns")]
     HostNetns { path: PathBuf },
@@ -109,16 +112,18 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     };
     let host_netns = host_netns(args.host_netns.as_deref())?;
     let inventory = Inventory::open(args.inventory.clone(), &origin.node)?;
+    let sink = ParquetSink::new(&args.output, &origin, args.roll())?;
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let probe = Probe::attach(args.cgroup.as_deref(), args.ring_size_mib << 20)?;
-    let sink = ParquetSink::new(&args.output, &origin, args.roll())?;
     let filter = Filter { namespaces: args.namespaces(), loopback: args.loopback };
     let enricher = Enricher::new(origin.clone(), filter, host_netns);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
     recorder.programs = probe.programs().map(Arc::from).to_vec();
     // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
-    recorder.begin();
+    if !recorder.begin() {
+        return Err(RunError::Unwritable { path: args.output });
+    }
     tracing::info!(output = %args.output.display(), window = ?args.window, "recording, stop with Ctrl-C");
     let limits = FlowTableLimits { edges: args.max_edges, connections: args.max_connections };
     let table = FlowTable::new(args.window, limits, host_netns, run_start);
@@ -335,13 +340,13 @@ impl Recorder {
         }
     }
 
-    /// Puts the run on record: who is who, and that it has begun.
-    fn begin(&mut self) {
+    /// Puts the run on record: who is who, and that it has begun. Returns whether that is durable.
+    fn begin(&mut self) -> bool {
         self.record_snapshot(self.run_start);
-        self.is_inventory_broken |= !self.sink.finish_inventory();
+        let has_inventory = self.sink.finish_inventory() && !self.is_inventory_broken;
         let report = WindowReport { start: self.run_start, end: self.run_start, ..WindowReport::default() };
         self.record_health(&report, false, self.run_start);
-        self.sink.finish_health();
+        self.sink.finish_health() && has_inventory
     }
 
     fn record_snapshot(&mut self, now: TimestampMs) {

@@ -104,11 +104,13 @@ impl ParquetSink {
         }
     }
 
-    /// Makes health durable: the last act of a run.
-    pub(crate) fn finish_health(&mut self) {
-        if finish(&mut self.health) {
+    /// Makes health durable: the last act of a run. Returns whether it is.
+    pub(crate) fn finish_health(&mut self) -> bool {
+        // Where no file is open, what is pending was given up and waits for the next one.
+        if self.health.is_open() && finish(&mut self.health) {
             self.pending_health.clear();
         }
+        self.pending_health.is_empty()
     }
 
     /// Ends of connections in rows that were given up since the last call.
