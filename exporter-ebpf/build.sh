@@ -11,8 +11,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 compiler=${BPF_RUSTC:-/usr/bin/rustc}
-toolchain="$("$compiler" --version)
-$(bpf-linker --version)"
+objcopy=${LLVM_OBJCOPY:-/usr/lib/llvm-22/bin/llvm-objcopy}
+toolchain="$("$compiler" --version --verbose)
+$(bpf-linker --version)
+$("$objcopy" --version)"
 
 cargo fetch --locked # so that the folders of the registry are there to be remapped
 # Remapped, so that the object does not depend on where it is built.
@@ -31,7 +33,7 @@ RUSTC="$compiler" RUSTC_BOOTSTRAP=1 CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER=bpf-l
   cargo build --locked --release --target bpfel-unknown-none --target-dir target
 built=target/flowscribe.bpf.o
 # Type information for the kernel stays; what is for debuggers names things by where they were built.
-"${LLVM_OBJCOPY:-/usr/lib/llvm-22/bin/llvm-objcopy}" --strip-debug target/bpfel-unknown-none/release/flowscribe "$built"
+"$objcopy" --strip-debug target/bpfel-unknown-none/release/flowscribe "$built"
 
 if [ "${1:-}" != --check ]; then
   cp "$built" flowscribe.bpf.o

@@ -64,8 +64,9 @@ pub(crate) struct InputArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<String>,
 
-    /// How far the clocks of two nodes may differ when an address is looked up, in milliseconds.
-    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = 1000)]
+    /// How far a flow and the news of its pod may be apart, by late news or different clocks, in milliseconds. An address
+    /// that changed hands within it is not resolved.
+    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = 2000)]
     pub(crate) clock_skew_ms: u32,
 }
 

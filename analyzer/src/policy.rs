@@ -79,7 +79,7 @@ impl fmt::Display for Finding {
                 write!(f, "{source}: left out, never established: {told}")?;
                 match attempts.len().saturating_sub(ATTEMPTS_TOLD) {
                     0 => Ok(()),
-                    more => write!(f, " and {more} more"),
+                    more => write!(f, " and {more} more (flowscribe sql: edges where failed > 0)"),
                 }
             }
             Self::NoTraffic { workload } => {

@@ -156,10 +156,14 @@ impl Rows {
         }
     }
 
-    /// The end that has to be looked up by its address.
-    fn remote(&self, row: usize, index: &Index) -> End {
+    /// The end that has to be looked up by its address. One that is local to the observer, but whose socket was of no
+    /// known pod, was there before the news of it: its address tells only where it did not change hands around that time.
+    fn remote(&self, row: usize, observer: &str, index: &Index) -> End {
+        let Span { from, to } = self.span(row);
+        let margin_ms = if self.text(0, row) == Some(observer) { UNMAPPED_MARGIN_MS } else { 0 };
+        let span = Span { from: TimestampMs(from.0 - margin_ms), to: TimestampMs(to.0 + margin_ms) };
         match self.address(row) {
-            Some(address) => End::of(index.resolve(address, self.span(row)), address),
+            Some(address) => End::of(index.resolve(address, span), address),
             None => End { address: self.owned(9, row), ..End::unknown("not_an_address") },
         }
     }
@@ -205,7 +209,7 @@ fn source_end(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<Columna
     let rows = Rows::new(args)?;
     let mut ends = EndBuilder::default();
     for row in 0..rows.len() {
-        ends.push(&rows.local(row, "client", index).unwrap_or_else(|| rows.remote(row, index)));
+        ends.push(&rows.local(row, "client", index).unwrap_or_else(|| rows.remote(row, "client", index)));
     }
     Ok(ColumnarValue::Array(Arc::new(StructArray::new(end_fields(), ends.finish(), None))))
 }
@@ -224,7 +228,7 @@ fn destination_ends(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<C
             None => rows
                 .address(row)
                 .and_then(|address| through_service(index, address, rows.text(12, row)?, port, rows.span(row)))
-                .unwrap_or_else(|| direct(rows.remote(row, index))),
+                .unwrap_or_else(|| direct(rows.remote(row, "server", index))),
         };
         lengths.push(destinations.len());
         for destination in destinations {
@@ -280,6 +284,9 @@ fn is_loopback(args: &[ColumnarValue]) -> DataFusionResult<ColumnarValue> {
     let answers: BooleanArray = (0..rows.len()).map(|row| Some(loopback(row).unwrap_or(false))).collect();
     Ok(ColumnarValue::Array(Arc::new(answers)))
 }
+
+/// How late the news of a pod may be for its own node: a window, at the longest that is usual.
+const UNMAPPED_MARGIN_MS: i64 = 60_000;
 
 /// Builds the columns of [`end_fields`].
 #[derive(Default)]

@@ -10,6 +10,7 @@
 //! state changes fire in softirq, on behalf of whoever was interrupted.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod programs;

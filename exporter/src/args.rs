@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::Parser;
+use clap::{
+    Parser,
+    builder::{FalseyValueParser, NonEmptyStringValueParser},
+};
 use schemas::capture::Roll;
 
 /// Records who talks to whom on this node: watches TCP sockets with eBPF and writes flow records with pod identity as
@@ -28,11 +31,11 @@ pub struct Args {
     pub inventory: Option<PathBuf>,
 
     /// Name of the cluster, written on every row.
-    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default")]
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default", value_parser = NonEmptyStringValueParser::new())]
     pub cluster: String,
 
     /// Name of this node, written on every row; the host's name by default.
-    #[arg(long, env = "FLOWSCRIBE_NODE", value_name = "NAME")]
+    #[arg(long, env = "FLOWSCRIBE_NODE", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub node: Option<String>,
 
     /// Finish a file of the capture this long after its first row. A killed run loses at most this much.
@@ -44,7 +47,7 @@ pub struct Args {
     pub roll_size_mib: u64,
 
     /// Keep flows that stay on the loopback interface.
-    #[arg(long, env = "FLOWSCRIBE_LOOPBACK")]
+    #[arg(long, env = "FLOWSCRIBE_LOOPBACK", value_parser = FalseyValueParser::new())]
     pub loopback: bool,
 
     /// Cgroup v2 directory to watch, with all below it; the root of the hierarchy by default.

@@ -19,9 +19,13 @@ use schemas::{
     flow::FlowRecord,
     index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
     inventory::InventoryRecord,
+    table::TimestampMs,
 };
 
-use crate::flow::{Flow, Role, SocketOwner};
+use crate::{
+    flow::{Flow, Role, SocketOwner},
+    probe::netns,
+};
 
 /// What is learned about an object: the record, and for a pod of this node where its sockets are.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,18 +53,30 @@ pub(crate) struct Enricher {
     filter: Filter,
     index: Index,
     sockets: SocketMap,
-    former_sockets: SocketMap,
     /// Paths of the inventory that were not there, as far as reported.
     missing: BTreeSet<PathBuf>,
     next_seq: i64,
 }
 
-/// Which pod a socket of this node belongs to.
+/// Which pod a socket of this node belongs to. What is gone is remembered for a while: its last flows are still to be
+/// named, and neither cookies nor cgroup numbers are used again.
 #[derive(Debug, Default)]
 struct SocketMap {
     host_netns: u32,
-    pods_by_netns: HashMap<u32, Arc<str>>,
-    pods_by_cgroup: HashMap<u64, Arc<str>>,
+    /// By cookie of the network namespace.
+    by_cookie: HashMap<u64, Located>,
+    /// By inode of the network namespace, where its cookie can't be had.
+    by_inode: HashMap<u32, Located>,
+    /// By inode of the cgroup.
+    by_cgroup: HashMap<u64, Located>,
+    /// Inode and cookie of each network namespace's file, as last asked.
+    cookies: HashMap<PathBuf, (u64, Option<u64>)>,
+}
+
+#[derive(Debug)]
+struct Located {
+    uid: Arc<str>,
+    last: TimestampMs,
 }
 
 /// One end of a flow, named.
@@ -83,15 +99,7 @@ impl Enricher {
     /// An enricher without any knowledge yet. `host_netns` is the inode of the node's own network namespace.
     pub(crate) fn new(origin: Origin, filter: Filter, host_netns: u32) -> Self {
         let sockets = SocketMap { host_netns, ..SocketMap::default() };
-        Self {
-            origin,
-            filter,
-            index: Index::new(0),
-            sockets,
-            former_sockets: SocketMap::default(),
-            missing: BTreeSet::new(),
-            next_seq: 0,
-        }
+        Self { origin, filter, index: Index::new(0), sockets, missing: BTreeSet::new(), next_seq: 0 }
     }
 
     /// Learns a record, as it was written to the inventory.
@@ -99,17 +107,15 @@ impl Enricher {
         self.index.apply(record);
     }
 
-    /// Looks where the sockets of this node's pods are; replaces what was known, but for pods that are gone: their last
-    /// flows are still to be named. What is not there is reported once.
-    pub(crate) fn locate(&mut self, observations: &[Observation]) {
-        let mut found = SocketMap { host_netns: self.sockets.host_netns, ..SocketMap::default() };
+    /// Looks where the sockets of this node's pods are now. What is not there is reported once.
+    pub(crate) fn locate(&mut self, observations: &[Observation], now: TimestampMs) {
         for Observation { record, netns, cgroup } in observations {
             let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
-            if let Some(inode) = netns.as_deref().and_then(inode) {
-                found.pods_by_netns.insert(inode as u32, Arc::clone(&uid));
+            if let Some(netns) = netns {
+                self.sockets.add_netns(netns, &uid, now);
             }
             if let Some(cgroup) = cgroup {
-                found.add_cgroups(cgroup, &uid);
+                self.sockets.add_cgroups(cgroup, &uid, now);
             }
             for path in [netns, cgroup].into_iter().flatten().filter(|path| !path.exists()) {
                 if self.missing.insert(path.clone()) {
@@ -117,9 +123,7 @@ impl Enricher {
                 }
             }
         }
-        if found.pods_by_netns != self.sockets.pods_by_netns || found.pods_by_cgroup != self.sockets.pods_by_cgroup {
-            self.former_sockets = std::mem::replace(&mut self.sockets, found);
-        }
+        self.sockets.forget(now);
     }
 
     /// Names a flow; `None` when the filter leaves it out.
@@ -208,11 +212,12 @@ impl Enricher {
     }
 
     fn local(&self, socket: SocketOwner, address: IpAddr, span: Span) -> End {
-        let uid = self.sockets.pod(socket).or_else(|| self.former_sockets.pod(socket));
-        if let Some(pod) = uid.and_then(|uid| self.index.pod(uid, span.to)) {
-            // The kernel reuses a namespace's number: an address that was another pod's at that time gives it away.
+        if let Some((uid, is_certain)) = self.sockets.pod(socket)
+            && let Some(pod) = self.index.pod(uid, span.to)
+        {
+            // The kernel reuses a namespace's inode: an address that was another pod's at that time gives it away.
             return match self.index.resolve(address, span) {
-                Owner::Pod(other) if (&other.namespace, &other.name) != (&pod.namespace, &pod.name) => {
+                Owner::Pod(other) if !is_certain && (&other.namespace, &other.name) != (&pod.namespace, &pod.name) => {
                     End::unknown(UnknownReason::UnmappedSocket)
                 }
                 _ => End::pod(pod),
@@ -257,22 +262,45 @@ impl Enricher {
 }
 
 impl SocketMap {
-    fn pod(&self, socket: SocketOwner) -> Option<&Arc<str>> {
-        self.pods_by_netns
-            .get(&socket.netns_inode)
-            .filter(|_| socket.netns_inode != self.host_netns)
-            .or_else(|| self.pods_by_cgroup.get(&socket.cgroup_id))
+    /// The pod of a socket, and whether that is certain.
+    fn pod(&self, socket: SocketOwner) -> Option<(&Arc<str>, bool)> {
+        let in_pod = socket.netns_inode != self.host_netns;
+        let by_cookie = self.by_cookie.get(&socket.netns_cookie).filter(|_| in_pod).map(|located| (&located.uid, true));
+        let by_inode =
+            || self.by_inode.get(&socket.netns_inode).filter(|_| in_pod).map(|located| (&located.uid, false));
+        let by_cgroup = || self.by_cgroup.get(&socket.cgroup_id).map(|located| (&located.uid, true));
+        by_cookie.or_else(by_inode).or_else(by_cgroup)
+    }
+
+    fn add_netns(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) {
+        let Some(inode) = inode(path) else { return };
+        let asked = self.cookies.get(path).filter(|(known, _)| *known == inode);
+        let cookie = asked.map_or_else(|| netns::cookie(path), |(_, cookie)| *cookie);
+        self.cookies.insert(path.to_path_buf(), (inode, cookie));
+        let located = Located { uid: Arc::clone(uid), last: now };
+        match cookie {
+            Some(cookie) => drop(self.by_cookie.insert(cookie, located)),
+            None => drop(self.by_inode.insert(inode as u32, located)),
+        }
     }
 
     /// A pod's cgroup and those of its containers below it.
-    fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>) {
+    fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) {
         let Some(id) = inode(directory) else { return };
-        self.pods_by_cgroup.insert(id, Arc::clone(uid));
+        self.by_cgroup.insert(id, Located { uid: Arc::clone(uid), last: now });
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.add_cgroups(&entry.path(), uid);
+                self.add_cgroups(&entry.path(), uid, now);
             }
         }
+    }
+
+    fn forget(&mut self, now: TimestampMs) {
+        let is_kept = |located: &Located| now.0 - located.last.0 < REMEMBERED_MS;
+        self.by_cookie.retain(|_, located| is_kept(located));
+        self.by_inode.retain(|_, located| is_kept(located));
+        self.by_cgroup.retain(|_, located| is_kept(located));
+        self.cookies.retain(|path, _| path.exists());
     }
 }
 
@@ -305,6 +333,8 @@ fn text(address: IpAddr) -> Arc<str> {
     address.to_string().into()
 }
 
+/// How long a pod's sockets are remembered after it is gone: longer than the longest window, an hour.
+const REMEMBERED_MS: i64 = 2 * 3_600_000;
 const TRANSPORT_TCP: &str = "tcp";
 
 #[cfg(test)]

@@ -169,8 +169,6 @@ pub(crate) struct FlowTable {
     ended: Vec<Flow>,
     /// What found no room, since the start.
     lost: TableLoss,
-    /// Open connections that found no room to be followed.
-    not_followed: u64,
 }
 
 /// What found no room in a [`FlowTable`].
@@ -217,7 +215,6 @@ impl FlowTable {
             closed_until,
             ended: Vec::new(),
             lost: TableLoss::default(),
-            not_followed: 0,
         }
     }
 
@@ -231,8 +228,9 @@ impl FlowTable {
                 let connection = Connection { key, established: time, client_port, counted: self.window_ms > 0 };
                 if self.open.len() < self.limits.connections {
                     self.open.insert(event.socket_cookie, connection);
-                } else {
-                    self.not_followed += 1;
+                } else if self.window_ms == 0 {
+                    // Not followed until it ends: it is counted right away, and its end tells the rest.
+                    self.record(key, client_port, time, time, TableLoss::ENDS, |flow| flow.connections += 1);
                 }
                 if self.window_ms > 0 {
                     self.update(key, time, TableLoss::ENDS, |flow| flow.connections += 1);
@@ -295,6 +293,13 @@ impl FlowTable {
         self.open.values_mut().map(flow).collect()
     }
 
+    /// Stops following what is open, since ends were lost and nobody knows whose; returns what no row has counted yet.
+    pub(crate) fn forget_open(&mut self, now: TimestampMs) -> Vec<Flow> {
+        let flows = if self.window_ms == 0 { self.open_flows(now) } else { Vec::new() };
+        self.open.clear();
+        flows
+    }
+
     /// Connections that are open.
     pub(crate) fn open_connections(&self) -> usize {
         self.open.len()
@@ -321,8 +326,7 @@ impl FlowTable {
             || if event.start_ns == 0 { time } else { clock.utc(event.start_ns) },
             |connection| connection.established,
         );
-        let was_counted = known.map_or_else(|| !self.was_not_followed(event), |connection| connection.counted);
-        let connections = i64::from(!was_counted);
+        let connections = i64::from(known.is_some_and(|connection| !connection.counted));
         let is_server = key.role == Role::Server;
         let (sent, received) = (event.bytes_sent as i64, event.bytes_received as i64);
         let (to_server, to_client) = if is_server { (received, sent) } else { (sent, received) };
@@ -336,14 +340,6 @@ impl FlowTable {
             flow.duration_ms_sum += time.0 - established.0;
             flow.rtt.add(event.srtt_us);
         });
-    }
-
-    /// Without windows, whether an unknown connection that ends is one of those that found no room to be followed, so that
-    /// no row has counted it yet.
-    fn was_not_followed(&mut self, event: &FlowEvent) -> bool {
-        let is_one = self.window_ms == 0 && event.start_ns != 0 && self.not_followed > 0;
-        self.not_followed -= u64::from(is_one);
-        is_one
     }
 
     /// Adds to the edge of the window, or makes the connection's own flow.

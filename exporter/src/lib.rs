@@ -31,7 +31,7 @@ use tracing_subscriber::EnvFilter;
 pub use args::Args;
 pub use pipeline::{RunError, RunSummary, run};
 
-/// The program: parses the command line, records until SIGINT or SIGTERM, and tells how it went.
+/// The program: parses the command line, records until SIGINT, SIGTERM or SIGHUP, and tells how it went.
 ///
 /// Exits with 0 after a clean end, 1 when recording can't start or fails, 2 for a wrong command line.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -61,11 +61,13 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn record(args: Args) -> Result<RunSummary, RunError> {
     let interrupt = signal(SignalKind::interrupt()).map_err(RunError::Recorder)?;
     let terminate = signal(SignalKind::terminate()).map_err(RunError::Recorder)?;
+    let hangup = signal(SignalKind::hangup()).map_err(RunError::Recorder)?;
     run(args, async move {
-        let (mut interrupt, mut terminate) = (interrupt, terminate);
+        let (mut interrupt, mut terminate, mut hangup) = (interrupt, terminate, hangup);
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
     })
     .await

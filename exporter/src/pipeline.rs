@@ -18,12 +18,7 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
-use schemas::{
-    capture::{CaptureError, Origin},
-    health::HealthRecord,
-    inventory::InventoryRecord,
-    table::TimestampMs,
-};
+use schemas::{capture::Origin, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
@@ -47,9 +42,11 @@ pub enum RunError {
     /// The inventory file can't be used.
     #[error("cannot learn who the pods are")]
     Inventory(#[from] InventoryError),
-    /// The capture can't be written.
-    #[error("cannot write the capture")]
-    Capture(#[from] CaptureError),
+    /// The end of the run could not be written.
+    #[error(
+        "cannot write to {path}, as told above: the end of the recording is missing, {lost} ends of connections are lost"
+    )]
+    EndUnwritten { path: PathBuf, lost: i64 },
     /// Not even the beginning could be written.
     #[error("cannot write to {path}, as told above: make room, or name another directory with --output")]
     Unwritable { path: PathBuf },
@@ -112,7 +109,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     };
     let host_netns = host_netns(args.host_netns.as_deref())?;
     let inventory = Inventory::open(args.inventory.clone(), &origin.node)?;
-    let sink = ParquetSink::new(&args.output, &origin, args.roll())?;
+    let sink = ParquetSink::new(&args.output, &origin, args.roll());
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let probe = Probe::attach(args.cgroup.as_deref(), args.ring_size_mib << 20)?;
@@ -131,8 +128,9 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
     let observed = observe(probe, table, &args, run_start, sender, shutdown).await;
-    let summary = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
-    observed.map(|()| summary)
+    let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
+    observed?;
+    if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: args.output, lost: summary.lost }) }
 }
 
 /// Drains the kernel, sums flows, and sends what is complete downstream.
@@ -169,8 +167,9 @@ async fn observe(
         report.ring_bytes = report.ring_bytes.max(waiting);
         let now = now()?;
         if stopping {
+            let flows = table.finish(now);
             let window = report.take(now, &probe, &table)?;
-            let _ = send(&sender, Message::Flows(table.finish(now))).await;
+            let _ = send(&sender, Message::Flows(flows)).await;
             let _ = send(&sender, Message::Window(window)).await;
             return Ok(());
         }
@@ -182,7 +181,12 @@ async fn observe(
             messages.push(Message::Flows(table.open_flows(now)));
         }
         if report.is_due(complete) {
-            messages.push(Message::Window(report.take(TimestampMs(report.due_at()), &probe, &table)?));
+            let window = report.take(TimestampMs(report.due_at()), &probe, &table)?;
+            if window.counters.lost_closed > 0 {
+                tracing::warn!(window.counters.lost_closed, "ends of connections were lost, what is open is not known");
+                messages.push(Message::Flows(table.forget_open(now)));
+            }
+            messages.push(Message::Window(window));
         }
         if Instant::now() >= next_tick {
             next_tick = Instant::now() + TICK;
@@ -294,7 +298,8 @@ impl Recorder {
         })
     }
 
-    fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> RunSummary {
+    /// Returns what it came to, and whether the end of it is durable.
+    fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> (RunSummary, bool) {
         // A report is written when the next message shows that it is not the last one.
         let mut last_report = None;
         while let Some(message) = receiver.blocking_recv() {
@@ -317,9 +322,8 @@ impl Recorder {
         if let Some(report) = last_report {
             self.record_health(&report, true, now);
         }
-        self.sink.finish_health();
         self.summary.rows = self.enricher.next_seq();
-        self.summary
+        (self.summary, self.sink.finish_health())
     }
 
     fn record_flows(&mut self, flows: &[Flow], now: TimestampMs) {
@@ -352,7 +356,7 @@ impl Recorder {
     fn record_snapshot(&mut self, now: TimestampMs) {
         let rows = self.inventory.snapshot(&self.origin, now);
         self.is_inventory_broken = !self.write_inventory(rows, now);
-        self.enricher.locate(self.inventory.observations());
+        self.enricher.locate(self.inventory.observations(), now);
     }
 
     fn record_inventory_changes(&mut self, now: TimestampMs) {
@@ -370,7 +374,7 @@ impl Recorder {
             self.is_inventory_broken |= !self.write_inventory(rows, now);
         }
         // Namespaces and cgroups come and go without a change of the file.
-        self.enricher.locate(self.inventory.observations());
+        self.enricher.locate(self.inventory.observations(), now);
     }
 
     /// Writes rows and learns from them; returns whether they are on their way to disk.

@@ -2,6 +2,7 @@
 //!
 //! The only file that knows aya, and the only one of this crate with `unsafe` in it.
 
+pub(crate) mod netns;
 mod offsets;
 
 use std::{
@@ -15,6 +16,7 @@ use aya::{
     maps::{MapData, MapError, PerCpuArray, RingBuf},
     programs::{CgroupAttachMode, ProgramError, SockOps, sock_ops::SockOpsLink},
 };
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{FlowEvent, SocketOffsets, counter};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
@@ -103,6 +105,11 @@ impl Probe {
     pub(crate) fn attach(cgroup: Option<&Path>, ring_bytes: u32) -> Result<Self, ProbeError> {
         check_capabilities()?;
         let path = cgroup.map_or_else(cgroup2_mount, |path| Ok(path.to_path_buf()))?;
+        let is_cgroup2 = statfs(&path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        if !is_cgroup2 {
+            let source = fs::metadata(&path).err().unwrap_or_else(|| io::Error::other("not of a cgroup2 file system"));
+            return Err(ProbeError::Cgroup { path, source });
+        }
         let offsets = Offsets(offsets::read(Path::new(KERNEL_BTF))?);
         let mut programs = EbpfLoader::new()
             .override_global("OFFSETS", &offsets, true)

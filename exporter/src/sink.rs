@@ -1,6 +1,6 @@
 //! Where records go: a capture on disk.
 
-use std::{collections::VecDeque, fs, path::Path};
+use std::{collections::VecDeque, path::Path};
 
 use schemas::{
     capture::{CaptureError, DatasetWriter, Origin, Roll},
@@ -28,30 +28,29 @@ pub(crate) struct ParquetSink {
 }
 
 impl ParquetSink {
-    /// Prepares to write below `root`, which is made if it is not there.
-    ///
-    /// # Errors
-    /// The directory can't be made.
-    pub(crate) fn new(root: &Path, origin: &Origin, roll: Roll) -> Result<Self, CaptureError> {
-        fs::create_dir_all(root).map_err(|source| CaptureError::Io { path: root.into(), source })?;
-        Ok(Self {
+    /// Prepares to write below `root`; nothing is made before the first row.
+    pub(crate) fn new(root: &Path, origin: &Origin, roll: Roll) -> Self {
+        Self {
             flows: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
             inventory: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
             health: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
             pending_ends: 0,
             lost_ends: 0,
             pending_health: VecDeque::new(),
-        })
+        }
     }
 
     /// Writes a flow's record.
     pub(crate) fn flow(&mut self, flow: &Flow, record: FlowRecord, now: TimestampMs) {
-        let pushed = self.flows.push(record, now);
-        if let Ok(Some(_)) = pushed {
+        let finished = self.flows.finish_other_hour(&record);
+        let is_durable = matches!(finished, Ok(Some(_)));
+        if !judge(&mut self.flows, finished) {
+            self.lost_ends += std::mem::take(&mut self.pending_ends);
+        } else if is_durable {
             self.pending_ends = 0;
         }
         self.pending_ends += flow.ends();
-        if !judge(&mut self.flows, pushed) {
+        if !push(&mut self.flows, record, now) {
             self.lost_ends += std::mem::take(&mut self.pending_ends);
         }
     }

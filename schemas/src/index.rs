@@ -151,7 +151,8 @@ impl Span {
 }
 
 impl Index {
-    /// An empty index. Clocks of two nodes may differ by `tolerance_ms` before an owner is missed.
+    /// An empty index. Clocks of two nodes, or a flow and the news of its pod, may be `tolerance_ms` apart: an owner is
+    /// then not missed, and one of two is not taken for the other.
     pub fn new(tolerance_ms: i64) -> Self {
         Self { tolerance_ms, ..Self::default() }
     }
@@ -215,13 +216,11 @@ impl Index {
         }
     }
 
-    /// Who had `address` throughout `span`.
+    /// Who had `address` throughout `span`, give or take the clocks' tolerance.
     pub fn resolve(&self, address: IpAddr, span: Span) -> Owner<'_> {
         let address = address.to_canonical();
         let leases = self.leases.get(&address).map_or(&[][..], Vec::as_slice);
-        if let Some(owner) = self.owner_within(leases, span) {
-            return owner;
-        }
+        // An address that changed hands within the tolerance of the span may have been either's.
         let widened = self.widened(span);
         if let Some(owner) = self.owner_within(leases, widened) {
             return owner;

@@ -32,6 +32,7 @@ pub struct Lab {
     cgroup: PathBuf,
     pods: Vec<Pod>,
     services: Vec<Value>,
+    links: u32,
     /// Last, so that it sees the pods end before it removes their cgroups.
     node: Process,
 }
@@ -99,7 +100,7 @@ impl Lab {
         fs::create_dir(cgroup.join("node"))?;
         let mut node = Process::start(executable, "node", &cgroup.join("node"))?;
         node.run("ip", &["-batch", "-"], BRIDGE)?;
-        Ok(Self { executable: executable.into(), cgroup, pods: Vec::new(), services: Vec::new(), node })
+        Ok(Self { executable: executable.into(), cgroup, pods: Vec::new(), services: Vec::new(), links: 0, node })
     }
 
     /// Adds a pod and starts its process.
@@ -116,19 +117,40 @@ impl Lab {
         };
         let cgroup = self.cgroup.join(format!("pod{number}"));
         fs::create_dir(&cgroup)?;
-        let mut process = Process::start(&self.executable, "pod", &cgroup)?;
-        let link = format!(
-            "link add p{number} type veth peer name eth0 netns {}\nlink set p{number} master br0 up\n",
+        let process = self.connect(&cgroup, ipv4, ipv6)?;
+        self.pods.push(Pod { spec, ipv4, ipv6, cgroup, process });
+        Ok(PodId(number))
+    }
+
+    /// Ends a pod and puts another one in its place: a new network namespace with the same addresses.
+    ///
+    /// # Errors
+    /// As [`Self::pod`].
+    pub fn replace(&mut self, pod: PodId, spec: PodSpec) -> Result<()> {
+        let old = &mut self.pods[pod.0];
+        old.process.end();
+        let (cgroup, ipv4, ipv6) = (old.cgroup.clone(), old.ipv4, old.ipv6);
+        let process = self.connect(&cgroup, ipv4, ipv6)?;
+        self.pods[pod.0] = Pod { spec, ipv4, ipv6, cgroup, process };
+        Ok(())
+    }
+
+    /// Starts the process of a pod and connects its network namespace to the bridge.
+    fn connect(&mut self, cgroup: &Path, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Process> {
+        let mut process = Process::start(&self.executable, "pod", cgroup)?;
+        let link = self.links;
+        self.links += 1;
+        let pair = format!(
+            "link add p{link} type veth peer name eth0 netns {}\nlink set p{link} master br0 up\n",
             process.child.id()
         );
-        self.node.run("ip", &["-batch", "-"], &link)?;
+        self.node.run("ip", &["-batch", "-"], &pair)?;
         let addresses = format!(
             "addr add {ipv4}/32 dev eth0\naddr add {ipv6}/128 dev eth0 nodad\nlink set eth0 up\n\
              route add default dev eth0\nroute add ::/0 dev eth0\n"
         );
         process.run("ip", &["-batch", "-"], &addresses)?;
-        self.pods.push(Pod { spec, ipv4, ipv6, cgroup, process });
-        Ok(PodId(number))
+        Ok(process)
     }
 
     /// Gives every pod so far a Service: what dials `cluster_ip` and a port reaches one of the backends on its target

@@ -276,7 +276,11 @@ fn a_scan_is_one_line() {
     }
     let report = capture.report();
     assert_eq!(report.said.lines().count(), 2, "{}", report.said);
-    assert!(report.said.contains("(1 × timeout) and 195 more\n"), "{}", report.said);
+    assert!(
+        report.said.contains("(1 × timeout) and 195 more (flowscribe sql: edges where failed > 0)\n"),
+        "{}",
+        report.said
+    );
 }
 
 #[test]

@@ -42,15 +42,17 @@ fn enricher(filter: Filter, records: Vec<InventoryRecord>) -> (Enricher, u32) {
         .map(|(at, record)| Observation { record, netns: (at == 0).then(|| POD_NETNS.into()), cgroup: None })
         .collect();
     observations.iter().for_each(|observation| enricher.learn(observation.record.clone()));
-    enricher.locate(&observations);
+    enricher.locate(&observations, TimestampMs(0));
     (enricher, netns)
 }
 
 fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u16) -> Flow {
     let address = |text: &str| text.parse().expect("a test address");
+    let is_own = inode(Path::new(POD_NETNS)) == Some(netns_inode.into());
+    let netns_cookie = netns::cookie(Path::new(POD_NETNS)).filter(|_| is_own).unwrap_or(7);
     Flow {
         key: FlowKey {
-            socket: SocketOwner { netns_inode, netns_cookie: 7, cgroup_id: 0 },
+            socket: SocketOwner { netns_inode, netns_cookie, cgroup_id: 0 },
             role,
             local_address: address(local),
             remote_address: address(remote),
@@ -88,9 +90,13 @@ fn the_local_end_is_its_sockets_pod_and_the_remote_one_has_the_address() {
 }
 
 #[test]
-fn a_namespace_number_that_was_reused_names_nobody() {
+fn without_a_cookie_a_namespace_number_that_was_reused_names_nobody() {
     let (mut enricher, netns) = enricher(Filter::default(), vec![pod("new", "10.0.0.1"), pod("old", "10.0.0.2")]);
-    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.2", "10.0.0.9", 80)).expect("it is kept");
+    let by_inode = Located { uid: "uid-new".into(), last: TimestampMs(0) };
+    enricher.sockets.by_inode.insert(netns, by_inode);
+    let mut flow = flow(netns, Role::Client, "10.0.0.2", "10.0.0.9", 80);
+    flow.key.socket.netns_cookie = 1;
+    let row = enricher.step(&flow).expect("it is kept");
     assert_eq!(row.source_pod, None, "the address was old's, the namespace is new's");
     assert_eq!(row.source_unknown_reason.as_deref(), Some("unmapped_socket"));
 }
@@ -98,9 +104,11 @@ fn a_namespace_number_that_was_reused_names_nobody() {
 #[test]
 fn a_pod_that_is_gone_is_still_named_in_its_last_flows() {
     let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
-    enricher.locate(&[]);
-    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.1", "10.0.0.2", 80)).expect("it is kept");
-    assert_eq!(row.source_pod.as_deref(), Some("web"));
+    let flow = flow(netns, Role::Client, "10.0.0.1", "10.0.0.2", 80);
+    enricher.locate(&[], TimestampMs(60_000));
+    assert_eq!(enricher.step(&flow).expect("it is kept").source_pod.as_deref(), Some("web"));
+    enricher.locate(&[], TimestampMs(REMEMBERED_MS));
+    assert_eq!(enricher.step(&flow).expect("it is kept").source_pod, None, "and then forgotten");
 }
 
 #[test]
@@ -120,7 +128,10 @@ fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
     let host_pod = InventoryRecord { host_network: Some(true), ..pod("proxy", "192.0.2.1") };
     let (mut enricher, _) = enricher(Filter::default(), vec![]);
     enricher.learn(host_pod.clone());
-    enricher.locate(&[Observation { record: host_pod, netns: None, cgroup: Some(directory.path().into()) }]);
+    enricher.locate(
+        &[Observation { record: host_pod, netns: None, cgroup: Some(directory.path().into()) }],
+        TimestampMs(0),
+    );
     let mut flow = flow(HOST, Role::Client, "192.0.2.1", "198.51.100.1", 443);
     flow.key.socket.cgroup_id = inode(&container).expect("it is there");
     let row = enricher.step(&flow).expect("it is kept");
@@ -135,12 +146,12 @@ fn a_cgroup_that_is_made_anew_is_found_again() {
     let (mut enricher, _) = enricher(Filter::default(), vec![]);
     enricher.learn(host_pod.clone());
     let observations = [Observation { record: host_pod, netns: None, cgroup: Some(cgroup.clone()) }];
-    enricher.locate(&observations);
+    enricher.locate(&observations, TimestampMs(0));
     let mut flow = flow(HOST, Role::Client, "192.0.2.1", "198.51.100.1", 443);
     for _ in 0..2 {
         fs::create_dir(&cgroup).expect("made");
         flow.key.socket.cgroup_id = inode(&cgroup).expect("it is there");
-        enricher.locate(&observations);
+        enricher.locate(&observations, TimestampMs(0));
         let row = enricher.step(&flow).expect("it is kept");
         assert_eq!(row.source_pod.as_deref(), Some("service"));
         fs::remove_dir(&cgroup).expect("removed");

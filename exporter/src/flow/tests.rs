@@ -151,19 +151,29 @@ fn what_finds_no_room_is_counted_and_the_known_edges_go_on() {
 }
 
 #[test]
-fn a_connection_that_is_not_followed_is_counted_when_it_ends() {
+fn a_connection_that_is_not_followed_is_counted_at_once() {
     let limits = FlowTableLimits { edges: 10, connections: 1 };
     let mut table = FlowTable::new(Duration::ZERO, limits, HOST, TimestampMs(0));
     for cookie in 1..=3 {
         table.step(&event(EVENT_ESTABLISHED, cookie, 1.0), CLOCK);
     }
-    for cookie in 1..=3 {
+    for cookie in 1..=2 {
         table.step(&event(EVENT_CLOSED, cookie, 2.0), CLOCK);
     }
-    assert_eq!(counts(&table.close_windows(TimestampMs(2_000))), [(1, 1, 1, 0); 3]);
-    // One whose beginning was lost before it came here was counted as lost.
-    table.step(&event(EVENT_CLOSED, 4, 3.0), CLOCK);
-    assert_eq!(counts(&table.close_windows(TimestampMs(3_000))), [(1, 0, 1, 0)]);
+    let flows = table.finish(TimestampMs(3_000));
+    assert_eq!(counts(&flows), [(1, 0, 1, 0), (1, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0)]);
+}
+
+#[test]
+fn after_lost_ends_nothing_stays_open_for_ever() {
+    let mut table = table(10);
+    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
+    assert_eq!(table.forget_open(TimestampMs(2_000)), [], "it was counted when it was established");
+    assert_eq!(counts(&table.close_windows(TimestampMs(20_000))), [(0, 1, 0, 0)]);
+    let mut table = FlowTable::new(Duration::ZERO, LIMITS, HOST, TimestampMs(0));
+    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
+    assert_eq!(counts(&table.forget_open(TimestampMs(2_000))), [(1, 1, 0, 1)]);
+    assert_eq!(table.finish(TimestampMs(3_000)), []);
 }
 
 #[test]

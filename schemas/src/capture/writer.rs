@@ -87,23 +87,26 @@ impl<R: Record> DatasetWriter<R> {
         }
     }
 
-    /// Adds a row. `now` is the time that [`Self::is_due`] measures a file's age with. Returns the file that was finished
-    /// because the row is of another hour.
+    /// Adds a row. `now` is the time that [`Self::is_due`] measures a file's age with.
     ///
     /// # Errors
     /// The file can't be made or written to; [`Self::abandon`] it then.
-    pub fn push(&mut self, row: R, now: TimestampMs) -> Result<Option<PathBuf>, CaptureError> {
-        let partition = Utc::new(row.partition_time()).partition();
-        let is_of_another = self.open.as_ref().is_some_and(|file| file.partition != partition);
-        let finished = if is_of_another { self.finish()? } else { None };
+    pub fn push(&mut self, row: R, now: TimestampMs) -> Result<(), CaptureError> {
+        self.finish_other_hour(&row)?;
         if self.open.is_none() {
-            self.open = Some(self.create(partition, now)?);
+            self.open = Some(self.create(Utc::new(row.partition_time()).partition(), now)?);
         }
         self.buffer.push(row);
-        if self.buffer.len() >= ROWS_PER_GROUP {
-            self.write_group()?;
-        }
-        Ok(finished)
+        if self.buffer.len() >= ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
+    }
+
+    /// Finishes the open file if `row` is of another hour, as [`Self::push`] does, and returns it.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_other_hour(&mut self, row: &R) -> Result<Option<PathBuf>, CaptureError> {
+        let partition = Utc::new(row.partition_time()).partition();
+        if self.open.as_ref().is_some_and(|file| file.partition != partition) { self.finish() } else { Ok(None) }
     }
 
     /// Whether the open file has reached the size or age to be finished at.
@@ -126,25 +129,21 @@ impl<R: Record> DatasetWriter<R> {
     /// The file can't be written, synced or renamed; [`Self::abandon`] it then.
     pub fn finish(&mut self) -> Result<Option<PathBuf>, CaptureError> {
         self.write_group()?;
-        let Some(OpenFile { mut writer, path, seqs, .. }) = self.open.take() else { return Ok(None) };
-        if let Some((first, last)) = seqs {
-            writer.append_key_value_metadata(KeyValue::new(key::FIRST_SEQ.into(), first.to_string()));
-            writer.append_key_value_metadata(KeyValue::new(key::LAST_SEQ.into(), last.to_string()));
+        let Some(file) = self.open.take() else { return Ok(None) };
+        let unfinished = unfinished(&file.path);
+        let finished = file.finish(&unfinished);
+        if finished.is_err() {
+            remove(&unfinished);
         }
-        let unfinished = unfinished(&path);
-        let file = writer.into_inner().map_err(|source| CaptureError::Encode { path: unfinished.clone(), source })?;
-        let io_error = |source| CaptureError::Io { path: path.clone(), source };
-        file.sync_all().map_err(io_error)?;
-        fs::rename(&unfinished, &path).map_err(io_error)?;
-        // The rename itself is durable only once the directory is.
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
-        Ok(Some(path))
+        finished.map(Some)
     }
 
-    /// Gives up the open file and what is buffered for it; the next row begins a new one.
+    /// Gives up the open file and what is buffered for it, and frees its room; the next row begins a new one.
     pub fn abandon(&mut self) {
         self.buffer.clear();
-        self.open = None;
+        if let Some(file) = self.open.take() {
+            remove(&unfinished(&file.path));
+        }
     }
 
     fn create(&mut self, partition: String, now: TimestampMs) -> Result<OpenFile, CaptureError> {
@@ -189,6 +188,28 @@ impl<R: Record> DatasetWriter<R> {
         self.buffer.clear();
         Ok(())
     }
+}
+
+impl OpenFile {
+    fn finish(self, unfinished: &Path) -> Result<PathBuf, CaptureError> {
+        let Self { mut writer, path, seqs, .. } = self;
+        if let Some((first, last)) = seqs {
+            writer.append_key_value_metadata(KeyValue::new(key::FIRST_SEQ.into(), first.to_string()));
+            writer.append_key_value_metadata(KeyValue::new(key::LAST_SEQ.into(), last.to_string()));
+        }
+        let file = writer.into_inner().map_err(|source| CaptureError::Encode { path: path.clone(), source })?;
+        let io_error = |source| CaptureError::Io { path: path.clone(), source };
+        file.sync_all().map_err(io_error)?;
+        fs::rename(unfinished, &path).map_err(io_error)?;
+        // The rename itself is durable only once the directory is.
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
+        Ok(path)
+    }
+}
+
+/// Removes what is given up; where that fails, readers name the file and skip it.
+fn remove(unfinished: &Path) {
+    let _ = fs::remove_file(unfinished);
 }
 
 fn unfinished(path: &Path) -> PathBuf {

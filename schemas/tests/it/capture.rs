@@ -69,6 +69,19 @@ fn a_file_is_due_by_age_and_has_no_name_before_it_is_whole() {
 }
 
 #[test]
+fn what_is_given_up_frees_its_room_and_the_next_row_begins_anew() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut writer = writer(root.path());
+    writer.push(row(0, 1), TimestampMs(0)).expect("the row is taken");
+    writer.abandon();
+    writer.push(row(1, 1), TimestampMs(0)).expect("the row is taken");
+    writer.finish().expect("finished").expect("a file");
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    assert_eq!((listing.files.len(), listing.problems.len()), (1, 0), "{:?}", listing.problems);
+    assert_eq!(capture::read::<FlowRecord>(&listing.files[0]).expect("readable")[0].seq, 1);
+}
+
+#[test]
 fn a_directory_that_can_not_be_written_is_named() {
     let root = tempfile::tempdir().expect("a directory");
     fs::write(root.path().join("flows"), "in the way").expect("a file");

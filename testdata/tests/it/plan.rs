@@ -17,7 +17,7 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{executable, lab, pod, rows, wait_until};
+use crate::support::{executable, flowscribe, lab, pod, rows, spec, wait_until};
 
 /// One line of the plan: who is dialled how often, and what passes.
 struct Line {
@@ -263,6 +263,37 @@ fn pods_that_come_and_go_are_learned_from_the_changed_file() {
 }
 
 #[test]
+fn an_address_that_moves_to_another_pod_never_names_the_wrong_one() {
+    let Some(mut lab) = lab("an_address_that_moves_to_another_pod_never_names_the_wrong_one") else { return };
+    let (moving, server) = (pod(&mut lab, "first"), pod(&mut lab, "server"));
+    for port in [7001, 7002] {
+        lab.listen(server, port, Exchange::new(1, 1)).expect("the port is free");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    lab.dial(moving, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
+    lab.replace(moving, spec("second")).expect("the lab takes the new pod");
+    lab.dial(moving, (lab.ipv4(server), 7002), 1, Exchange::new(1, 1)).expect("the server answers");
+    // The news comes after the fact, as news does.
+    lab.write_inventory(&output.with_extension("inventory.yaml")).expect("the file is written");
+    thread::sleep(Duration::from_millis(1500));
+    recording.stop().expect("the exporter ends well");
+
+    let flows = rows::<FlowRecord>(&output);
+    let clients: BTreeSet<_> = flows
+        .iter()
+        .filter(|row| &*row.observer == "client")
+        .map(|row| (row.destination_port, row.source_workload.as_deref()))
+        .collect();
+    assert_eq!(clients, BTreeSet::from([(7001, Some("first")), (7002, Some("second"))]));
+    let edges = "select source_workload, port, seen_by from edges order by port";
+    let asked = flowscribe(&["sql", "--input", &output.to_string_lossy(), edges, "--format", "csv"]);
+    let text = String::from_utf8_lossy(&asked.stdout);
+    assert_eq!(text, "source_workload,port,seen_by\nfirst,7001,both\nsecond,7002,both\n", "{flows:?}");
+}
+
+#[test]
 fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() {
     let Some(mut lab) = lab("rows_that_can_not_be_written_are_counted_and_the_run_goes_on") else { return };
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
@@ -282,6 +313,18 @@ fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() {
     let sum = |pick: fn(&HealthRecord) -> i64| health.iter().map(pick).sum::<i64>();
     assert_eq!((sum(|row| row.seen), sum(|row| row.exported), sum(|row| row.lost_sink)), (10, 4, 6));
     assert_eq!(rows::<FlowRecord>(&output).iter().map(|row| row.connections).sum::<i64>(), 4);
+}
+
+#[test]
+fn an_end_that_can_not_be_written_is_a_failure() {
+    let Some(lab) = lab("an_end_that_can_not_be_written_is_a_failure") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    std::fs::remove_dir_all(output.join("health")).expect("it was begun");
+    std::fs::write(output.join("health"), "in the way").expect("written");
+    let error = recording.stop().expect_err("its last word can't be written").to_string();
+    assert!(error.contains("exit status: 1") && error.contains("the end of the recording is missing"), "{error}");
 }
 
 #[test]

@@ -35,11 +35,15 @@ pub(crate) fn skip(test: &str, reason: &str) {
 
 /// A pod of the Deployment `workload` with the label `app`.
 pub(crate) fn pod(lab: &mut Lab, workload: &str) -> PodId {
+    lab.pod(spec(workload)).expect("the lab takes another pod")
+}
+
+/// What [`pod`] makes.
+pub(crate) fn spec(workload: &str) -> PodSpec {
     let labels = json!({ "app": workload });
     let owner = json!({ "kind": "Deployment", "name": workload, "selector": { "matchLabels": labels } });
     let name = format!("{workload}-0");
-    lab.pod(PodSpec { namespace: "demo".into(), name, labels, owner, ports: Value::Null, external: false })
-        .expect("the lab takes another pod")
+    PodSpec { namespace: "demo".into(), name, labels, owner, ports: Value::Null, external: false }
 }
 
 /// Every row of a dataset.
