@@ -211,7 +211,7 @@ fn source_end(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<Columna
     for row in 0..rows.len() {
         ends.push(&rows.local(row, "client", index).unwrap_or_else(|| rows.remote(row, "client", index)));
     }
-    Ok(ColumnarValue::Array(Arc::new(StructArray::new(end_fields(), ends.finish(), None))))
+    Ok(ColumnarValue::Array(Arc::new(ends.finish())))
 }
 
 fn destination_ends(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<ColumnarValue> {
@@ -239,13 +239,13 @@ fn destination_ends(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<C
             sole.append_value(destination.sole);
         }
     }
-    let mut columns = ends.finish();
-    columns.extend([
-        Arc::new(ports.finish()) as ArrayRef,
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(ends.finish()),
+        Arc::new(ports.finish()),
         Arc::new(services.finish()),
         Arc::new(via_service.finish()),
         Arc::new(sole.finish()),
-    ]);
+    ];
     let values = Arc::new(StructArray::new(destination_fields(), columns, None));
     let list = ListArray::new(destination_item(), OffsetBuffer::from_lengths(lengths), values, None);
     Ok(ColumnarValue::Array(Arc::new(list)))
@@ -312,8 +312,9 @@ impl EndBuilder {
         }
     }
 
-    fn finish(mut self) -> Vec<ArrayRef> {
-        self.columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect()
+    fn finish(mut self) -> StructArray {
+        let columns = self.columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect();
+        StructArray::new(end_fields(), columns, None)
     }
 }
 
@@ -323,13 +324,13 @@ fn end_fields() -> Fields {
 }
 
 fn destination_fields() -> Fields {
-    let own = [
+    Fields::from(vec![
+        Field::new("end", DataType::Struct(end_fields()), false),
         Field::new("port", DataType::UInt16, false),
         Field::new("service", DataType::Utf8, true),
         Field::new("via_service", DataType::Boolean, false),
         Field::new("sole", DataType::Boolean, false),
-    ];
-    end_fields().iter().cloned().chain(own.map(Arc::new)).collect()
+    ])
 }
 
 fn destination_item() -> Arc<Field> {

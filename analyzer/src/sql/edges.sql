@@ -5,7 +5,7 @@
 -- sum. A Service that was dialled becomes an edge to every workload that may have answered (`via_service`).
 --
 -- Left out: what stays on loopback or within one pod, and rows whose direction the kernel could not tell.
-with resolved as (
+with named as (
     select
         cluster, node, run_id, seq,
         -- A window that ends at the full hour belongs to the hour it lies in.
@@ -25,6 +25,13 @@ with resolved as (
     from flows
     where direction_known and not is_loopback(source_address)
 ),
+resolved as (
+    select
+        *,
+        case observer when 'client' then source else destination['end'] end as own_end,
+        case observer when 'client' then destination['end'] else source end as other_end
+    from named
+),
 -- Where an address does not tell its owner for certain: what the other end of the connection said of itself.
 told as (
     select
@@ -36,27 +43,8 @@ told as (
         min(theirs.own_end['pod_uid']) as pod_uid,
         min(theirs.own_end['node']) as host,
         min(theirs.own_end['address']) as address
-    from (
-        select * from resolved
-        where case observer when 'client' then destination['unknown_reason'] else source['unknown_reason'] end
-            in ('ambiguous', 'no_owner', 'no_inventory')
-    ) as mine
-    join (
-        select
-            cluster, observer, transport, source_address, destination_address, dialled_port, first_seen, last_seen,
-            named_struct(
-                'kind', case observer when 'client' then source['kind'] else destination['kind'] end,
-                'namespace', case observer when 'client' then source['namespace'] else destination['namespace'] end,
-                'workload_kind',
-                case observer when 'client' then source['workload_kind'] else destination['workload_kind'] end,
-                'workload', case observer when 'client' then source['workload'] else destination['workload'] end,
-                'pod_uid', case observer when 'client' then source['pod_uid'] else destination['pod_uid'] end,
-                'node', case observer when 'client' then source['node'] else destination['node'] end,
-                'address', case observer when 'client' then source['address'] else destination['address'] end
-            ) as own_end
-        from resolved
-        where case observer when 'client' then source['kind'] else destination['kind'] end in ('pod', 'node')
-    ) as theirs
+    from (select * from resolved where other_end['unknown_reason'] in ('ambiguous', 'no_owner', 'no_inventory')) as mine
+    join (select * from resolved where own_end['kind'] in ('pod', 'node')) as theirs
         on theirs.cluster = mine.cluster
         and theirs.transport = mine.transport
         and theirs.source_address = mine.source_address
@@ -79,14 +67,14 @@ ends as (
         coalesce(s.host, r.source['node']) as source_host,
         case when s.seq is null then r.source['address'] else s.address end as source_address,
         case when s.seq is null then r.source['unknown_reason'] end as source_unknown_reason,
-        coalesce(d.kind, r.destination['kind']) as destination_kind,
-        coalesce(d.namespace, r.destination['namespace']) as destination_namespace,
-        coalesce(d.workload_kind, r.destination['workload_kind']) as destination_workload_kind,
-        coalesce(d.workload, r.destination['workload']) as destination_workload,
-        coalesce(d.pod_uid, r.destination['pod_uid']) as destination_pod_uid,
-        coalesce(d.host, r.destination['node']) as destination_host,
-        case when d.seq is null then r.destination['address'] else d.address end as destination_address,
-        case when d.seq is null then r.destination['unknown_reason'] end as destination_unknown_reason,
+        coalesce(d.kind, r.destination['end']['kind']) as destination_kind,
+        coalesce(d.namespace, r.destination['end']['namespace']) as destination_namespace,
+        coalesce(d.workload_kind, r.destination['end']['workload_kind']) as destination_workload_kind,
+        coalesce(d.workload, r.destination['end']['workload']) as destination_workload,
+        coalesce(d.pod_uid, r.destination['end']['pod_uid']) as destination_pod_uid,
+        coalesce(d.host, r.destination['end']['node']) as destination_host,
+        case when d.seq is null then r.destination['end']['address'] else d.address end as destination_address,
+        case when d.seq is null then r.destination['end']['unknown_reason'] end as destination_unknown_reason,
         r.destination['port'] as port,
         r.destination['service'] as service,
         r.destination['via_service'] as via_service,
