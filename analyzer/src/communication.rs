@@ -2,15 +2,10 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    compute::cast,
-    datatypes::{DataType, Int64Type},
-};
 use datafusion::error::DataFusionError;
 use schemas::table::TimestampMs;
 
-use crate::tables::Tables;
+use crate::{rows::Rows, tables::Tables};
 
 /// One communication; sets of them are ordered by who talks to whom.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,47 +115,10 @@ pub(crate) async fn derive(tables: &Tables) -> Result<BTreeSet<Communication>, D
     Ok(communications)
 }
 
-/// A result's columns by name; text and numbers are brought to one type each.
-struct Rows<'a> {
-    batch: &'a RecordBatch,
-    columns: Vec<Arc<dyn Array>>,
-}
-
-impl<'a> Rows<'a> {
-    fn new(batch: &'a RecordBatch) -> Result<Self, DataFusionError> {
-        let plain = |column: &Arc<dyn Array>| {
-            let target = match column.data_type() {
-                DataType::Boolean => DataType::Boolean,
-                data_type if data_type.is_numeric() || data_type.is_temporal() => DataType::Int64,
-                _ => DataType::Utf8,
-            };
-            cast(column, &target)
-        };
-        Ok(Self { batch, columns: batch.columns().iter().map(plain).collect::<Result<_, _>>()? })
-    }
-
-    fn column(&self, name: &str) -> &dyn Array {
-        let at = self.batch.schema_ref().index_of(name).expect("communications.sql selects every column that is read");
-        &*self.columns[at]
-    }
-
-    fn text(&self, name: &str, row: usize) -> Option<Arc<str>> {
-        let column = self.column(name).as_string::<i32>();
-        column.is_valid(row).then(|| column.value(row).into())
-    }
-
-    fn number(&self, name: &str, row: usize) -> i64 {
-        let column = self.column(name).as_primitive::<Int64Type>();
-        if column.is_valid(row) { column.value(row) } else { 0 }
-    }
-
+/// Reads a row of `communications.sql`.
+impl Rows<'_> {
     fn ports(&self, name: &str, row: usize) -> Vec<u16> {
         self.text(name, row).iter().flat_map(|ports| ports.split(',')).filter_map(|port| port.parse().ok()).collect()
-    }
-
-    fn flag(&self, name: &str, row: usize) -> bool {
-        let column = self.column(name).as_boolean();
-        column.is_valid(row) && column.value(row)
     }
 
     fn communication(&self, row: usize) -> Communication {

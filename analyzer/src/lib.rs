@@ -14,6 +14,7 @@ mod output;
 mod policy;
 mod report;
 mod resolve;
+mod rows;
 mod sql;
 mod tables;
 

@@ -284,8 +284,6 @@ fn policy(name: &str, workload: &Workload, selector: &Selector, rules: &Rules) -
         to: Some(api_peers(&peers, namespace)),
         ports: Some(api_ports(ports)),
     });
-    let non_empty = |rules: Vec<_>| if rules.is_empty() { None } else { Some(rules) };
-    let egress: Vec<_> = egress.collect();
     NetworkPolicy {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -296,10 +294,15 @@ fn policy(name: &str, workload: &Workload, selector: &Selector, rules: &Rules) -
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector.to_api()),
             ingress: non_empty(ingress.collect()),
-            egress: if egress.is_empty() { None } else { Some(egress) },
+            egress: non_empty(egress.collect()),
             policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
         }),
     }
+}
+
+/// Kubernetes leaves out empty lists.
+fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+    if list.is_empty() { None } else { Some(list) }
 }
 
 /// Peers that may use the same ports share a rule.

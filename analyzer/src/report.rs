@@ -2,11 +2,6 @@
 
 use std::{collections::BTreeSet, fmt::Write, path::PathBuf, sync::Arc};
 
-use arrow::{
-    array::{Array, AsArray},
-    compute::cast,
-    datatypes::{DataType, Int64Type},
-};
 use datafusion::error::DataFusionError;
 use schemas::{
     capture::{Problem, ProblemKind},
@@ -21,6 +16,7 @@ use crate::{
     communication::{self, Communication},
     output::{self, OutputError},
     policy::{self, PolicyError, PolicySet, Wish},
+    rows::Rows,
     tables::{Tables, TablesError},
 };
 
@@ -39,8 +35,8 @@ pub(crate) enum ReportError {
 
 /// What one agent's run says of itself.
 struct Run {
-    node: String,
-    run_id: String,
+    node: Arc<str>,
+    run_id: Arc<str>,
     clean_shutdown: bool,
     whole_until: TimestampMs,
     /// Rows that were written and are not there, by dataset.
@@ -55,18 +51,7 @@ struct Run {
 /// # Errors
 /// An input is not there, or the output can't be written. A broken file among the input is no error.
 pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
-    let tables = Tables::open(&args.input).await?;
-    let (tables, communications, runs) = match read(&tables).await {
-        Ok((communications, runs)) => (tables, communications, runs),
-        // A file whose footer is whole may still be damaged inside.
-        Err(error) => match tables.without_damaged(&args.input).await? {
-            Some(rest) => {
-                let (communications, runs) = read(&rest).await?;
-                (rest, communications, runs)
-            }
-            None => return Err(error.into()),
-        },
-    };
+    let (tables, (communications, runs)) = Tables::ask::<_, ReportError>(&args.input, read).await?;
     let named = args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
     let wish = Wish { namespaces: named.map(Arc::from).collect(), service_ports: args.service_ports };
     let set = policy::synthesize(&communications, &tables.index, &wish)?;
@@ -156,32 +141,21 @@ impl Run {
 
 async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
     let mut runs = Vec::new();
-    for batch in tables.sql(RUNS).await?.collect().await? {
-        let schema = batch.schema();
-        let column = |name: &str, data_type: &DataType| cast(batch.column(schema.index_of(name)?), data_type);
-        let text = |name| column(name, &DataType::Utf8);
-        let number = |name| column(name, &DataType::Int64);
-        let (node, run_id) = (text("node")?, text("run_id")?);
-        let clean_shutdown = column("clean_shutdown", &DataType::Boolean)?;
-        let whole_until = number("whole_until")?;
-        let (flows, inventory) = (number("missing_flows")?, number("missing_inventory")?);
-        let health = number("missing_health")?;
-        let (lost, unidentified) = (number("lost")?, number("unidentified")?);
-        let undirected_rows = number("undirected_rows")?;
-        let value = |array: &Arc<dyn Array>, row| array.as_primitive::<Int64Type>().value(row);
+    for batch in &tables.sql(RUNS).await?.collect().await? {
+        let rows = Rows::new(batch)?;
         runs.extend((0..batch.num_rows()).map(|row| Run {
-            node: node.as_string::<i32>().value(row).to_owned(),
-            run_id: run_id.as_string::<i32>().value(row).to_owned(),
-            clean_shutdown: clean_shutdown.as_boolean().value(row),
-            whole_until: TimestampMs(value(&whole_until, row)),
+            node: rows.text("node", row).unwrap_or_default(),
+            run_id: rows.text("run_id", row).unwrap_or_default(),
+            clean_shutdown: rows.flag("clean_shutdown", row),
+            whole_until: TimestampMs(rows.number("whole_until", row)),
             missing_rows: [
-                (FlowRecord::DATASET, value(&flows, row)),
-                (InventoryRecord::DATASET, value(&inventory, row)),
-                (HealthRecord::DATASET, value(&health, row)),
+                (FlowRecord::DATASET, rows.number("missing_flows", row)),
+                (InventoryRecord::DATASET, rows.number("missing_inventory", row)),
+                (HealthRecord::DATASET, rows.number("missing_health", row)),
             ],
-            lost: value(&lost, row),
-            unidentified: value(&unidentified, row),
-            undirected_rows: value(&undirected_rows, row),
+            lost: rows.number("lost", row),
+            unidentified: rows.number("unidentified", row),
+            undirected_rows: rows.number("undirected_rows", row),
         }));
     }
     Ok(runs)

@@ -28,14 +28,7 @@ pub(crate) enum SqlError {
 /// An input is not there, the query is wrong, or the output can't be written.
 pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     let SqlArgs { input, query, format } = args;
-    let mut tables = Tables::open(input).await?;
-    let batches = match ask(&tables, query).await {
-        Ok(batches) => batches,
-        Err(error) => {
-            tables = tables.without_damaged(input).await?.ok_or(error)?;
-            ask(&tables, query).await?
-        }
-    };
+    let (tables, batches) = Tables::ask::<_, SqlError>(input, async |tables| result(tables, query).await).await?;
     for problem in &tables.problems {
         eprintln!("skipped {problem}");
     }
@@ -44,7 +37,7 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
 }
 
 /// A query's result: at least one batch, so that even an empty one has its columns.
-async fn ask(tables: &Tables, query: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+async fn result(tables: &Tables, query: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
     let frame = tables.sql(query).await?;
     let empty = RecordBatch::new_empty(Arc::clone(frame.schema().inner()));
     let batches = frame.collect().await?;

@@ -63,11 +63,34 @@ pub(crate) enum TablesError {
 }
 
 impl Tables {
+    /// Opens the inputs and asks them something; where a file turns out to be damaged inside, without it once more.
+    ///
+    /// # Errors
+    /// The inputs can't be opened, or the question fails for another reason.
+    pub(crate) async fn ask<T, E>(
+        args: &InputArgs,
+        question: impl AsyncFn(&Self) -> Result<T, DataFusionError>,
+    ) -> Result<(Self, T), E>
+    where
+        E: From<TablesError> + From<DataFusionError>,
+    {
+        let tables = Self::open(args).await?;
+        match question(&tables).await {
+            Ok(answer) => Ok((tables, answer)),
+            // A file whose footer is whole may still be damaged.
+            Err(error) => {
+                let whole = tables.without_damaged(args).await?.ok_or(error)?;
+                let answer = question(&whole).await?;
+                Ok((whole, answer))
+            }
+        }
+    }
+
     /// Opens the inputs; what can't be read is left out and told in [`Self::problems`].
     ///
     /// # Errors
     /// An input does not exist, or the query engine can't be set up.
-    pub(crate) async fn open(args: &InputArgs) -> Result<Self, TablesError> {
+    async fn open(args: &InputArgs) -> Result<Self, TablesError> {
         let InputArgs { input, cluster, clock_skew_ms } = args;
         for path in input {
             fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
@@ -92,7 +115,7 @@ impl Tables {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub(crate) async fn without_damaged(&self, args: &InputArgs) -> Result<Option<Self>, TablesError> {
+    async fn without_damaged(&self, args: &InputArgs) -> Result<Option<Self>, TablesError> {
         let damaged: Vec<Problem> = self.files.iter().filter_map(|file| capture::verify(file).err()).collect();
         if damaged.is_empty() {
             return Ok(None);

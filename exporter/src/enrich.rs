@@ -69,8 +69,15 @@ struct SocketMap {
     by_inode: HashMap<u32, Located>,
     /// By inode of the cgroup.
     by_cgroup: HashMap<u64, Located>,
-    /// Inode and cookie of each network namespace's file, as last asked.
-    cookies: HashMap<PathBuf, (u64, Option<u64>)>,
+    /// What was last asked of each network namespace's file.
+    asked: HashMap<PathBuf, Asked>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    inode: u64,
+    cookie: Option<u64>,
+    last: TimestampMs,
 }
 
 #[derive(Debug)]
@@ -111,13 +118,9 @@ impl Enricher {
     pub(crate) fn locate(&mut self, observations: &[Observation], now: TimestampMs) {
         for Observation { record, netns, cgroup } in observations {
             let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
-            if let Some(netns) = netns {
-                self.sockets.add_netns(netns, &uid, now);
-            }
-            if let Some(cgroup) = cgroup {
-                self.sockets.add_cgroups(cgroup, &uid, now);
-            }
-            for path in [netns, cgroup].into_iter().flatten().filter(|path| !path.exists()) {
+            let netns_missing = netns.as_ref().filter(|path| !self.sockets.add_netns(path, &uid, now));
+            let cgroup_missing = cgroup.as_ref().filter(|path| !self.sockets.add_cgroups(path, &uid, now));
+            for path in [netns_missing, cgroup_missing].into_iter().flatten() {
                 if self.missing.insert(path.clone()) {
                     tracing::warn!(pod = %record.name, path = %path.display(), "not there, the pod's sockets are not known");
                 }
@@ -272,27 +275,30 @@ impl SocketMap {
         by_cookie.or_else(by_inode).or_else(by_cgroup)
     }
 
-    fn add_netns(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) {
-        let Some(inode) = inode(path) else { return };
-        let asked = self.cookies.get(path).filter(|(known, _)| *known == inode);
-        let cookie = asked.map_or_else(|| netns::cookie(path), |(_, cookie)| *cookie);
-        self.cookies.insert(path.to_path_buf(), (inode, cookie));
+    /// A pod's network namespace; whether it is there.
+    fn add_netns(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
+        let Some(inode) = inode(path) else { return false };
+        let asked = self.asked.get(path).filter(|asked| asked.inode == inode);
+        let cookie = asked.map_or_else(|| netns::cookie(path), |asked| asked.cookie);
+        self.asked.insert(path.to_path_buf(), Asked { inode, cookie, last: now });
         let located = Located { uid: Arc::clone(uid), last: now };
         match cookie {
             Some(cookie) => drop(self.by_cookie.insert(cookie, located)),
             None => drop(self.by_inode.insert(inode as u32, located)),
         }
+        true
     }
 
-    /// A pod's cgroup and those of its containers below it.
-    fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) {
-        let Some(id) = inode(directory) else { return };
+    /// A pod's cgroup and those of its containers below it; whether it is there.
+    fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
+        let Some(id) = inode(directory) else { return false };
         self.by_cgroup.insert(id, Located { uid: Arc::clone(uid), last: now });
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 self.add_cgroups(&entry.path(), uid, now);
             }
         }
+        true
     }
 
     fn forget(&mut self, now: TimestampMs) {
@@ -300,7 +306,8 @@ impl SocketMap {
         self.by_cookie.retain(|_, located| is_kept(located));
         self.by_inode.retain(|_, located| is_kept(located));
         self.by_cgroup.retain(|_, located| is_kept(located));
-        self.cookies.retain(|path, _| path.exists());
+        // A file that was away may be another namespace's when it is back.
+        self.asked.retain(|_, asked| asked.last == now);
     }
 }
 

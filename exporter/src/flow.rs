@@ -184,7 +184,7 @@ pub(crate) struct TableLoss {
 struct Connection {
     key: FlowKey,
     established: TimestampMs,
-    client_port: Option<u16>,
+    client_port: u16,
     /// Whether a row has counted it as established already; with windows, one has from the start.
     counted: bool,
 }
@@ -224,16 +224,15 @@ impl FlowTable {
         let (key, client_port) = self.describe(event);
         match event.kind {
             EVENT_ESTABLISHED => {
-                let client_port = client_port.filter(|_| self.window_ms == 0);
-                let connection = Connection { key, established: time, client_port, counted: self.window_ms > 0 };
-                if self.open.len() < self.limits.connections {
+                let is_followed = self.open.len() < self.limits.connections;
+                // Without windows, the row of its end counts it; one that is not followed until then is counted now.
+                let counted = self.window_ms > 0 || !is_followed;
+                if is_followed {
+                    let connection = Connection { key, established: time, client_port, counted };
                     self.open.insert(event.socket_cookie, connection);
-                } else if self.window_ms == 0 {
-                    // Not followed until it ends: it is counted right away, and its end tells the rest.
-                    self.record(key, client_port, time, time, TableLoss::ENDS, |flow| flow.connections += 1);
                 }
-                if self.window_ms > 0 {
-                    self.update(key, time, TableLoss::ENDS, |flow| flow.connections += 1);
+                if counted {
+                    self.record(key, client_port, time, time, TableLoss::ENDS, |flow| flow.connections += 1);
                 }
             }
             EVENT_CLOSED => self.close(event, key, client_port, time, clock),
@@ -288,7 +287,13 @@ impl FlowTable {
         let flow = |connection: &mut Connection| {
             let connections = i64::from(!std::mem::replace(&mut connection.counted, true));
             let Connection { key, established, client_port, .. } = *connection;
-            Flow { client_port, connections, active: 1, last_seen: now, ..Flow::empty(key, established, now) }
+            Flow {
+                client_port: Some(client_port),
+                connections,
+                active: 1,
+                last_seen: now,
+                ..Flow::empty(key, established, now)
+            }
         };
         self.open.values_mut().map(flow).collect()
     }
@@ -315,7 +320,7 @@ impl FlowTable {
         self.lost
     }
 
-    fn close(&mut self, event: &FlowEvent, key: FlowKey, client_port: Option<u16>, time: TimestampMs, clock: Clock) {
+    fn close(&mut self, event: &FlowEvent, key: FlowKey, client_port: u16, time: TimestampMs, clock: Clock) {
         let known = self.open.remove(&event.socket_cookie);
         if let Some(connection) = known {
             self.mark_active_until(&connection, time);
@@ -346,7 +351,7 @@ impl FlowTable {
     fn record(
         &mut self,
         key: FlowKey,
-        client_port: Option<u16>,
+        client_port: u16,
         started: TimestampMs,
         time: TimestampMs,
         loss: TableLoss,
@@ -358,7 +363,7 @@ impl FlowTable {
         if self.ended.len() >= self.limits.edges {
             return self.lost.add(loss);
         }
-        let mut flow = Flow { client_port, last_seen: time, ..Flow::empty(key, started, time) };
+        let mut flow = Flow { client_port: Some(client_port), last_seen: time, ..Flow::empty(key, started, time) };
         change(&mut flow);
         self.ended.push(flow);
     }
@@ -406,7 +411,7 @@ impl FlowTable {
         }
     }
 
-    fn describe(&self, event: &FlowEvent) -> (FlowKey, Option<u16>) {
+    fn describe(&self, event: &FlowEvent) -> (FlowKey, u16) {
         let role = match event.role {
             ROLE_CLIENT => Role::Client,
             ROLE_SERVER => Role::Server,
@@ -430,7 +435,7 @@ impl FlowTable {
             failure: None,
             start_known: event.start_ns != 0,
         };
-        (key, Some(client_port))
+        (key, client_port)
     }
 }
 

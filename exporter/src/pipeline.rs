@@ -11,13 +11,16 @@
 //! drains.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::utsname::uname,
+    time::{ClockId, clock_gettime},
+};
 use schemas::{capture::Origin, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
 use tokio::{
     sync::mpsc,
@@ -27,7 +30,7 @@ use tokio::{
 use crate::{
     args::Args,
     enrich::{Enricher, Filter, file::InventoryError, inode},
-    flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
+    flow::{Clock, Flow, FlowTable, FlowTableLimits, Role, TableLoss},
     inventory::Inventory,
     probe::{Probe, ProbeCounters, ProbeError},
     sink::{AGENT_VERSION, ParquetSink},
@@ -282,7 +285,7 @@ impl Recorder {
         Ok(Self {
             origin,
             run_start,
-            kernel_release: nix::sys::utsname::uname()?.release().to_string_lossy().into(),
+            kernel_release: uname()?.release().to_string_lossy().into(),
             programs: Vec::new(),
             namespaces: args.namespaces().into_iter().collect(),
             window_ms: args.window.as_millis() as i64,
@@ -332,9 +335,9 @@ impl Recorder {
                 self.filtered += flow.ends();
                 continue;
             };
-            let local_reason = match &*record.observer {
-                "server" => &record.destination_unknown_reason,
-                _ => &record.source_unknown_reason,
+            let local_reason = match flow.key.role {
+                Role::Server => &record.destination_unknown_reason,
+                Role::Client | Role::Unknown => &record.source_unknown_reason,
             };
             if local_reason.is_some() {
                 self.unidentified += flow.ends();
@@ -347,6 +350,7 @@ impl Recorder {
     /// Puts the run on record: who is who, and that it has begun. Returns whether that is durable.
     fn begin(&mut self) -> bool {
         self.record_snapshot(self.run_start);
+        self.enricher.locate(self.inventory.observations(), self.run_start);
         let has_inventory = self.sink.finish_inventory() && !self.is_inventory_broken;
         let report = WindowReport { start: self.run_start, end: self.run_start, ..WindowReport::default() };
         self.record_health(&report, false, self.run_start);
@@ -356,7 +360,6 @@ impl Recorder {
     fn record_snapshot(&mut self, now: TimestampMs) {
         let rows = self.inventory.snapshot(&self.origin, now);
         self.is_inventory_broken = !self.write_inventory(rows, now);
-        self.enricher.locate(self.inventory.observations(), now);
     }
 
     fn record_inventory_changes(&mut self, now: TimestampMs) {
@@ -450,12 +453,8 @@ fn host_netns(path: Option<&Path>) -> Result<u32, RunError> {
 }
 
 /// The node's name where none is given: its host name.
-fn node_name() -> Result<String, RunError> {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() {
-        return Ok(nix::sys::utsname::uname()?.nodename().to_string_lossy().into_owned());
-    }
-    Ok(name.trim().into())
+fn node_name() -> Result<String, nix::Error> {
+    Ok(uname()?.nodename().to_string_lossy().into_owned())
 }
 
 fn now() -> Result<TimestampMs, nix::Error> {

@@ -289,12 +289,6 @@ impl Index {
         versions.map(|version| (&*version.record, &version.labels))
     }
 
-    /// Whether an address lies in a known range or is known to have been held by an object of the cluster.
-    pub fn is_of_cluster(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.leases.contains_key(&address) || self.ranges.iter().any(|range| range.contains(&address))
-    }
-
     fn widened(&self, span: Span) -> Span {
         Span {
             from: TimestampMs(span.from.0.saturating_sub(self.tolerance_ms)),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use schemas::capture::DATASETS;
 
 use crate::{
     app::App,
@@ -87,6 +88,5 @@ fn default_capture() -> Result<PathBuf> {
 pub const NAMESPACE: &str = "demo";
 /// The application's manifest; see `testdata/README.md`.
 pub const MICROSERVICES: &str = include_str!("../apps/microservices-demo.yaml");
-const DATASETS: [&str; 3] = ["flows", "inventory", "health"];
 const CALLS: u32 = 5;
 const NOT_WATCHED: &str = "cannot watch the kernel's sockets";

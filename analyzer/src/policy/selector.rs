@@ -11,7 +11,7 @@ use schemas::{
     inventory::{InventoryRecord, kind},
 };
 
-use super::Finding;
+use super::{Finding, non_empty};
 use crate::communication::Workload;
 
 /// A label selector that selects something and not everything.
@@ -130,12 +130,12 @@ impl Selector {
         let expression = |(key, operator, values): &(String, String, Vec<String>)| LabelSelectorRequirement {
             key: key.clone(),
             operator: operator.clone(),
-            values: if values.is_empty() { None } else { Some(values.clone()) },
+            values: non_empty(values.clone()),
         };
-        let expressions: Vec<_> = self.expressions.iter().map(expression).collect();
+        let expressions = self.expressions.iter().map(expression).collect();
         LabelSelector {
             match_labels: if self.labels.is_empty() { None } else { Some(self.labels.clone()) },
-            match_expressions: if expressions.is_empty() { None } else { Some(expressions) },
+            match_expressions: non_empty(expressions),
         }
     }
 

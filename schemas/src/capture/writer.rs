@@ -68,7 +68,7 @@ pub struct DatasetWriter<R: Record> {
 struct OpenFile {
     writer: ArrowWriter<File>,
     path: PathBuf,
-    partition: String,
+    hour: i64,
     opened_at: TimestampMs,
     seqs: Option<(i64, i64)>,
 }
@@ -94,7 +94,7 @@ impl<R: Record> DatasetWriter<R> {
     pub fn push(&mut self, row: R, now: TimestampMs) -> Result<(), CaptureError> {
         self.finish_other_hour(&row)?;
         if self.open.is_none() {
-            self.open = Some(self.create(Utc::new(row.partition_time()).partition(), now)?);
+            self.open = Some(self.create(row.partition_time(), now)?);
         }
         self.buffer.push(row);
         if self.buffer.len() >= ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
@@ -105,8 +105,8 @@ impl<R: Record> DatasetWriter<R> {
     /// # Errors
     /// As [`Self::finish`].
     pub fn finish_other_hour(&mut self, row: &R) -> Result<Option<PathBuf>, CaptureError> {
-        let partition = Utc::new(row.partition_time()).partition();
-        if self.open.as_ref().is_some_and(|file| file.partition != partition) { self.finish() } else { Ok(None) }
+        let hour = hour(row.partition_time());
+        if self.open.as_ref().is_some_and(|file| file.hour != hour) { self.finish() } else { Ok(None) }
     }
 
     /// Whether the open file has reached the size or age to be finished at.
@@ -146,8 +146,8 @@ impl<R: Record> DatasetWriter<R> {
         }
     }
 
-    fn create(&mut self, partition: String, now: TimestampMs) -> Result<OpenFile, CaptureError> {
-        let folder = self.root.join(R::DATASET).join(&partition);
+    fn create(&mut self, time: TimestampMs, now: TimestampMs) -> Result<OpenFile, CaptureError> {
+        let folder = self.root.join(R::DATASET).join(Utc::new(time).partition());
         let started = Utc::new(now).compact();
         let Origin { cluster, node, run_id } = &self.origin;
         let run = run_id.get(..8).unwrap_or(run_id);
@@ -173,7 +173,7 @@ impl<R: Record> DatasetWriter<R> {
         let writer = ArrowWriter::try_new(file, R::schema(), Some(properties))
             .map_err(|source| CaptureError::Encode { path: path.clone(), source })?;
         self.files += 1;
-        Ok(OpenFile { writer, path, partition, opened_at: now, seqs: None })
+        Ok(OpenFile { writer, path, hour: hour(time), opened_at: now, seqs: None })
     }
 
     fn write_group(&mut self) -> Result<(), CaptureError> {
@@ -205,6 +205,11 @@ impl OpenFile {
         path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
         Ok(path)
     }
+}
+
+/// Hours since the Unix epoch: a number per partition.
+const fn hour(time: TimestampMs) -> i64 {
+    time.0.div_euclid(3_600_000)
 }
 
 /// Removes what is given up; where that fails, readers name the file and skip it.

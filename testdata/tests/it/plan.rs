@@ -340,9 +340,8 @@ fn a_lab_leaves_nothing_behind() {
 
 #[test]
 fn a_lab_that_is_killed_leaves_nothing_behind() {
-    if lab("a_lab_that_is_killed_leaves_nothing_behind").is_none() {
-        return;
-    }
+    let Some(lab) = lab("a_lab_that_is_killed_leaves_nothing_behind") else { return };
+    let mount = lab.cgroup().parent().expect("a lab's cgroup is in the hierarchy").to_path_buf();
     let directory = tempfile::tempdir().expect("a directory");
     let mut demo = Command::new(executable())
         .args(["demo", "--capture"])
@@ -353,9 +352,7 @@ fn a_lab_that_is_killed_leaves_nothing_behind() {
         .expect("the demo starts");
     let prefix = format!("flowscribe-lab-{}-", demo.id());
     let cgroups = || {
-        let mounts = std::fs::read_to_string("/proc/mounts").expect("it is there");
-        let mount = mounts.lines().find_map(|line| line.split(' ').nth(1).filter(|_| line.contains(" cgroup2 ")));
-        let entries = std::fs::read_dir(mount.expect("a lab needs cgroup2")).expect("it can be read").flatten();
+        let entries = std::fs::read_dir(&mount).expect("it can be read").flatten();
         entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).map(|e| e.path()).next()
     };
     wait_until("a pod of the demo", || cgroups().is_some_and(|lab| lab.join("pod5").exists()));
