@@ -1,17 +1,20 @@
 //! Flowscribe's eBPF programs.
 //!
 //! ```text
-//! socket state ──sock_ops──► FlowEvent ──EVENTS ring buffer──► exporter
-//!                    └─────► COUNTERS (per CPU)
+//! TCP   sock_ops, close ──► FlowEvent ──EVENTS ring buffer──► exporter
+//!       open (each window) ────┘ └─ full ─► EDGES map ──────────► exporter
+//! UDP   udp ──────────────────────────────────┘
+//! cgroup ──► CgroupEvent ──EVENTS────────────────────────────────► exporter
 //! ```
 //!
-//! The programs decide nothing: they read a socket at three transitions and hand the facts on. There is no per-packet
-//! hook, no wake-up of the reader per event, and identity always comes from the socket, never from the current task:
-//! state changes fire in softirq, on behalf of whoever was interrupted.
+//! The programs decide nothing. Of a TCP connection they remember when it began, and tell of it when it ends; what is
+//! open is told once a window, in one walk over what is remembered. There is no per-packet hook, no wake-up of the reader per event, and identity comes from the socket, never from the current
+//! task: state changes fire in softirq, on behalf of whoever was interrupted.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod event;
 mod maps;
 mod programs;
 mod socket;

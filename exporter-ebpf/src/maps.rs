@@ -1,34 +1,51 @@
 //! The maps the programs share with the exporter, and the globals it sets before load.
 
-use core::{arch::asm, ptr};
+use core::arch::asm;
 
 use aya_ebpf::{
-    btf_maps::{PerCpuArray, RingBuf, SkStorage},
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns},
     macros::btf_map,
 };
-use schemas::event::{FlowEvent, SocketOffsets, counter};
+use schemas::event::{EdgeCounts, EdgeKey, FlowEvent, Settings, SocketOffsets, control, counter};
 
 /// Events on their way to the exporter, which polls: records are submitted without a wake-up.
 ///
-/// The exporter sets the size at load (`--ring-size`).
+/// The exporter sets the size at load (`--ring-size-mib`).
 ///
 /// # Minimum kernel version
 /// 5.8.
 ///
 /// # Drops
-/// A full ring drops the event and counts it in [`COUNTERS`].
+/// None: what finds it full goes to [`EDGES`].
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<FlowEvent, { 8 << 20 }> = RingBuf::new();
+pub(crate) static EVENTS: RingBuf<FlowEvent, { 4 << 20 }> = RingBuf::new();
 
-/// What is remembered of a socket between its first transition and its last; freed by the kernel with the socket.
+/// Sums per edge: UDP always, TCP when [`EVENTS`] is full. Memory is taken when an entry is made.
+///
+/// The exporter sets the size at load (`--kernel-edges`).
 ///
 /// # Minimum kernel version
-/// 5.2.
+/// 4.6.
 ///
 /// # Drops
-/// An allocation that fails is counted as [`counter::LOST_STORAGE`]; the socket's role is then unknown.
+/// A full map drops and counts: [`counter::LOST_MAP`], [`counter::LOST_CLOSED`], [`counter::LOST_DATAGRAMS`].
 #[btf_map]
-pub(crate) static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
+pub(crate) static EDGES: HashMap<EdgeKey, EdgeCounts, { 1 << 16 }, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// What is remembered of a socket between its first transition and its last, by the socket's address in the kernel.
+///
+/// Chosen over socket storage, which costs an allocation and a deferred free more per socket. The exporter sets the
+/// size at load (`--max-connections`).
+///
+/// # Minimum kernel version
+/// 4.6.
+///
+/// # Drops
+/// A full map is counted as [`counter::LOST_STORAGE`].
+#[btf_map]
+pub(crate) static CONNECTIONS: HashMap<u64, Connection, { 1 << 16 }> = HashMap::new();
 
 /// Counts by [`counter`] index.
 ///
@@ -37,9 +54,16 @@ pub(crate) static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
 
+/// Numbers by [`control`] index, written by the exporter.
+///
+/// # Minimum kernel version
+/// 3.19.
+#[btf_map]
+pub(crate) static CONTROL: Array<u64, { control::COUNT as usize }> = Array::new();
+
 /// Where the running kernel keeps the fields that are read.
 #[unsafe(no_mangle)]
-static OFFSETS: SocketOffsets = SocketOffsets {
+pub(crate) static OFFSETS: SocketOffsets = SocketOffsets {
     family: 0,
     local_port: 0,
     remote_port: 0,
@@ -60,34 +84,123 @@ static OFFSETS: SocketOffsets = SocketOffsets {
     bytes_retrans: 0,
     bytes_received: 0,
     total_retrans: 0,
-    srtt: 0,
-    _pad: 0,
+    rtt_min: 0,
+    state: 0,
+    protocol: 0,
+    callback_flags: 0,
+    bind_bucket: 0,
+    fast_reuse: 0,
+    socket_sk: 0,
+    cgroup_root: 0,
+    hierarchy_id: 0,
 };
+
+/// What the exporter wants.
+#[unsafe(no_mangle)]
+pub(crate) static SETTINGS: Settings = Settings { window_ns: 1, utc_offset_ns: 0, own_process: 0, has_lengths: 0 };
 
 /// The value of [`CONNECTIONS`].
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Connection {
+    /// When it was established; 0 for before the programs were attached.
     pub(crate) start_ns: u64,
-    pub(crate) srtt_us: u32,
+    /// The moment up to which events told of it; 0 for none yet.
+    pub(crate) reported_ns: u64,
+    /// Payload bytes that events told of.
+    pub(crate) reported_sent: u64,
+    /// Payload bytes that events told of.
+    pub(crate) reported_received: u64,
     pub(crate) role: u8,
-    pub(crate) established: u8,
-    pub(crate) _pad: [u8; 2],
+    /// 1 when it has ended and the entry is free for the next socket at this address.
+    pub(crate) is_over: u8,
+    pub(crate) _pad: [u8; 6],
 }
 
-/// Reads the offsets; a volatile read, since the compiler would fold the zeros above into the code.
+impl Connection {
+    #[inline(always)]
+    pub(crate) const fn new(start_ns: u64, role: u8) -> Self {
+        Self { start_ns, reported_ns: 0, reported_sent: 0, reported_received: 0, role, is_over: 0, _pad: [0; 6] }
+    }
+}
+
+/// Reads one field of a global that the exporter sets; a volatile read, since the compiler would fold the value above
+/// into the code, and of one field, since the stack has no room for all.
+macro_rules! field {
+    ($global:ident.$field:ident) => {
+        // SAFETY: a reference to a static is valid for reads.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::$global.$field) }
+    };
+}
+pub(crate) use field;
+
+/// Reads a number of the exporter's.
 #[inline(always)]
-pub(crate) fn offsets() -> SocketOffsets {
-    // SAFETY: a reference to a static is valid for reads.
-    unsafe { ptr::read_volatile(&OFFSETS) }
+pub(crate) fn control(index: u32) -> u64 {
+    CONTROL.get(index).copied().unwrap_or(0)
+}
+
+/// What is remembered of a socket, by a pointer of any kind to it.
+#[inline(always)]
+pub(crate) fn remembered<T>(sk: *const T) -> Option<*mut Connection> {
+    CONNECTIONS.get_ptr_mut(sk as u64)
+}
+
+/// Remembers a connection from now on. What was remembered at the same address is over: the kernel reuses the memory
+/// of sockets soon, and so the entries here are overwritten rather than removed, which costs half.
+#[inline(always)]
+pub(crate) fn remember<T>(sk: *const T, connection: &Connection) -> Option<()> {
+    match remembered(sk) {
+        // SAFETY: a valid map value.
+        Some(over) => unsafe { *over = *connection },
+        None => CONNECTIONS.insert(sk as u64, connection, BPF_ANY as u64).ok()?,
+    }
+    Some(())
+}
+
+/// Removes what is over.
+#[inline(always)]
+pub(crate) fn forget<T>(sk: *const T) {
+    let _ = CONNECTIONS.remove(sk as u64);
 }
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(index: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: the pointer is to this CPU's own slot, aligned and valid for the program. Atomic, since a softirq may
-        // interrupt the addition; in assembly, since the target has no atomic types.
-        unsafe { asm!("lock *(u64 *)({slot} + 0) += {one}", slot = in(reg) value, one = in(reg) 1_u64) };
+        // Atomic, since a softirq may interrupt the addition.
+        add(value, 1);
     }
+}
+
+/// Atomic addition; in assembly, since the target has no atomic types.
+#[inline(always)]
+pub(crate) fn add(value: *mut u64, addend: u64) {
+    // SAFETY: callers pass pointers into map values, aligned and valid for the program.
+    unsafe { asm!("lock *(u64 *)({slot} + 0) += {addend}", slot = in(reg) value, addend = in(reg) addend) };
+}
+
+/// Atomic exchange: sets the value and returns what it was.
+///
+/// # Minimum kernel version
+/// 5.12.
+#[inline(always)]
+pub(crate) fn exchange(value: *mut u64, new: u64) -> u64 {
+    let mut old = new;
+    // SAFETY: as in `add`.
+    unsafe { asm!("{old} = xchg_64({slot} + 0, {old})", slot = in(reg) value, old = inout(reg) old) };
+    old
+}
+
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Whether the current task is the exporter; to be asked in system calls only.
+#[inline(always)]
+pub(crate) fn is_own() -> bool {
+    let own = field!(SETTINGS.own_process);
+    own != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 == own
 }

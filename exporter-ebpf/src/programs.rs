@@ -1,3 +1,7 @@
 //! One module per hook.
 
+mod cgroup;
+mod close;
+mod open;
 mod sock_ops;
+mod udp;

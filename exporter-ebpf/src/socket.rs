@@ -1,89 +1,216 @@
 //! Reading a kernel socket through offsets that the exporter took from BTF.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
-use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_skc_to_tcp_sock};
-use schemas::event::{FlowEvent, SocketOffsets};
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use schemas::event::FlowEvent;
 
-use crate::maps::offsets;
+use crate::maps::{Connection, exchange, field};
 
+/// Protocol numbers of IANA.
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// States of the kernel's user API (`BPF_TCP_*`).
+pub(crate) const ESTABLISHED: u8 = 1;
+pub(crate) const SYN_SENT: u8 = 2;
+pub(crate) const SYN_RECV: u8 = 3;
+pub(crate) const TIME_WAIT: u8 = 6;
+pub(crate) const CLOSE: u8 = 7;
+pub(crate) const LISTEN: u8 = 10;
+pub(crate) const NEW_SYN_RECV: u8 = 12;
+
+/// Whether a TCP socket in this state has been established and has not ended.
+#[inline(always)]
+pub(crate) fn is_open(state: u8) -> bool {
+    !matches!(state, 0 | SYN_SENT | SYN_RECV | TIME_WAIT | CLOSE | LISTEN | NEW_SYN_RECV)
+}
+
+const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// Bit of `sk_flags` (enum `sock_flags`): a FIN was received, and `bytes_received` counts it.
 const SOCK_DONE_SHIFT: u64 = 1;
-const IPPROTO_TCP: u8 = 6;
 
-/// A TCP socket that the verifier knows as a trusted BTF pointer to `struct tcp_sock`.
+/// An IPv4 or IPv6 socket that the verifier knows as a BTF pointer to `struct sock` or `struct tcp_sock`; one that it
+/// knows only as a number has its fields `COPIED` by a helper, which takes longer.
 #[derive(Clone, Copy)]
-pub(crate) struct TcpSocket {
-    pointer: *const u8,
-    offsets: SocketOffsets,
+pub(crate) struct Socket<const COPIED: bool>(*const u8);
+
+impl Socket<false> {
+    /// As a TCP socket, from any pointer to one; `None` for what is not a full one (an MPTCP parent, a request socket).
+    #[inline(always)]
+    pub(crate) fn tcp<T>(sk: *const T) -> Option<Self> {
+        // SAFETY: the helper checks the type of the socket.
+        let pointer = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
+        (!pointer.is_null()).then(|| Self::new(pointer.cast_const().cast()))
+    }
 }
 
-impl TcpSocket {
-    /// `None` for what is not a full TCP socket (an MPTCP parent, a request socket).
+impl<const COPIED: bool> Socket<COPIED> {
     #[inline(always)]
-    pub(crate) fn new(sk: *mut bpf_sock) -> Option<Self> {
-        // SAFETY: `sk` is the non-null socket of the context; the helper checks its type.
-        let pointer = unsafe { bpf_skc_to_tcp_sock(sk.cast()) };
-        (!pointer.is_null()).then(|| Self { pointer: pointer.cast_const().cast(), offsets: offsets() })
+    pub(crate) fn new(pointer: *const u8) -> Self {
+        Self(pointer)
     }
 
-    /// Fills in everything that is read from the socket itself; leaves time, cookie, role and kind alone.
     #[inline(always)]
-    pub(crate) fn describe(self, event: &mut FlowEvent) {
-        let at = self.offsets;
-        let net: *const u8 = self.load(at.net);
-        let cgroup: *const u8 = self.load(at.cgroup);
-        let node: *const u8 = load(cgroup, at.cgroup_node);
-        event.netns_inode = load(net, at.net_inode);
-        event.netns_cookie = load(net, at.net_cookie);
-        event.cgroup_id = load(node, at.node_id);
-
-        event.local_address = self.address(at.local_ipv4, at.local_ipv6);
-        event.remote_address = self.address(at.remote_ipv4, at.remote_ipv6);
-        event.local_port = self.load(at.local_port);
-        event.remote_port = u16::from_be(self.load(at.remote_port));
-
-        let flags: u64 = self.load(at.flags);
-        event.bytes_sent = self.load::<u64>(at.bytes_sent) - self.load::<u64>(at.bytes_retrans);
-        event.bytes_received = self.load::<u64>(at.bytes_received) - ((flags >> SOCK_DONE_SHIFT) & 1);
-        event.retransmits = self.load(at.total_retrans);
-        event.error = self.load(at.error);
-        event.error_soft = self.load(at.error_soft);
-        event.transport = IPPROTO_TCP;
+    pub(crate) fn is_internet(self) -> bool {
+        matches!(self.load::<u16>(field!(OFFSETS.family)), AF_INET | AF_INET6)
     }
 
-    /// Smoothed round-trip time in microseconds.
     #[inline(always)]
-    pub(crate) fn srtt_us(self) -> u32 {
-        self.load::<u32>(self.offsets.srtt) >> 3
+    pub(crate) fn protocol(self) -> u16 {
+        self.load(field!(OFFSETS.protocol))
     }
 
+    #[inline(always)]
+    pub(crate) fn state(self) -> u8 {
+        self.load(field!(OFFSETS.state))
+    }
+
+    /// Whose socket it is: inode and cookie of its network namespace, and its cgroup.
+    #[inline(always)]
+    pub(crate) fn owner(self) -> (u32, u64, u64) {
+        let net: *const u8 = self.load(field!(OFFSETS.net));
+        let cgroup: *const u8 = self.load(field!(OFFSETS.cgroup));
+        let node: *const u8 = load_from::<_, COPIED>(cgroup, field!(OFFSETS.cgroup_node));
+        (
+            load(net, field!(OFFSETS.net_inode)),
+            load(net, field!(OFFSETS.net_cookie)),
+            load(node, field!(OFFSETS.node_id)),
+        )
+    }
+
+    #[inline(always)]
+    pub(crate) fn local_port(self) -> u16 {
+        self.load(field!(OFFSETS.local_port))
+    }
+
+    #[inline(always)]
+    pub(crate) fn remote_port(self) -> u16 {
+        u16::from_be(self.load(field!(OFFSETS.remote_port)))
+    }
+
+    /// Local and remote address, IPv4 as IPv4-mapped IPv6.
+    ///
     /// Both forms are loaded before one is chosen: a choice between two addresses to load from would be merged by the
     /// compiler into one load from a pointer that the verifier does not know.
     #[inline(always)]
-    fn address(self, ipv4_offset: u32, ipv6_offset: u32) -> [u8; 16] {
-        let ipv4: u32 = self.load(ipv4_offset);
-        let ipv6: [u32; 4] = [
-            self.load(ipv6_offset),
-            self.load(ipv6_offset + 4),
-            self.load(ipv6_offset + 8),
-            self.load(ipv6_offset + 12),
-        ];
-        let is_ipv6 = self.load::<u16>(self.offsets.family) == AF_INET6;
-        let words = if is_ipv6 { ipv6 } else { [0, 0, 0xffff_u32.to_be(), ipv4] };
-        // SAFETY: both are sixteen bytes without invalid values.
-        unsafe { core::mem::transmute(words) }
+    pub(crate) fn addresses(self) -> ([u8; 16], [u8; 16]) {
+        let is_ipv6 = self.load::<u16>(field!(OFFSETS.family)) == AF_INET6;
+        let address = |ipv4_offset, ipv6_offset| {
+            let ipv4: u32 = self.load(ipv4_offset);
+            let ipv6: [u32; 4] = [
+                self.load(ipv6_offset),
+                self.load(ipv6_offset + 4),
+                self.load(ipv6_offset + 8),
+                self.load(ipv6_offset + 12),
+            ];
+            bytes(if is_ipv6 { ipv6 } else { mapped(ipv4) })
+        };
+        (
+            address(field!(OFFSETS.local_ipv4), field!(OFFSETS.local_ipv6)),
+            address(field!(OFFSETS.remote_ipv4), field!(OFFSETS.remote_ipv6)),
+        )
+    }
+
+    /// Fills in whose socket it is and what it is connected to.
+    #[inline(always)]
+    pub(crate) fn describe(self, event: &mut FlowEvent) {
+        (event.netns_inode, event.netns_cookie, event.cgroup_id) = self.owner();
+        (event.local_address, event.remote_address) = self.addresses();
+        event.local_port = self.local_port();
+        event.remote_port = self.remote_port();
+        event.error = self.load::<u32>(field!(OFFSETS.error)) as u16;
+        event.error_soft = self.load::<u32>(field!(OFFSETS.error_soft)) as u16;
+    }
+
+    /// Payload bytes sent and received since the connection began.
+    #[inline(always)]
+    pub(crate) fn bytes(self) -> (u64, u64) {
+        let flags: u64 = self.load(field!(OFFSETS.flags));
+        let sent = self.load::<u64>(field!(OFFSETS.bytes_sent)) - self.load::<u64>(field!(OFFSETS.bytes_retrans));
+        (sent, self.load::<u64>(field!(OFFSETS.bytes_received)) - ((flags >> SOCK_DONE_SHIFT) & 1))
+    }
+
+    /// The least round-trip time of late in microseconds; `u32::MAX` when none was measured.
+    #[inline(always)]
+    pub(crate) fn rtt_us(self) -> u32 {
+        self.load(field!(OFFSETS.rtt_min))
+    }
+
+    #[inline(always)]
+    pub(crate) fn retransmits(self) -> u32 {
+        self.load(field!(OFFSETS.total_retrans))
+    }
+
+    #[inline(always)]
+    pub(crate) fn callback_flags(self) -> u8 {
+        self.load(field!(OFFSETS.callback_flags))
+    }
+
+    /// Whether `connect` chose the local port, which tells a client from a listener's child: both share the port's
+    /// bucket with whoever bound it, and only `connect` makes one with a negative reuse mark (`inet_hash_connect`).
+    #[inline(always)]
+    pub(crate) fn has_port_by_connect(self) -> bool {
+        let bucket: *const u8 = self.load(field!(OFFSETS.bind_bucket));
+        load_from::<i8, COPIED>(bucket, field!(OFFSETS.fast_reuse)) < 0
     }
 
     #[inline(always)]
     fn load<T: Copy>(self, offset: u32) -> T {
-        load(self.pointer, offset)
+        load_from::<T, COPIED>(self.0, offset)
+    }
+}
+
+/// Fills in the bytes that earlier events have not told, and remembers that they are told now.
+///
+/// A scan and the end of the connection may do this at the same time on two CPUs: whichever comes second finds what
+/// the first one left.
+#[inline(always)]
+pub(crate) fn told((sent, received): (u64, u64), connection: *mut Connection, now_ns: u64, event: &mut FlowEvent) {
+    // SAFETY: `connection` is a valid map value.
+    let (told, told_sent, told_received) = unsafe {
+        (
+            exchange(&raw mut (*connection).reported_ns, now_ns),
+            exchange(&raw mut (*connection).reported_sent, sent),
+            exchange(&raw mut (*connection).reported_received, received),
+        )
+    };
+    event.reported_ns = told;
+    event.bytes_sent = sent.saturating_sub(told_sent);
+    event.bytes_received = received.saturating_sub(told_received);
+}
+
+/// An IPv4 address as IPv4-mapped IPv6, in words of network byte order.
+#[inline(always)]
+pub(crate) fn mapped(ipv4: u32) -> [u32; 4] {
+    [0, 0, 0xffff_u32.to_be(), ipv4]
+}
+
+#[inline(always)]
+pub(crate) fn bytes(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both are sixteen bytes without invalid values.
+    unsafe { core::mem::transmute(words) }
+}
+
+#[inline(always)]
+fn load_from<T: Copy, const COPIED: bool>(base: *const u8, offset: u32) -> T {
+    if COPIED {
+        let mut value = MaybeUninit::<T>::zeroed();
+        // SAFETY: the helper bears any address, and writes as many bytes as the value has; every field is an integer or
+        // a pointer, for which zeros are valid.
+        unsafe {
+            let from = base.add(offset as usize).cast();
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from);
+            value.assume_init()
+        }
+    } else {
+        load(base, offset)
     }
 }
 
 #[inline(always)]
-fn load<T: Copy>(base: *const u8, offset: u32) -> T {
+pub(crate) fn load<T: Copy>(base: *const u8, offset: u32) -> T {
     // SAFETY: `base` is a BTF pointer and `offset` a constant from BTF: the kernel makes a fault in such a load read
     // zero, and the verifier refuses anything else. Volatile, so that loads are neither merged nor moved.
     unsafe { ptr::read_volatile(base.add(offset as usize).cast()) }

@@ -8,6 +8,8 @@ use clap::{
 };
 use schemas::capture::Roll;
 
+use crate::flow::SUMMED_WINDOW_MS;
+
 /// Records who talks to whom on this node: watches TCP sockets with eBPF and writes flow records with pod identity as
 /// Parquet. Runs until Ctrl-C or SIGTERM, then flushes everything.
 #[derive(Clone, Debug, Parser)]
@@ -59,17 +61,25 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_HOST_NETNS", value_name = "FILE")]
     pub host_netns: Option<PathBuf>,
 
-    /// Size of the ring buffer between kernel and agent, in MiB: a power of two. An event takes 128 bytes.
-    #[arg(long, env = "FLOWSCRIBE_RING_SIZE_MIB", value_name = "MIB", default_value = "8", value_parser = ring_size)]
+    /// Size of the ring buffer between kernel and agent, in MiB: a power of two. An event takes 120 bytes.
+    #[arg(long, env = "FLOWSCRIBE_RING_SIZE_MIB", value_name = "MIB", default_value = "4", value_parser = ring_size)]
     pub ring_size_mib: u32,
+
+    /// Most edges that the kernel sums at once: UDP, and TCP while the ring buffer is full. More are counted as lost.
+    #[arg(long, env = "FLOWSCRIBE_KERNEL_EDGES", value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kernel_edges: u32,
 
     /// Most edges that a window may have; more are counted as lost.
     #[arg(long, env = "FLOWSCRIBE_MAX_EDGES", value_name = "N", default_value_t = 100_000)]
     pub max_edges: usize,
 
-    /// Most open connections that are followed; of more, the duration and being open is not known.
-    #[arg(long, env = "FLOWSCRIBE_MAX_CONNECTIONS", value_name = "N", default_value_t = 200_000)]
-    pub max_connections: usize,
+    /// Most open TCP connections that are remembered; the ends of more are counted as lost.
+    #[arg(long, env = "FLOWSCRIBE_MAX_CONNECTIONS", value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+
+    /// Most UDP conversations whose direction is remembered, those of late.
+    #[arg(long, env = "FLOWSCRIBE_MAX_CONVERSATIONS", value_name = "N", default_value_t = 65_536)]
+    pub max_conversations: usize,
 }
 
 impl Args {
@@ -83,9 +93,9 @@ impl Args {
         Roll { size_bytes: self.roll_size_mib << 20, age: self.roll_interval }
     }
 
-    /// Length of the windows that health is reported over.
-    pub const fn health_window_ms(&self) -> i64 {
-        if self.window.is_zero() { DEFAULT_WINDOW.as_millis() as i64 } else { self.window.as_millis() as i64 }
+    /// Length of the windows that UDP is summed and health is reported over.
+    pub const fn summed_window_ms(&self) -> i64 {
+        if self.window.is_zero() { SUMMED_WINDOW_MS } else { self.window.as_millis() as i64 }
     }
 }
 
@@ -116,7 +126,6 @@ fn ring_size(text: &str) -> Result<u32, String> {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-const DEFAULT_WINDOW: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -6,16 +6,19 @@
 pub(crate) mod file;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::OsStr,
     fs,
     net::IpAddr,
-    os::unix::fs::MetadataExt,
+    ops::Bound,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use schemas::{
     capture::Origin,
+    event::CgroupEvent,
     flow::FlowRecord,
     index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
     inventory::InventoryRecord,
@@ -47,10 +50,21 @@ pub(crate) struct Filter {
     pub loopback: bool,
 }
 
+/// The node's own network namespace.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HostNetns {
+    /// Inode number of its file.
+    pub inode: u32,
+    /// Its cookie, where it can be had.
+    pub cookie: Option<u64>,
+}
+
 /// Names the ends of flows.
 pub(crate) struct Enricher {
     origin: Origin,
     filter: Filter,
+    /// Where the cgroup v2 hierarchy is mounted.
+    cgroup_root: PathBuf,
     index: Index,
     sockets: SocketMap,
     /// Paths of the inventory that were not there, as far as reported.
@@ -62,13 +76,15 @@ pub(crate) struct Enricher {
 /// named, and neither cookies nor cgroup numbers are used again.
 #[derive(Debug, Default)]
 struct SocketMap {
-    host_netns: u32,
+    host: HostNetns,
     /// By cookie of the network namespace.
     by_cookie: HashMap<u64, Located>,
     /// By inode of the network namespace, where its cookie can't be had.
     by_inode: HashMap<u32, Located>,
     /// By inode of the cgroup.
     by_cgroup: HashMap<u64, Located>,
+    /// Cgroups made during the run, by their paths: they may be gone when they are looked for.
+    made: BTreeMap<PathBuf, Made>,
     /// What was last asked of each network namespace's file.
     asked: HashMap<PathBuf, Asked>,
 }
@@ -77,6 +93,12 @@ struct SocketMap {
 struct Asked {
     inode: u64,
     cookie: Option<u64>,
+    last: TimestampMs,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    id: u64,
     last: TimestampMs,
 }
 
@@ -103,15 +125,22 @@ struct End {
 }
 
 impl Enricher {
-    /// An enricher without any knowledge yet. `host_netns` is the inode of the node's own network namespace.
-    pub(crate) fn new(origin: Origin, filter: Filter, host_netns: u32) -> Self {
-        let sockets = SocketMap { host_netns, ..SocketMap::default() };
-        Self { origin, filter, index: Index::new(0), sockets, missing: BTreeSet::new(), next_seq: 0 }
+    /// An enricher without any knowledge yet.
+    pub(crate) fn new(origin: Origin, filter: Filter, host: HostNetns, cgroup_root: PathBuf) -> Self {
+        let sockets = SocketMap { host, ..SocketMap::default() };
+        Self { origin, filter, cgroup_root, index: Index::new(0), sockets, missing: BTreeSet::new(), next_seq: 0 }
     }
 
     /// Learns a record, as it was written to the inventory.
     pub(crate) fn learn(&mut self, record: InventoryRecord) {
         self.index.apply(record);
+    }
+
+    /// Learns of a cgroup that was made.
+    pub(crate) fn learn_cgroup(&mut self, event: &CgroupEvent, now: TimestampMs) {
+        let path = event.path.split(|byte| *byte == 0).next().unwrap_or_default();
+        let below_root = Path::new(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)));
+        self.sockets.add_made(self.cgroup_root.join(below_root), event.id, now);
     }
 
     /// Looks where the sockets of this node's pods are now. What is not there is reported once.
@@ -137,7 +166,7 @@ impl Enricher {
         }
         let span = Span { from: flow.first_seen, to: flow.last_seen };
         let local = self.local(key.socket, key.local_address, span);
-        let transport = TRANSPORT_TCP;
+        let transport = key.transport.as_str();
         let remote = if key.remote_address.is_loopback() {
             local.clone()
         } else {
@@ -146,7 +175,10 @@ impl Enricher {
         if !self.is_wanted(&local, &remote) {
             return None;
         }
-        let (local_address, remote_address) = (text(key.local_address), text(key.remote_address));
+        // A UDP socket may be bound to no address: then it is the pod's.
+        let bound = Some(key.local_address).filter(|address| !address.is_unspecified());
+        let local_address = bound.or_else(|| self.address_of(&local, key.remote_address)).unwrap_or(key.local_address);
+        let (local_address, remote_address) = (text(local_address), text(key.remote_address));
         let (source, destination, source_address, destination_address) = match key.role {
             Role::Server => (remote, local, remote_address, local_address),
             Role::Client | Role::Unknown => (local, remote, local_address, remote_address),
@@ -226,7 +258,7 @@ impl Enricher {
                 _ => End::pod(pod),
             };
         }
-        if socket.netns_inode == self.sockets.host_netns {
+        if self.sockets.is_host(socket) {
             return End { kind: "node", node: Some(Arc::clone(&self.origin.node)), ..End::default() };
         }
         End::unknown(UnknownReason::UnmappedSocket)
@@ -255,6 +287,13 @@ impl Enricher {
         backends.iter().all(|backend| backend.port == first).then_some(first)
     }
 
+    /// A pod's address of the family of another one.
+    fn address_of(&self, end: &End, like: IpAddr) -> Option<IpAddr> {
+        let pod = self.index.pod(end.pod_uid.as_ref()?, TimestampMs(i64::MAX))?;
+        let addresses = pod.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+        addresses.into_iter().find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+
     fn is_wanted(&self, local: &End, remote: &End) -> bool {
         let wanted = |end: &End| {
             end.unknown_reason.is_some()
@@ -267,12 +306,27 @@ impl Enricher {
 impl SocketMap {
     /// The pod of a socket, and whether that is certain.
     fn pod(&self, socket: SocketOwner) -> Option<(&Arc<str>, bool)> {
-        let in_pod = socket.netns_inode != self.host_netns;
+        let in_pod = !self.is_host(socket);
         let by_cookie = self.by_cookie.get(&socket.netns_cookie).filter(|_| in_pod).map(|located| (&located.uid, true));
         let by_inode =
             || self.by_inode.get(&socket.netns_inode).filter(|_| in_pod).map(|located| (&located.uid, false));
         let by_cgroup = || self.by_cgroup.get(&socket.cgroup_id).map(|located| (&located.uid, true));
         by_cookie.or_else(by_inode).or_else(by_cgroup)
+    }
+
+    fn is_host(&self, socket: SocketOwner) -> bool {
+        socket.netns_inode == self.host.inode || self.host.cookie.is_some_and(|cookie| cookie == socket.netns_cookie)
+    }
+
+    fn add_made(&mut self, path: PathBuf, id: u64, now: TimestampMs) {
+        if self.made.len() >= CGROUPS {
+            // Half of them, the older ones, make room.
+            let mut times: Vec<i64> = self.made.values().map(|made| made.last.0).collect();
+            times.sort_unstable();
+            let median = times[times.len() / 2];
+            self.made.retain(|_, made| made.last.0 > median);
+        }
+        self.made.insert(path, Made { id, last: now });
     }
 
     /// A pod's network namespace; whether it is there.
@@ -291,8 +345,16 @@ impl SocketMap {
 
     /// A pod's cgroup and those of its containers below it; whether it is there.
     fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
-        let Some(id) = inode(directory) else { return false };
-        self.by_cgroup.insert(id, Located { uid: Arc::clone(uid), last: now });
+        let from_here = self.made.range::<Path, _>((Bound::Included(directory), Bound::Unbounded));
+        let made: Vec<u64> =
+            from_here.take_while(|(path, _)| path.starts_with(directory)).map(|(_, made)| made.id).collect();
+        let there = inode(directory);
+        for id in made.iter().copied().chain(there) {
+            self.by_cgroup.insert(id, Located { uid: Arc::clone(uid), last: now });
+        }
+        if there.is_none() {
+            return !made.is_empty();
+        }
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 self.add_cgroups(&entry.path(), uid, now);
@@ -308,6 +370,7 @@ impl SocketMap {
         self.by_cgroup.retain(|_, located| is_kept(located));
         // A file that was away may be another namespace's when it is back.
         self.asked.retain(|_, asked| asked.last == now);
+        self.made.retain(|_, made| now.0 - made.last.0 < REMEMBERED_MS);
     }
 }
 
@@ -342,7 +405,9 @@ fn text(address: IpAddr) -> Arc<str> {
 
 /// How long a pod's sockets are remembered after it is gone: longer than the longest window, an hour.
 const REMEMBERED_MS: i64 = 2 * 3_600_000;
-const TRANSPORT_TCP: &str = "tcp";
+
+/// Most cgroups that are remembered.
+const CGROUPS: usize = 16_384;
 
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,29 @@
 //! From kernel events to flows: what one end of a connection did, summed per edge and window.
 //!
 //! ```text
-//! FlowEvent ──step──► FlowTable ──close_windows──► Flow
+//! FlowEvent, EdgeCounts ──step──► FlowTable ──close_windows──► Flow
 //! ```
 //!
-//! No I/O and no clock in here: time comes with the events and the calls.
+//! The kernel remembers what it has told of a connection, so that nothing is remembered of connections here. No I/O and
+//! no clock: time comes with the events and the calls.
+
+mod conversation;
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     net::{IpAddr, Ipv6Addr},
     time::Duration,
 };
 
 use schemas::{
-    event::{EVENT_CLOSED, EVENT_ESTABLISHED, FlowEvent, ROLE_CLIENT, ROLE_SERVER},
+    event::{
+        EVENT_CLOSED, EVENT_FAILED, EVENT_LISTENING, EVENT_OPEN, EdgeCounts, EdgeKey, FlowEvent, ROLE_CLIENT,
+        ROLE_SERVER,
+    },
     table::{RttHistogram, TimestampMs},
 };
+
+use conversation::{Conversation, Conversations};
 
 /// One edge and window, or one connection, as seen from its local end.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +36,7 @@ pub(crate) struct Flow {
     pub window_end: TimestampMs,
     /// Port of the client; `None` where connections are summed.
     pub client_port: Option<u16>,
-    /// Connections established.
+    /// Connections established; for UDP, distinct pairs of addresses and ports.
     pub connections: i64,
     /// Connections that failed to establish.
     pub failed: i64,
@@ -36,7 +44,7 @@ pub(crate) struct Flow {
     pub closed: i64,
     /// Connections open at the end.
     pub active: i64,
-    /// Payload bytes from the client to the server; `None` until a connection has ended.
+    /// Payload bytes from the client to the server; `None` while they are not known.
     pub bytes_sent: Option<i64>,
     /// Payload bytes from the server to the client.
     pub bytes_received: Option<i64>,
@@ -59,22 +67,24 @@ pub(crate) struct FlowKey {
     pub socket: SocketOwner,
     /// What the local end is.
     pub role: Role,
-    /// Local address, IPv4 unmapped.
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Address of the local end; unspecified for a UDP socket that is bound to none.
     pub local_address: IpAddr,
-    /// Remote address, IPv4 unmapped.
+    /// Address of the remote end.
     pub remote_address: IpAddr,
-    /// Port of the server, as dialled; where the role is unknown, the remote port.
+    /// Port of the server: the one dialled.
     pub server_port: u16,
-    /// Why connections failed; `None` for established ones.
+    /// Why connections failed; `None` for those that were established.
     pub failure: Option<Failure>,
-    /// Whether the connection was seen to begin.
+    /// Whether the connections began after the agent did.
     pub start_known: bool,
 }
 
-/// Whose socket it is, from the socket itself.
+/// Whose socket it is: what the kernel tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SocketOwner {
-    /// Inode number of the network namespace.
+    /// Inode number of the network namespace; 0 where it is not known.
     pub netns_inode: u32,
     /// Cookie of the network namespace: tells apart two that had the same number.
     pub netns_cookie: u64,
@@ -85,12 +95,19 @@ pub(crate) struct SocketOwner {
 /// What the local end of a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
-    /// It dialled.
+    /// It dialled; for UDP, it sent first.
     Client,
-    /// It was dialled.
+    /// It was dialled; for UDP, it received first.
     Server,
     /// The connection is older than the agent.
     Unknown,
+}
+
+/// What carries the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Transport {
+    Tcp,
+    Udp,
 }
 
 /// Why a connection failed to establish.
@@ -108,6 +125,31 @@ pub(crate) enum Failure {
     Aborted,
 }
 
+impl Transport {
+    /// The value of the `transport` column.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// By its IP protocol number.
+    const fn from_protocol(number: u8) -> Self {
+        if number == UDP { Self::Udp } else { Self::Tcp }
+    }
+}
+
+impl Role {
+    const fn from_event(role: u8) -> Self {
+        match role {
+            ROLE_CLIENT => Self::Client,
+            ROLE_SERVER => Self::Server,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 impl Failure {
     /// The value of the `failure` column.
     pub(crate) const fn as_str(self) -> &'static str {
@@ -122,7 +164,7 @@ impl Failure {
 
     /// Judges by the socket's error, and by its soft error where the application gave up first. Any error that is not
     /// one of TCP's own comes from ICMP.
-    const fn from_errno(error: u32, error_soft: u32) -> Self {
+    const fn from_errno(error: u16, error_soft: u16) -> Self {
         match if error == 0 { error_soft } else { error } {
             0 | ECONNABORTED => Self::Aborted,
             ECONNREFUSED => Self::Refused,
@@ -142,33 +184,63 @@ pub(crate) struct Clock {
 
 impl Clock {
     fn utc(self, boottime_ns: u64) -> TimestampMs {
-        TimestampMs((boottime_ns as i64 + self.offset_ns) / 1_000_000)
+        TimestampMs((boottime_ns as i64 + self.offset_ns).div_euclid(1_000_000))
+    }
+
+    /// Keeps to what it is while the other clock differs by less than the resolution of the records.
+    pub(crate) fn follow(self, other: Self) -> Self {
+        if (self.offset_ns - other.offset_ns).abs() < 1_000_000 { self } else { other }
+    }
+
+    /// The other way round.
+    pub(crate) const fn boottime_ns(self, utc: TimestampMs) -> u64 {
+        (utc.0 * 1_000_000 - self.offset_ns) as u64
     }
 }
 
-/// Bounds and shape of a [`FlowTable`].
+/// Bounds of a [`FlowTable`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FlowTableLimits {
     /// Edges of all open windows together.
     pub edges: usize,
-    /// Connections that are followed until they end.
-    pub connections: usize,
+    /// UDP conversations whose direction is remembered.
+    pub conversations: usize,
 }
 
-/// Sums events per edge and window; with a window of zero, makes one flow per connection.
+/// Sums events per edge and window; with a window of zero, makes one flow per TCP connection.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
+    /// Never zero: without windows, UDP is summed over windows all the same.
     window_ms: i64,
+    is_per_connection: bool,
     limits: FlowTableLimits,
-    host_netns: u32,
     windows: BTreeMap<TimestampMs, HashMap<FlowKey, Flow>>,
     edges: usize,
-    open: HashMap<u64, Connection>,
     /// Everything before is closed and handed on.
     closed_until: TimestampMs,
+    /// Flows of single connections that are complete.
     ended: Vec<Flow>,
+    /// Network namespaces, by cookie, and ports that were listened on when the run began.
+    listeners: HashSet<(u64, u16)>,
+    conversations: Conversations,
+    /// Inodes of network namespaces by their cookies, for events that know only these.
+    inodes: HashMap<u64, u32>,
+    /// Connections told of by the last scan, and how many of them are older than the run.
+    open: OpenConnections,
+    is_finishing: bool,
+    /// UDP conversations counted, once per window, since the start.
+    datagram_ends: u64,
     /// What found no room, since the start.
     lost: TableLoss,
+}
+
+/// What was open at the last scan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OpenConnections {
+    /// All of them.
+    pub(crate) all: usize,
+    /// Those that began before the run.
+    pub(crate) older: usize,
 }
 
 /// What found no room in a [`FlowTable`].
@@ -180,79 +252,164 @@ pub(crate) struct TableLoss {
     pub(crate) closings: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Connection {
-    key: FlowKey,
-    established: TimestampMs,
-    client_port: u16,
-    /// Whether a row has counted it as established already; with windows, one has from the start.
-    counted: bool,
-}
-
-impl TableLoss {
-    /// One end, established or failed.
-    const ENDS: Self = Self { ends: 1, closings: 0 };
-
-    const fn add(&mut self, loss: Self) {
-        self.ends += loss.ends;
-        self.closings += loss.closings;
-    }
+/// What an event adds to a flow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Change {
+    connections: i64,
+    failed: i64,
+    closed: i64,
+    active: i64,
+    /// By the local end; `None` where not known.
+    sent_received: Option<(i64, i64)>,
+    retransmits: i64,
+    duration_ms: i64,
+    rtt: RttHistogram,
 }
 
 impl FlowTable {
-    /// A table for windows of `window`, from `now` on. In the network namespace `host_netns` the cgroup tells
-    /// processes apart; elsewhere the namespace is the pod, and its containers are one.
-    pub(crate) fn new(window: Duration, limits: FlowTableLimits, host_netns: u32, now: TimestampMs) -> Self {
-        let window_ms = window.as_millis() as i64;
-        let closed_until = if window_ms == 0 { now } else { TimestampMs(now.0 - now.0.rem_euclid(window_ms)) };
+    /// A table for windows of `window`, from `now` on.
+    pub(crate) fn new(window: Duration, limits: FlowTableLimits, now: TimestampMs) -> Self {
+        let is_per_connection = window.is_zero();
+        let window_ms = if is_per_connection { SUMMED_WINDOW_MS } else { window.as_millis() as i64 };
         Self {
             window_ms,
+            is_per_connection,
             limits,
-            host_netns,
             windows: BTreeMap::new(),
             edges: 0,
-            open: HashMap::new(),
-            closed_until,
+            closed_until: TimestampMs(now.0 - now.0.rem_euclid(window_ms)),
             ended: Vec::new(),
+            listeners: HashSet::new(),
+            conversations: Conversations::new(limits.conversations),
+            inodes: HashMap::new(),
+            open: OpenConnections::default(),
+            is_finishing: false,
+            datagram_ends: 0,
             lost: TableLoss::default(),
         }
     }
 
     /// Takes in one event.
     pub(crate) fn step(&mut self, event: &FlowEvent, clock: Clock) {
-        let time = clock.utc(event.time_ns);
-        let (key, client_port) = self.describe(event);
-        match event.kind {
-            EVENT_ESTABLISHED => {
-                let is_followed = self.open.len() < self.limits.connections;
-                // Without windows, the row of its end counts it; one that is not followed until then is counted now.
-                let counted = self.window_ms > 0 || !is_followed;
-                if is_followed {
-                    let connection = Connection { key, established: time, client_port, counted };
-                    self.open.insert(event.socket_cookie, connection);
-                }
-                if counted {
-                    self.record(key, client_port, time, time, TableLoss::ENDS, |flow| flow.connections += 1);
-                }
-            }
-            EVENT_CLOSED => self.close(event, key, client_port, time, clock),
-            _ => {
-                let key = FlowKey { failure: Some(Failure::from_errno(event.error, event.error_soft)), ..key };
-                let started = if event.start_ns == 0 { time } else { clock.utc(event.start_ns) };
-                self.record(key, client_port, started, time, TableLoss::ENDS, |flow| flow.failed += 1);
-            }
+        if event.kind == EVENT_LISTENING {
+            self.listeners.insert((event.netns_cookie, event.local_port));
+            return;
         }
+        let (key, client_port) = self.describe(event);
+        let time = clock.utc(event.time_ns);
+        let started = if event.start_known() { clock.utc(event.start_ns) } else { time };
+        if event.kind == EVENT_FAILED {
+            let key = FlowKey { failure: Some(Failure::from_errno(event.error, event.error_soft)), ..key };
+            return self.record(key, client_port, started, time, Change { failed: 1, ..Change::default() });
+        }
+        let is_first = event.reported_ns == 0;
+        let told_until = if is_first { started } else { clock.utc(event.reported_ns) };
+        let mut change = Change {
+            connections: i64::from(event.start_known() && is_first),
+            sent_received: Some((event.bytes_sent as i64, event.bytes_received as i64)),
+            ..Change::default()
+        };
+        if event.kind == EVENT_CLOSED {
+            change.closed = 1;
+            change.retransmits = event.retransmits.into();
+            change.duration_ms = if event.start_known() { time.0 - started.0 } else { 0 };
+            change.rtt.add(event.rtt_us);
+        } else {
+            self.open.all += 1;
+            self.open.older += usize::from(!event.start_known());
+            change.active = 1;
+        }
+        if self.is_per_connection {
+            return self.record_connection(key, client_port, told_until, time, change, is_first);
+        }
+        self.mark_active(key, told_until, time);
+        if self.is_finishing && !is_first {
+            change.active = 0; // told of a moment ago
+        }
+        // It counts in the window in which it was established, if that one is still open.
+        let connections = std::mem::take(&mut change.connections);
+        if connections > 0 {
+            let counted = TimestampMs(started.0.max(self.closed_until.0).min(time.0));
+            self.update(key, counted, counted, Change { connections, ..Change::default() });
+        }
+        self.update(key, time, time, change);
+    }
+
+    /// Takes in what the kernel summed.
+    pub(crate) fn step_edge(&mut self, edge: &EdgeKey, counts: &EdgeCounts, clock: Clock) {
+        let (first, last) = (clock.utc(counts.first_ns), clock.utc(counts.last_ns));
+        // The kernel's windows are those of the clock at the start; where the clock was set since, time decides.
+        let window = TimestampMs(edge.window as i64 * self.window_ms);
+        let in_window = |time: TimestampMs| TimestampMs(time.0.clamp(window.0, window.0 + self.window_ms - 1));
+        let is_off = (first.0 - window.0).abs() > 2 * self.window_ms;
+        let (first, last) = if is_off { (first, last) } else { (in_window(first), in_window(last)) };
+        if Transport::from_protocol(edge.transport) == Transport::Udp {
+            return self.step_datagrams(edge, counts, first, last);
+        }
+        let event = FlowEvent {
+            start_ns: edge.start_known.into(),
+            time_ns: counts.last_ns,
+            reported_ns: 0,
+            netns_cookie: edge.netns_cookie,
+            cgroup_id: edge.cgroup_id,
+            bytes_sent: counts.bytes_sent,
+            bytes_received: counts.bytes_received,
+            local_address: edge.local_address,
+            remote_address: edge.remote_address,
+            netns_inode: edge.netns_inode,
+            retransmits: 0,
+            rtt_us: u32::MAX,
+            error: edge.error,
+            error_soft: edge.error_soft,
+            local_port: edge.local_port,
+            remote_port: edge.remote_port,
+            kind: edge.kind,
+            role: edge.role,
+            transport: edge.transport,
+            _pad: 0,
+        };
+        if edge.kind == EVENT_LISTENING {
+            return self.step(&event, clock);
+        }
+        let (mut key, _) = self.describe(&event);
+        let events = counts.events as i64;
+        let mut change = Change {
+            connections: counts.connections as i64,
+            sent_received: Some((counts.bytes_sent as i64, counts.bytes_received as i64)),
+            retransmits: counts.retransmits as i64,
+            duration_ms: (counts.duration_ns / 1_000_000) as i64,
+            rtt: RttHistogram(counts.rtt.map(|connections| connections as i64)),
+            ..Change::default()
+        };
+        match edge.kind {
+            EVENT_FAILED => {
+                key.failure = Some(Failure::from_errno(edge.error, edge.error_soft));
+                change = Change { failed: events, ..Change::default() };
+            }
+            EVENT_OPEN => {
+                self.open.all += counts.events as usize;
+                self.open.older += if edge.start_known == 0 { counts.events as usize } else { 0 };
+                change.active = events;
+            }
+            _ => change.closed = events,
+        }
+        if self.is_per_connection {
+            self.push_ended(Flow { last_seen: last, ..Flow::empty(key, first, last) }, change);
+        } else {
+            self.update(key, first, last, change);
+        }
+    }
+
+    /// Begins a scan: what it tells is what is open.
+    pub(crate) fn begin_scan(&mut self) {
+        self.open = OpenConnections::default();
     }
 
     /// Hands over the flows of windows that ended before `until`, and of connections that ended.
     pub(crate) fn close_windows(&mut self, until: TimestampMs) -> Vec<Flow> {
-        if self.window_ms == 0 {
-            return std::mem::take(&mut self.ended);
-        }
-        let mut flows = Vec::new();
+        let mut flows = std::mem::take(&mut self.ended);
         while self.closed_until.0 + self.window_ms <= until.0 {
-            let end = TimestampMs(self.closed_until.0 + self.window_ms);
-            self.mark_open_as_active(end);
+            let end = self.next_end();
             self.closed_until = end;
             while self.windows.first_key_value().is_some_and(|(start, _)| *start < end) {
                 let (_, window) = self.windows.pop_first().expect("the line above found it");
@@ -263,15 +420,14 @@ impl FlowTable {
         flows
     }
 
-    /// Hands over everything, with what is open as active: at the end of a run.
+    /// From now on, connections that were told of as open are not told of again unless something passed on them.
+    pub(crate) fn begin_finish(&mut self) {
+        self.is_finishing = true;
+    }
+
+    /// Hands over everything: at the end of a run.
     pub(crate) fn finish(&mut self, now: TimestampMs) -> Vec<Flow> {
-        if self.window_ms == 0 {
-            let open = self.open_flows(now);
-            self.ended.extend(open);
-            return std::mem::take(&mut self.ended);
-        }
         let mut flows = self.close_windows(now);
-        self.mark_open_as_active(now);
         let rest = std::mem::take(&mut self.windows).into_values().flat_map(HashMap::into_values);
         // The last window is not over: it ends when the run does.
         flows.extend(rest.map(|flow| Flow {
@@ -282,32 +438,24 @@ impl FlowTable {
         flows
     }
 
-    /// One flow per open connection; for runs without windows, whenever a file is finished.
-    pub(crate) fn open_flows(&mut self, now: TimestampMs) -> Vec<Flow> {
-        let flow = |connection: &mut Connection| {
-            let connections = i64::from(!std::mem::replace(&mut connection.counted, true));
-            let Connection { key, established, client_port, .. } = *connection;
-            Flow {
-                client_port: Some(client_port),
-                connections,
-                active: 1,
-                last_seen: now,
-                ..Flow::empty(key, established, now)
-            }
-        };
-        self.open.values_mut().map(flow).collect()
+    /// Hands over the flows of single connections.
+    pub(crate) fn take_ended(&mut self) -> Vec<Flow> {
+        std::mem::take(&mut self.ended)
     }
 
-    /// Stops following what is open, since ends were lost and nobody knows whose; returns what no row has counted yet.
-    pub(crate) fn forget_open(&mut self, now: TimestampMs) -> Vec<Flow> {
-        let flows = if self.window_ms == 0 { self.open_flows(now) } else { Vec::new() };
-        self.open.clear();
-        flows
+    /// Everything before is handed on.
+    pub(crate) const fn closed_until(&self) -> TimestampMs {
+        self.closed_until
     }
 
-    /// Connections that are open.
-    pub(crate) fn open_connections(&self) -> usize {
-        self.open.len()
+    /// The end of the oldest window that is not handed on.
+    pub(crate) const fn next_end(&self) -> TimestampMs {
+        TimestampMs(self.closed_until.0 + self.window_ms)
+    }
+
+    /// What was open at the last scan.
+    pub(crate) const fn open(&self) -> OpenConnections {
+        self.open
     }
 
     /// Edges that wait for the end of their window.
@@ -315,127 +463,156 @@ impl FlowTable {
         self.edges
     }
 
+    /// UDP conversations, counted once per window, since the start.
+    pub(crate) const fn datagram_ends(&self) -> u64 {
+        self.datagram_ends
+    }
+
     /// What found no room in the table, since the start.
     pub(crate) const fn lost(&self) -> TableLoss {
         self.lost
     }
 
-    fn close(&mut self, event: &FlowEvent, key: FlowKey, client_port: u16, time: TimestampMs, clock: Clock) {
-        let known = self.open.remove(&event.socket_cookie);
-        if let Some(connection) = known {
-            self.mark_active_until(&connection, time);
-        }
-        // What was learned when it was established holds; an event without its socket's memory knows less.
-        let key = known.map_or(key, |connection| connection.key);
-        let established = known.map_or_else(
-            || if event.start_ns == 0 { time } else { clock.utc(event.start_ns) },
-            |connection| connection.established,
-        );
-        let connections = i64::from(known.is_some_and(|connection| !connection.counted));
-        let is_server = key.role == Role::Server;
-        let (sent, received) = (event.bytes_sent as i64, event.bytes_received as i64);
-        let (to_server, to_client) = if is_server { (received, sent) } else { (sent, received) };
-        let loss = TableLoss { ends: connections as u64, closings: 1 };
-        self.record(key, client_port, established, time, loss, |flow| {
-            flow.connections += connections;
-            flow.closed += 1;
-            flow.bytes_sent = Some(flow.bytes_sent.unwrap_or(0) + to_server);
-            flow.bytes_received = Some(flow.bytes_received.unwrap_or(0) + to_client);
-            flow.retransmits += i64::from(event.retransmits);
-            flow.duration_ms_sum += time.0 - established.0;
-            flow.rtt.add(event.srtt_us);
-        });
+    fn step_datagrams(&mut self, edge: &EdgeKey, counts: &EdgeCounts, first: TimestampMs, last: TimestampMs) {
+        let conversation = Conversation {
+            netns_cookie: edge.netns_cookie,
+            local: (edge.local_address, edge.local_port),
+            remote: (edge.remote_address, edge.remote_port),
+        };
+        let window = self.window_start(first);
+        let seen = self.conversations.see(conversation, Role::from_event(counts.first as u8), window);
+        let is_server = seen.role == Role::Server;
+        let key = FlowKey {
+            socket: self.owner(edge.netns_inode, edge.netns_cookie, edge.cgroup_id),
+            role: seen.role,
+            transport: Transport::Udp,
+            local_address: address(edge.local_address),
+            remote_address: address(edge.remote_address),
+            server_port: if is_server { edge.local_port } else { edge.remote_port },
+            failure: None,
+            start_known: true,
+        };
+        self.datagram_ends += u64::from(seen.is_new_in_window);
+        let bytes = (counts.bytes_sent as i64, counts.bytes_received as i64);
+        let change = Change {
+            connections: i64::from(seen.is_new_in_window),
+            sent_received: (counts.has_bytes != 0).then_some(bytes),
+            ..Change::default()
+        };
+        self.update(key, first, last, change);
     }
 
-    /// Adds to the edge of the window, or makes the connection's own flow.
-    fn record(
+    fn record_connection(
         &mut self,
         key: FlowKey,
         client_port: u16,
-        started: TimestampMs,
+        told_until: TimestampMs,
         time: TimestampMs,
-        loss: TableLoss,
-        change: impl FnOnce(&mut Flow),
+        mut change: Change,
+        is_first: bool,
     ) {
-        if self.window_ms > 0 {
-            return self.update(key, time, loss, change);
+        if change.active > 0 && self.is_finishing && !is_first {
+            if change.sent_received == Some((0, 0)) {
+                return;
+            }
+            change.active = 0;
         }
+        self.record(key, client_port, told_until, time, change);
+    }
+
+    /// Adds to the edge of the window, or makes the connection's own flow.
+    fn record(&mut self, key: FlowKey, client_port: u16, started: TimestampMs, time: TimestampMs, change: Change) {
+        if !self.is_per_connection {
+            return self.update(key, time, time, change);
+        }
+        let flow = Flow { client_port: Some(client_port), last_seen: time, ..Flow::empty(key, started, time) };
+        self.push_ended(flow, change);
+    }
+
+    fn push_ended(&mut self, mut flow: Flow, change: Change) {
         if self.ended.len() >= self.limits.edges {
-            return self.lost.add(loss);
+            return self.lost.add(&change);
         }
-        let mut flow = Flow { client_port: Some(client_port), last_seen: time, ..Flow::empty(key, started, time) };
-        change(&mut flow);
+        flow.add(&change);
         self.ended.push(flow);
     }
 
-    fn update(&mut self, key: FlowKey, time: TimestampMs, loss: TableLoss, change: impl FnOnce(&mut Flow)) {
-        let start = TimestampMs(time.0 - time.0.rem_euclid(self.window_ms));
+    fn update(&mut self, key: FlowKey, first: TimestampMs, last: TimestampMs, change: Change) {
+        let start = self.window_start(first);
         let room = self.edges < self.limits.edges;
         let window = self.windows.entry(start).or_default();
         let flow = match window.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if !room => {
-                return self.lost.add(loss);
+                return self.lost.add(&change);
             }
             Entry::Vacant(entry) => {
                 self.edges += 1;
                 let end = TimestampMs(start.0 + self.window_ms);
-                entry.insert(Flow { first_seen: time, ..Flow::empty(key, start, end) })
+                entry.insert(Flow { first_seen: first, ..Flow::empty(key, start, end) })
             }
         };
-        flow.first_seen = flow.first_seen.min(time);
-        flow.last_seen = flow.last_seen.max(time);
-        change(flow);
+        flow.first_seen = flow.first_seen.min(first);
+        flow.last_seen = flow.last_seen.max(last);
+        flow.add(&change);
     }
 
-    /// Counts what is open at `end` as active in the window that ends there.
-    fn mark_open_as_active(&mut self, end: TimestampMs) {
-        let open: Vec<FlowKey> =
-            self.open.values().filter(|connection| connection.established < end).map(|c| c.key).collect();
-        for key in open {
-            self.update(key, TimestampMs(end.0 - 1), TableLoss::default(), |flow| flow.active += 1);
-        }
-    }
-
-    /// Counts a connection as active in every window that it outlived and that is not handed on yet.
-    fn mark_active_until(&mut self, connection: &Connection, closed: TimestampMs) {
-        if self.window_ms == 0 {
-            return;
-        }
-        let mut end = TimestampMs(self.closed_until.0 + self.window_ms);
-        while end <= closed {
-            if connection.established < end {
-                self.update(connection.key, TimestampMs(end.0 - 1), TableLoss::default(), |flow| flow.active += 1);
+    /// Counts a connection as active at every end of a window that it outlived, from `told_until` to `time`.
+    fn mark_active(&mut self, key: FlowKey, told_until: TimestampMs, time: TimestampMs) {
+        let mut end = self.next_end();
+        while end <= time {
+            if told_until < end {
+                let last = TimestampMs(end.0 - 1);
+                self.update(key, last, last, Change { active: 1, ..Change::default() });
             }
             end.0 += self.window_ms;
         }
     }
 
-    fn describe(&self, event: &FlowEvent) -> (FlowKey, u16) {
-        let role = match event.role {
-            ROLE_CLIENT => Role::Client,
-            ROLE_SERVER => Role::Server,
-            _ => Role::Unknown,
+    const fn window_start(&self, time: TimestampMs) -> TimestampMs {
+        TimestampMs(time.0 - time.0.rem_euclid(self.window_ms))
+    }
+
+    fn describe(&mut self, event: &FlowEvent) -> (FlowKey, u16) {
+        let role = match Role::from_event(event.role) {
+            // Older than the run: whoever shares its port with a listener was dialled.
+            Role::Unknown if self.listeners.contains(&(event.netns_cookie, event.local_port)) => Role::Server,
+            role => role,
         };
         let (server_port, client_port) = match role {
             Role::Server => (event.local_port, event.remote_port),
             Role::Client | Role::Unknown => (event.remote_port, event.local_port),
         };
-        let in_host = event.netns_inode == self.host_netns;
         let key = FlowKey {
-            socket: SocketOwner {
-                netns_inode: event.netns_inode,
-                netns_cookie: event.netns_cookie,
-                cgroup_id: if in_host { event.cgroup_id } else { 0 },
-            },
+            socket: self.owner(event.netns_inode, event.netns_cookie, event.cgroup_id),
             role,
+            transport: Transport::from_protocol(event.transport),
             local_address: address(event.local_address),
             remote_address: address(event.remote_address),
             server_port,
             failure: None,
-            start_known: event.start_ns != 0,
+            start_known: event.start_known(),
         };
         (key, client_port)
+    }
+
+    fn owner(&mut self, netns_inode: u32, netns_cookie: u64, cgroup_id: u64) -> SocketOwner {
+        let known = self.inodes.get(&netns_cookie).copied();
+        if netns_inode != 0 && known != Some(netns_inode) {
+            if self.inodes.len() >= NAMESPACES {
+                self.inodes.clear();
+            }
+            self.inodes.insert(netns_cookie, netns_inode);
+        }
+        let netns_inode = if netns_inode == 0 { known.unwrap_or(0) } else { netns_inode };
+        SocketOwner { netns_inode, netns_cookie, cgroup_id }
+    }
+}
+
+impl TableLoss {
+    fn add(&mut self, change: &Change) {
+        self.ends += (change.connections + change.failed) as u64;
+        self.closings += change.closed as u64;
     }
 }
 
@@ -464,18 +641,41 @@ impl Flow {
     pub(crate) const fn ends(&self) -> i64 {
         self.connections + self.failed
     }
+
+    fn add(&mut self, change: &Change) {
+        let Change { connections, failed, closed, active, sent_received, retransmits, duration_ms, rtt } = change;
+        self.connections += connections;
+        self.failed += failed;
+        self.closed += closed;
+        self.active += active;
+        if let Some((sent, received)) = *sent_received {
+            let is_server = self.key.role == Role::Server;
+            let (to_server, to_client) = if is_server { (received, sent) } else { (sent, received) };
+            self.bytes_sent = Some(self.bytes_sent.unwrap_or(0) + to_server);
+            self.bytes_received = Some(self.bytes_received.unwrap_or(0) + to_client);
+        }
+        self.retransmits += retransmits;
+        self.duration_ms_sum += duration_ms;
+        self.rtt.merge(rtt);
+    }
 }
 
 fn address(octets: [u8; 16]) -> IpAddr {
     Ipv6Addr::from(octets).to_canonical()
 }
 
+/// Without windows, UDP, which has no connections, is summed over this long, in milliseconds.
+pub(crate) const SUMMED_WINDOW_MS: i64 = 60_000;
+/// Most network namespaces whose numbers are remembered.
+const NAMESPACES: usize = 65_536;
+/// Protocol number of IANA.
+const UDP: u8 = 17;
 // Linux error numbers, the same on every architecture Rust's eBPF targets run on.
-const EPIPE: u32 = 32;
-const ECONNABORTED: u32 = 103;
-const ECONNRESET: u32 = 104;
-const ETIMEDOUT: u32 = 110;
-const ECONNREFUSED: u32 = 111;
+const EPIPE: u16 = 32;
+const ECONNABORTED: u16 = 103;
+const ECONNRESET: u16 = 104;
+const ETIMEDOUT: u16 = 110;
+const ECONNREFUSED: u16 = 111;
 
 #[cfg(test)]
 mod tests;

@@ -73,12 +73,13 @@ async fn record(args: Args) -> Result<RunSummary, RunError> {
     .await
 }
 
-/// An error with its causes, as one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+/// An error with its causes, as one line: of each the first, since the verifier adds its log.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let first_line = |error: &dyn Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+    let mut text = first_line(error);
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        text = format!("{text}: {}", first_line(error));
         cause = error.source();
     }
     text

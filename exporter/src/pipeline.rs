@@ -1,14 +1,14 @@
 //! The whole graph of a run, and the only file that knows it.
 //!
 //! ```text
-//!  observe (task)                                record (thread)
-//!  Probe ──FlowEvent──► FlowTable ──Message──► [bounded] ──► Enricher ──FlowRecord──► ParquetSink
-//!                                                 Inventory ──InventoryRecord──┘
+//!  observe (task)                                          record (thread)
+//!  Probe ──FlowEvent, EdgeCounts──► FlowTable ──Message──► [bounded] ──► Enricher ──FlowRecord──► ParquetSink
+//!                                                           Inventory ──InventoryRecord──┘
 //! ```
 //!
 //! Nothing is dropped between the stages: where recording is slower than observing, the channel fills, observing waits,
-//! and what does not fit the kernel's ring buffer is counted there. At shutdown the upstream ends first and the rest
-//! drains.
+//! and what does not fit the kernel's ring buffer is summed in the kernel. At shutdown the upstream ends first and the
+//! rest drains.
 
 use std::{
     io,
@@ -21,18 +21,24 @@ use nix::{
     sys::utsname::uname,
     time::{ClockId, clock_gettime},
 };
-use schemas::{capture::Origin, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
+use schemas::{
+    capture::Origin,
+    event::{CgroupEvent, Record},
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    table::TimestampMs,
+};
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
     args::Args,
-    enrich::{Enricher, Filter, file::InventoryError, inode},
+    enrich::{Enricher, Filter, HostNetns, file::InventoryError, inode},
     flow::{Clock, Flow, FlowTable, FlowTableLimits, Role, TableLoss},
     inventory::Inventory,
-    probe::{Probe, ProbeCounters, ProbeError},
+    probe::{Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, cgroup2_mount, netns},
     sink::{AGENT_VERSION, ParquetSink},
 };
 
@@ -83,6 +89,8 @@ pub struct RunSummary {
 /// From observing to recording.
 enum Message {
     Flows(Vec<Flow>),
+    /// A cgroup was made.
+    Cgroup(CgroupEvent),
     /// A second has passed.
     Tick,
     Window(WindowReport),
@@ -95,9 +103,12 @@ struct WindowReport {
     end: TimestampMs,
     counters: ProbeCounters,
     lost: TableLoss,
+    datagram_ends: u64,
     ring_bytes: usize,
     open_connections: usize,
     edges: usize,
+    /// Ends of connections that were gone before they could be told of, at the end of the run.
+    lost_end: u64,
 }
 
 /// Records until `shutdown` completes, then flushes everything.
@@ -110,144 +121,230 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         node: args.node.clone().map_or_else(|| node_name().map(Arc::from), |name| Ok(name.into()))?,
         run_id: random_id()?,
     };
-    let host_netns = host_netns(args.host_netns.as_deref())?;
+    let host = host_netns(args.host_netns.as_deref())?;
     let inventory = Inventory::open(args.inventory.clone(), &origin.node)?;
     let sink = ParquetSink::new(&args.output, &origin, args.roll());
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
-    let probe = Probe::attach(args.cgroup.as_deref(), args.ring_size_mib << 20)?;
+    let clock = clock()?;
+    let limits = FlowTableLimits { edges: args.max_edges, conversations: args.max_conversations };
+    let table = FlowTable::new(args.window, limits, run_start);
+    let probe = Probe::attach(ProbeOptions {
+        cgroup: args.cgroup.as_deref(),
+        ring_bytes: args.ring_size_mib << 20,
+        kernel_edges: args.kernel_edges,
+        connections: args.max_connections,
+        window_ns: args.summed_window_ms() as u64 * 1_000_000,
+        utc_offset_ns: clock.offset_ns as u64,
+    })?;
+    for Degraded { cost, reason } in probe.degraded() {
+        tracing::warn!(cost, reason, "a part of the capture can't be had here");
+    }
     let filter = Filter { namespaces: args.namespaces(), loopback: args.loopback };
-    let enricher = Enricher::new(origin.clone(), filter, host_netns);
+    let enricher = Enricher::new(origin.clone(), filter, host, cgroup2_mount()?);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
-    recorder.programs = probe.programs().map(Arc::from).to_vec();
+    recorder.programs = probe.attached().iter().copied().map(Arc::from).collect();
     // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
     if !recorder.begin() {
         return Err(RunError::Unwritable { path: args.output });
     }
     tracing::info!(output = %args.output.display(), window = ?args.window, "recording, stop with Ctrl-C");
-    let limits = FlowTableLimits { edges: args.max_edges, connections: args.max_connections };
-    let table = FlowTable::new(args.window, limits, host_netns, run_start);
 
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
-    let observed = observe(probe, table, &args, run_start, sender, shutdown).await;
+    let observer = Observer::new(probe, table, clock, run_start, sender, args.window.is_zero());
+    let observed = observer.run(args.roll_interval, shutdown).await;
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
     observed?;
     if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: args.output, lost: summary.lost }) }
 }
 
 /// Drains the kernel, sums flows, and sends what is complete downstream.
-async fn observe(
-    mut probe: Probe,
-    mut table: FlowTable,
-    args: &Args,
-    run_start: TimestampMs,
+struct Observer {
+    probe: Probe,
+    table: FlowTable,
+    clock: Clock,
     sender: mpsc::Sender<Message>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), RunError> {
-    let mut shutdown = std::pin::pin!(shutdown);
-    let mut drain = interval(DRAIN_INTERVAL);
-    drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut report = Reporter {
-        period_ms: args.health_window_ms(),
-        start: run_start,
-        counters: ProbeCounters::default(),
-        lost: TableLoss::default(),
-        ring_bytes: 0,
-    };
-    let mut next_tick = Instant::now();
-    let mut next_roll = Instant::now() + args.roll_interval;
-    loop {
-        let stopping = tokio::select! {
-            () = &mut shutdown => true,
-            _ = drain.tick() => false,
-        };
-        let clock = Clock { offset_ns: clock_ns(ClockId::CLOCK_REALTIME)? - clock_ns(ClockId::CLOCK_BOOTTIME)? };
-        if stopping {
-            probe.detach();
+    is_per_connection: bool,
+    /// Of the report before.
+    start: TimestampMs,
+    counters: ProbeCounters,
+    lost: TableLoss,
+    datagram_ends: u64,
+    /// Most bytes that waited in the ring buffer at once since the last report.
+    ring_bytes: usize,
+    cgroups: Vec<CgroupEvent>,
+}
+
+impl Observer {
+    fn new(
+        probe: Probe,
+        table: FlowTable,
+        clock: Clock,
+        run_start: TimestampMs,
+        sender: mpsc::Sender<Message>,
+        is_per_connection: bool,
+    ) -> Self {
+        Self {
+            probe,
+            table,
+            clock,
+            sender,
+            is_per_connection,
+            start: run_start,
+            counters: ProbeCounters::default(),
+            lost: TableLoss::default(),
+            datagram_ends: 0,
+            ring_bytes: 0,
+            cgroups: Vec::new(),
         }
-        let waiting = probe.drain(|event| table.step(event, clock));
-        report.ring_bytes = report.ring_bytes.max(waiting);
-        let now = now()?;
-        if stopping {
-            let flows = table.finish(now);
-            let window = report.take(now, &probe, &table)?;
-            let _ = send(&sender, Message::Flows(flows)).await;
-            let _ = send(&sender, Message::Window(window)).await;
-            return Ok(());
-        }
-        // Events reach the ring a moment after they happen; windows are closed when theirs are certainly in.
-        let complete = TimestampMs(now.0 - GRACE_MS);
-        let mut messages = vec![Message::Flows(table.close_windows(complete))];
-        if args.window.is_zero() && Instant::now() >= next_roll {
-            next_roll += args.roll_interval;
-            messages.push(Message::Flows(table.open_flows(now)));
-        }
-        if report.is_due(complete) {
-            let window = report.take(TimestampMs(report.due_at()), &probe, &table)?;
-            if window.counters.lost_closed > 0 {
-                tracing::warn!(window.counters.lost_closed, "ends of connections were lost, what is open is not known");
-                messages.push(Message::Flows(table.forget_open(now)));
+    }
+
+    /// Observes until `shutdown` completes, and then what is left.
+    async fn run(mut self, roll_interval: Duration, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut drain = interval(DRAIN_INTERVAL);
+        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_tick = Instant::now();
+        let mut next_roll = Instant::now() + roll_interval;
+        let mut is_closing = false;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return self.finish().await,
+                _ = drain.tick() => {}
             }
-            messages.push(Message::Window(window));
-        }
-        if Instant::now() >= next_tick {
-            next_tick = Instant::now() + TICK;
-            messages.push(Message::Tick);
-        }
-        for message in messages {
-            if send(&sender, message).await.is_err() {
+            self.clock = self.clock.follow(clock()?);
+            self.drain();
+            let mut is_open = true;
+            // Events are handed over a moment after they happen, and edges of the kernel a generation later.
+            let complete = TimestampMs(now()?.0 - GRACE_MS);
+            if is_closing {
+                is_closing = false;
+                is_open &= self.close(complete).await?;
+            } else if complete >= self.table.next_end() {
+                is_closing = true;
+                self.probe.next_epoch()?;
+            }
+            if self.is_per_connection && Instant::now() >= next_roll {
+                next_roll += roll_interval;
+                self.scan(now()?).await?;
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.take_edges()?;
+                self.probe.next_epoch()?;
+                is_open &= self.send(Message::Tick).await;
+            }
+            is_open &= self.hand_on().await;
+            if !is_open {
                 return Ok(()); // the recorder has failed, which `run` reports
             }
         }
     }
-}
 
-async fn send(sender: &mpsc::Sender<Message>, message: Message) -> Result<(), mpsc::error::SendError<Message>> {
-    match message {
-        Message::Flows(flows) if flows.is_empty() => Ok(()),
-        message => sender.send(message).await,
-    }
-}
-
-/// Turns running counters into a report per window.
-struct Reporter {
-    period_ms: i64,
-    start: TimestampMs,
-    counters: ProbeCounters,
-    lost: TableLoss,
-    /// Most bytes that waited in the ring buffer at once since the last report.
-    ring_bytes: usize,
-}
-
-impl Reporter {
-    const fn due_at(&self) -> i64 {
-        self.start.0 - self.start.0.rem_euclid(self.period_ms) + self.period_ms
+    /// Closes the windows that are complete, and reports.
+    async fn close(&mut self, complete: TimestampMs) -> Result<bool, RunError> {
+        let window_ms = self.table.next_end().0 - self.table.closed_until().0;
+        let until = TimestampMs(complete.0 - complete.0.rem_euclid(window_ms));
+        self.take_edges()?;
+        if !self.is_per_connection {
+            self.scan(until).await?;
+            if self.table.open().older == 0 {
+                self.probe.forget_older();
+            }
+        }
+        let flows = self.table.close_windows(until);
+        let is_open = self.send(Message::Flows(flows)).await;
+        let report = self.report(until, 0)?;
+        Ok(is_open && self.send(Message::Window(report)).await)
     }
 
-    const fn is_due(&self, now: TimestampMs) -> bool {
-        now.0 >= self.due_at()
+    /// Detaches, and hands on everything.
+    async fn finish(mut self) -> Result<(), RunError> {
+        self.scan(now()?).await?;
+        self.probe.detach();
+        // What happened between the scan and the detaching.
+        self.table.begin_finish();
+        self.scan(now()?).await?;
+        let now = now()?;
+        let flows = self.table.finish(now);
+        let counters = self.probe.counters()?;
+        let lost_end = counters.seen.saturating_sub(counters.reported);
+        let report = self.report(now, lost_end)?;
+        let _ = self.send(Message::Flows(flows)).await && self.send(Message::Window(report)).await;
+        Ok(())
     }
 
-    fn take(&mut self, end: TimestampMs, probe: &Probe, table: &FlowTable) -> Result<WindowReport, ProbeError> {
-        let (counters, lost) = (probe.counters()?, table.lost());
-        let before = self.counters;
+    /// Has the kernel tell what is open, and takes it in as it comes.
+    async fn scan(&mut self, until: TimestampMs) -> Result<(), RunError> {
+        let scan = self.probe.prepare_scan(self.clock.boottime_ns(until))?;
+        self.table.begin_scan();
+        let mut walk = tokio::task::spawn_blocking(move || scan.run());
+        let walked = loop {
+            tokio::select! {
+                walked = &mut walk => break walked,
+                () = sleep(SCAN_DRAIN_INTERVAL) => { self.drain(); }
+            }
+        };
+        match walked {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what is open can't be told"),
+            Err(error) => return Err(RunError::Recorder(io::Error::other(error))),
+        }
+        self.drain();
+        self.probe.next_epoch()?;
+        sleep(SCAN_DRAIN_INTERVAL).await;
+        self.take_edges()
+    }
+
+    fn drain(&mut self) {
+        let Self { probe, table, clock, cgroups, .. } = self;
+        let bytes = probe.drain(|record| match record {
+            Record::Flow(event) => table.step(event, *clock),
+            Record::Cgroup(event) => cgroups.push(*event),
+        });
+        self.ring_bytes = self.ring_bytes.max(bytes);
+    }
+
+    fn take_edges(&mut self) -> Result<(), RunError> {
+        let Self { probe, table, clock, .. } = self;
+        probe.take_edges(|edge, counts| table.step_edge(edge, counts, *clock))?;
+        Ok(())
+    }
+
+    /// Sends what does not wait for the end of a window; whether anybody listens.
+    async fn hand_on(&mut self) -> bool {
+        let mut is_open = true;
+        for cgroup in std::mem::take(&mut self.cgroups) {
+            is_open &= self.send(Message::Cgroup(cgroup)).await;
+        }
+        let flows = self.table.take_ended();
+        is_open & self.send(Message::Flows(flows)).await
+    }
+
+    async fn send(&self, message: Message) -> bool {
+        match message {
+            Message::Flows(flows) if flows.is_empty() => true,
+            message => self.sender.send(message).await.is_ok(),
+        }
+    }
+
+    /// What happened since the report before.
+    fn report(&mut self, end: TimestampMs, lost_end: u64) -> Result<WindowReport, RunError> {
+        let (counters, lost) = (self.probe.counters()?, self.table.lost());
+        let datagram_ends = self.table.datagram_ends();
         let report = WindowReport {
             start: self.start,
             end,
-            counters: ProbeCounters {
-                seen: counters.seen - before.seen,
-                lost_ring: counters.lost_ring - before.lost_ring,
-                lost_closed: counters.lost_closed - before.lost_closed,
-                lost_storage: counters.lost_storage - before.lost_storage,
-                malformed: counters.malformed - before.malformed,
-            },
+            counters: counters.since(self.counters),
             lost: TableLoss { ends: lost.ends - self.lost.ends, closings: lost.closings - self.lost.closings },
+            datagram_ends: datagram_ends - self.datagram_ends,
             ring_bytes: std::mem::take(&mut self.ring_bytes),
-            open_connections: table.open_connections(),
-            edges: table.edges(),
+            open_connections: self.table.open().all,
+            edges: self.table.edges(),
+            lost_end,
         };
-        (self.start, self.counters, self.lost) = (end, counters, lost);
+        (self.start, self.counters, self.lost, self.datagram_ends) = (end, counters, lost, datagram_ends);
         Ok(report)
     }
 }
@@ -312,6 +409,7 @@ impl Recorder {
             }
             match message {
                 Message::Flows(flows) => self.record_flows(&flows, now),
+                Message::Cgroup(event) => self.enricher.learn_cgroup(&event, now),
                 Message::Tick => {
                     self.record_inventory_changes(now);
                     self.is_inventory_broken |= !self.sink.roll(now);
@@ -393,12 +491,15 @@ impl Recorder {
     fn record_health(&mut self, report: &WindowReport, clean_shutdown: bool, now: TimestampMs) {
         let lost_sink = self.sink.take_lost_ends();
         let exported = std::mem::take(&mut self.exported) - lost_sink;
-        let WindowReport { start, end, counters, lost, ring_bytes, open_connections, edges } = *report;
-        let (lost_queue, lost_map) = (lost.ends as i64, counters.lost_storage as i64);
+        let WindowReport { start, end, counters, lost, datagram_ends, ring_bytes, open_connections, edges, lost_end } =
+            *report;
+        let (lost_queue, lost_map) = (lost.ends as i64, (counters.lost_storage + counters.lost_datagrams) as i64);
+        let lost_end = lost_end as i64;
         let filtered = std::mem::take(&mut self.filtered);
         self.summary.ends += exported;
         self.summary.filtered += filtered;
-        self.summary.lost += counters.lost_ring as i64 + counters.malformed as i64 + lost_queue + lost_sink + lost_map;
+        self.summary.lost +=
+            counters.lost_ring as i64 + counters.malformed as i64 + lost_queue + lost_sink + lost_map + lost_end;
         let record = HealthRecord {
             cluster: Arc::clone(&self.origin.cluster),
             node: Arc::clone(&self.origin.node),
@@ -412,20 +513,22 @@ impl Recorder {
             programs: self.programs.clone(),
             namespaces: self.namespaces.clone(),
             window_ms: self.window_ms,
-            seen: counters.seen as i64,
+            seen: (counters.seen + datagram_ends + counters.lost_datagrams) as i64,
             exported,
             filtered,
             lost_ring: counters.lost_ring as i64,
             lost_map,
-            lost_recursion: 0,
+            lost_recursion: counters.skipped as i64,
             lost_parse: counters.malformed as i64,
             lost_queue,
             lost_sink,
+            lost_end,
             lost_closed: (counters.lost_closed + lost.closings) as i64,
             unidentified: std::mem::take(&mut self.unidentified),
             open_connections: open_connections as i64,
             flow_table_entries: edges as i64,
             ring_bytes: ring_bytes as i64,
+            ring_full: counters.ring_full as i64,
             flows_next_seq: self.enricher.next_seq(),
             inventory_next_seq: self.inventory.next_seq(),
             clean_shutdown,
@@ -442,14 +545,12 @@ fn random_id() -> Result<Arc<str>, RunError> {
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)).into())
 }
 
-/// Inode of the node's own network namespace.
-fn host_netns(path: Option<&Path>) -> Result<u32, RunError> {
-    let found = match path {
-        Some(path) => inode(path),
-        None => HOST_NETNS.iter().find_map(|path| inode(Path::new(path))),
-    };
-    let path = || path.unwrap_or(Path::new(HOST_NETNS[0])).into();
-    found.map(|inode| inode as u32).ok_or_else(|| RunError::HostNetns { path: path() })
+/// The node's own network namespace.
+fn host_netns(path: Option<&Path>) -> Result<HostNetns, RunError> {
+    let candidates: Vec<&Path> = path.map_or_else(|| HOST_NETNS.map(Path::new).to_vec(), |path| vec![path]);
+    let found = candidates.iter().find_map(|path| Some((inode(path)?, netns::cookie(path))));
+    let (inode, cookie) = found.ok_or_else(|| RunError::HostNetns { path: candidates[0].into() })?;
+    Ok(HostNetns { inode: inode as u32, cookie })
 }
 
 /// The node's name where none is given: its host name.
@@ -461,14 +562,20 @@ fn now() -> Result<TimestampMs, nix::Error> {
     Ok(TimestampMs(clock_ns(ClockId::CLOCK_REALTIME)? / 1_000_000))
 }
 
+fn clock() -> Result<Clock, nix::Error> {
+    Ok(Clock { offset_ns: clock_ns(ClockId::CLOCK_REALTIME)? - clock_ns(ClockId::CLOCK_BOOTTIME)? })
+}
+
 fn clock_ns(clock: ClockId) -> Result<i64, nix::Error> {
     let time = clock_gettime(clock)?;
     Ok(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
-/// How long events may wait in the ring buffer: 100 ms at 300 K events per second are 3.6 MB of the default 8 MiB.
+/// How long events may wait in the ring buffer: 100 ms at 300 K events per second are 3.6 MB of the default 4 MiB.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
-const GRACE_MS: i64 = 300;
+/// How often the ring buffer is drained while a scan fills it.
+const SCAN_DRAIN_INTERVAL: Duration = Duration::from_millis(1);
+const GRACE_MS: i64 = 200;
 const HOST_NETNS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
 const CHANNEL_MESSAGES: usize = 64;

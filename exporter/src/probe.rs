@@ -4,29 +4,74 @@
 
 pub(crate) mod netns;
 mod offsets;
+mod walk;
 
 use std::{
     fs::{self, File},
     io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{MapData, MapError, PerCpuArray, RingBuf},
-    programs::{CgroupAttachMode, ProgramError, SockOps, sock_ops::SockOpsLink},
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, Iter, Program, ProgramError, SockOps, sock_ops::SockOpsLink,
+    },
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use schemas::event::{FlowEvent, SocketOffsets, counter};
+use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
 pub(crate) struct Probe {
-    _programs: Ebpf,
+    programs: Ebpf,
     /// Dropping it detaches.
-    link: Option<SockOpsLink>,
+    tcp: Option<SockOpsLink>,
     events: RingBuf<MapData>,
+    edges: HashMap<MapData, EdgeKeyPod, EdgeCountsPod>,
+    control: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
+    scan: Arc<Scan>,
+    epoch: u32,
+    attached: Vec<&'static str>,
+    degraded: Vec<Degraded>,
     malformed: u64,
+    /// Skipped runs of programs that are not attached any more.
+    skipped_before: u64,
+}
+
+/// What a probe is told before it is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProbeOptions<'a> {
+    /// Cgroup v2 directory to watch; the root of the hierarchy by default.
+    pub cgroup: Option<&'a Path>,
+    /// Size of the ring buffer in bytes: a power of two.
+    pub ring_bytes: u32,
+    /// Most edges that are summed in the kernel at once.
+    pub kernel_edges: u32,
+    /// Most open connections that are remembered.
+    pub connections: u32,
+    /// Length of a window in nanoseconds.
+    pub window_ns: u64,
+    /// UTC minus `CLOCK_BOOTTIME` in nanoseconds.
+    pub utc_offset_ns: u64,
+}
+
+/// A part of the capture that can't be had here.
+#[derive(Clone, Debug)]
+pub(crate) struct Degraded {
+    /// What is not recorded.
+    pub cost: &'static str,
+    /// Why.
+    pub reason: String,
+}
+
+/// Tells of what is open, from any thread.
+pub(crate) struct Scan {
+    program: Option<OwnedFd>,
+    connections: OwnedFd,
 }
 
 /// What the programs counted since they were loaded.
@@ -34,14 +79,42 @@ pub(crate) struct Probe {
 pub(crate) struct ProbeCounters {
     /// Ends of connections: established or failed.
     pub seen: u64,
-    /// Ends lost to a full ring buffer.
+    /// Of these, those that an event told of, or was lost in trying to.
+    pub reported: u64,
+    /// Events that found the ring buffer full and were summed instead.
+    pub ring_full: u64,
+    /// Ends lost: ring buffer and edge map were full.
     pub lost_ring: u64,
-    /// Closings lost to a full ring buffer.
+    /// Closings lost in the same way, of connections that were counted before.
     pub lost_closed: u64,
-    /// Sockets whose role could not be remembered.
+    /// Sockets that could not be remembered.
     pub lost_storage: u64,
+    /// Datagrams whose edge found no room.
+    pub lost_datagrams: u64,
+    /// Cgroups whose making found the ring buffer full.
+    pub lost_cgroups: u64,
+    /// Runs of the tracepoint programs that the kernel skipped.
+    pub skipped: u64,
     /// Records that could not be read.
     pub malformed: u64,
+}
+
+impl ProbeCounters {
+    /// What was counted since `before`.
+    pub(crate) const fn since(self, before: Self) -> Self {
+        Self {
+            seen: self.seen - before.seen,
+            reported: self.reported - before.reported,
+            ring_full: self.ring_full - before.ring_full,
+            lost_ring: self.lost_ring - before.lost_ring,
+            lost_closed: self.lost_closed - before.lost_closed,
+            lost_storage: self.lost_storage - before.lost_storage,
+            lost_datagrams: self.lost_datagrams - before.lost_datagrams,
+            lost_cgroups: self.lost_cgroups - before.lost_cgroups,
+            skipped: self.skipped - before.skipped,
+            malformed: self.malformed - before.malformed,
+        }
+    }
 }
 
 /// Why the kernel's sockets can't be watched here; each says what to do.
@@ -92,6 +165,9 @@ pub enum ProbeError {
         #[source]
         source: Box<MapError>,
     },
+    /// A descriptor can't be copied.
+    #[error("cannot copy a file descriptor: raise the limit (ulimit -n)")]
+    Descriptor(#[source] io::Error),
     /// The object lacks something: it was built from other sources.
     #[error("the eBPF object has no `{name}`: rebuild it with exporter-ebpf/build.sh")]
     NotInObject { name: &'static str },
@@ -101,62 +177,168 @@ impl Probe {
     /// Loads the programs and attaches them to a cgroup v2 directory, which they watch with all below it.
     ///
     /// # Errors
-    /// See [`ProbeError`].
-    pub(crate) fn attach(cgroup: Option<&Path>, ring_bytes: u32) -> Result<Self, ProbeError> {
+    /// TCP can't be watched: see [`ProbeError`]. What else can't be had is in [`Self::degraded`].
+    pub(crate) fn attach(options: ProbeOptions<'_>) -> Result<Self, ProbeError> {
         check_capabilities()?;
+        let ProbeOptions { cgroup, ring_bytes, kernel_edges, connections, window_ns, utc_offset_ns } = options;
         let path = cgroup.map_or_else(cgroup2_mount, |path| Ok(path.to_path_buf()))?;
         let is_cgroup2 = statfs(&path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
         if !is_cgroup2 {
             let source = fs::metadata(&path).err().unwrap_or_else(|| io::Error::other("not of a cgroup2 file system"));
             return Err(ProbeError::Cgroup { path, source });
         }
-        let offsets = Offsets(offsets::read(Path::new(KERNEL_BTF))?);
+        let directory = File::open(&path).map_err(|source| ProbeError::Cgroup { path: path.clone(), source })?;
+        let kernel = offsets::read(Path::new(KERNEL_BTF))?;
+        let (offsets, has_lengths) = (Global(kernel.offsets), kernel.has_lengths);
+        let btf = Btf::from_sys_fs().map_err(|source| ProbeError::Load(Box::new(source.into())))?;
+        let settings =
+            Settings { window_ns, utc_offset_ns, own_process: own_process(), has_lengths: has_lengths.into() };
         let mut programs = EbpfLoader::new()
+            .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
+            .override_global("SETTINGS", &Global(settings), true)
             .map_max_entries(EVENTS, ring_bytes)
+            .map_max_entries(EDGES, kernel_edges)
+            .map_max_entries(CONNECTIONS, connections)
             .load(OBJECT)
             .map_err(|source| ProbeError::Load(Box::new(source)))?;
 
-        let directory = File::open(&path).map_err(|source| ProbeError::Cgroup { path: path.clone(), source })?;
-        let attach_error = |source| ProbeError::Attach { program: PROGRAM, path, source: Box::new(source) };
-        let program = programs.program_mut(PROGRAM).ok_or(ProbeError::NotInObject { name: PROGRAM })?;
-        // `Single` makes a bpf link, and links always allow others beside them.
-        let link = <&mut SockOps>::try_from(program)
-            .and_then(|program| {
-                program.load()?;
-                let link = program.attach(directory, CgroupAttachMode::Single)?;
-                program.take_link(link)
-            })
-            .map_err(attach_error)?;
+        let attach_error = |source| ProbeError::Attach { program: TCP, path, source: Box::new(source) };
+        let tcp = attach_tcp(&mut programs, &directory).map_err(attach_error)?;
+        let mut loading = Loading { programs: &mut programs, btf: &btf, attached: vec![TCP], degraded: Vec::new() };
+        loading.udp(&directory, has_lengths);
+        loading.tracepoint("observe_cgroups", "cgroup_mkdir", "pods that are gone before their inventory is read");
+        loading.tracepoint(CLOSE, "inet_sock_set_state", "the ends of connections that were open before the run");
+        let walk = loading.iterator(OPEN, "bpf_map_elem", "connections that are open, until they end");
+        loading.adopt();
+        let Loading { attached, degraded, .. } = loading;
 
         let mut take = |name| programs.take_map(name).ok_or(ProbeError::NotInObject { name });
         let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
         let events = RingBuf::try_from(take(EVENTS)?).map_err(map_error(EVENTS))?;
+        let edges = HashMap::try_from(take(EDGES)?).map_err(map_error(EDGES))?;
+        let control = Array::try_from(take(CONTROL)?).map_err(map_error(CONTROL))?;
         let counters = PerCpuArray::try_from(take(COUNTERS)?).map_err(map_error(COUNTERS))?;
-        Ok(Self { _programs: programs, link: Some(link), events, counters, malformed: 0 })
+        let Map::HashMap(connections) = take(CONNECTIONS)? else {
+            return Err(ProbeError::NotInObject { name: CONNECTIONS });
+        };
+        let connections = connections.fd().as_fd().try_clone_to_owned().map_err(ProbeError::Descriptor)?;
+        let scan = Arc::new(Scan { program: walk, connections });
+        let tcp = Some(tcp);
+        let mut probe = Self {
+            programs,
+            tcp,
+            events,
+            edges,
+            control,
+            counters,
+            scan,
+            epoch: 0,
+            attached,
+            degraded,
+            malformed: 0,
+            skipped_before: 0,
+        };
+        if probe.sum(counter::ADOPTED)? == 0 {
+            probe.forget_older();
+        }
+        Ok(probe)
     }
 
     /// Names of the attached programs.
-    pub(crate) const fn programs(&self) -> [&'static str; 1] {
-        [PROGRAM]
+    pub(crate) fn attached(&self) -> &[&'static str] {
+        &self.attached
     }
 
-    /// Detaches the programs: what they saw so far can then be read to its end.
+    /// What can't be had here.
+    pub(crate) fn degraded(&self) -> &[Degraded] {
+        &self.degraded
+    }
+
+    /// Detaches what watches: what it saw so far can then be read to its end.
     pub(crate) fn detach(&mut self) {
-        self.link = None;
+        self.tcp = None;
+        for name in std::mem::take(&mut self.attached) {
+            self.unload(name);
+        }
     }
 
-    /// Hands over every event that waits, oldest first, and returns how many bytes they took in the ring buffer.
-    pub(crate) fn drain(&mut self, mut take: impl FnMut(&FlowEvent)) -> usize {
+    /// Detaches what waits for the ends of older connections, when there are none left.
+    pub(crate) fn forget_older(&mut self) {
+        if self.attached.contains(&CLOSE) {
+            self.attached.retain(|name| *name != CLOSE);
+            self.unload(CLOSE);
+        }
+    }
+
+    /// Runs of a program that the kernel skipped, because it was running already.
+    fn skipped(&self, name: &str) -> u64 {
+        let program = self.programs.program(name).and_then(|program| program.fd().ok());
+        program.and_then(|fd| fdinfo(fd.as_fd(), "recursion_misses")).unwrap_or(0)
+    }
+
+    fn unload(&mut self, name: &str) {
+        self.skipped_before += self.skipped(name);
+        // Unloading detaches.
+        let _ = match self.programs.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => program.unload(),
+            Some(Program::CgroupSockAddr(program)) => program.unload(),
+            _ => Ok(()),
+        };
+    }
+
+    /// Hands over every record that waits, oldest first, and returns how many bytes they took in the ring buffer.
+    pub(crate) fn drain(&mut self, mut take: impl FnMut(&Record)) -> usize {
         let mut bytes = 0;
         while let Some(record) = self.events.next() {
             bytes += record.len() + RECORD_HEADER_BYTES;
-            match FlowEvent::from_bytes(&record) {
-                Some(event) => take(&event),
+            match Record::from_bytes(&record) {
+                Some(record) => take(&record),
                 None => self.malformed += 1,
             }
         }
         bytes
+    }
+
+    /// Begins a new generation of edges; what belongs to the ones before is complete a moment later.
+    ///
+    /// # Errors
+    /// The kernel refuses the write.
+    pub(crate) fn next_epoch(&mut self) -> Result<(), ProbeError> {
+        self.epoch += 1;
+        self.control.set(control::EPOCH, u64::from(self.epoch), 0).map_err(map_error(CONTROL))
+    }
+
+    /// Takes the edges of earlier generations out of the kernel.
+    ///
+    /// # Errors
+    /// The kernel refuses the read.
+    pub(crate) fn take_edges(&mut self, mut take: impl FnMut(&EdgeKey, &EdgeCounts)) -> Result<usize, ProbeError> {
+        let mut taken = Vec::new();
+        for entry in self.edges.iter() {
+            let (key, counts) = entry.map_err(map_error(EDGES))?;
+            if key.0.epoch < self.epoch {
+                take(&key.0, &counts.0);
+                taken.push(key);
+            }
+        }
+        for key in &taken {
+            self.edges.remove(key).map_err(map_error(EDGES))?;
+        }
+        Ok(taken.len())
+    }
+
+    /// Sets the moment as of which [`Scan::run`] tells, `CLOCK_BOOTTIME` nanoseconds.
+    ///
+    /// # Errors
+    /// The kernel refuses the write.
+    pub(crate) fn prepare_scan(&mut self, until_ns: u64) -> Result<Arc<Scan>, ProbeError> {
+        self.control.set(control::SCAN_UNTIL_NS, until_ns, 0).map_err(map_error(CONTROL))?;
+        Ok(Arc::clone(&self.scan))
+    }
+
+    fn sum(&self, index: u32) -> Result<u64, ProbeError> {
+        Ok(self.counters.get(&index, 0).map_err(map_error(COUNTERS))?.iter().sum())
     }
 
     /// Reads the counters.
@@ -164,19 +346,135 @@ impl Probe {
     /// # Errors
     /// The kernel refuses the read.
     pub(crate) fn counters(&self) -> Result<ProbeCounters, ProbeError> {
-        let sum = |index| {
-            let values = self.counters.get(&index, 0);
-            let values = values.map_err(|source| ProbeError::Map { map: COUNTERS, source: Box::new(source) })?;
-            Ok(values.iter().sum())
-        };
+        let sum = |index| self.sum(index);
         Ok(ProbeCounters {
             seen: sum(counter::SEEN)?,
-            lost_ring: sum(counter::LOST_RING)?,
+            reported: sum(counter::REPORTED)?,
+            ring_full: sum(counter::RING_FULL)?,
+            lost_ring: sum(counter::LOST_MAP)?,
             lost_closed: sum(counter::LOST_CLOSED)?,
             lost_storage: sum(counter::LOST_STORAGE)?,
+            lost_datagrams: sum(counter::LOST_DATAGRAMS)?,
+            lost_cgroups: sum(counter::LOST_CGROUPS)?,
+            skipped: self.skipped_before + self.attached.iter().map(|name| self.skipped(name)).sum::<u64>(),
             malformed: self.malformed,
         })
     }
+}
+
+impl Scan {
+    /// Has the kernel tell of everything that is open, through the ring buffer.
+    ///
+    /// # Errors
+    /// The kernel refuses; without the program there is nothing to do.
+    pub(crate) fn run(&self) -> io::Result<()> {
+        let Some(program) = &self.program else { return Ok(()) };
+        walk::walk(program.as_fd(), Some(self.connections.as_fd()))
+    }
+}
+
+/// Programs on their way into the kernel.
+struct Loading<'a> {
+    programs: &'a mut Ebpf,
+    btf: &'a Btf,
+    attached: Vec<&'static str>,
+    degraded: Vec<Degraded>,
+}
+
+impl Loading<'_> {
+    fn udp(&mut self, directory: &File, has_lengths: bool) {
+        for (name, _) in ADDRESSES {
+            let loaded = self.program::<CgroupSockAddr>(name).and_then(|program| {
+                program.load()?;
+                program.attach(directory, CgroupAttachMode::Single).map(drop)
+            });
+            self.note(name, "UDP of sockets that are not connected", loaded);
+        }
+        if has_lengths {
+            for (name, point) in LENGTHS {
+                self.tracepoint(name, point, "UDP of connected sockets");
+            }
+        } else {
+            let reason = "the kernel has no tracepoint sock_send_length: Linux 6.3 or newer is needed".into();
+            self.degraded.push(Degraded { cost: "UDP of connected sockets that do not ask from whom", reason });
+        }
+    }
+
+    fn tracepoint(&mut self, name: &'static str, point: &str, cost: &'static str) {
+        let btf = self.btf;
+        let loaded = self.program::<BtfTracePoint>(name).and_then(|program| {
+            program.load(point, btf)?;
+            program.attach().map(drop)
+        });
+        self.note(name, cost, loaded);
+    }
+
+    fn iterator(&mut self, name: &'static str, over: &str, cost: &'static str) -> Option<OwnedFd> {
+        let btf = self.btf;
+        let loaded = self.program::<Iter>(name).and_then(|program| {
+            program.load(over, btf)?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        });
+        match loaded {
+            Ok(program) => Some(program),
+            Err(error) => {
+                self.note(name, cost, Err(error));
+                None
+            }
+        }
+    }
+
+    /// Takes in what is open already; everything that happens from now on is watched.
+    fn adopt(&mut self) {
+        let cost = "connections that were open before the run";
+        let Some(program) = self.iterator(ADOPT, "task_file", cost) else { return };
+        if let Err(error) = walk::walk(program.as_fd(), None) {
+            self.degraded.push(Degraded { cost, reason: error.to_string() });
+        }
+    }
+
+    fn program<'p, P>(&'p mut self, name: &'static str) -> Result<&'p mut P, ProgramError>
+    where
+        &'p mut P: TryFrom<&'p mut Program, Error = ProgramError>,
+    {
+        let program = self.programs.program_mut(name);
+        program.ok_or(ProgramError::NotLoaded).and_then(TryInto::try_into)
+    }
+
+    fn note(&mut self, name: &'static str, cost: &'static str, loaded: Result<(), ProgramError>) {
+        match loaded {
+            Ok(()) => self.attached.push(name),
+            Err(error) => self.degraded.push(Degraded { cost, reason: format!("{name}: {}", crate::chain(&error)) }),
+        }
+    }
+}
+
+fn attach_tcp(programs: &mut Ebpf, directory: &File) -> Result<SockOpsLink, ProgramError> {
+    let program: &mut SockOps = programs.program_mut(TCP).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    program.load()?;
+    // `Single` makes a bpf link, and links always allow others beside them.
+    let link = program.attach(directory, CgroupAttachMode::Single)?;
+    program.take_link(link)
+}
+
+/// A number that the kernel tells of an eBPF program or map.
+fn fdinfo(descriptor: BorrowedFd<'_>, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().parse().ok()
+}
+
+fn map_error(map: &'static str) -> impl FnOnce(MapError) -> ProbeError {
+    move |source| ProbeError::Map { map, source: Box::new(source) }
+}
+
+/// The number of this process as the kernel knows it; 0 where this is not the first PID namespace.
+fn own_process() -> u32 {
+    let in_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|file| {
+        use std::os::unix::fs::MetadataExt;
+        file.ino() == FIRST_PID_NAMESPACE
+    });
+    if in_first { std::process::id() } else { 0 }
 }
 
 /// Names the capabilities that loading needs and the process lacks, before the kernel says only "not permitted".
@@ -196,7 +494,7 @@ fn check_capabilities() -> Result<(), ProbeError> {
 }
 
 /// Where cgroup v2 is mounted: the whole hierarchy, whatever the machine calls it.
-fn cgroup2_mount() -> Result<PathBuf, ProbeError> {
+pub(crate) fn cgroup2_mount() -> Result<PathBuf, ProbeError> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     mounts
         .lines()
@@ -206,14 +504,28 @@ fn cgroup2_mount() -> Result<PathBuf, ProbeError> {
         .ok_or(ProbeError::NoCgroup2)
 }
 
-/// [`SocketOffsets`] as something aya may copy into a global.
+/// Plain memory of the kernel event ABI, as something aya may copy.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Offsets(SocketOffsets);
+struct Global<T>(T);
+/// A key of the edge map.
+type EdgeKeyPod = Global<EdgeKey>;
+/// A value of the edge map.
+type EdgeCountsPod = Global<EdgeCounts>;
 
-#[expect(unsafe_code, reason = "aya takes globals as plain memory")]
-// SAFETY: `repr(C)`, made of u32 only, without padding (its size is asserted).
-unsafe impl aya::Pod for Offsets {}
+#[expect(unsafe_code, reason = "aya takes globals, keys and values as plain memory")]
+mod plain {
+    use super::{EdgeCounts, EdgeKey, Global, Settings, SocketOffsets};
+
+    // SAFETY: each is `repr(C)`, made of integers, without padding (its size is asserted).
+    unsafe impl aya::Pod for Global<SocketOffsets> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Global<Settings> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Global<EdgeKey> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Global<EdgeCounts> {}
+}
 
 /// Built by `exporter-ebpf/build.sh` and committed, so that a build needs Rust alone.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../exporter-ebpf/flowscribe.bpf.o");
@@ -221,9 +533,26 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../exporter-ebpf/flowscri
 /// What the kernel puts before every record of a ring buffer (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEADER_BYTES: usize = 8;
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-const PROGRAM: &str = "observe_tcp";
+const TCP: &str = "observe_tcp";
+const CLOSE: &str = "observe_close";
+const OPEN: &str = "list_open";
+const ADOPT: &str = "adopt_sockets";
+/// Programs of the calls that name an address.
+const ADDRESSES: [(&str, &str); 4] = [
+    ("observe_sendmsg4", "sendmsg4"),
+    ("observe_sendmsg6", "sendmsg6"),
+    ("observe_recvmsg4", "recvmsg4"),
+    ("observe_recvmsg6", "recvmsg6"),
+];
+/// Programs and tracepoints that tell the lengths of what is sent and received.
+const LENGTHS: [(&str, &str); 2] = [("observe_sent", "sock_send_length"), ("observe_received", "sock_recv_length")];
 const EVENTS: &str = "EVENTS";
+const EDGES: &str = "EDGES";
+const CONNECTIONS: &str = "CONNECTIONS";
+const CONTROL: &str = "CONTROL";
 const COUNTERS: &str = "COUNTERS";
+/// `PROC_PID_INIT_INO` of the kernel.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;

@@ -103,7 +103,7 @@ dataset! {
     retransmits: i64 => "flow.tcp.retransmits", "{segment}";
     /// Sum of the durations of the connections counted in `closed`.
     duration_ms_sum: i64 => "flow.duration_sum", "ms";
-    /// Connections by smoothed round-trip time when they ended: below 64 µs, 256 µs, 1 ms, 4 ms, 16 ms, 64 ms, 256 ms,
+    /// Connections that ended, by the least round-trip time that TCP measured of late: below 64 µs, 256 µs, 1 ms, 4 ms, 16 ms, 64 ms, 256 ms,
     /// and the rest (bounds are 64 µs times powers of four).
     rtt_us_hist: RttHistogram => "flow.tcp.rtt", "{connection}";
     /// First moment in the window at which the edge was observed.

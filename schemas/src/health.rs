@@ -7,8 +7,9 @@ use crate::table::{TimestampMs, dataset};
 
 dataset! {
     /// One row per agent and window: what it saw, exported, filtered and lost, in ends of connections (one per
-    /// established or failed transition). Over a whole run, seen = exported + filtered + lost_ring + lost_map +
-    /// lost_recursion + lost_parse + lost_queue + lost_sink; within a window, ends under way make them differ.
+    /// established or failed transition of TCP, one per window and pair of addresses and ports of UDP). Over a whole
+    /// run, seen = exported + filtered + lost_ring + lost_map + lost_parse + lost_queue + lost_sink + lost_end; within
+    /// a window, what is under way makes them differ: a connection counts as exported when it ends or the window does.
     /// A run whose last row has no clean_shutdown was killed, or still runs.
     HealthRecord, "health", "flowscribe.health";
 
@@ -42,18 +43,21 @@ dataset! {
     exported: i64 => "health.exported", "{end}";
     /// Ends of connections left out because a filter said so.
     filtered: i64 => "health.filtered", "{end}";
-    /// Lost: the ring buffer to the agent was full.
+    /// Lost: the ring buffer to the agent and the kernel's map of edges were full.
     lost_ring: i64 => "health.lost.ring", "{end}";
-    /// Lost: a kernel map had no room.
+    /// Lost: the kernel had no memory for a socket, or its map of edges no room for a datagram's.
     lost_map: i64 => "health.lost.map", "{end}";
-    /// Lost: a tracing program was skipped because it was running already.
-    lost_recursion: i64 => "health.lost.recursion", "{end}";
+    /// Runs of a tracing program that the kernel skipped because it was running already: at most as many ends of
+    /// connections that were open before the run, and datagrams on connected sockets. Not in seen.
+    lost_recursion: i64 => "health.lost.recursion", "{run}";
     /// Lost: an event could not be read.
     lost_parse: i64 => "health.lost.parse", "{end}";
     /// Lost: the agent's flow table or record queue was full.
     lost_queue: i64 => "health.lost.queue", "{end}";
     /// Lost: a sink failed for good.
     lost_sink: i64 => "health.lost.sink", "{end}";
+    /// Lost: established, and gone between the last scan and the end of the run.
+    lost_end: i64 => "health.lost.end", "{end}";
     /// Closings lost: connections whose end, bytes and duration are not known. They were counted when established.
     lost_closed: i64 => "health.lost.closed", "{connection}";
     /// Ends of connections exported without an identity for the local end.
@@ -64,6 +68,9 @@ dataset! {
     flow_table_entries: i64 => "health.flow_table.entries", "{edge}";
     /// Most bytes that waited in the ring buffer at once during the window.
     ring_bytes: i64 => "health.ring.size", "By";
+    /// Events that found the ring buffer full and were summed per edge in the kernel: none is lost, but with
+    /// `--window 0` they have no row per connection.
+    ring_full: i64 => "health.ring.full", "{event}";
     /// Numbers of the rows of dataset `flows` written so far: from 0 to this, exclusive.
     flows_next_seq: i64 => "health.flows.next_seq", "";
     /// Numbers of the rows of dataset `inventory` written so far: from 0 to this, exclusive.

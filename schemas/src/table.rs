@@ -19,6 +19,8 @@ use arrow::{
     error::ArrowError,
 };
 
+use crate::event::{RTT_BUCKETS, rtt_bucket};
+
 /// One row of a dataset.
 pub trait Record: Clone + Sized + Send + 'static {
     /// The dataset's name: its table in SQL and its folder in a capture.
@@ -97,19 +99,15 @@ pub enum SchemaError {
 #[serde(transparent)]
 pub struct TimestampMs(pub i64);
 
-/// Number of buckets of a round-trip-time histogram.
-pub const RTT_BUCKETS: usize = 8;
-
 /// Histogram of smoothed round-trip times: bucket `i` counts connections below `64 µs × 4^i`, the last one all others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RttHistogram(pub [i64; RTT_BUCKETS]);
 
 impl RttHistogram {
-    /// Counts one connection. A round-trip time of zero is unknown and not counted.
-    pub fn add(&mut self, srtt_us: u32) {
-        if srtt_us > 0 {
-            let bucket = (0..RTT_BUCKETS - 1).find(|i| u64::from(srtt_us) < 64 << (2 * i)).unwrap_or(RTT_BUCKETS - 1);
-            self.0[bucket] += 1;
+    /// Counts one connection. A round-trip time of `u32::MAX` is unknown and not counted.
+    pub fn add(&mut self, rtt_us: u32) {
+        if rtt_us < u32::MAX {
+            self.0[rtt_bucket(rtt_us)] += 1;
         }
     }
 

@@ -19,7 +19,7 @@ told as (
         max(seq) + 1 - count(*) as missing_health_rows,
         -- Up to here every row that was written is in a finished file.
         max(case when flows_next_seq <= coalesce(r.next_seq, 0) then window_end end) as whole_until,
-        sum(lost_ring + lost_map + lost_recursion + lost_parse + lost_queue + lost_sink) as lost,
+        sum(lost_ring + lost_map + lost_parse + lost_queue + lost_sink + lost_end) as lost,
         sum(lost_closed) as lost_closed,
         sum(unidentified) as unidentified
     from health as h

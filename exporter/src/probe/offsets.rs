@@ -10,14 +10,21 @@ use schemas::event::SocketOffsets;
 
 use super::ProbeError;
 
+/// What the running kernel is like.
+pub(super) struct Kernel {
+    pub(super) offsets: SocketOffsets,
+    /// Whether tracepoints tell the lengths of what is sent and received.
+    pub(super) has_lengths: bool,
+}
+
 /// Reads every offset.
 ///
 /// # Errors
 /// The file can't be read, or the kernel lacks a field.
-pub(super) fn read(path: &Path) -> Result<SocketOffsets, ProbeError> {
+pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
     let btf = Btf::from_file(path).map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
     let offset = |field: &'static str| offset(&btf, field).ok_or(ProbeError::MissingField { field });
-    Ok(SocketOffsets {
+    let offsets = SocketOffsets {
         family: offset("sock.__sk_common.skc_family")?,
         local_port: offset("sock.__sk_common.skc_num")?,
         remote_port: offset("sock.__sk_common.skc_dport")?,
@@ -38,9 +45,19 @@ pub(super) fn read(path: &Path) -> Result<SocketOffsets, ProbeError> {
         bytes_retrans: offset("tcp_sock.bytes_retrans")?,
         bytes_received: offset("tcp_sock.bytes_received")?,
         total_retrans: offset("tcp_sock.total_retrans")?,
-        srtt: offset("tcp_sock.srtt_us")?,
-        _pad: 0,
-    })
+        // Of the three samples the first is the minimum.
+        rtt_min: offset("tcp_sock.rtt_min.s")? + offset("minmax_sample.v")?,
+        state: offset("sock.__sk_common.skc_state")?,
+        protocol: offset("sock.sk_protocol")?,
+        callback_flags: offset("tcp_sock.bpf_sock_ops_cb_flags")?,
+        bind_bucket: offset("inet_connection_sock.icsk_bind_hash")?,
+        fast_reuse: offset("inet_bind_bucket.fastreuse")?,
+        socket_sk: offset("socket.sk")?,
+        cgroup_root: offset("cgroup.root")?,
+        hierarchy_id: offset("cgroup_root.hierarchy_id")?,
+    };
+    let has_lengths = btf.resolve_types_by_name(LENGTH_TRACEPOINT).is_ok_and(|found| !found.is_empty());
+    Ok(Kernel { offsets, has_lengths })
 }
 
 /// Byte offset of `struct.member.member…`; `None` when there is no such member or it is a bit field.
@@ -89,3 +106,6 @@ fn as_struct(btf: &Btf, mut current: Type) -> Option<Struct> {
         current = btf.resolve_chained_type(chained).ok()?;
     }
 }
+
+/// The type of the tracepoint that came with its twin for receiving in Linux 6.3.
+const LENGTH_TRACEPOINT: &str = "btf_trace_sock_send_length";

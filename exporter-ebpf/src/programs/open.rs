@@ -1,0 +1,134 @@
+//! What is open: the sockets that were there before the run, and once a window all that are watched.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::helpers::generated::bpf_sock_from_file;
+use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, control, counter};
+
+use crate::{
+    event::{empty, report},
+    maps::{Connection, control, count, field, forget, now_ns, remember, remembered},
+    socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, told},
+};
+
+/// Takes the sockets of all processes into account that are open when the run begins, and tells which listen.
+///
+/// Runs once per open file of every process that the exporter's PID namespace holds, when the exporter reads it.
+///
+/// # Minimum kernel version
+/// 5.11 (`bpf_sock_from_file`).
+///
+/// # Drops
+/// A socket that is in no process's file table (not yet accepted, or passed and not yet received) is not found.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn adopt_sockets(ctx: *mut c_void) -> i32 {
+    let _ = try_adopt(argument(ctx, 3));
+    0
+}
+
+#[inline(always)]
+fn try_adopt(file: *const u8) -> Option<()> {
+    if file.is_null() {
+        return None;
+    }
+    // SAFETY: a file of the iterator's.
+    let file_socket: *const u8 = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast_const().cast();
+    if file_socket.is_null() {
+        return None;
+    }
+    let sk: *const u8 = load(file_socket, field!(OFFSETS.socket_sk));
+    if sk.is_null() {
+        return None;
+    }
+    let socket = Socket::<false>::new(sk);
+    if !socket.is_internet() || socket.protocol() != u16::from(TCP) {
+        return None;
+    }
+    let state = socket.state();
+    let now = now_ns();
+    if state == LISTEN {
+        report(|event| {
+            *event = empty(EVENT_LISTENING, TCP, now);
+            socket.describe(event);
+        });
+        return None;
+    }
+    if !is_open(state) || remembered(sk).is_some() {
+        return None;
+    }
+    let socket = Socket::tcp(sk)?;
+    let role = if socket.has_port_by_connect() { ROLE_CLIENT } else { ROLE_UNKNOWN };
+    let mut connection = Connection::new(0, role);
+    connection.reported_ns = now;
+    (connection.reported_sent, connection.reported_received) = socket.bytes();
+    remember(sk, &connection)?;
+    count(counter::ADOPTED);
+    Some(())
+}
+
+/// Tells of every connection that was open at the moment the exporter asks for ([`control::SCAN_UNTIL_NS`]), and what
+/// passed on it since it was told of last.
+///
+/// Runs once per remembered connection, in one walk, when the exporter reads it.
+///
+/// # Minimum kernel version
+/// 5.10 (iterators over hash maps).
+///
+/// # Drops
+/// See [`crate::maps::EVENTS`].
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub extern "C" fn list_open(ctx: *mut c_void) -> i32 {
+    let _ = try_list(argument(ctx, 2));
+    0
+}
+
+#[inline(always)]
+fn try_list(key: *const u8) -> Option<()> {
+    if key.is_null() {
+        return None;
+    }
+    // SAFETY: the iterator's key is a socket's address.
+    let address = unsafe { ptr::read_volatile(key.cast::<u64>()) };
+    let sk = address as *const u8;
+    let connection = remembered(sk)?;
+    // SAFETY: a valid map value.
+    let known = unsafe { ptr::read(connection) };
+    let socket = Socket::<true>::new(sk);
+    let state = socket.state();
+    if state == CLOSE || known.is_over != 0 {
+        if known.is_over == 0 {
+            // Gone without its end having been told: another program has taken the callbacks away.
+            count(counter::LOST_CLOSED);
+        }
+        forget(sk);
+        return None;
+    }
+    let until = control(control::SCAN_UNTIL_NS);
+    if known.start_ns >= until || known.reported_ns >= until || !is_open(state) {
+        return None;
+    }
+    let mut found = empty(EVENT_OPEN, TCP, until - 1);
+    found.start_ns = known.start_ns;
+    found.role = known.role;
+    socket.describe(&mut found);
+    let bytes = socket.bytes();
+    // The memory of a socket that ends meanwhile may be another one's by now, but then this connection is over.
+    let connection = remembered(sk)?;
+    // SAFETY: a valid map value.
+    let (start_ns, is_over) = unsafe { ((*connection).start_ns, (*connection).is_over) };
+    if start_ns != known.start_ns || is_over != 0 {
+        return None;
+    }
+    told(bytes, connection, until, &mut found);
+    report(|event| *event = found);
+    Some(())
+}
+
+/// An argument of an iterator: its context is a struct of pointers.
+#[inline(always)]
+fn argument(ctx: *mut c_void, number: usize) -> *const u8 {
+    // SAFETY: the verifier knows the context's fields by their offsets.
+    unsafe { ptr::read_volatile(ctx.cast::<*const u8>().add(number)) }
+}
