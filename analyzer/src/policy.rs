@@ -51,6 +51,8 @@ pub(crate) enum Finding {
     Unresolved { rule: String },
     /// A rule that names a node's address, which autoscaling may change.
     AddressOfNode { rule: String },
+    /// A workload that sends, but was not seen to ask for names: it may yet need to.
+    NoNames { workload: Workload },
     /// What was tried and never succeeded makes no rule: who tried, and what.
     FailedOnly { source: String, attempts: Vec<String> },
     /// A workload without traffic that makes a rule gets no policy.
@@ -74,6 +76,9 @@ impl fmt::Display for Finding {
             Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
             Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),
             Self::AddressOfNode { rule } => write!(f, "{rule}: allowed by the node's address, which may change"),
+            Self::NoNames { workload } => {
+                write!(f, "{workload}: sends, but was not seen to ask any DNS: its policy allows none")
+            }
             Self::FailedOnly { source, attempts } => {
                 let told = attempts.iter().take(ATTEMPTS_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
                 write!(f, "{source}: left out, never established: {told}")?;
@@ -142,6 +147,7 @@ pub(crate) fn synthesize(
         selectors: Selectors::new(index),
         findings: BTreeSet::new(),
         failed: BTreeMap::new(),
+        asks_names: BTreeSet::new(),
         rules: BTreeMap::new(),
     };
     for communication in communications {
@@ -167,6 +173,7 @@ struct Draft<'a> {
     findings: BTreeSet<Finding>,
     /// Attempts that never succeeded, by who tried.
     failed: BTreeMap<&'a Endpoint, Vec<String>>,
+    asks_names: BTreeSet<Workload>,
     rules: BTreeMap<Workload, Rules>,
 }
 
@@ -190,17 +197,26 @@ impl<'a> Draft<'a> {
             self.findings.insert(Finding::Unresolved { rule });
             return;
         }
-        let port = (Arc::clone(transport), *port);
+        let is_dns = *port == DNS_PORT || communication.service_ports.contains(&DNS_PORT);
+        // Who asks over UDP asks again over TCP when the answer is too long (RFC 7766).
+        let transports: &[&str] = match destination {
+            Endpoint::Workload(_) | Endpoint::Node { .. } if is_dns => &["tcp", "udp"],
+            _ => &[transport],
+        };
+        let allowed = |port: u16| transports.iter().map(move |transport| (Arc::from(*transport), port));
         if let Endpoint::Workload(workload) = source
             && self.wish.wants(workload)
         {
+            if is_dns {
+                self.asks_names.insert(workload.clone());
+            }
             let peer = self.peer(destination, &rule);
             let rules = self.rules.entry(workload.clone()).or_default();
             if let Some(peer) = peer {
                 let ports = rules.egress.entry(peer).or_default();
-                ports.insert(port.clone());
+                ports.extend(allowed(*port));
                 if self.wish.service_ports {
-                    ports.extend(communication.service_ports.iter().map(|port| (Arc::clone(transport), *port)));
+                    ports.extend(communication.service_ports.iter().flat_map(|port| allowed(*port)));
                 }
             }
         }
@@ -211,7 +227,7 @@ impl<'a> Draft<'a> {
             let peer = self.peer(source, &rule);
             let rules = self.rules.entry(workload.clone()).or_default();
             if let Some(peer) = peer {
-                rules.ingress.entry(peer).or_default().insert(port);
+                rules.ingress.entry(peer).or_default().extend(allowed(*port));
             }
         }
     }
@@ -258,6 +274,9 @@ impl<'a> Draft<'a> {
         for (source, attempts) in std::mem::take(&mut self.failed) {
             self.findings.insert(Finding::FailedOnly { source: source.to_string(), attempts });
         }
+        let senders = self.rules.iter().filter(|(_, rules)| !rules.egress.is_empty()).map(|(workload, _)| workload);
+        let unasked = senders.filter(|workload| !self.asks_names.contains(workload));
+        self.findings.extend(unasked.map(|workload| Finding::NoNames { workload: workload.clone() }));
         let names = names(self.rules.keys());
         for (workload, rules) in &self.rules {
             let Some(selector) = self.selectors.of(workload) else {
@@ -427,6 +446,7 @@ const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The label that every namespace has, with its name (Kubernetes 1.22 and newer).
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 const LABEL_LENGTH: usize = 63;
+const DNS_PORT: u16 = 53;
 /// Failed attempts of one source that are told one by one; a scan has thousands.
 const ATTEMPTS_TOLD: usize = 5;
 

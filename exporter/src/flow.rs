@@ -11,7 +11,7 @@ mod conversation;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -474,10 +474,17 @@ impl FlowTable {
     }
 
     fn step_datagrams(&mut self, edge: &EdgeKey, counts: &EdgeCounts, first: TimestampMs, last: TimestampMs) {
+        let remote_address = address(edge.remote_address);
+        // A socket of both families that is bound to no address tells it now in one and now in the other.
+        let local_address = match (address(edge.local_address), remote_address) {
+            (local, IpAddr::V4(_)) if local.is_unspecified() => Ipv4Addr::UNSPECIFIED.into(),
+            (local, IpAddr::V6(_)) if local.is_unspecified() => Ipv6Addr::UNSPECIFIED.into(),
+            (local, _) => local,
+        };
         let conversation = Conversation {
             netns_cookie: edge.netns_cookie,
-            local: (edge.local_address, edge.local_port),
-            remote: (edge.remote_address, edge.remote_port),
+            local: (local_address, edge.local_port),
+            remote: (remote_address, edge.remote_port),
         };
         let window = self.window_start(first);
         let seen = self.conversations.see(conversation, Role::from_event(counts.first as u8), window);
@@ -486,8 +493,8 @@ impl FlowTable {
             socket: self.owner(edge.netns_inode, edge.netns_cookie, edge.cgroup_id),
             role: seen.role,
             transport: Transport::Udp,
-            local_address: address(edge.local_address),
-            remote_address: address(edge.remote_address),
+            local_address,
+            remote_address,
             server_port: if is_server { edge.local_port } else { edge.remote_port },
             failure: None,
             start_known: true,

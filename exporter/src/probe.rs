@@ -309,23 +309,20 @@ impl Probe {
         self.control.set(control::EPOCH, u64::from(self.epoch), 0).map_err(map_error(CONTROL))
     }
 
-    /// Takes the edges of earlier generations out of the kernel.
+    /// Takes the edges of earlier generations out of the kernel, in the order in which they began: the first datagram
+    /// of a conversation tells its direction.
     ///
     /// # Errors
     /// The kernel refuses the read.
-    pub(crate) fn take_edges(&mut self, mut take: impl FnMut(&EdgeKey, &EdgeCounts)) -> Result<usize, ProbeError> {
-        let mut taken = Vec::new();
-        for entry in self.edges.iter() {
-            let (key, counts) = entry.map_err(map_error(EDGES))?;
-            if key.0.epoch < self.epoch {
-                take(&key.0, &counts.0);
-                taken.push(key);
-            }
-        }
-        for key in &taken {
+    pub(crate) fn take_edges(&mut self, mut take: impl FnMut(&EdgeKey, &EdgeCounts)) -> Result<(), ProbeError> {
+        let mut edges = self.edges.iter().collect::<Result<Vec<_>, _>>().map_err(map_error(EDGES))?;
+        edges.retain(|(key, _)| key.0.epoch < self.epoch);
+        edges.sort_unstable_by_key(|(_, counts)| counts.0.first_ns);
+        for (key, counts) in &edges {
+            take(&key.0, &counts.0);
             self.edges.remove(key).map_err(map_error(EDGES))?;
         }
-        Ok(taken.len())
+        Ok(())
     }
 
     /// Sets the moment as of which [`Scan::run`] tells, `CLOCK_BOOTTIME` nanoseconds.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     lab::{Lab, PodId, PodSpec},
-    pod::Exchange,
+    pod::{Exchange, Order},
 };
 
 /// An application's manifest.
@@ -25,8 +25,8 @@ pub struct App {
 pub struct RunningApp {
     /// Replicas by workload.
     pub pods: BTreeMap<String, Vec<PodId>>,
-    /// Caller, callee's Service, and the address and port to dial.
-    pub calls: Vec<(String, String, Ipv4Addr, u16)>,
+    /// Caller, callee's Service, and the port to dial.
+    pub calls: Vec<(String, String, u16)>,
     /// Every port that a replica listens on.
     pub listeners: Vec<(PodId, u16)>,
 }
@@ -58,19 +58,20 @@ impl App {
         for deployment in &self.deployments {
             start_deployment(deployment, lab, namespace, &mut running)?;
         }
-        let mut addresses = BTreeMap::new();
+        let mut names = BTreeMap::new();
         for (number, service) in self.services.iter().enumerate() {
             let cluster_ip = Ipv4Addr::new(10, 96, 0, number as u8 + 10);
             let name = service.metadata.name.clone().context("a Service has a name")?;
             self.start_service(service, &name, cluster_ip, lab, namespace, &running)?;
-            addresses.insert(name, cluster_ip);
+            names.insert(format!("{name}.{namespace}.{DOMAIN}"), cluster_ip);
         }
+        start_dns(names.clone(), lab, namespace, &running)?;
         for deployment in &self.deployments {
             let caller = deployment.metadata.name.clone().unwrap_or_default();
             for (callee, port) in calls(deployment) {
                 // What is configured but not deployed is not called, as in the application itself.
-                if let Some(address) = addresses.get(&callee) {
-                    running.calls.push((caller.clone(), callee, *address, port));
+                if names.contains_key(&format!("{callee}.{namespace}.{DOMAIN}")) {
+                    running.calls.push((caller.clone(), callee, port));
                 }
             }
         }
@@ -112,14 +113,15 @@ impl App {
 }
 
 impl RunningApp {
-    /// Plays one round: every replica calls each of its Services a few times.
+    /// Plays one round: every replica calls each of its Services a few times, by name.
     ///
     /// # Errors
     /// A call fails.
     pub fn play(&self, lab: &mut Lab, times: u32) -> Result<()> {
-        for (caller, callee, address, port) in &self.calls {
+        for (caller, callee, port) in &self.calls {
             for pod in &self.pods[caller] {
-                lab.dial(*pod, (*address, *port), times, CALL).with_context(|| format!("{caller} calls {callee}"))?;
+                let call = Order::DialName { name: callee.clone(), port: *port, times, exchange: CALL };
+                lab.order(*pod, &call).with_context(|| format!("{caller} calls {callee}"))?;
             }
         }
         Ok(())
@@ -132,6 +134,29 @@ impl RunningApp {
     pub fn probe(&self, lab: &mut Lab) -> Result<()> {
         self.listeners.iter().try_for_each(|(pod, port)| lab.dial_from_node((lab.ipv4(*pod), *port), CALL))
     }
+}
+
+/// Starts the cluster's DNS, as every cluster has one, and has every pod use it.
+fn start_dns(names: BTreeMap<String, Ipv4Addr>, lab: &mut Lab, namespace: &str, running: &RunningApp) -> Result<()> {
+    let labels = json!({ "k8s-app": "kube-dns" });
+    let dns = lab.pod(PodSpec {
+        namespace: "kube-system".into(),
+        name: format!("coredns-{POD_TEMPLATE_HASH}-00000"),
+        labels: labels.clone(),
+        owner: json!({ "kind": "Deployment", "name": "coredns", "selector": { "matchLabels": labels } }),
+        ports: json!([{ "name": "dns", "containerPort": 53, "protocol": "UDP" },
+            { "name": "dns-tcp", "containerPort": 53, "protocol": "TCP" }]),
+        external: false,
+    })?;
+    lab.order(dns, &Order::ServeNames { names })?;
+    let entry = json!({ "namespace": "kube-system", "name": "kube-dns", "selector": labels, "ports":
+        [{ "name": "dns", "port": 53, "protocol": "UDP" }, { "name": "dns-tcp", "port": 53, "protocol": "TCP" }] });
+    lab.service(entry, RESOLVER, &[(53, 53)], &[dns])?;
+    let search = format!("{namespace}.{DOMAIN} {DOMAIN}");
+    for pod in running.pods.values().flatten() {
+        lab.order(*pod, &Order::Resolve { resolver: RESOLVER, search: search.clone() })?;
+    }
+    Ok(())
 }
 
 fn start_deployment(deployment: &Deployment, lab: &mut Lab, namespace: &str, running: &mut RunningApp) -> Result<()> {
@@ -181,4 +206,6 @@ fn calls(deployment: &Deployment) -> Vec<(String, u16)> {
 }
 
 const CALL: Exchange = Exchange::new(120, 900);
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
+const DOMAIN: &str = "svc.cluster.local";
 const POD_TEMPLATE_HASH: &str = "6d5f7c9b8";

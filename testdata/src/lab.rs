@@ -167,12 +167,13 @@ impl Lab {
     ) -> Result<()> {
         let mut rules =
             String::from("add table ip lab\nadd chain ip lab out { type nat hook output priority -100; }\n");
-        for (port, target) in ports {
+        for ((port, target), transport) in ports.iter().flat_map(|pair| [(pair, "tcp"), (pair, "udp")]) {
             let targets = backends.iter().enumerate();
             let map: Vec<_> =
                 targets.map(|(turn, pod)| format!("{turn} : {} . {target}", self.pods[pod.0].ipv4)).collect();
             rules += &format!(
-                "add rule ip lab out ip daddr {cluster_ip} tcp dport {port} dnat ip to numgen inc mod {} map {{ {} }}\n",
+                "add rule ip lab out ip daddr {cluster_ip} {transport} dport {port} dnat ip to numgen inc mod {} map \
+                 {{ {} }}\n",
                 backends.len(),
                 map.join(", ")
             );
@@ -209,6 +210,14 @@ impl Lab {
     pub fn dial_from_node(&mut self, to: (impl Into<IpAddr>, u16), exchange: Exchange) -> Result<()> {
         let to = SocketAddr::new(to.0.into(), to.1);
         self.node.order(&Order::Dial { to, times: 1, exchange }).map(drop)
+    }
+
+    /// Gives a pod an order that has no method of its own.
+    ///
+    /// # Errors
+    /// As [`Self::dial`].
+    pub fn order(&mut self, pod: PodId, order: &Order) -> Result<u64> {
+        self.pods[pod.0].process.order(order)
     }
 
     /// Lets a pod connect and stay connected.

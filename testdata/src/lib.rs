@@ -10,5 +10,6 @@
 pub mod app;
 pub mod demo;
 pub mod lab;
+mod names;
 pub mod pod;
 pub mod recording;

@@ -4,10 +4,10 @@
 //! its standard input, and the kernel ends it with its parent.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     io::{self, BufRead, Read, Write},
-    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -30,6 +30,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::names;
+
 /// What a pod's process can be told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Order {
@@ -39,6 +41,20 @@ pub enum Order {
     Listen { port: u16, exchange: Exchange },
     /// Connect a number of times, one after the other.
     Dial { to: SocketAddr, times: u32, exchange: Exchange },
+    /// Answer every datagram on a UDP port of all addresses, IPv4 and IPv6, with as many bytes, from a socket that is
+    /// not connected.
+    ListenUdp { port: u16 },
+    /// Send datagrams from a new port each time and wait for the answers; from a socket that is connected, or to an
+    /// address.
+    DialUdp { to: SocketAddr, times: u32, bytes: usize, connected: bool },
+    /// Connect a UDP socket and send nothing.
+    ConnectUdp { to: SocketAddr },
+    /// Answer questions on UDP and TCP port 53 with these addresses by name.
+    ServeNames { names: BTreeMap<String, Ipv4Addr> },
+    /// Ask this resolver from now on, for names below these domains.
+    Resolve { resolver: Ipv4Addr, search: String },
+    /// Look a name up with the system's resolver and connect to its first address a number of times.
+    DialName { name: String, port: u16, times: u32, exchange: Exchange },
     /// Connect and stay connected until [`Order::Release`].
     Hold { to: SocketAddr, exchange: Exchange },
     /// Close all held connections.
@@ -131,6 +147,25 @@ impl Pod {
             Order::Listen { port, exchange } => self.listen(port, exchange),
             Order::Dial { to, times, exchange } => {
                 for _ in 0..times {
+                    exchange.as_client(TcpStream::connect_timeout(&to, TIMEOUT)?)?;
+                }
+                Ok(times.into())
+            }
+            Order::ListenUdp { port } => {
+                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+                thread::spawn(move || names::echo(&socket));
+                Ok(1)
+            }
+            Order::DialUdp { to, times, bytes, connected } => {
+                (0..times).try_for_each(|_| names::ask(to, &vec![b'd'; bytes], connected).map(drop))?;
+                Ok(times.into())
+            }
+            Order::ConnectUdp { to } => names::client(to)?.connect(to).map(|()| 1).map_err(Into::into),
+            Order::ServeNames { names } => names::serve(names).map(|()| 1),
+            Order::Resolve { resolver, search } => names::resolve_with(resolver, &search).map(|()| 1),
+            Order::DialName { name, port, times, exchange } => {
+                for _ in 0..times {
+                    let to = (name.as_str(), port).to_socket_addrs()?.next().context("the name has an address")?;
                     exchange.as_client(TcpStream::connect_timeout(&to, TIMEOUT)?)?;
                 }
                 Ok(times.into())

@@ -8,7 +8,7 @@ use schemas::{
 };
 
 use super::*;
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, Transport};
 
 const HOST: u32 = 1;
 const POD_NETNS: &str = "/proc/self/ns/net";
@@ -35,7 +35,7 @@ fn pod(name: &str, address: &str) -> InventoryRecord {
 /// An enricher that knows these objects; the first pod's network namespace is this process's.
 fn enricher(filter: Filter, records: Vec<InventoryRecord>) -> (Enricher, u32) {
     let netns = inode(Path::new(POD_NETNS)).expect("this process has a network namespace") as u32;
-    let mut enricher = Enricher::new(origin(), filter, HOST);
+    let mut enricher = Enricher::new(origin(), filter, HostNetns { inode: HOST, cookie: None }, "/cgroup".into());
     let observations: Vec<Observation> = records
         .into_iter()
         .enumerate()
@@ -54,6 +54,7 @@ fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u1
         key: FlowKey {
             socket: SocketOwner { netns_inode, netns_cookie, cgroup_id: 0 },
             role,
+            transport: Transport::Tcp,
             local_address: address(local),
             remote_address: address(remote),
             server_port,

@@ -1,6 +1,6 @@
 //! Who began a UDP conversation: whoever sent first between two pairs of address and port.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use schemas::table::TimestampMs;
 
@@ -10,8 +10,8 @@ use super::Role;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Conversation {
     pub(super) netns_cookie: u64,
-    pub(super) local: ([u8; 16], u16),
-    pub(super) remote: ([u8; 16], u16),
+    pub(super) local: (IpAddr, u16),
+    pub(super) remote: (IpAddr, u16),
 }
 
 /// What is known of a conversation when datagrams of it pass.
@@ -55,7 +55,8 @@ mod tests {
     use super::*;
 
     fn conversation(port: u16) -> Conversation {
-        Conversation { netns_cookie: 1, local: ([0; 16], port), remote: ([1; 16], 53) }
+        let address = IpAddr::from([10, 0, 0, 1]);
+        Conversation { netns_cookie: 1, local: (address, port), remote: (address, 53) }
     }
 
     #[test]

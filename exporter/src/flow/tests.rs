@@ -1,29 +1,37 @@
-//! The table's arithmetic: windows, connections that outlive them, and what finds no room.
+//! The table's arithmetic: windows, connections that outlive them, datagrams, and what finds no room.
 
-use schemas::event::EVENT_FAILED;
+use schemas::event::ROLE_UNKNOWN;
 
 use super::*;
 
 const SECOND_NS: u64 = 1_000_000_000;
 const CLOCK: Clock = Clock { offset_ns: 0 };
-const LIMITS: FlowTableLimits = FlowTableLimits { edges: 100, connections: 100 };
-const HOST: u32 = 1;
+const LIMITS: FlowTableLimits = FlowTableLimits { edges: 100, conversations: 100 };
 
-/// An event of socket `cookie` at `seconds`; the client side of 10.0.0.1:40000 → 10.0.0.2:80.
-fn event(kind: u8, cookie: u64, seconds: f64) -> FlowEvent {
+const fn ns(seconds: f64) -> u64 {
+    (seconds * SECOND_NS as f64) as u64
+}
+
+const fn mapped(last: u16) -> [u8; 16] {
+    Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, last).octets()
+}
+
+/// An event at `at` seconds of a connection that was established at `start`: the client side of 10.0.0.1:40000 →
+/// 10.0.0.2:80.
+fn event(kind: u8, start: f64, at: f64) -> FlowEvent {
     FlowEvent {
-        time_ns: (seconds * SECOND_NS as f64) as u64,
-        start_ns: SECOND_NS,
-        socket_cookie: cookie,
+        time_ns: ns(at),
+        start_ns: ns(start),
+        reported_ns: 0,
         netns_cookie: 7,
         cgroup_id: 9,
         bytes_sent: 0,
         bytes_received: 0,
-        local_address: Ipv6Addr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 0x0001]).octets(),
-        remote_address: Ipv6Addr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 0x0002]).octets(),
+        local_address: mapped(1),
+        remote_address: mapped(2),
         netns_inode: 2,
         retransmits: 0,
-        srtt_us: 100,
+        rtt_us: 100,
         error: 0,
         error_soft: 0,
         local_port: 40_000,
@@ -31,12 +39,21 @@ fn event(kind: u8, cookie: u64, seconds: f64) -> FlowEvent {
         kind,
         role: ROLE_CLIENT,
         transport: 6,
-        _pad: [0; 5],
+        _pad: 0,
     }
 }
 
+/// What a scan as of `until` tells, after it was told of until `told` (0 for never).
+fn open(start: f64, told: f64, until: f64) -> FlowEvent {
+    FlowEvent { reported_ns: ns(told), time_ns: ns(until) - 1, ..event(EVENT_OPEN, start, until) }
+}
+
+fn server(event: FlowEvent) -> FlowEvent {
+    FlowEvent { role: ROLE_SERVER, local_port: 80, remote_port: 40_000, ..event }
+}
+
 fn table(window_seconds: u64) -> FlowTable {
-    FlowTable::new(Duration::from_secs(window_seconds), LIMITS, HOST, TimestampMs(0))
+    FlowTable::new(Duration::from_secs(window_seconds), LIMITS, TimestampMs(0))
 }
 
 /// Window start in seconds, then connections, closed and active.
@@ -50,10 +67,8 @@ fn counts(flows: &[Flow]) -> Vec<(i64, i64, i64, i64)> {
 #[test]
 fn connections_of_an_edge_are_summed_in_the_window_they_fall_in() {
     let mut table = table(10);
-    for (cookie, start, end) in [(1, 1.0, 2.0), (2, 3.0, 4.5), (3, 11.0, 12.0)] {
-        table.step(&event(EVENT_ESTABLISHED, cookie, start), CLOCK);
-        let closed = FlowEvent { bytes_sent: 100, bytes_received: 50, ..event(EVENT_CLOSED, cookie, end) };
-        table.step(&closed, CLOCK);
+    for (start, end) in [(1.0, 2.0), (3.0, 4.5), (11.0, 12.0)] {
+        table.step(&FlowEvent { bytes_sent: 100, bytes_received: 50, ..event(EVENT_CLOSED, start, end) }, CLOCK);
     }
     assert_eq!(table.close_windows(TimestampMs(9_999)), [], "the window is not over");
     let flows = table.close_windows(TimestampMs(20_000));
@@ -65,57 +80,78 @@ fn connections_of_an_edge_are_summed_in_the_window_they_fall_in() {
     assert_eq!(first.window_end, TimestampMs(10_000));
     assert_eq!(first.client_port, None);
     assert_eq!(first.key.local_address.to_string(), "10.0.0.1", "mapped addresses are IPv4");
-    assert_eq!((table.edges(), table.open_connections()), (0, 0));
+    assert_eq!(table.edges(), 0);
 }
 
 #[test]
 fn a_server_tells_bytes_from_the_clients_view_and_its_own_port() {
     let mut table = table(10);
-    let server = |event: FlowEvent| FlowEvent { role: ROLE_SERVER, local_port: 80, remote_port: 40_000, ..event };
-    table.step(&server(event(EVENT_ESTABLISHED, 1, 1.0)), CLOCK);
-    table.step(&server(FlowEvent { bytes_sent: 7, bytes_received: 3, ..event(EVENT_CLOSED, 1, 2.0) }), CLOCK);
+    table.step(&server(FlowEvent { bytes_sent: 7, bytes_received: 3, ..event(EVENT_CLOSED, 1.0, 2.0) }), CLOCK);
     let flows = table.finish(TimestampMs(3_000));
     assert_eq!((flows[0].bytes_sent, flows[0].bytes_received), (Some(3), Some(7)));
     assert_eq!((flows[0].key.role, flows[0].key.server_port), (Role::Server, 80));
 }
 
 #[test]
-fn a_connection_is_active_at_the_end_of_every_window_it_outlives() {
+fn a_connection_is_counted_once_and_active_at_the_end_of_every_window_it_outlives() {
     let mut table = table(10);
-    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
-    assert_eq!(counts(&table.close_windows(TimestampMs(10_100))), [(0, 1, 0, 1)]);
-    // The end comes in before the windows it outlived are closed.
-    table.step(&event(EVENT_CLOSED, 1, 35.0), CLOCK);
-    assert_eq!(counts(&table.close_windows(TimestampMs(40_000))), [(10, 0, 0, 1), (20, 0, 0, 1), (30, 0, 1, 0)]);
+    table.begin_scan();
+    table.step(&FlowEvent { bytes_sent: 5, ..open(1.0, 0.0, 10.0) }, CLOCK);
+    assert_eq!(table.open(), OpenConnections { all: 1, older: 0 });
+    let flows = table.close_windows(TimestampMs(10_000));
+    assert_eq!(counts(&flows), [(0, 1, 0, 1)]);
+    assert_eq!(flows[0].bytes_sent, Some(5), "what passed so far");
+    table.step(&FlowEvent { bytes_sent: 6, ..open(1.0, 10.0, 20.0) }, CLOCK);
+    let flows = table.close_windows(TimestampMs(20_000));
+    assert_eq!(counts(&flows), [(10, 0, 0, 1)]);
+    assert_eq!(flows[0].bytes_sent, Some(6), "what passed since");
+    // The end comes in before the windows it outlived are closed: the agent was stopped.
+    table.step(&FlowEvent { reported_ns: ns(20.0), ..event(EVENT_CLOSED, 1.0, 45.0) }, CLOCK);
+    assert_eq!(counts(&table.close_windows(TimestampMs(50_000))), [(20, 0, 0, 1), (30, 0, 0, 1), (40, 0, 1, 0)]);
     assert_eq!(table.close_windows(TimestampMs(90_000)), [], "and then it is over");
 }
 
 #[test]
-fn the_last_window_ends_with_the_run() {
+fn a_connection_that_no_scan_has_told_of_counts_where_it_was_established() {
+    let mut table = table(10);
+    table.step(&event(EVENT_CLOSED, 8.0, 12.0), CLOCK);
+    assert_eq!(counts(&table.close_windows(TimestampMs(20_000))), [(0, 1, 0, 1), (10, 0, 1, 0)]);
+    // That window is handed on already: it counts in the oldest one that is not.
+    table.step(&event(EVENT_CLOSED, 8.0, 22.0), CLOCK);
+    assert_eq!(counts(&table.close_windows(TimestampMs(30_000))), [(20, 1, 1, 0)]);
+}
+
+#[test]
+fn the_last_window_ends_with_the_run_and_its_second_scan_tells_only_what_is_new() {
     let mut table = table(60);
-    table.step(&event(EVENT_ESTABLISHED, 1, 61.0), CLOCK);
+    table.step(&open(61.0, 0.0, 74.0), CLOCK);
+    table.begin_finish();
+    table.step(&FlowEvent { bytes_sent: 3, ..open(61.0, 74.0, 75.0) }, CLOCK);
+    table.step(&open(74.5, 0.0, 75.0), CLOCK);
     let flows = table.finish(TimestampMs(75_000));
-    assert_eq!(counts(&flows), [(60, 1, 0, 1)]);
-    assert_eq!(flows[0].window_end, TimestampMs(75_000));
+    assert_eq!(counts(&flows), [(60, 2, 0, 2)]);
+    assert_eq!((flows[0].window_end, flows[0].bytes_sent), (TimestampMs(75_000), Some(3)));
 }
 
 #[test]
 fn without_windows_every_connection_is_a_row_and_is_counted_once() {
     let mut table = table(0);
-    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
-    table.step(&event(EVENT_ESTABLISHED, 2, 2.0), CLOCK);
-    table.step(&event(EVENT_CLOSED, 1, 3.0), CLOCK);
-    let ended = table.close_windows(TimestampMs(3_100));
+    table.step(&event(EVENT_CLOSED, 1.0, 3.0), CLOCK);
+    let ended = table.take_ended();
     assert_eq!(counts(&ended), [(1, 1, 1, 0)]);
     assert_eq!((ended[0].client_port, ended[0].window_end), (Some(40_000), TimestampMs(3_000)));
-    assert_eq!(counts(&table.open_flows(TimestampMs(4_000))), [(2, 1, 0, 1)], "a file is finished");
-    assert_eq!(counts(&table.finish(TimestampMs(5_000))), [(2, 0, 0, 1)], "and the run ends");
+    table.step(&open(2.0, 0.0, 4.0), CLOCK);
+    assert_eq!(counts(&table.take_ended()), [(2, 1, 0, 1)], "a file is finished");
+    table.step(&open(2.0, 4.0, 5.0), CLOCK);
+    table.begin_finish();
+    table.step(&open(2.0, 5.0, 5.1), CLOCK);
+    assert_eq!(counts(&table.finish(TimestampMs(5_100))), [(4, 0, 0, 1)], "and the run ends");
 }
 
 #[test]
 fn failed_connects_are_an_edge_of_their_own_per_reason() {
     let mut table = table(10);
-    let failed = |error, error_soft| FlowEvent { error, error_soft, ..event(EVENT_FAILED, 1, 1.0) };
+    let failed = |error, error_soft| FlowEvent { error, error_soft, ..event(EVENT_FAILED, 1.0, 1.0) };
     for event in [failed(111, 0), failed(111, 111), failed(110, 0), failed(113, 113), failed(0, 0), failed(0, 113)] {
         table.step(&event, CLOCK);
     }
@@ -128,61 +164,157 @@ fn failed_connects_are_an_edge_of_their_own_per_reason() {
 }
 
 #[test]
-fn a_connection_older_than_the_agent_has_no_direction_and_no_start() {
+fn a_connection_older_than_the_agent_has_no_start_and_the_listeners_tell_its_direction() {
     let mut table = table(10);
-    let closed = FlowEvent { role: 0, start_ns: 0, bytes_sent: 5, ..event(EVENT_CLOSED, 1, 1.0) };
-    table.step(&closed, CLOCK);
-    let flows = table.finish(TimestampMs(2_000));
-    assert_eq!(counts(&flows), [(0, 0, 1, 0)]);
-    assert_eq!((flows[0].key.role, flows[0].key.start_known), (Role::Unknown, false));
+    let older = |role, local_port| FlowEvent {
+        role,
+        local_port,
+        start_ns: 0,
+        reported_ns: ns(0.5),
+        ..event(EVENT_CLOSED, 0.0, 1.0)
+    };
+    table.step(&FlowEvent { local_port: 80, ..event(EVENT_LISTENING, 0.0, 0.5) }, CLOCK);
+    for event in [older(ROLE_UNKNOWN, 81), older(ROLE_UNKNOWN, 80), older(ROLE_CLIENT, 40_000)] {
+        table.step(&event, CLOCK);
+    }
+    table.begin_scan();
+    table.step(&FlowEvent { time_ns: ns(10.0) - 1, kind: EVENT_OPEN, ..older(ROLE_UNKNOWN, 80) }, CLOCK);
+    assert_eq!(table.open(), OpenConnections { all: 1, older: 1 });
+    let flows = table.close_windows(TimestampMs(10_000));
+    let roles: HashSet<Role> = flows.iter().map(|flow| flow.key.role).collect();
+    assert_eq!(roles, HashSet::from([Role::Unknown, Role::Server, Role::Client]));
+    assert!(flows.iter().all(|flow| !flow.key.start_known && flow.connections == 0));
+    assert_eq!(flows.iter().map(|flow| flow.active).sum::<i64>(), 1);
 }
 
 #[test]
 fn what_finds_no_room_is_counted_and_the_known_edges_go_on() {
-    let limits = FlowTableLimits { edges: 1, connections: 1 };
-    let mut table = FlowTable::new(Duration::from_secs(10), limits, HOST, TimestampMs(0));
-    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
-    table.step(&event(EVENT_ESTABLISHED, 2, 1.0), CLOCK);
-    table.step(&FlowEvent { remote_port: 81, ..event(EVENT_ESTABLISHED, 3, 1.0) }, CLOCK);
-    assert_eq!((table.lost(), table.edges(), table.open_connections()), (TableLoss::ENDS, 1, 1));
-    table.step(&FlowEvent { remote_port: 81, ..event(EVENT_CLOSED, 3, 1.0) }, CLOCK);
-    assert_eq!(table.lost(), TableLoss { ends: 1, closings: 1 });
+    let limits = FlowTableLimits { edges: 1, conversations: 1 };
+    let mut table = FlowTable::new(Duration::from_secs(10), limits, TimestampMs(0));
+    for port in [80, 80, 81] {
+        table.step(&FlowEvent { remote_port: port, ..event(EVENT_CLOSED, 1.0, 1.0) }, CLOCK);
+    }
+    assert_eq!((table.lost(), table.edges()), (TableLoss { ends: 1, closings: 1 }, 1));
     assert_eq!(table.finish(TimestampMs(2_000))[0].connections, 2);
 }
 
-#[test]
-fn a_connection_that_is_not_followed_is_counted_at_once() {
-    let limits = FlowTableLimits { edges: 10, connections: 1 };
-    let mut table = FlowTable::new(Duration::ZERO, limits, HOST, TimestampMs(0));
-    for cookie in 1..=3 {
-        table.step(&event(EVENT_ESTABLISHED, cookie, 1.0), CLOCK);
+/// What the kernel sums of events that find the ring buffer full.
+fn summed(events: &[FlowEvent]) -> (EdgeKey, EdgeCounts) {
+    let first = events[0];
+    let key = EdgeKey {
+        netns_cookie: first.netns_cookie,
+        cgroup_id: first.cgroup_id,
+        window: first.time_ns / ns(10.0),
+        local_address: first.local_address,
+        remote_address: first.remote_address,
+        netns_inode: first.netns_inode,
+        epoch: 0,
+        local_port: 0,
+        remote_port: first.remote_port,
+        error: first.error,
+        error_soft: first.error_soft,
+        kind: first.kind,
+        role: first.role,
+        transport: first.transport,
+        start_known: 1,
+        _pad: 0,
+    };
+    let mut counts = EdgeCounts { first_ns: first.time_ns, ..EdgeCounts::default() };
+    for event in events {
+        counts.last_ns = event.time_ns;
+        counts.events += 1;
+        counts.connections += u64::from(event.kind != EVENT_FAILED && event.reported_ns == 0);
+        counts.bytes_sent += event.bytes_sent;
+        counts.bytes_received += event.bytes_received;
+        counts.duration_ns += event.time_ns - event.start_ns;
+        counts.rtt[schemas::event::rtt_bucket(event.rtt_us)] += 1;
     }
-    for cookie in 1..=2 {
-        table.step(&event(EVENT_CLOSED, cookie, 2.0), CLOCK);
-    }
-    let flows = table.finish(TimestampMs(3_000));
-    assert_eq!(counts(&flows), [(1, 0, 1, 0), (1, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0)]);
+    (key, counts)
 }
 
 #[test]
-fn after_lost_ends_nothing_stays_open_for_ever() {
-    let mut table = table(10);
-    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
-    assert_eq!(table.forget_open(TimestampMs(2_000)), [], "it was counted when it was established");
-    assert_eq!(counts(&table.close_windows(TimestampMs(20_000))), [(0, 1, 0, 0)]);
-    let mut table = FlowTable::new(Duration::ZERO, LIMITS, HOST, TimestampMs(0));
-    table.step(&event(EVENT_ESTABLISHED, 1, 1.0), CLOCK);
-    assert_eq!(counts(&table.forget_open(TimestampMs(2_000))), [(1, 1, 0, 1)]);
-    assert_eq!(table.finish(TimestampMs(3_000)), []);
+fn events_that_the_kernel_summed_come_to_the_same() {
+    let closings: Vec<FlowEvent> = (1..=5)
+        .map(|n| FlowEvent { bytes_sent: n, bytes_received: 2 * n, ..event(EVENT_CLOSED, n as f64, n as f64 + 0.5) })
+        .collect();
+    let failures = vec![FlowEvent { error: 111, ..event(EVENT_FAILED, 2.0, 2.0) }; 3];
+    let (mut by_event, mut by_sum) = (table(10), table(10));
+    for events in [closings, failures] {
+        events.iter().for_each(|event| by_event.step(event, CLOCK));
+        let (key, counts) = summed(&events);
+        by_sum.step_edge(&key, &counts, CLOCK);
+    }
+    let sorted = |mut table: FlowTable| {
+        let mut flows = table.close_windows(TimestampMs(10_000));
+        // A sum knows when the first event was, but not when its connection began.
+        flows.iter_mut().for_each(|flow| flow.first_seen = TimestampMs(0));
+        flows.sort_by_key(|flow| flow.failed);
+        flows
+    };
+    let (events, sums) = (sorted(by_event), sorted(by_sum));
+    assert_eq!(events, sums);
+    assert_eq!((events.len(), events[0].connections, events[1].failed), (2, 5, 3));
+}
+
+/// What passed between 10.0.0.1:`port` and 10.0.0.2:53 in the window of second `at`.
+fn datagrams(port: u16, first: u8, at: f64) -> (EdgeKey, EdgeCounts) {
+    let (key, _) = summed(&[event(0, at, at)]);
+    let key = EdgeKey { transport: UDP, kind: 0, role: 0, local_port: port, remote_port: 53, ..key };
+    let counts = EdgeCounts {
+        first_ns: ns(at),
+        last_ns: ns(at) + 1,
+        events: 1,
+        bytes_sent: 30,
+        first: first.into(),
+        has_bytes: 1,
+        ..EdgeCounts::default()
+    };
+    (key, counts)
 }
 
 #[test]
-fn containers_of_a_pod_are_one_socket_owner_and_processes_of_the_host_are_not() {
+fn udp_counts_every_pair_of_ports_once_per_window_and_the_first_datagram_decides() {
     let mut table = table(10);
-    for cgroup_id in [1, 2] {
-        table.step(&FlowEvent { cgroup_id, ..event(EVENT_ESTABLISHED, cgroup_id, 1.0) }, CLOCK);
-        let in_host = FlowEvent { cgroup_id, netns_inode: HOST, ..event(EVENT_ESTABLISHED, 10 + cgroup_id, 1.0) };
-        table.step(&in_host, CLOCK);
+    for (port, first, at) in
+        [(1000, ROLE_CLIENT, 1.0), (1000, ROLE_SERVER, 2.0), (1001, ROLE_CLIENT, 3.0), (1000, ROLE_SERVER, 11.0)]
+    {
+        let (key, counts) = datagrams(port, first, at);
+        table.step_edge(&key, &counts, CLOCK);
     }
-    assert_eq!(table.edges(), 3);
+    assert_eq!(table.datagram_ends(), 3);
+    let flows = table.close_windows(TimestampMs(20_000));
+    assert_eq!(counts(&flows), [(0, 2, 0, 0), (10, 1, 0, 0)]);
+    assert!(flows.iter().all(|flow| flow.key.role == Role::Client && flow.key.server_port == 53), "{flows:?}");
+    assert_eq!(flows.iter().filter_map(|flow| flow.bytes_sent).sum::<i64>(), 4 * 30);
+}
+
+#[test]
+fn a_udp_server_is_whoever_received_first_and_unknown_lengths_are_no_bytes() {
+    let mut table = table(10);
+    let (key, counts) = datagrams(53, ROLE_SERVER, 1.0);
+    table.step_edge(&key, &EdgeCounts { has_bytes: 0, bytes_sent: 0, ..counts }, CLOCK);
+    let flows = table.finish(TimestampMs(2_000));
+    assert_eq!((flows[0].key.role, flows[0].key.server_port), (Role::Server, 53));
+    assert_eq!((flows[0].key.transport, flows[0].bytes_sent), (Transport::Udp, None));
+}
+
+#[test]
+fn a_network_namespace_known_by_its_cookie_alone_gets_its_number() {
+    let mut table = table(10);
+    table.step(&event(EVENT_CLOSED, 1.0, 1.0), CLOCK);
+    let (key, counts) = datagrams(1000, ROLE_CLIENT, 1.0);
+    table.step_edge(&EdgeKey { netns_inode: 0, ..key }, &counts, CLOCK);
+    assert!(table.finish(TimestampMs(2_000)).iter().all(|flow| flow.key.socket.netns_inode == 2));
+}
+
+#[test]
+fn a_socket_of_both_families_has_one_conversation() {
+    let mut table = table(10);
+    let (key, counts) = datagrams(53, ROLE_SERVER, 1.0);
+    let (any, any_ipv4) = ([0; 16], Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets());
+    table.step_edge(&EdgeKey { local_address: any, ..key }, &counts, CLOCK);
+    let answer = EdgeCounts { first: ROLE_CLIENT.into(), ..counts };
+    table.step_edge(&EdgeKey { local_address: any_ipv4, ..key }, &answer, CLOCK);
+    let flows = table.finish(TimestampMs(2_000));
+    assert_eq!((flows.len(), flows[0].key.role, flows[0].connections), (1, Role::Server, 1));
 }

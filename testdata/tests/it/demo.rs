@@ -66,8 +66,11 @@ fn the_golden_policies_are_what_the_manifest_asks_for() {
     let cart = policy("cartservice");
     assert!(
         cart.contains(
-            "  egress:\n  - ports:\n    - port: 6379\n      protocol: TCP\n    to:\n    - podSelector:\n        \
-             matchLabels:\n          app: redis-cart\n  ingress:\n  - from:\n    - podSelector:\n        matchLabels:\n\
+            "  egress:\n  - ports:\n    - port: 53\n      protocol: TCP\n    - port: 53\n      protocol: UDP\n    to:\n\
+             \x20   - namespaceSelector:\n        matchLabels:\n          kubernetes.io/metadata.name: kube-system\n\
+             \x20     podSelector:\n        matchLabels:\n          k8s-app: kube-dns\n  - ports:\n    - port: 6379\n\
+             \x20     protocol: TCP\n    to:\n    - podSelector:\n        matchLabels:\n          app: redis-cart\n\
+             \x20 ingress:\n  - from:\n    - podSelector:\n        matchLabels:\n\
              \x20         app: checkoutservice\n    - podSelector:\n        matchLabels:\n          app: frontend\n    \
              ports:\n    - port: 7070\n      protocol: TCP\n"
         ),
@@ -76,7 +79,7 @@ fn the_golden_policies_are_what_the_manifest_asks_for() {
     let email = policy("emailservice");
     assert!(email.contains("port: 8080\n") && !golden.contains("port: 5000\n"), "dialled on 5000, listening on 8080");
     let ports: BTreeSet<&str> = golden.lines().filter_map(|line| line.trim().strip_prefix("- port: ")).collect();
-    let listening = ["3550", "5050", "6379", "7000", "7070", "8080", "9555", "50051"];
+    let listening = ["53", "3550", "5050", "6379", "7000", "7070", "8080", "9555", "50051"];
     assert_eq!(ports, listening.into_iter().collect(), "no other port, above all no ephemeral one");
     assert!(!golden.contains("ipBlock"), "every peer is a selector");
 }
