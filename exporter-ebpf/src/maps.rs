@@ -93,11 +93,14 @@ pub(crate) static OFFSETS: SocketOffsets = SocketOffsets {
     socket_sk: 0,
     cgroup_root: 0,
     hierarchy_id: 0,
+    cgroup_level: 0,
+    cgroup_ancestors: 0,
 };
 
 /// What the exporter wants.
 #[unsafe(no_mangle)]
-pub(crate) static SETTINGS: Settings = Settings { window_ns: 1, utc_offset_ns: 0, own_process: 0, has_lengths: 0 };
+pub(crate) static SETTINGS: Settings =
+    Settings { window_ns: 1, utc_offset_ns: 0, watched_cgroup: 0, own_process: 0, has_lengths: 0 };
 
 /// The value of [`CONNECTIONS`].
 #[repr(C)]
@@ -112,15 +115,22 @@ pub(crate) struct Connection {
     /// Payload bytes that events told of.
     pub(crate) reported_received: u64,
     pub(crate) role: u8,
-    /// 1 when it has ended and the entry is free for the next socket at this address.
-    pub(crate) is_over: u8,
+    /// [`OPEN`], [`CROSSING`] or [`OVER`].
+    pub(crate) phase: u8,
     pub(crate) _pad: [u8; 6],
 }
+
+/// The connection is established.
+pub(crate) const OPEN: u8 = 0;
+/// The SYN of a connect met another one on its way: it will be established as if it had been dialled.
+pub(crate) const CROSSING: u8 = 1;
+/// The connection has ended, and the entry is free for the next socket at this address.
+pub(crate) const OVER: u8 = 2;
 
 impl Connection {
     #[inline(always)]
     pub(crate) const fn new(start_ns: u64, role: u8) -> Self {
-        Self { start_ns, reported_ns: 0, reported_sent: 0, reported_received: 0, role, is_over: 0, _pad: [0; 6] }
+        Self { start_ns, reported_ns: 0, reported_sent: 0, reported_received: 0, role, phase: OPEN, _pad: [0; 6] }
     }
 }
 

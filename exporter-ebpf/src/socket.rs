@@ -26,6 +26,8 @@ pub(crate) fn is_open(state: u8) -> bool {
     !matches!(state, 0 | SYN_SENT | SYN_RECV | TIME_WAIT | CLOSE | LISTEN | NEW_SYN_RECV)
 }
 
+/// How deep a watched cgroup may be; Kubernetes has its containers at the fifth level.
+const CGROUP_DEPTH: u32 = 16;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// Bit of `sk_flags` (enum `sock_flags`): a FIN was received, and `bytes_received` counts it.
@@ -71,13 +73,33 @@ impl<const COPIED: bool> Socket<COPIED> {
     #[inline(always)]
     pub(crate) fn owner(self) -> (u32, u64, u64) {
         let net: *const u8 = self.load(field!(OFFSETS.net));
+        let inode = load_from::<u32, COPIED>(net, field!(OFFSETS.net_inode));
+        let cookie = load_from::<u64, COPIED>(net, field!(OFFSETS.net_cookie));
+        (inode, cookie, cgroup_id::<COPIED>(self.load(field!(OFFSETS.cgroup))))
+    }
+
+    /// Whether the socket is of the watched cgroup or one below. The hooks of a cgroup see no others; tracepoints and
+    /// iterators see all.
+    #[inline(always)]
+    pub(crate) fn is_watched(self) -> bool {
+        let watched = field!(SETTINGS.watched_cgroup);
+        if watched == 0 {
+            return true;
+        }
         let cgroup: *const u8 = self.load(field!(OFFSETS.cgroup));
-        let node: *const u8 = load_from::<_, COPIED>(cgroup, field!(OFFSETS.cgroup_node));
-        (
-            load(net, field!(OFFSETS.net_inode)),
-            load(net, field!(OFFSETS.net_cookie)),
-            load(node, field!(OFFSETS.node_id)),
-        )
+        let level = load_from::<u32, COPIED>(cgroup, field!(OFFSETS.cgroup_level));
+        // Where in the hierarchy the watched one is can't be told from within a cgroup namespace.
+        for depth in 0..CGROUP_DEPTH {
+            if depth > level {
+                return false;
+            }
+            // The verifier has no direct loads from an array without a length.
+            let ancestor = load_from::<_, true>(cgroup, field!(OFFSETS.cgroup_ancestors) + 8 * depth);
+            if cgroup_id::<true>(ancestor) == watched {
+                return true;
+            }
+        }
+        false
     }
 
     #[inline(always)]
@@ -160,6 +182,13 @@ impl<const COPIED: bool> Socket<COPIED> {
     fn load<T: Copy>(self, offset: u32) -> T {
         load_from::<T, COPIED>(self.0, offset)
     }
+}
+
+/// Inode number of a cgroup's directory.
+#[inline(always)]
+pub(crate) fn cgroup_id<const COPIED: bool>(cgroup: *const u8) -> u64 {
+    let node: *const u8 = load_from::<_, COPIED>(cgroup, field!(OFFSETS.cgroup_node));
+    load_from::<u64, COPIED>(node, field!(OFFSETS.node_id))
 }
 
 /// Fills in the bytes that earlier events have not told, and remembers that they are told now.

@@ -9,7 +9,10 @@ mod walk;
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -189,10 +192,17 @@ impl Probe {
         }
         let directory = File::open(&path).map_err(|source| ProbeError::Cgroup { path: path.clone(), source })?;
         let kernel = offsets::read(Path::new(KERNEL_BTF))?;
+        let is_all = path == cgroup2_mount()? || kernel.offsets.cgroup_ancestors == 0;
+        let watched_cgroup = if is_all { 0 } else { directory.metadata().map_or(0, |metadata| metadata.ino()) };
         let (offsets, has_lengths) = (Global(kernel.offsets), kernel.has_lengths);
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::Load(Box::new(source.into())))?;
-        let settings =
-            Settings { window_ns, utc_offset_ns, own_process: own_process(), has_lengths: has_lengths.into() };
+        let settings = Settings {
+            window_ns,
+            utc_offset_ns,
+            watched_cgroup,
+            own_process: own_process(),
+            has_lengths: has_lengths.into(),
+        };
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
@@ -467,10 +477,7 @@ fn map_error(map: &'static str) -> impl FnOnce(MapError) -> ProbeError {
 
 /// The number of this process as the kernel knows it; 0 where this is not the first PID namespace.
 fn own_process() -> u32 {
-    let in_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|file| {
-        use std::os::unix::fs::MetadataExt;
-        file.ino() == FIRST_PID_NAMESPACE
-    });
+    let in_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|file| file.ino() == FIRST_PID_NAMESPACE);
     if in_first { std::process::id() } else { 0 }
 }
 

@@ -166,6 +166,8 @@ pub struct Settings {
     pub window_ns: u64,
     /// UTC minus `CLOCK_BOOTTIME` in nanoseconds.
     pub utc_offset_ns: u64,
+    /// Inode number of the cgroup that is watched with all below it; 0 for all.
+    pub watched_cgroup: u64,
     /// The exporter's own process, whose connects are not watched; 0 for none.
     pub own_process: u32,
     /// 1 when the lengths of datagrams on connected sockets are told by tracepoints.
@@ -246,6 +248,10 @@ pub struct SocketOffsets {
     pub cgroup_root: u32,
     /// `cgroup_root.hierarchy_id`, int: 0 for cgroup v2.
     pub hierarchy_id: u32,
+    /// `cgroup.level`, int.
+    pub cgroup_level: u32,
+    /// `cgroup.ancestors`, pointers to `struct cgroup` from the root down.
+    pub cgroup_ancestors: u32,
 }
 
 /// Indices into the per-CPU counter map.
@@ -276,8 +282,8 @@ const _: () = assert!(size_of::<FlowEvent>() == 112 && align_of::<FlowEvent>() =
 const _: () = assert!(size_of::<EdgeKey>() == 80 && align_of::<EdgeKey>() == 8);
 const _: () = assert!(size_of::<EdgeCounts>() == 18 * 8);
 const _: () = assert!(size_of::<CgroupEvent>() == 512);
-const _: () = assert!(size_of::<Settings>() == 24);
-const _: () = assert!(size_of::<SocketOffsets>() == 29 * 4);
+const _: () = assert!(size_of::<Settings>() == 32);
+const _: () = assert!(size_of::<SocketOffsets>() == 31 * 4);
 
 /// A record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

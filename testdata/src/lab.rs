@@ -19,6 +19,8 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -133,6 +135,31 @@ impl Lab {
         let process = self.connect(&cgroup, ipv4, ipv6)?;
         self.pods[pod.0] = Pod { spec, ipv4, ipv6, cgroup, process };
         Ok(())
+    }
+
+    /// Ends a pod and removes its cgroup, as a container runtime does; the inventory goes on to tell of it.
+    ///
+    /// # Errors
+    /// The cgroup stays in use.
+    pub fn end(&mut self, pod: PodId) -> Result<()> {
+        let pod = &mut self.pods[pod.0];
+        pod.process.end();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while let Err(error) = fs::remove_dir(&pod.cgroup) {
+            if Instant::now() > deadline {
+                return Err(error).with_context(|| format!("remove {}", pod.cgroup.display()));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Runs a shell command in a pod's namespaces.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn shell(&mut self, pod: PodId, command: &str) -> Result<()> {
+        self.pods[pod.0].process.run("sh", &["-ec", command], "")
     }
 
     /// Starts the process of a pod and connects its network namespace to the bridge.

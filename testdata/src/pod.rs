@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{self, BufRead, Read, Write},
     net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    os::fd::OwnedFd,
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -20,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    libc::linger,
+    libc::{MSG_FASTOPEN, linger},
     sched::{CloneFlags, unshare},
     sys::{
         prctl::set_pdeathsig,
@@ -29,6 +30,7 @@ use nix::{
     },
 };
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
 use crate::names;
 
@@ -55,8 +57,18 @@ pub enum Order {
     Resolve { resolver: Ipv4Addr, search: String },
     /// Look a name up with the system's resolver and connect to its first address a number of times.
     DialName { name: String, port: u16, times: u32, exchange: Exchange },
+    /// Connect where nobody answers: wait for as long as TCP does, or give up after a while.
+    DialInVain { to: SocketAddr, give_up_after_ms: Option<u64> },
+    /// Connect with Fast Open: the first bytes go with the SYN.
+    DialFastOpen { to: SocketAddr, exchange: Exchange },
+    /// Connect, and let another process send this many bytes and close.
+    DialAndPass { to: SocketAddr, bytes: usize },
+    /// Connect a socket to itself, which takes the path of a simultaneous open.
+    DialSelf { at: SocketAddr },
     /// Connect and stay connected until [`Order::Release`].
     Hold { to: SocketAddr, exchange: Exchange },
+    /// Talk on all held connections and close them.
+    Finish { exchange: Exchange },
     /// Close all held connections.
     Release,
     /// How many connections the listeners have served to their end.
@@ -175,6 +187,42 @@ impl Pod {
                 exchange.talk_as_client(&stream)?;
                 self.held.push(stream);
                 Ok(1)
+            }
+            Order::DialInVain { to, give_up_after_ms } => {
+                let tried = match give_up_after_ms {
+                    Some(after) => TcpStream::connect_timeout(&to, Duration::from_millis(after)),
+                    None => TcpStream::connect(to),
+                };
+                match tried {
+                    Ok(_) => bail!("{to} answered"),
+                    Err(_) => Ok(1),
+                }
+            }
+            Order::DialFastOpen { to, exchange } => {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+                let sent = socket.send_to_with_flags(&vec![b'c'; exchange.to_server], &to.into(), MSG_FASTOPEN)?;
+                let rest = Exchange { to_server: exchange.to_server - sent, ..exchange };
+                rest.as_client(socket.into()).map(|()| 1).map_err(Into::into)
+            }
+            Order::DialAndPass { to, bytes } => {
+                let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+                let sends = format!("head -c {bytes} /dev/zero");
+                let other = Command::new("sh").args(["-c", &sends]).stdout(OwnedFd::from(stream)).status()?;
+                if !other.success() {
+                    bail!("{sends}: {other}");
+                }
+                Ok(1)
+            }
+            Order::DialSelf { at } => {
+                let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
+                socket.bind(&at.into())?;
+                socket.connect(&at.into()).map(|()| 1).map_err(Into::into)
+            }
+            Order::Finish { exchange } => {
+                let held = std::mem::take(&mut self.held);
+                let count = held.len() as u64;
+                held.into_iter().try_for_each(|stream| exchange.as_client(stream))?;
+                Ok(count)
             }
             Order::Release => Ok(self.held.drain(..).count() as u64),
             Order::Served => Ok(self.served.load(Ordering::SeqCst)),

@@ -92,6 +92,16 @@ impl Recording {
         Ok(())
     }
 
+    /// Stops it for as long as something takes, as a machine does that has no time for it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn pause(&self, meanwhile: impl FnOnce()) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        meanwhile();
+        self.signal(Signal::SIGCONT)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.child.id() as i32), signal).with_context(|| format!("send {signal}"))
     }

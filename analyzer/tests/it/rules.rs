@@ -199,7 +199,7 @@ fn the_own_node_is_known_through_a_service_and_by_an_address_that_only_it_knows(
     }
     let report = capture.report();
     assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
-    assert_eq!(report.said.lines().count(), 1, "{}", report.said);
+    assert_eq!(report.said.lines().count(), 2, "no DNS, and what it came to: {}", report.said);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_scan_is_one_line() {
         (row.connections, row.closed, row.failed, row.failure) = (0, 0, 1, Some("timeout".into()));
     }
     let report = capture.report();
-    assert_eq!(report.said.lines().count(), 2, "{}", report.said);
+    assert_eq!(report.said.lines().count(), 3, "{}", report.said);
     assert!(
         report.said.contains("(1 × timeout) and 195 more (flowscribe sql: edges where failed > 0)\n"),
         "{}",
@@ -487,7 +487,7 @@ fn a_later_run_does_not_change_who_was_who_in_an_earlier_one() {
     let report = crate::support::report(first.path(), &["--input", &second]);
     assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
     assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));
-    assert_eq!(report.said.lines().count(), 1, "{}", report.said);
+    assert_eq!(report.said.lines().count(), 2, "no DNS, and what it came to: {}", report.said);
 }
 
 #[test]
@@ -510,4 +510,24 @@ fn an_address_names_its_owner_at_the_time_of_the_flow() {
     (row.first_seen, row.last_seen) = (TimestampMs(START_MS + 90_000), TimestampMs(START_MS + 91_000));
     let expected = lines(["egress app=cache 6379/TCP", "egress app=db 5432/TCP"]);
     assert_eq!(capture.report().allows("demo/web-network"), expected);
+}
+
+#[test]
+fn who_asks_names_may_ask_over_both_transports_and_who_does_not_is_named() {
+    let mut capture = web_and_db();
+    let report = capture.report();
+    assert!(report.said.contains("demo/web: sends, but was not seen to ask any DNS"), "{}", report.said);
+    let dns = "10.244.0.53";
+    capture.pod("kube-system/coredns", dns);
+    capture.dial(WEB, dns, 53).transport = "udp".into();
+    capture.accept(dns, WEB, 53).transport = "udp".into();
+    let report = capture.report();
+    assert!(!report.said.contains("any DNS"), "{}", report.said);
+    let web = report.allows("demo/web-network");
+    assert!(
+        web.iter().any(|line| line.contains("53/UDP")) && web.iter().any(|line| line.contains("53/TCP")),
+        "{web:?}"
+    );
+    assert_eq!(web.len(), 3, "and the database: {web:?}");
+    assert_eq!(report.allows("kube-system/coredns-network").len(), 2, "both at the other end too");
 }

@@ -8,7 +8,7 @@ use schemas::event::{CGROUP_PATH_BYTES, CgroupEvent, counter};
 
 use crate::{
     maps::{EVENTS, count, field},
-    socket::load,
+    socket::{cgroup_id, load},
 };
 
 /// Tells the number and path of every new cgroup.
@@ -30,14 +30,13 @@ fn try_observe_cgroups(cgroup: *const u8, path: *const u8) -> Option<()> {
     if load::<u32>(root, field!(OFFSETS.hierarchy_id)) != 0 {
         return None; // of cgroup v1, whose numbers are its own
     }
-    let node: *const u8 = load(cgroup, field!(OFFSETS.cgroup_node));
     let Some(mut entry) = EVENTS.reserve_untyped::<CgroupEvent>(0) else {
         count(counter::LOST_CGROUPS);
         return None;
     };
     // SAFETY: every byte is written before it is submitted.
     let event: &mut CgroupEvent = unsafe { entry.assume_init_mut() };
-    event.id = load(node, field!(OFFSETS.node_id));
+    event.id = cgroup_id::<false>(cgroup);
     event.path = [0; CGROUP_PATH_BYTES];
     // SAFETY: `path` is a string of the kernel's; the helper bears any pointer.
     let _ = unsafe { bpf_probe_read_kernel_str_bytes(path, &mut event.path) };

@@ -34,7 +34,10 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
     }
     let connection = remembered(sk)?;
     // SAFETY: a valid map value.
-    let role = unsafe { (*connection).role };
+    let (role, start_ns) = unsafe { ((*connection).role, (*connection).start_ns) };
+    if start_ns != 0 {
+        return None; // of another socket, that was at this address before
+    }
     let now = now_ns();
     report(|event| {
         *event = empty(EVENT_CLOSED, TCP, now);

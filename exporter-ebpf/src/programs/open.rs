@@ -7,7 +7,7 @@ use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, con
 
 use crate::{
     event::{empty, report},
-    maps::{Connection, control, count, field, forget, now_ns, remember, remembered},
+    maps::{Connection, OPEN, OVER, control, count, field, forget, now_ns, remember, remembered},
     socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, told},
 };
 
@@ -42,7 +42,7 @@ fn try_adopt(file: *const u8) -> Option<()> {
         return None;
     }
     let socket = Socket::<false>::new(sk);
-    if !socket.is_internet() || socket.protocol() != u16::from(TCP) {
+    if !socket.is_internet() || socket.protocol() != u16::from(TCP) || !socket.is_watched() {
         return None;
     }
     let state = socket.state();
@@ -97,8 +97,8 @@ fn try_list(key: *const u8) -> Option<()> {
     let known = unsafe { ptr::read(connection) };
     let socket = Socket::<true>::new(sk);
     let state = socket.state();
-    if state == CLOSE || known.is_over != 0 {
-        if known.is_over == 0 {
+    if state == CLOSE || known.phase == OVER {
+        if known.phase != OVER {
             // Gone without its end having been told: another program has taken the callbacks away.
             count(counter::LOST_CLOSED);
         }
@@ -106,7 +106,7 @@ fn try_list(key: *const u8) -> Option<()> {
         return None;
     }
     let until = control(control::SCAN_UNTIL_NS);
-    if known.start_ns >= until || known.reported_ns >= until || !is_open(state) {
+    if known.phase != OPEN || known.start_ns >= until || known.reported_ns >= until || !is_open(state) {
         return None;
     }
     let mut found = empty(EVENT_OPEN, TCP, until - 1);
@@ -117,8 +117,8 @@ fn try_list(key: *const u8) -> Option<()> {
     // The memory of a socket that ends meanwhile may be another one's by now, but then this connection is over.
     let connection = remembered(sk)?;
     // SAFETY: a valid map value.
-    let (start_ns, is_over) = unsafe { ((*connection).start_ns, (*connection).is_over) };
-    if start_ns != known.start_ns || is_over != 0 {
+    let (start_ns, phase) = unsafe { ((*connection).start_ns, (*connection).phase) };
+    if start_ns != known.start_ns || phase != OPEN {
         return None;
     }
     told(bytes, connection, until, &mut found);

@@ -8,7 +8,7 @@ use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, ROLE_SERVER, ROLE_
 
 use crate::{
     event::{empty, report},
-    maps::{Connection, count, is_own, now_ns, remember, remembered},
+    maps::{CROSSING, Connection, OPEN, OVER, count, is_own, now_ns, remember, remembered},
     socket::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket, TCP, told},
 };
 
@@ -62,8 +62,10 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
     if is_active && !is_watched {
         return None; // the exporter's own, or a connect that began before the programs were attached
     }
-    // A socket that dialled stays a client, also when it is answered by its own SYN (self-connect).
-    let dialled = is_active || (is_watched && Socket::tcp(sk)?.has_port_by_connect());
+    // SAFETY: a valid map value; a socket's events come one after the other, under its lock.
+    let is_crossing = || remembered(sk).is_some_and(|connection| unsafe { (*connection).phase == CROSSING });
+    // A socket that dialled stays a client, also when it is answered by a SYN (simultaneous open, self-connect).
+    let dialled = is_active || (is_watched && is_crossing());
     if !is_watched {
         watch_state(ctx)?;
     }
@@ -78,14 +80,18 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
 
 #[inline(always)]
 fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
+    if old == SYN_SENT && new == SYN_RECV {
+        let crossing = Connection { phase: CROSSING, ..Connection::new(0, ROLE_CLIENT) };
+        return remember(sk(ctx)?, &crossing);
+    }
     if new != CLOSE || old == CLOSE || old == LISTEN {
         return None;
     }
     let sk = sk(ctx)?;
     let socket = Socket::tcp(sk)?;
     let connection = remembered(sk).filter(|connection| {
-        // SAFETY: a valid map value; a socket's events come one after the other, under its lock.
-        unsafe { (**connection).is_over == 0 }
+        // SAFETY: as in `establish`.
+        unsafe { (**connection).phase == OPEN }
     });
     let is_failed = connection.is_none() && (old == SYN_SENT || old == SYN_RECV);
     if is_failed {
@@ -115,7 +121,7 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
     });
     if let Some(connection) = connection {
         // SAFETY: as above.
-        unsafe { (*connection).is_over = 1 };
+        unsafe { (*connection).phase = OVER };
     }
     Some(())
 }

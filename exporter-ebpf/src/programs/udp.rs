@@ -57,7 +57,7 @@ fn connected(sk: *const u8, length: i32, is_sent: bool) -> Option<()> {
     if socket.protocol() != u16::from(UDP) || length < 0 {
         return None;
     }
-    if !socket.is_internet() || socket.state() != ESTABLISHED || is_own() {
+    if !socket.is_internet() || socket.state() != ESTABLISHED || !socket.is_watched() || is_own() {
         return None;
     }
     let now = now_ns();

@@ -23,7 +23,7 @@ pub(super) struct Kernel {
 /// The file can't be read, or the kernel lacks a field.
 pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
     let btf = Btf::from_file(path).map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
-    let offset = |field: &'static str| offset(&btf, field).ok_or(ProbeError::MissingField { field });
+    let offset = |field: &'static str| offset_of(&btf, field).ok_or(ProbeError::MissingField { field });
     let offsets = SocketOffsets {
         family: offset("sock.__sk_common.skc_family")?,
         local_port: offset("sock.__sk_common.skc_num")?,
@@ -55,13 +55,16 @@ pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
         socket_sk: offset("socket.sk")?,
         cgroup_root: offset("cgroup.root")?,
         hierarchy_id: offset("cgroup_root.hierarchy_id")?,
+        cgroup_level: offset("cgroup.level")?,
+        // Came with Linux 6.1; 0 where there are none.
+        cgroup_ancestors: offset_of(&btf, "cgroup.ancestors").unwrap_or(0),
     };
     let has_lengths = btf.resolve_types_by_name(LENGTH_TRACEPOINT).is_ok_and(|found| !found.is_empty());
     Ok(Kernel { offsets, has_lengths })
 }
 
 /// Byte offset of `struct.member.member…`; `None` when there is no such member or it is a bit field.
-fn offset(btf: &Btf, path: &str) -> Option<u32> {
+fn offset_of(btf: &Btf, path: &str) -> Option<u32> {
     let mut names = path.split('.');
     let candidates = btf.resolve_types_by_name(names.next()?).ok()?;
     let mut current = candidates.into_iter().find(|candidate| matches!(candidate, Type::Struct(_)))?;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use schemas::{capture, table::Record};
+use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
 use serde_json::{Value, json};
 use testdata::{
     lab::{Lab, PodId, PodSpec},
@@ -51,6 +51,17 @@ pub(crate) fn rows<R: Record>(root: &Path) -> Vec<R> {
     let listing = capture::list(&[root.into()]).expect("the capture is there");
     let files = listing.files.iter().filter(|file| file.dataset == R::DATASET);
     files.flat_map(|file| capture::read::<R>(file).expect("what is listed can be read")).collect()
+}
+
+/// Asserts that a recording accounts for every end that it saw, and that its rows hold what it says.
+pub(crate) fn balance(root: &Path) {
+    let health = rows::<HealthRecord>(root);
+    let sum = |pick: fn(&HealthRecord) -> i64| health.iter().map(pick).sum::<i64>();
+    let lost = sum(|row| row.lost_ring + row.lost_map + row.lost_parse + row.lost_queue + row.lost_sink + row.lost_end);
+    let (seen, exported, filtered) = (sum(|row| row.seen), sum(|row| row.exported), sum(|row| row.filtered));
+    assert_eq!(seen, exported + filtered + lost, "seen = exported + filtered + lost: {health:?}");
+    let written: i64 = rows::<FlowRecord>(root).iter().map(|row| row.connections + row.failed).sum();
+    assert_eq!(exported, written, "what was exported is in the rows");
 }
 
 /// Runs `flowscribe` over a capture.

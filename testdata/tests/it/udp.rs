@@ -1,0 +1,74 @@
+//! UDP: an edge for every datagram that passed, from whoever sent first, and none for a mere connect.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use schemas::{flow::FlowRecord, health::HealthRecord};
+use testdata::{pod::Order, recording::Recording};
+
+use crate::support::{balance, executable, flowscribe, lab, pod, rows};
+
+/// Observer, port, family, connections and bytes there and back.
+type Told<'a> = BTreeMap<(&'a str, u16, bool), (i64, Option<i64>, Option<i64>)>;
+
+#[test]
+fn datagrams_are_edges_from_who_sent_first_and_a_connect_is_none() {
+    let Some(mut lab) = lab("datagrams_are_edges_from_who_sent_first_and_a_connect_is_none") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    for port in [7001, 7002, 7003] {
+        lab.order(server, &Order::ListenUdp { port }).expect("the port is free");
+    }
+    for window in ["60s", "1s", "0"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let output = directory.path().join("capture");
+        let recording =
+            Recording::start(executable(), &lab, &output, &["--window", window]).expect("the exporter records");
+        for address in [IpAddr::from(lab.ipv4(server)), lab.ipv6(server).into()] {
+            let to = |port| SocketAddr::new(address, port);
+            let dial = |port, times, connected| Order::DialUdp { to: to(port), times, bytes: 40, connected };
+            for order in [dial(7001, 3, true), dial(7002, 2, false), Order::ConnectUdp { to: to(7003) }] {
+                lab.order(client, &order).expect("the server answers");
+            }
+        }
+        recording.stop().expect("the exporter ends well");
+
+        let flows = rows::<FlowRecord>(&output);
+        let mut told: Told<'_> = BTreeMap::new();
+        for row in &flows {
+            assert_eq!((&*row.transport, row.direction_known, row.start_known), ("udp", true, true));
+            assert_eq!(row.source_workload.as_deref(), Some("client"), "{row:?}");
+            assert_eq!(row.destination_workload.as_deref(), Some("server"), "{row:?}");
+            assert_eq!((row.closed, row.active, row.failed, row.source_port), (0, 0, 0, None), "{row:?}");
+            let ipv6 = row.destination_address.contains(':');
+            let server_address = if ipv6 { lab.ipv6(server).to_string() } else { lab.ipv4(server).to_string() };
+            assert_eq!(*row.destination_address, server_address, "also of a socket bound to no address");
+            let told = told.entry((&row.observer, row.destination_port, ipv6)).or_default();
+            told.0 += row.connections;
+            told.1 = row.bytes_sent.map(|bytes| bytes + told.1.unwrap_or(0)).or(told.1);
+            told.2 = row.bytes_received.map(|bytes| bytes + told.2.unwrap_or(0)).or(told.2);
+        }
+        let expected: Told<'_> = [false, true]
+            .into_iter()
+            .flat_map(|ipv6| {
+                [
+                    (("client", 7001, ipv6), (3, Some(120), Some(120))),
+                    (("client", 7002, ipv6), (2, None, None)),
+                    (("server", 7001, ipv6), (3, None, None)),
+                    (("server", 7002, ipv6), (2, None, None)),
+                ]
+            })
+            .collect();
+        assert_eq!(told, expected, "with --window {window}");
+        balance(&output);
+        let health = rows::<HealthRecord>(&output);
+        assert_eq!(health.iter().map(|row| row.exported).sum::<i64>(), 20, "with --window {window}");
+        let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
+        let policies = String::from_utf8_lossy(&report.stdout);
+        for port in [7001, 7002] {
+            assert_eq!(policies.matches(&format!("port: {port}\n      protocol: UDP")).count(), 2, "{policies}");
+        }
+        assert!(!policies.contains("7003") && !policies.contains("TCP"), "{policies}");
+    }
+}
