@@ -44,6 +44,8 @@ struct Run {
     lost: i64,
     unidentified: i64,
     undirected_rows: i64,
+    /// What recording was limited to, besides namespaces.
+    filters: Arc<str>,
 }
 
 /// Reads captures, writes policies, and tells on standard error what they rest on.
@@ -111,8 +113,20 @@ fn remarks(tables: &Tables, runs: &[Run], communications: &BTreeSet<Communicatio
 
 impl Run {
     fn remark(&self, text: &mut String) {
-        let Self { node, run_id, clean_shutdown, whole_until, missing_rows, lost, unidentified, undirected_rows } =
-            self;
+        let Self {
+            node,
+            run_id,
+            clean_shutdown,
+            whole_until,
+            missing_rows,
+            lost,
+            unidentified,
+            undirected_rows,
+            filters,
+        } = self;
+        if !filters.is_empty() {
+            let _ = writeln!(text, "run {run_id} on node {node} was limited to {filters}: the policies deny the rest");
+        }
         if !clean_shutdown {
             let _ = writeln!(
                 text,
@@ -156,6 +170,7 @@ async fn runs(tables: &Tables) -> Result<Vec<Run>, DataFusionError> {
             lost: rows.number("lost", row),
             unidentified: rows.number("unidentified", row),
             undirected_rows: rows.number("undirected_rows", row),
+            filters: rows.text("filters", row).unwrap_or_default(),
         }));
     }
     Ok(runs)

@@ -1,23 +1,39 @@
 //! The command line, parsed into types.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{
-    Parser,
+    Parser, Subcommand,
     builder::{FalseyValueParser, NonEmptyStringValueParser},
 };
+use ipnet::IpNet;
 use schemas::capture::Roll;
 
 use crate::flow::SUMMED_WINDOW_MS;
 
-/// Records who talks to whom on this node: watches TCP sockets with eBPF and writes flow records with pod identity as
-/// Parquet. Runs until Ctrl-C or SIGTERM, then flushes everything.
+/// Records who talks to whom on this node: watches TCP and UDP sockets with eBPF and writes flow records with pod
+/// identity as Parquet. Runs until Ctrl-C or SIGTERM, then flushes everything.
+///
+/// Of a setting given more than once, the command line counts before the environment, and that before the file.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "flowscribe-exporter", version)]
+#[command(
+    name = "flowscribe-exporter",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Args {
+    /// What to do instead of recording.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// YAML file of settings, named as the flags are, without the dashes: `window: 5m`.
+    #[arg(long, env = "FLOWSCRIBE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Directory of the capture; made if it is not there, added to if it is.
-    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
-    pub output: PathBuf,
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR", required = true)]
+    pub output: Option<PathBuf>,
 
     /// Length of the windows that connections are summed over, such as 60s or 5m: a divisor of an hour. 0 writes a row
     /// per connection.
@@ -27,6 +43,18 @@ pub struct Args {
     /// Keep a flow if either end is in one of these namespaces or unresolved; all by default.
     #[arg(long, env = "FLOWSCRIBE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',')]
     pub namespaces: Vec<String>,
+
+    /// Keep a flow if the pod at either end has all of these labels, or is unresolved; all by default.
+    #[arg(long, env = "FLOWSCRIBE_LABELS", value_name = "KEY=VALUE,…", value_delimiter = ',', value_parser = label)]
+    pub labels: Vec<(String, String)>,
+
+    /// Keep a flow if either address is in one of these networks; all by default.
+    #[arg(long, env = "FLOWSCRIBE_CIDRS", value_name = "CIDR,…", value_delimiter = ',')]
+    pub cidrs: Vec<IpNet>,
+
+    /// Keep a flow if the port dialled, or that behind the Service, is one of these; all by default.
+    #[arg(long, env = "FLOWSCRIBE_PORTS", value_name = "PORT,…", value_delimiter = ',')]
+    pub ports: Vec<u16>,
 
     /// YAML file that says who is who: pods, Services and nodes. Read again whenever it changes.
     #[arg(long, env = "FLOWSCRIBE_INVENTORY", value_name = "FILE")]
@@ -51,6 +79,14 @@ pub struct Args {
     /// Keep flows that stay on the loopback interface.
     #[arg(long, env = "FLOWSCRIBE_LOOPBACK", value_parser = FalseyValueParser::new())]
     pub loopback: bool,
+
+    /// Serve /metrics (Prometheus), /livez and /readyz here, such as 0.0.0.0:9464; not at all by default.
+    #[arg(long, env = "FLOWSCRIBE_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub metrics_address: Option<SocketAddr>,
+
+    /// Have the kernel measure how long the eBPF programs run, for /metrics. That itself costs about 50 ns per run.
+    #[arg(long, env = "FLOWSCRIBE_BPF_STATS", value_parser = FalseyValueParser::new())]
+    pub bpf_stats: bool,
 
     /// Cgroup v2 directory to watch, with all below it; the root of the hierarchy by default.
     #[arg(long, env = "FLOWSCRIBE_CGROUP", value_name = "DIR")]
@@ -82,6 +118,13 @@ pub struct Args {
     pub max_conversations: usize,
 }
 
+/// What else the program does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Tell what the kernel, the capabilities and the mounts here allow to be recorded, and what is missing costs.
+    Doctor,
+}
+
 impl Args {
     /// The namespaces to keep, without what empty variables and stray commas leave.
     pub(crate) fn namespaces(&self) -> BTreeSet<Arc<str>> {
@@ -96,6 +139,13 @@ impl Args {
     /// Length of the windows that UDP is summed and health is reported over.
     pub const fn summed_window_ms(&self) -> i64 {
         if self.window.is_zero() { SUMMED_WINDOW_MS } else { self.window.as_millis() as i64 }
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.trim().into(), value.trim().into())),
+        _ => Err("must be KEY=VALUE, such as app=web".into()),
     }
 }
 
@@ -122,6 +172,16 @@ fn ring_size(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(mib) if mib.is_power_of_two() && mib <= 1024 => Ok(mib),
         _ => Err("must be a power of two from 1 to 1024".into()),
+    }
+}
+
+impl Args {
+    /// The filter in words, for the health of the recording: what was left out was not unseen.
+    pub(crate) fn filters(&self) -> Vec<Arc<str>> {
+        let labels = self.labels.iter().map(|(key, value)| format!("labels={key}={value}"));
+        let cidrs = self.cidrs.iter().map(|cidr| format!("cidrs={cidr}"));
+        let ports = self.ports.iter().map(|port| format!("ports={port}"));
+        labels.chain(cidrs).chain(ports).map(Arc::from).collect()
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use schemas::{
     capture::Origin,
     event::CgroupEvent,
@@ -26,7 +27,7 @@ use schemas::{
 };
 
 use crate::{
-    flow::{Flow, Role, SocketOwner},
+    flow::{Flow, FlowKey, Role, SocketOwner},
     probe::netns,
 };
 
@@ -46,6 +47,12 @@ pub(crate) struct Observation {
 pub(crate) struct Filter {
     /// Keep a flow if either end is in one of these namespaces, or unresolved; all when empty.
     pub namespaces: BTreeSet<Arc<str>>,
+    /// Keep a flow if the pod at either end has all of these labels, or is unresolved; all when empty.
+    pub labels: Vec<(String, String)>,
+    /// Keep a flow if either address is in one of these networks; all when empty.
+    pub cidrs: Vec<IpNet>,
+    /// Keep a flow if the port dialled, or that behind the Service, is one of these; all when empty.
+    pub ports: Vec<u16>,
     /// Keep what stays on the loopback interface.
     pub loopback: bool,
 }
@@ -172,7 +179,7 @@ impl Enricher {
         } else {
             self.remote(key.remote_address, transport, key.server_port, key.role, span)
         };
-        if !self.is_wanted(&local, &remote) {
+        if !self.filter.wants(key, &local, &remote) {
             return None;
         }
         // A UDP socket may be bound to no address: then it is the pod's.
@@ -293,13 +300,20 @@ impl Enricher {
         let addresses = pod.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
         addresses.into_iter().find(|address| address.is_ipv4() == like.is_ipv4())
     }
+}
 
-    fn is_wanted(&self, local: &End, remote: &End) -> bool {
-        let wanted = |end: &End| {
-            end.unknown_reason.is_some()
-                || end.namespace.as_ref().is_some_and(|namespace| self.filter.namespaces.contains(namespace))
-        };
-        self.filter.namespaces.is_empty() || wanted(local) || wanted(remote)
+impl Filter {
+    fn wants(&self, key: &FlowKey, local: &End, remote: &End) -> bool {
+        let Self { namespaces, labels, cidrs, ports, loopback: _ } = self;
+        let ends = [local, remote];
+        let is_of_namespace = |end: &&End| end.namespace.as_ref().is_some_and(|name| namespaces.contains(name));
+        let is_unresolved = |end: &&End| end.unknown_reason.is_some();
+        let addresses = [key.local_address, key.remote_address];
+        let served = [Some(key.server_port), local.target_port, remote.target_port];
+        (namespaces.is_empty() || ends.iter().any(|end| is_unresolved(end) || is_of_namespace(end)))
+            && (labels.is_empty() || ends.iter().any(|end| is_unresolved(end) || end.has(labels)))
+            && (cidrs.is_empty() || cidrs.iter().any(|cidr| addresses.iter().any(|address| cidr.contains(address))))
+            && (ports.is_empty() || served.iter().flatten().any(|port| ports.contains(port)))
     }
 }
 
@@ -387,6 +401,12 @@ impl End {
             host_network: Some(pod.host_network == Some(true)),
             ..Self::default()
         }
+    }
+
+    /// Whether it is a pod with all of these labels.
+    fn has(&self, labels: &[(String, String)]) -> bool {
+        let own = self.labels.as_deref().and_then(|text| serde_json::from_str::<HashMap<String, String>>(text).ok());
+        own.is_some_and(|own| labels.iter().all(|(key, value)| own.get(key) == Some(value)))
     }
 
     fn unknown(reason: UnknownReason) -> Self {

@@ -225,22 +225,15 @@ pub(crate) struct FlowTable {
     conversations: Conversations,
     /// Inodes of network namespaces by their cookies, for events that know only these.
     inodes: HashMap<u64, u32>,
-    /// Connections told of by the last scan, and how many of them are older than the run.
-    open: OpenConnections,
+    /// Connections told of by the last scan.
+    open: usize,
+    /// Connections older than the run that have ended.
+    older_ended: u64,
     is_finishing: bool,
     /// UDP conversations counted, once per window, since the start.
     datagram_ends: u64,
     /// What found no room, since the start.
     lost: TableLoss,
-}
-
-/// What was open at the last scan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct OpenConnections {
-    /// All of them.
-    pub(crate) all: usize,
-    /// Those that began before the run.
-    pub(crate) older: usize,
 }
 
 /// What found no room in a [`FlowTable`].
@@ -282,7 +275,8 @@ impl FlowTable {
             listeners: HashSet::new(),
             conversations: Conversations::new(limits.conversations),
             inodes: HashMap::new(),
-            open: OpenConnections::default(),
+            open: 0,
+            older_ended: 0,
             is_finishing: false,
             datagram_ends: 0,
             lost: TableLoss::default(),
@@ -314,9 +308,9 @@ impl FlowTable {
             change.retransmits = event.retransmits.into();
             change.duration_ms = if event.start_known() { time.0 - started.0 } else { 0 };
             change.rtt.add(event.rtt_us);
+            self.older_ended += u64::from(!event.start_known());
         } else {
-            self.open.all += 1;
-            self.open.older += usize::from(!event.start_known());
+            self.open += 1;
             change.active = 1;
         }
         if self.is_per_connection {
@@ -387,11 +381,13 @@ impl FlowTable {
                 change = Change { failed: events, ..Change::default() };
             }
             EVENT_OPEN => {
-                self.open.all += counts.events as usize;
-                self.open.older += if edge.start_known == 0 { counts.events as usize } else { 0 };
+                self.open += counts.events as usize;
                 change.active = events;
             }
-            _ => change.closed = events,
+            _ => {
+                change.closed = events;
+                self.older_ended += if edge.start_known == 0 { counts.events } else { 0 };
+            }
         }
         if self.is_per_connection {
             self.push_ended(Flow { last_seen: last, ..Flow::empty(key, first, last) }, change);
@@ -402,7 +398,7 @@ impl FlowTable {
 
     /// Begins a scan: what it tells is what is open.
     pub(crate) fn begin_scan(&mut self) {
-        self.open = OpenConnections::default();
+        self.open = 0;
     }
 
     /// Hands over the flows of windows that ended before `until`, and of connections that ended.
@@ -453,9 +449,14 @@ impl FlowTable {
         TimestampMs(self.closed_until.0 + self.window_ms)
     }
 
-    /// What was open at the last scan.
-    pub(crate) const fn open(&self) -> OpenConnections {
+    /// Connections that were open at the last scan.
+    pub(crate) const fn open_connections(&self) -> usize {
         self.open
+    }
+
+    /// Connections older than the run that have ended, since the start.
+    pub(crate) const fn older_ended(&self) -> u64 {
+        self.older_ended
     }
 
     /// Edges that wait for the end of their window.

@@ -10,12 +10,15 @@
 //! without I/O. The agent decides nothing about policies, and does not look at packets or payload.
 
 mod args;
+mod config;
+mod doctor;
 mod enrich;
 mod flow;
 mod inventory;
 mod pipeline;
 mod probe;
 mod sink;
+mod telemetry;
 
 use std::{
     error::Error,
@@ -24,9 +27,11 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+use args::Command;
+use config::ConfigError;
 
 pub use args::Args;
 pub use pipeline::{RunError, RunSummary, run};
@@ -35,13 +40,20 @@ pub use pipeline::{RunError, RunSummary, run};
 ///
 /// Exits with 0 after a clean end, 1 when recording can't start or fails, 2 for a wrong command line.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(arguments) {
+    let args = match config::parse(arguments) {
         Ok(args) => args,
-        Err(error) => {
+        Err(ConfigError::CommandLine(error)) => {
             let _ = error.print();
             return ExitCode::from(error.exit_code() as u8);
         }
+        Err(error) => {
+            eprintln!("flowscribe-exporter: {}", chain(&error));
+            return ExitCode::from(USAGE);
+        }
     };
+    if matches!(args.command, Some(Command::Doctor)) {
+        return doctor::run(&args);
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();
@@ -56,6 +68,9 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
 }
+
+/// What a wrong command line ends with.
+const USAGE: u8 = 2;
 
 #[tokio::main(worker_threads = 1)]
 async fn record(args: Args) -> Result<RunSummary, RunError> {

@@ -12,6 +12,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -38,8 +39,9 @@ use crate::{
     enrich::{Enricher, Filter, HostNetns, file::InventoryError, inode},
     flow::{Clock, Flow, FlowTable, FlowTableLimits, Role, TableLoss},
     inventory::Inventory,
-    probe::{Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, cgroup2_mount, netns},
+    probe::{self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, cgroup2_mount, netns},
     sink::{AGENT_VERSION, ParquetSink},
+    telemetry::{self, Telemetry},
 };
 
 /// Why a run could not start, or had to end.
@@ -62,6 +64,13 @@ pub enum RunError {
     /// The node's own network namespace can't be told.
     #[error("cannot read {path}: name the node's network namespace with --host-netns")]
     HostNetns { path: PathBuf },
+    /// The metrics can't be served.
+    #[error("cannot serve metrics on {address}: name another one with --metrics-address")]
+    Metrics {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     /// The system refused something that always works.
     #[error("cannot read the system's clock or name")]
     System(#[from] nix::Error),
@@ -121,9 +130,15 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         node: args.node.clone().map_or_else(|| node_name().map(Arc::from), |name| Ok(name.into()))?,
         run_id: random_id()?,
     };
+    let output = args.output.clone().unwrap_or_default();
+    let telemetry = Arc::new(Telemetry::new());
+    if let Some(address) = args.metrics_address {
+        let served = telemetry::serve(address, Arc::clone(&telemetry)).await;
+        served.map_err(|source| RunError::Metrics { address, source })?;
+    }
     let host = host_netns(args.host_netns.as_deref())?;
     let inventory = Inventory::open(args.inventory.clone(), &origin.node)?;
-    let sink = ParquetSink::new(&args.output, &origin, args.roll());
+    let sink = ParquetSink::new(&output, &origin, args.roll());
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let clock = clock()?;
@@ -140,23 +155,27 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     for Degraded { cost, reason } in probe.degraded() {
         tracing::warn!(cost, reason, "a part of the capture can't be had here");
     }
-    let filter = Filter { namespaces: args.namespaces(), loopback: args.loopback };
+    let Args { labels, cidrs, ports, loopback, .. } = args.clone();
+    let filter = Filter { namespaces: args.namespaces(), labels, cidrs, ports, loopback };
+    let _measuring = args.bpf_stats.then(probe::measure_run_time).transpose()?;
     let enricher = Enricher::new(origin.clone(), filter, host, cgroup2_mount()?);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
     recorder.programs = probe.attached().iter().copied().map(Arc::from).collect();
     // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
     if !recorder.begin() {
-        return Err(RunError::Unwritable { path: args.output });
+        return Err(RunError::Unwritable { path: output });
     }
-    tracing::info!(output = %args.output.display(), window = ?args.window, "recording, stop with Ctrl-C");
+    recorder.telemetry = Some(Arc::clone(&telemetry));
+    telemetry.ready();
+    tracing::info!(output = %output.display(), window = ?args.window, "recording, stop with Ctrl-C");
 
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
-    let observer = Observer::new(probe, table, clock, run_start, sender, args.window.is_zero());
+    let observer = Observer::new(probe, table, clock, run_start, sender, telemetry, args.window.is_zero());
     let observed = observer.run(args.roll_interval, shutdown).await;
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
     observed?;
-    if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: args.output, lost: summary.lost }) }
+    if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: output, lost: summary.lost }) }
 }
 
 /// Drains the kernel, sums flows, and sends what is complete downstream.
@@ -165,6 +184,7 @@ struct Observer {
     table: FlowTable,
     clock: Clock,
     sender: mpsc::Sender<Message>,
+    telemetry: Arc<Telemetry>,
     is_per_connection: bool,
     /// Of the report before.
     start: TimestampMs,
@@ -183,6 +203,7 @@ impl Observer {
         clock: Clock,
         run_start: TimestampMs,
         sender: mpsc::Sender<Message>,
+        telemetry: Arc<Telemetry>,
         is_per_connection: bool,
     ) -> Self {
         Self {
@@ -190,6 +211,7 @@ impl Observer {
             table,
             clock,
             sender,
+            telemetry,
             is_per_connection,
             start: run_start,
             counters: ProbeCounters::default(),
@@ -233,6 +255,8 @@ impl Observer {
                 next_tick = Instant::now() + TICK;
                 self.take_edges()?;
                 self.probe.next_epoch()?;
+                let lag = now()?.0 - self.table.next_end().0;
+                self.telemetry.tick(self.table.edges(), Duration::from_millis(lag.max(0) as u64));
                 is_open &= self.send(Message::Tick).await;
             }
             is_open &= self.hand_on().await;
@@ -249,13 +273,13 @@ impl Observer {
         self.take_edges()?;
         if !self.is_per_connection {
             self.scan(until).await?;
-            if self.table.open().older == 0 {
-                self.probe.forget_older();
-            }
+            self.probe.forget_older(self.table.older_ended());
         }
         let flows = self.table.close_windows(until);
         let is_open = self.send(Message::Flows(flows)).await;
         let report = self.report(until, 0)?;
+        let (programs, map_bytes) = self.probe.stats();
+        self.telemetry.programs(&programs, map_bytes);
         Ok(is_open && self.send(Message::Window(report)).await)
     }
 
@@ -340,7 +364,7 @@ impl Observer {
             lost: TableLoss { ends: lost.ends - self.lost.ends, closings: lost.closings - self.lost.closings },
             datagram_ends: datagram_ends - self.datagram_ends,
             ring_bytes: std::mem::take(&mut self.ring_bytes),
-            open_connections: self.table.open().all,
+            open_connections: self.table.open_connections(),
             edges: self.table.edges(),
             lost_end,
         };
@@ -356,6 +380,8 @@ struct Recorder {
     kernel_release: Arc<str>,
     programs: Vec<Arc<str>>,
     namespaces: Vec<Arc<str>>,
+    filters: Vec<Arc<str>>,
+    telemetry: Option<Arc<Telemetry>>,
     window_ms: i64,
     enricher: Enricher,
     inventory: Inventory,
@@ -385,6 +411,8 @@ impl Recorder {
             kernel_release: uname()?.release().to_string_lossy().into(),
             programs: Vec::new(),
             namespaces: args.namespaces().into_iter().collect(),
+            filters: args.filters(),
+            telemetry: None,
             window_ms: args.window.as_millis() as i64,
             enricher,
             inventory,
@@ -512,6 +540,7 @@ impl Recorder {
             kernel_release: Arc::clone(&self.kernel_release),
             programs: self.programs.clone(),
             namespaces: self.namespaces.clone(),
+            filters: self.filters.clone(),
             window_ms: self.window_ms,
             seen: (counters.seen + datagram_ends + counters.lost_datagrams) as i64,
             exported,
@@ -534,6 +563,9 @@ impl Recorder {
             clean_shutdown,
         };
         self.health_seq += 1;
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.health(&record);
+        }
         self.sink.health(record, now);
     }
 }

@@ -15,6 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use aya::{
@@ -23,6 +24,7 @@ use aya::{
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSockAddr, Iter, Program, ProgramError, SockOps, sock_ops::SockOpsLink,
     },
+    sys::{Stats, enable_stats},
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
@@ -34,10 +36,14 @@ pub(crate) struct Probe {
     tcp: Option<SockOpsLink>,
     events: RingBuf<MapData>,
     edges: HashMap<MapData, EdgeKeyPod, EdgeCountsPod>,
+    ring_fd: OwnedFd,
+    edges_fd: OwnedFd,
     control: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     scan: Arc<Scan>,
     epoch: u32,
+    /// Connections that were found open when the run began.
+    adopted: u64,
     attached: Vec<&'static str>,
     degraded: Vec<Degraded>,
     malformed: u64,
@@ -69,6 +75,19 @@ pub(crate) struct Degraded {
     pub cost: &'static str,
     /// Why.
     pub reason: String,
+}
+
+/// What the kernel says of a program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProgramStats {
+    /// Its name.
+    pub name: &'static str,
+    /// How often it ran; only while the kernel measures.
+    pub runs: u64,
+    /// How long it ran; only while the kernel measures.
+    pub run_time: Duration,
+    /// How often it was skipped, because it was running already.
+    pub skipped: u64,
 }
 
 /// Tells of what is open, from any thread.
@@ -225,14 +244,14 @@ impl Probe {
 
         let mut take = |name| programs.take_map(name).ok_or(ProbeError::NotInObject { name });
         let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
-        let events = RingBuf::try_from(take(EVENTS)?).map_err(map_error(EVENTS))?;
-        let edges = HashMap::try_from(take(EDGES)?).map_err(map_error(EDGES))?;
+        let copy = |map: &Map| map_fd(map)?.try_clone_to_owned().map_err(ProbeError::Descriptor);
+        let (events, edges) = (take(EVENTS)?, take(EDGES)?);
+        let (ring_fd, edges_fd) = (copy(&events)?, copy(&edges)?);
+        let events = RingBuf::try_from(events).map_err(map_error(EVENTS))?;
+        let edges = HashMap::try_from(edges).map_err(map_error(EDGES))?;
         let control = Array::try_from(take(CONTROL)?).map_err(map_error(CONTROL))?;
         let counters = PerCpuArray::try_from(take(COUNTERS)?).map_err(map_error(COUNTERS))?;
-        let Map::HashMap(connections) = take(CONNECTIONS)? else {
-            return Err(ProbeError::NotInObject { name: CONNECTIONS });
-        };
-        let connections = connections.fd().as_fd().try_clone_to_owned().map_err(ProbeError::Descriptor)?;
+        let connections = copy(&take(CONNECTIONS)?)?;
         let scan = Arc::new(Scan { program: walk, connections });
         let tcp = Some(tcp);
         let mut probe = Self {
@@ -240,18 +259,20 @@ impl Probe {
             tcp,
             events,
             edges,
+            ring_fd,
+            edges_fd,
             control,
             counters,
             scan,
             epoch: 0,
+            adopted: 0,
             attached,
             degraded,
             malformed: 0,
             skipped_before: 0,
         };
-        if probe.sum(counter::ADOPTED)? == 0 {
-            probe.forget_older();
-        }
+        probe.adopted = probe.sum(counter::ADOPTED)?;
+        probe.forget_older(0);
         Ok(probe)
     }
 
@@ -273,9 +294,9 @@ impl Probe {
         }
     }
 
-    /// Detaches what waits for the ends of older connections, when there are none left.
-    pub(crate) fn forget_older(&mut self) {
-        if self.attached.contains(&CLOSE) {
+    /// Detaches what waits for the ends of older connections, when all have `ended`.
+    pub(crate) fn forget_older(&mut self, ended: u64) {
+        if ended >= self.adopted && self.attached.contains(&CLOSE) {
             self.attached.retain(|name| *name != CLOSE);
             self.unload(CLOSE);
         }
@@ -285,6 +306,22 @@ impl Probe {
     fn skipped(&self, name: &str) -> u64 {
         let program = self.programs.program(name).and_then(|program| program.fd().ok());
         program.and_then(|fd| fdinfo(fd.as_fd(), "recursion_misses")).unwrap_or(0)
+    }
+
+    /// What the kernel says of the programs, and how much memory the maps take, in bytes.
+    pub(crate) fn stats(&self) -> (Vec<ProgramStats>, u64) {
+        let of = |name: &&'static str| {
+            let fd = self.programs.program(name)?.fd().ok()?.as_fd();
+            Some(ProgramStats {
+                name,
+                runs: fdinfo(fd, "run_cnt").unwrap_or(0),
+                run_time: Duration::from_nanos(fdinfo(fd, "run_time_ns").unwrap_or(0)),
+                skipped: fdinfo(fd, "recursion_misses").unwrap_or(0),
+            })
+        };
+        let maps = [&self.ring_fd, &self.edges_fd, &self.scan.connections];
+        let bytes = maps.iter().filter_map(|fd| fdinfo(fd.as_fd(), "memlock")).sum();
+        (self.attached.iter().filter_map(of).collect(), bytes)
     }
 
     fn unload(&mut self, name: &str) {
@@ -471,30 +508,50 @@ fn fdinfo(descriptor: BorrowedFd<'_>, name: &str) -> Option<u64> {
     value.trim().parse().ok()
 }
 
+fn map_fd(map: &Map) -> Result<BorrowedFd<'_>, ProbeError> {
+    match map {
+        Map::RingBuf(map) | Map::HashMap(map) => Ok(map.fd().as_fd()),
+        _ => Err(ProbeError::NotInObject { name: "map of the kind that is expected" }),
+    }
+}
+
 fn map_error(map: &'static str) -> impl FnOnce(MapError) -> ProbeError {
     move |source| ProbeError::Map { map, source: Box::new(source) }
 }
 
-/// The number of this process as the kernel knows it; 0 where this is not the first PID namespace.
+/// The number of this process as the kernel knows it; 0 where it can't be told.
 fn own_process() -> u32 {
-    let in_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|file| file.ino() == FIRST_PID_NAMESPACE);
-    if in_first { std::process::id() } else { 0 }
+    if is_first_pid_namespace() { std::process::id() } else { 0 }
+}
+
+/// Has the kernel measure how often and how long programs run, until what is returned is dropped.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn measure_run_time() -> Result<OwnedFd, ProbeError> {
+    enable_stats(Stats::RunTime).map_err(|source| ProbeError::Load(Box::new(ProgramError::from(source).into())))
+}
+
+/// Whether processes have the same numbers here as in the kernel.
+pub(crate) fn is_first_pid_namespace() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|file| file.ino() == FIRST_PID_NAMESPACE)
 }
 
 /// Names the capabilities that loading needs and the process lacks, before the kernel says only "not permitted".
 fn check_capabilities() -> Result<(), ProbeError> {
-    // Where the file can't be read or understood, the kernel gets to say it.
+    let needed = CAPABILITIES.iter().filter(|(bit, ..)| NEEDED.contains(bit));
+    let missing: Vec<&str> = needed.filter(|(bit, ..)| !has_capability(*bit)).map(|(_, name, _)| *name).collect();
+    if missing.is_empty() { Ok(()) } else { Err(ProbeError::NotPermitted { capabilities: missing.join(", ") }) }
+}
+
+/// Whether the process has a capability; where that can't be read, the kernel gets to say it.
+pub(crate) fn has_capability(bit: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(effective) = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return Ok(()) };
+    let Some(effective) = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return true };
     let has = |bit: u32| effective & (1 << bit) != 0;
-    let missing: Vec<&str> = CAPABILITIES
-        .iter()
-        // CAP_SYS_ADMIN includes what was split off it.
-        .filter(|(bit, _)| !has(*bit) && (*bit == CAP_NET_ADMIN || !has(CAP_SYS_ADMIN)))
-        .map(|(_, name)| *name)
-        .collect();
-    if missing.is_empty() { Ok(()) } else { Err(ProbeError::NotPermitted { capabilities: missing.join(", ") }) }
+    // CAP_SYS_ADMIN includes what was split off it.
+    has(bit) || (matches!(bit, CAP_PERFMON | CAP_BPF) && has(CAP_SYS_ADMIN))
 }
 
 /// Where cgroup v2 is mounted: the whole hierarchy, whatever the machine calls it.
@@ -559,5 +616,17 @@ const COUNTERS: &str = "COUNTERS";
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
-const CAPABILITIES: [(u32, &str); 3] = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+/// Without these nothing can be recorded.
+const NEEDED: [u32; 3] = [CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF];
+/// Number and name of each capability, and what it costs to lack it.
+pub(crate) const CAPABILITIES: [(u32, &str, &str); 5] = [
+    (CAP_NET_ADMIN, "CAP_NET_ADMIN", "nothing can be recorded: programs can't be attached to a cgroup"),
+    (CAP_PERFMON, "CAP_PERFMON", "nothing can be recorded: programs can't read kernel structures"),
+    (CAP_BPF, "CAP_BPF", "nothing can be recorded: programs can't be loaded"),
+    (CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "pods are told by their network namespace's number, not its cookie"),
+    (CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "pods whose network namespace is given by a process (/proc/PID/ns/net)"),
+];

@@ -35,6 +35,8 @@ dataset! {
     programs: Vec<Arc<str>> => "health.programs", "";
     /// Namespaces that recording was limited to; empty for all.
     namespaces: Vec<Arc<str>> => "health.namespaces", "";
+    /// What else recording was limited to: labels, cidrs and ports, each as the flag's name and its value.
+    filters: Vec<Arc<str>> => "health.filters", "";
     /// Length of the agent's windows; 0 for a row per connection.
     window_ms: i64 => "health.window", "ms";
     /// Ends of connections seen by the kernel programs.

@@ -21,7 +21,8 @@ told as (
         max(case when flows_next_seq <= coalesce(r.next_seq, 0) then window_end end) as whole_until,
         sum(lost_ring + lost_map + lost_parse + lost_queue + lost_sink + lost_end) as lost,
         sum(lost_closed) as lost_closed,
-        sum(unidentified) as unidentified
+        sum(unidentified) as unidentified,
+        array_to_string(array_sort(array_distinct(flatten(array_agg(filters)))), ', ') as filters
     from health as h
     left join rows_there as r on h.cluster = r.cluster and h.node = r.node and h.run_id = r.run_id
     group by h.cluster, h.node, h.run_id
@@ -49,6 +50,7 @@ select
     coalesce(told.lost, 0) as lost,
     coalesce(told.lost_closed, 0) as lost_closed,
     coalesce(told.unidentified, 0) as unidentified,
+    coalesce(told.filters, '') as filters,
     coalesce(r.undirected_rows, 0) as undirected_rows
 from told
 full join rows_there as r on told.cluster = r.cluster and told.node = r.node and told.run_id = r.run_id

@@ -8,7 +8,7 @@ use schemas::{
 };
 
 use super::*;
-use crate::flow::{FlowKey, Transport};
+use crate::flow::Transport;
 
 const HOST: u32 = 1;
 const POD_NETNS: &str = "/proc/self/ns/net";
@@ -192,7 +192,7 @@ fn what_stays_on_loopback_is_left_out_unless_asked_for() {
 
 #[test]
 fn a_namespace_is_kept_by_either_end_and_so_is_what_is_not_known() {
-    let filter = || Filter { namespaces: BTreeSet::from(["demo".into()]), loopback: false };
+    let filter = || Filter { namespaces: BTreeSet::from(["demo".into()]), ..Filter::default() };
     let elsewhere = InventoryRecord { namespace: Some("else".into()), ..pod("other", "10.0.0.9") };
     let (mut enricher, netns) = enricher(filter(), vec![elsewhere, pod("web", "10.0.0.1")]);
     assert!(enricher.step(&flow(netns, Role::Client, "10.0.0.9", "10.0.0.1", 80)).is_some(), "web is in demo");

@@ -97,7 +97,7 @@ fn a_connection_is_counted_once_and_active_at_the_end_of_every_window_it_outlive
     let mut table = table(10);
     table.begin_scan();
     table.step(&FlowEvent { bytes_sent: 5, ..open(1.0, 0.0, 10.0) }, CLOCK);
-    assert_eq!(table.open(), OpenConnections { all: 1, older: 0 });
+    assert_eq!((table.open_connections(), table.older_ended()), (1, 0));
     let flows = table.close_windows(TimestampMs(10_000));
     assert_eq!(counts(&flows), [(0, 1, 0, 1)]);
     assert_eq!(flows[0].bytes_sent, Some(5), "what passed so far");
@@ -179,7 +179,7 @@ fn a_connection_older_than_the_agent_has_no_start_and_the_listeners_tell_its_dir
     }
     table.begin_scan();
     table.step(&FlowEvent { time_ns: ns(10.0) - 1, kind: EVENT_OPEN, ..older(ROLE_UNKNOWN, 80) }, CLOCK);
-    assert_eq!(table.open(), OpenConnections { all: 1, older: 1 });
+    assert_eq!((table.open_connections(), table.older_ended()), (1, 3));
     let flows = table.close_windows(TimestampMs(10_000));
     let roles: HashSet<Role> = flows.iter().map(|flow| flow.key.role).collect();
     assert_eq!(roles, HashSet::from([Role::Unknown, Role::Server, Role::Client]));

@@ -103,3 +103,59 @@ fn a_cgroup_that_is_not_one_is_named() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("with --cgroup: not of a cgroup2 file system"), "{said}");
 }
+
+/// What `doctor` says with these capabilities taken away.
+fn doctor(without: &[&str]) -> (Option<i32>, String) {
+    let bounding = without.iter().map(|name| format!("-{name}")).collect::<Vec<_>>().join(",");
+    let mut command = Command::new("setpriv");
+    if !without.is_empty() {
+        command.arg(format!("--bounding-set={bounding}"));
+    }
+    let output = command.arg("--").arg(env!("CARGO_BIN_EXE_flowscribe-exporter")).arg("doctor").output();
+    let output = output.expect("setpriv (util-linux) starts");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The table of capabilities in the README, measured: each is dropped, and what is then missing is what it is for.
+#[test]
+fn each_capability_costs_what_the_readme_says() {
+    let test = "each_capability_costs_what_the_readme_says";
+    if !nix::unistd::geteuid().is_root() {
+        return skip(test, "it needs root");
+    }
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).expect("it is there");
+    let (code, whole) = doctor(&[]);
+    assert_eq!(code, Some(0), "{whole}");
+    assert!(whole.contains("ok       recording TCP") && !whole.contains("MISSING  recording"), "{whole}");
+    // CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON: only without it do they matter.
+    let table = [
+        (&["net_admin"][..], "| `CAP_NET_ADMIN` | TCP, UDP |", Some(1), "MISSING  recording TCP"),
+        (&["bpf", "sys_admin"], "| `CAP_BPF` | TCP, UDP, scan |", Some(1), "MISSING  recording TCP"),
+        (&["perfmon", "sys_admin"], "| `CAP_PERFMON` | TCP, UDP, scan |", Some(1), "MISSING  recording TCP"),
+        (&["sys_admin"], "| `CAP_SYS_ADMIN` | identity |", Some(0), "MISSING  namespace cookies"),
+        (&["sys_ptrace"], "| `CAP_SYS_PTRACE` | identity |", Some(0), "MISSING  CAP_SYS_PTRACE"),
+    ];
+    for (dropped, row, code, missing) in table {
+        let (found, said) = doctor(dropped);
+        assert_eq!(found, code, "without {dropped:?}: {said}");
+        assert!(said.contains(missing), "without {dropped:?}: {said}");
+        assert_eq!(said.contains("ok       recording TCP"), code == Some(0), "without {dropped:?}: {said}");
+        assert!(!said.contains("MISSING  recording:"), "no part fails alone here: {said}");
+        assert!(readme.contains(row), "the README has: {row}");
+    }
+}
+
+#[test]
+fn settings_that_can_not_be_used_are_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("settings.yaml");
+    fs::write(&path, "windows: 5m").expect("written");
+    let (code, said) = failure(&["--config", &path.to_string_lossy()]);
+    assert_eq!(code, Some(2));
+    let named =
+        format!("settings {}: unknown name `windows`; the names are those of the flags in --help", path.display());
+    assert!(said.contains(&named), "{said}");
+    let (code, said) = failure(&[]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--output <DIR>"), "{said}");
+}

@@ -8,4 +8,5 @@ mod kill;
 mod loss;
 mod plan;
 mod support;
+mod telemetry;
 mod udp;

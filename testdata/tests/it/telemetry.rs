@@ -1,0 +1,97 @@
+//! What a running exporter tells of itself, and what its filters leave out.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use schemas::{flow::FlowRecord, health::HealthRecord};
+use testdata::{pod::Exchange, recording::Recording};
+
+use crate::support::{balance, executable, flowscribe, lab, pod, rows};
+
+/// Status and body of a page of the exporter's.
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("it serves");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    let (head, body) = text.split_once("\r\n\r\n").expect("it speaks HTTP");
+    (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+}
+
+#[test]
+fn metrics_tell_what_the_health_of_the_recording_does() {
+    let Some(mut lab) = lab("metrics_tell_what_the_health_of_the_recording_does") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let address = free.to_string();
+    let arguments = ["--window", "1s", "--metrics-address", &address, "--bpf-stats"];
+    let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
+    lab.dial(client, (lab.ipv4(server), 7001), 5, Exchange::new(1, 1)).expect("the server answers");
+    lab.hold(client, (lab.ipv4(server), 7001), Exchange::new(1, 1)).expect("the server answers");
+    thread::sleep(Duration::from_millis(2700));
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(get(&address, path).0, "HTTP/1.1 200 OK", "{path}");
+    }
+    let (status, metrics) = get(&address, "/metrics");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("flowscribe_exporter_{name} ")));
+        let line = line.unwrap_or_else(|| panic!("{name} is told: {metrics}"));
+        line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")
+    };
+    assert_eq!((value("ends_seen_total"), value("ends_exported_total")), (12.0, 12.0), "{metrics}");
+    assert_eq!(value("open_connections"), 2.0, "{metrics}");
+    assert_eq!(value("ends_lost_total{reason=\"map\"}"), 0.0, "{metrics}");
+    assert!(value("bpf_runs{program=\"observe_tcp\"}") > 12.0, "{metrics}");
+    assert!(value("bpf_run_seconds{program=\"observe_tcp\"}") > 0.0, "{metrics}");
+    assert!(value("bpf_memory_bytes") > 4e6 && value("resident_memory_bytes") > 1e6, "{metrics}");
+    assert!(value("window_lag_seconds") < 2.0, "{metrics}");
+    recording.stop().expect("the exporter ends well");
+    balance(&output);
+}
+
+#[test]
+fn filters_keep_what_they_name_count_the_rest_and_are_told() {
+    let Some(mut lab) = lab("filters_keep_what_they_name_count_the_rest_and_are_told") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    for port in [7001, 7002] {
+        lab.listen(server, port, Exchange::new(1, 1)).expect("the port is free");
+    }
+    let host = format!("{}/32", lab.ipv4(client));
+    let cases = [
+        (["--ports", "7001"], vec![7001]),
+        (["--ports", "80,7002"], vec![7002]),
+        (["--labels", "app=server"], vec![7001, 7002]),
+        (["--labels", "app=server,tier=web"], vec![]),
+        (["--cidrs", &host], vec![7001, 7002]),
+        (["--cidrs", "192.0.2.0/24"], vec![]),
+    ];
+    for (arguments, kept) in cases {
+        let directory = tempfile::tempdir().expect("a directory");
+        let output = directory.path().join("capture");
+        let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
+        for port in [7001, 7002] {
+            lab.dial(client, (lab.ipv4(server), port), 1, Exchange::new(1, 1)).expect("the server answers");
+        }
+        recording.stop().expect("the exporter ends well");
+        balance(&output);
+        let mut ports: Vec<u16> = rows::<FlowRecord>(&output).iter().map(|row| row.destination_port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports, kept, "{arguments:?}");
+        let health = rows::<HealthRecord>(&output);
+        let filtered: i64 = health.iter().map(|row| row.filtered).sum();
+        assert_eq!(filtered, 4 - 2 * kept.len() as i64, "{arguments:?}");
+        let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
+        let said = String::from_utf8_lossy(&report.stderr);
+        let name = arguments[0].trim_start_matches('-');
+        assert!(said.contains(&format!("was limited to {name}=")), "{arguments:?}: {said}");
+    }
+}
