@@ -66,6 +66,7 @@ pub(crate) static CONTROL: Array<u64, { control::COUNT as usize }> = Array::new(
 pub(crate) static OFFSETS: SocketOffsets = SocketOffsets {
     family: 0,
     local_port: 0,
+    source_port: 0,
     remote_port: 0,
     local_ipv4: 0,
     remote_ipv4: 0,

@@ -107,6 +107,12 @@ impl<const COPIED: bool> Socket<COPIED> {
         self.load(field!(OFFSETS.local_port))
     }
 
+    /// The local port of a socket that may have given it back, as it does before the tracepoint of its end.
+    #[inline(always)]
+    pub(crate) fn source_port(self) -> u16 {
+        u16::from_be(self.load(field!(OFFSETS.source_port)))
+    }
+
     #[inline(always)]
     pub(crate) fn remote_port(self) -> u16 {
         u16::from_be(self.load(field!(OFFSETS.remote_port)))

@@ -194,6 +194,8 @@ pub struct SocketOffsets {
     pub family: u32,
     /// `sock.__sk_common.skc_num`, u16, host byte order.
     pub local_port: u32,
+    /// `inet_sock.inet_sport`, u16, network byte order: the local port, also when the socket has given it back.
+    pub source_port: u32,
     /// `sock.__sk_common.skc_dport`, u16, network byte order.
     pub remote_port: u32,
     /// `sock.__sk_common.skc_rcv_saddr`, u32, network byte order.
@@ -283,7 +285,7 @@ const _: () = assert!(size_of::<EdgeKey>() == 80 && align_of::<EdgeKey>() == 8);
 const _: () = assert!(size_of::<EdgeCounts>() == 18 * 8);
 const _: () = assert!(size_of::<CgroupEvent>() == 512);
 const _: () = assert!(size_of::<Settings>() == 32);
-const _: () = assert!(size_of::<SocketOffsets>() == 31 * 4);
+const _: () = assert!(size_of::<SocketOffsets>() == 32 * 4);
 
 /// A record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,14 +39,14 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
         return None; // of another socket, that was at this address before
     }
     let now = now_ns();
-    report(|event| {
-        *event = empty(EVENT_CLOSED, TCP, now);
-        event.role = role;
-        told(socket.bytes(), connection, now, event);
-        event.retransmits = socket.retransmits();
-        event.rtt_us = socket.rtt_us();
-        socket.describe(event);
-    });
+    let mut event = empty(EVENT_CLOSED, TCP, now);
+    event.role = role;
+    told(socket.bytes(), connection, now, &mut event);
+    event.retransmits = socket.retransmits();
+    event.rtt_us = socket.rtt_us();
+    socket.describe(&mut event);
+    event.local_port = socket.source_port();
+    report(|told| *told = event);
     forget(sk);
     Some(())
 }

@@ -27,6 +27,7 @@ pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
     let offsets = SocketOffsets {
         family: offset("sock.__sk_common.skc_family")?,
         local_port: offset("sock.__sk_common.skc_num")?,
+        source_port: offset("inet_sock.inet_sport")?,
         remote_port: offset("sock.__sk_common.skc_dport")?,
         local_ipv4: offset("sock.__sk_common.skc_rcv_saddr")?,
         remote_ipv4: offset("sock.__sk_common.skc_daddr")?,
