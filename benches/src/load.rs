@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, BufRead, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
     thread,
@@ -15,13 +15,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::{
-    libc::linger,
+    mount::{MsFlags, mount},
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     sys::{
         prctl::set_pdeathsig,
+        resource::{Resource, setrlimit},
         signal::Signal,
-        socket::{setsockopt, sockopt::Linger},
     },
+    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,12 @@ pub(crate) enum Load {
     KeepAlive,
     /// 128 KiB writes on one connection. Counts KiB.
     Bulk,
+    /// As `Churn`, with so many client threads on all CPUs, until each has made so many connections.
+    Storm { threads: u32, connections: u32 },
+    /// As `Churn`, at so many connections per second, with a datagram there and back for each tenth.
+    Paced { per_second: u32 },
+    /// Opens connections to so many addresses, so many each, and keeps them. Counts connections.
+    Hold { addresses: u32, each: u32 },
 }
 
 /// An order and its duration.
@@ -45,11 +52,13 @@ pub(crate) struct Order {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Done {
     pub(crate) operations: u64,
-    pub(crate) seconds: f64,
-    pub(crate) cpu: f64,
+    /// The median over slices of 50 ms, so that what else runs on the machine for a moment does not count.
+    pub(crate) per_second: f64,
+    /// CPU time of client and server, in seconds.
+    pub(crate) cpu_seconds: f64,
 }
 
 /// The process: joins the cgroup, makes a network namespace, and obeys until its standard input ends.
@@ -64,29 +73,91 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
     pin(1)?; // the servers
     let servers = Servers::start()?;
     pin(0)?; // the client
-    say(&Done { operations: 0, seconds: 0.0, cpu: 0.0 })?;
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).context("raise the limit of open files")?;
+    let mut held = Vec::new();
+    say(&Done::default())?;
     for line in io::stdin().lock().lines() {
         let Order { load, duration_ms } = serde_json::from_str(&line?).context("understand an order")?;
-        let cpu0 = cpu()?;
-        let begun = Instant::now();
-        let until = begun + Duration::from_millis(duration_ms);
-        let mut operations = 0;
-        let mut rates = Vec::new();
-        while Instant::now() < until {
-            let slice = Instant::now();
-            let end = slice + Duration::from_millis(50);
-            let n = match load {
-                Load::Churn => churn(servers.churn, end)?,
-                Load::KeepAlive => keep_alive(servers.keep_alive, end)?,
-                Load::Bulk => bulk(servers.bulk, end)?,
-            };
-            operations += n;
-            rates.push(n as f64 / slice.elapsed().as_secs_f64());
-        }
-        rates.sort_by(f64::total_cmp);
-        say(&Done { operations, seconds: operations as f64 / rates[rates.len() / 2], cpu: cpu()? - cpu0 })?;
+        let until = Instant::now() + Duration::from_millis(duration_ms);
+        let before = cpu_seconds()?;
+        let mut done = match load {
+            Load::Churn => sliced(until, |end| churn(servers.churn, end))?,
+            Load::KeepAlive => sliced(until, |end| keep_alive(servers.keep_alive, end))?,
+            Load::Bulk => sliced(until, |end| bulk(servers.bulk, end))?,
+            Load::Storm { threads, connections } => storm(servers.keep_alive, threads, connections)?,
+            Load::Paced { per_second } => sliced(until, |end| paced(&servers, per_second, end))?,
+            Load::Hold { addresses, each } => {
+                for number in 0..addresses * each {
+                    let [_, high, middle, low] = (number % addresses + 2).to_be_bytes();
+                    let to = (Ipv4Addr::new(127, high, middle, low), servers.keep_alive.port());
+                    held.push(TcpStream::connect(to)?);
+                }
+                Done { operations: held.len() as u64, ..Done::default() }
+            }
+        };
+        done.cpu_seconds = cpu_seconds()? - before;
+        say(&done)?;
     }
     Ok(())
+}
+
+/// Repeats a load in slices until a moment.
+fn sliced(until: Instant, mut load: impl FnMut(Instant) -> io::Result<u64>) -> io::Result<Done> {
+    let mut operations = 0;
+    let mut rates = Vec::new();
+    while Instant::now() < until {
+        let begun = Instant::now();
+        let count = load(begun + SLICE)?;
+        rates.push(count as f64 / begun.elapsed().as_secs_f64());
+        operations += count;
+    }
+    rates.sort_by(f64::total_cmp);
+    Ok(Done { operations, per_second: rates.get(rates.len() / 2).copied().unwrap_or(0.0), cpu_seconds: 0.0 })
+}
+
+fn storm(server: SocketAddr, threads: u32, connections: u32) -> Result<Done> {
+    steer_packets()?;
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..threads)
+        .map(|thread| {
+            thread::spawn(move || -> Result<()> {
+                pin(thread as usize % 2)?;
+                (0..connections).try_for_each(|_| request(&mut TcpStream::connect(server)?)).map_err(Into::into)
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().ok().context("a client panicked")??;
+    }
+    let operations = u64::from(threads * connections);
+    Ok(Done { operations, per_second: operations as f64 / begun.elapsed().as_secs_f64(), cpu_seconds: 0.0 })
+}
+
+fn paced(servers: &Servers, per_second: u32, until: Instant) -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut connections = 0;
+    let begun = Instant::now();
+    while Instant::now() < until {
+        let due = begun + Duration::from_secs(1) * connections as u32 / per_second;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        call(servers.churn)?;
+        if connections % 10 == 0 {
+            socket.send_to(b"ping", servers.udp)?;
+            socket.recv(&mut [0; 4])?;
+        }
+        connections += 1;
+    }
+    Ok(connections)
+}
+
+/// Lets all CPUs receive (RPS): softirqs then interrupt what runs on another CPU than the sender's.
+fn steer_packets() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("mount sysfs of the namespace")?;
+    fs::write("/sys/class/net/lo/queues/rx-0/rps_cpus", "3").context("set rps_cpus")
 }
 
 /// Keeps this thread, and those it starts, on a CPU: where the scheduler puts two that talk to each other decides more
@@ -101,6 +172,7 @@ struct Servers {
     churn: SocketAddr,
     keep_alive: SocketAddr,
     bulk: SocketAddr,
+    udp: SocketAddr,
 }
 
 impl Servers {
@@ -127,13 +199,27 @@ impl Servers {
                 });
                 Ok(())
             })?,
+            udp: echo()?,
         })
     }
 }
 
+/// Answers datagrams with themselves.
+fn echo() -> Result<SocketAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = socket.local_addr()?;
+    thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            let _ = socket.send_to(&bytes[..length], from); // the client times out
+        }
+    });
+    Ok(address)
+}
+
 fn serve(handle: impl Fn(TcpStream) -> io::Result<()> + Send + 'static) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.local_addr()?.port()));
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let _ = handle(stream); // what fails here fails at the client too
@@ -145,25 +231,32 @@ fn serve(handle: impl Fn(TcpStream) -> io::Result<()> + Send + 'static) -> Resul
 fn churn(server: SocketAddr, until: Instant) -> io::Result<u64> {
     let mut connections = 0;
     while Instant::now() < until {
-        let mut stream = TcpStream::connect(server)?;
-        let mut bytes = *b"ping";
-        stream.write_all(&bytes)?;
-        stream.read_exact(&mut bytes)?;
-        // An abortive close now and then would not be a churn; a plain one leaves TIME_WAIT, which ports can bear.
-        setsockopt(&stream, Linger, &linger { l_onoff: 0, l_linger: 0 })?;
+        call(server)?;
         connections += 1;
     }
     Ok(connections)
 }
 
+/// One connection of the churn.
+fn call(server: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(server)?;
+    let mut bytes = *b"ping";
+    stream.write_all(&bytes)?;
+    stream.read_exact(&mut bytes)
+}
+
+/// One request on a kept connection.
+fn request(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(&[b'q'; 64])?;
+    stream.read_exact(&mut [0; 512])
+}
+
 fn keep_alive(server: SocketAddr, until: Instant) -> io::Result<u64> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_nodelay(true)?;
-    let mut response = [0; 512];
     let mut requests = 0;
     while Instant::now() < until {
-        stream.write_all(&[b'q'; 64])?;
-        stream.read_exact(&mut response)?;
+        request(&mut stream)?;
         requests += 1;
     }
     Ok(requests)
@@ -187,7 +280,11 @@ fn say(done: &Done) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn cpu() -> Result<f64> {
-    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
-    Ok(t.tv_sec() as f64 + t.tv_nsec() as f64 / 1e9)
+/// CPU time of this process, in seconds.
+fn cpu_seconds() -> Result<f64> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
+    Ok(time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)
 }
+
+const SLICE: Duration = Duration::from_millis(50);
+const DESCRIPTORS: u64 = 120_000;

@@ -1,0 +1,138 @@
+//! The exporter under measurement, and what its capture holds.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, SysconfVar, sysconf},
+};
+use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
+
+/// A running exporter; dropped, it is killed.
+pub(crate) struct Agent {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    /// How long it took to record.
+    pub(crate) start: Duration,
+}
+
+/// What a capture holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    pub(crate) rows: usize,
+    pub(crate) connections: i64,
+    pub(crate) closed: i64,
+    pub(crate) seen: i64,
+    pub(crate) lost: i64,
+    pub(crate) flow_bytes: u64,
+}
+
+impl Agent {
+    /// Starts it over a cgroup and waits until it records.
+    ///
+    /// # Errors
+    /// It ends instead.
+    pub(crate) fn start(cgroup: &Path, output: &Path, arguments: &[&str]) -> Result<Self> {
+        let begun = Instant::now();
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["exporter", "--loopback", "--cgroup"])
+            .arg(cgroup)
+            .arg("--output")
+            .arg(output)
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
+        let mut text = String::new();
+        while !text.contains("recording, stop with") {
+            if log.read_line(&mut text)? == 0 {
+                bail!("the exporter ended: {text}");
+            }
+        }
+        Ok(Self { child, log, start: begun.elapsed() })
+    }
+
+    /// CPU time so far, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()))?;
+        // Of the main thread; the others are below task/.
+        let mut nanoseconds = 0.0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_else(|_| stat.clone());
+            nanoseconds += text.split(' ').next().and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+        }
+        Ok(nanoseconds / 1e9)
+    }
+
+    /// Resident memory in bytes.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
+        let pages: u64 = statm.split(' ').nth(1).context("statm has a second field")?.parse()?;
+        Ok(pages * sysconf(SysconfVar::PAGE_SIZE)?.context("pages have a size")? as u64)
+    }
+
+    /// Memory of its eBPF maps in bytes, as the kernel tells it.
+    pub(crate) fn map_bytes(&self) -> Result<u64> {
+        let mut maps = std::collections::BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.child.id()))? {
+            let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+            let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+            if let (Some(id), Some(bytes)) = (number("map_id:"), number("memlock:")) {
+                maps.insert(id, bytes);
+            }
+        }
+        Ok(maps.values().sum())
+    }
+
+    /// Ends it as Ctrl-C does.
+    ///
+    /// # Errors
+    /// It does not end well.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT)?;
+        let mut text = String::new();
+        self.log.read_to_string(&mut text)?;
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(anyhow!("the exporter ended with {status}: {text}")) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads a capture.
+///
+/// # Errors
+/// It can't be read.
+pub(crate) fn sums(output: &Path) -> Result<Sums> {
+    let listing = capture::list(&[PathBuf::from(output)])?;
+    let mut sums = Sums::default();
+    for file in &listing.files {
+        if file.dataset == FlowRecord::DATASET {
+            sums.flow_bytes += fs::metadata(&file.path)?.len();
+            for row in capture::read::<FlowRecord>(file).map_err(|problem| anyhow!("{problem}"))? {
+                sums.rows += 1;
+                sums.connections += row.connections;
+                sums.closed += row.closed;
+            }
+        } else if file.dataset == HealthRecord::DATASET {
+            for row in capture::read::<HealthRecord>(file).map_err(|problem| anyhow!("{problem}"))? {
+                sums.seen += row.seen;
+                sums.lost +=
+                    row.lost_ring + row.lost_map + row.lost_parse + row.lost_queue + row.lost_sink + row.lost_end;
+            }
+        }
+    }
+    Ok(sums)
+}
