@@ -19,7 +19,7 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     sys::{
         prctl::set_pdeathsig,
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
         signal::Signal,
     },
     time::{ClockId, clock_gettime},
@@ -73,7 +73,8 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
     pin(1)?; // the servers
     let servers = Servers::start()?;
     pin(0)?; // the client
-    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).context("raise the limit of open files")?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of open files")?;
     let mut held = Vec::new();
     say(&Done::default())?;
     for line in io::stdin().lock().lines() {
@@ -287,4 +288,3 @@ fn cpu_seconds() -> Result<f64> {
 }
 
 const SLICE: Duration = Duration::from_millis(50);
-const DESCRIPTORS: u64 = 120_000;

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -157,16 +158,19 @@ fn memory() -> Result<()> {
     let lab = Lab::new()?;
     let directory = tempfile::tempdir()?;
     let output = directory.path().join("capture");
-    let mut process = lab.load()?;
+    // Several processes, since each may have so many files open.
+    let mut processes = (0..10).map(|_| lab.load()).collect::<Result<Vec<_>>>()?;
     let agent = Agent::start(&lab.cgroup, &output, &["--window", "5s"])?;
-    process.order(Load::Hold { addresses: 5000, each: 5 }, Duration::ZERO)?;
+    for process in &mut processes {
+        process.order(Load::Hold { addresses: 500, each: 5 }, Duration::ZERO)?;
+    }
     let (mut resident, mut maps) = (0, 0);
     for _ in 0..24 {
         thread::sleep(Duration::from_millis(500));
         resident = resident.max(agent.resident_bytes()?);
         maps = maps.max(agent.map_bytes()?);
     }
-    drop(process);
+    drop(processes);
     agent.stop()?;
     let rows = agent::sums(&output)?.rows;
     println!(
@@ -206,7 +210,7 @@ fn start() -> Result<()> {
         Ok(times[2])
     };
     let few = measure("few")?;
-    let namespaces: Vec<Load_> = (0..100).map(|_| lab.load().map(Load_)).collect::<Result<_>>()?;
+    let namespaces = (0..100).map(|_| lab.load()).collect::<Result<Vec<_>>>()?;
     let many = measure("many")?;
     drop(namespaces);
     println!(
@@ -217,8 +221,6 @@ fn start() -> Result<()> {
     );
     Ok(())
 }
-
-struct Load_(#[expect(dead_code, reason = "it lives until it is dropped")] LoadProcess);
 
 /// A row per connection, of real traffic.
 fn per_connection_file() -> Result<()> {
@@ -270,9 +272,9 @@ fn row(origin: &Origin, seq: i64, edge: i64, start: TimestampMs, draw: &mut impl
     let address = |number: i64| format!("10.244.{}.{}", number / 250, number % 250 + 2);
     let labels = |app: &str| format!(r#"{{"app":"{app}","pod-template-hash":"6d5f7c9b8"}}"#);
     FlowRecord {
-        cluster: origin.cluster.clone(),
-        node: origin.node.clone(),
-        run_id: origin.run_id.clone(),
+        cluster: Arc::clone(&origin.cluster),
+        node: Arc::clone(&origin.node),
+        run_id: Arc::clone(&origin.run_id),
         seq,
         window_start: start,
         window_end: TimestampMs(start.0 + 60_000),

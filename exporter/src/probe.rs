@@ -2,6 +2,7 @@
 //!
 //! The only file that knows aya, and the only one of this crate with `unsafe` in it.
 
+mod load;
 pub(crate) mod netns;
 mod offsets;
 mod walk;
@@ -21,11 +22,10 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, Iter, Program, ProgramError, SockOps, sock_ops::SockOpsLink,
-    },
+    programs::{Program, ProgramError, sock_ops::SockOpsLink},
     sys::{Stats, enable_stats},
 };
+use load::{Loading, attach_tcp};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
 
@@ -273,6 +273,8 @@ impl Probe {
         };
         probe.adopted = probe.sum(counter::ADOPTED)?;
         probe.forget_older(0);
+        drop(btf);
+        return_memory();
         Ok(probe)
     }
 
@@ -417,90 +419,6 @@ impl Scan {
     }
 }
 
-/// Programs on their way into the kernel.
-struct Loading<'a> {
-    programs: &'a mut Ebpf,
-    btf: &'a Btf,
-    attached: Vec<&'static str>,
-    degraded: Vec<Degraded>,
-}
-
-impl Loading<'_> {
-    fn udp(&mut self, directory: &File, has_lengths: bool) {
-        for (name, _) in ADDRESSES {
-            let loaded = self.program::<CgroupSockAddr>(name).and_then(|program| {
-                program.load()?;
-                program.attach(directory, CgroupAttachMode::Single).map(drop)
-            });
-            self.note(name, "UDP of sockets that are not connected", loaded);
-        }
-        if has_lengths {
-            for (name, point) in LENGTHS {
-                self.tracepoint(name, point, "UDP of connected sockets");
-            }
-        } else {
-            let reason = "the kernel has no tracepoint sock_send_length: Linux 6.3 or newer is needed".into();
-            self.degraded.push(Degraded { cost: "UDP of connected sockets that do not ask from whom", reason });
-        }
-    }
-
-    fn tracepoint(&mut self, name: &'static str, point: &str, cost: &'static str) {
-        let btf = self.btf;
-        let loaded = self.program::<BtfTracePoint>(name).and_then(|program| {
-            program.load(point, btf)?;
-            program.attach().map(drop)
-        });
-        self.note(name, cost, loaded);
-    }
-
-    fn iterator(&mut self, name: &'static str, over: &str, cost: &'static str) -> Option<OwnedFd> {
-        let btf = self.btf;
-        let loaded = self.program::<Iter>(name).and_then(|program| {
-            program.load(over, btf)?;
-            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        });
-        match loaded {
-            Ok(program) => Some(program),
-            Err(error) => {
-                self.note(name, cost, Err(error));
-                None
-            }
-        }
-    }
-
-    /// Takes in what is open already; everything that happens from now on is watched.
-    fn adopt(&mut self) {
-        let cost = "connections that were open before the run";
-        let Some(program) = self.iterator(ADOPT, "task_file", cost) else { return };
-        if let Err(error) = walk::walk(program.as_fd(), None) {
-            self.degraded.push(Degraded { cost, reason: error.to_string() });
-        }
-    }
-
-    fn program<'p, P>(&'p mut self, name: &'static str) -> Result<&'p mut P, ProgramError>
-    where
-        &'p mut P: TryFrom<&'p mut Program, Error = ProgramError>,
-    {
-        let program = self.programs.program_mut(name);
-        program.ok_or(ProgramError::NotLoaded).and_then(TryInto::try_into)
-    }
-
-    fn note(&mut self, name: &'static str, cost: &'static str, loaded: Result<(), ProgramError>) {
-        match loaded {
-            Ok(()) => self.attached.push(name),
-            Err(error) => self.degraded.push(Degraded { cost, reason: format!("{name}: {}", crate::chain(&error)) }),
-        }
-    }
-}
-
-fn attach_tcp(programs: &mut Ebpf, directory: &File) -> Result<SockOpsLink, ProgramError> {
-    let program: &mut SockOps = programs.program_mut(TCP).ok_or(ProgramError::NotLoaded)?.try_into()?;
-    program.load()?;
-    // `Single` makes a bpf link, and links always allow others beside them.
-    let link = program.attach(directory, CgroupAttachMode::Single)?;
-    program.take_link(link)
-}
-
 /// A number that the kernel tells of an eBPF program or map.
 fn fdinfo(descriptor: BorrowedFd<'_>, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).ok()?;
@@ -517,6 +435,16 @@ fn map_fd(map: &Map) -> Result<BorrowedFd<'_>, ProbeError> {
 
 fn map_error(map: &'static str) -> impl FnOnce(MapError) -> ProbeError {
     move |source| ProbeError::Map { map, source: Box::new(source) }
+}
+
+/// Gives back to the system what the kernel's type information took, which is more than all the rest.
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "no safe wrapper knows malloc_trim")]
+    // SAFETY: no precondition; any thread may call it at any time.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 /// The number of this process as the kernel knows it; 0 where it can't be told.
@@ -597,16 +525,6 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const TCP: &str = "observe_tcp";
 const CLOSE: &str = "observe_close";
 const OPEN: &str = "list_open";
-const ADOPT: &str = "adopt_sockets";
-/// Programs of the calls that name an address.
-const ADDRESSES: [(&str, &str); 4] = [
-    ("observe_sendmsg4", "sendmsg4"),
-    ("observe_sendmsg6", "sendmsg6"),
-    ("observe_recvmsg4", "recvmsg4"),
-    ("observe_recvmsg6", "recvmsg6"),
-];
-/// Programs and tracepoints that tell the lengths of what is sent and received.
-const LENGTHS: [(&str, &str); 2] = [("observe_sent", "sock_send_length"), ("observe_received", "sock_recv_length")];
 const EVENTS: &str = "EVENTS";
 const EDGES: &str = "EDGES";
 const CONNECTIONS: &str = "CONNECTIONS";

@@ -44,7 +44,7 @@ pub trait Record: Clone + Sized + Send + 'static {
     /// The instant that decides which hour's partition a row belongs to.
     fn partition_time(&self) -> TimestampMs;
 
-    /// Orders rows within a row group, so that equal values lie together and time ranges can be skipped.
+    /// Orders rows within a batch of a row group, so that equal values lie together and time ranges can be skipped.
     fn sort_rows(rows: &mut [Self]);
 
     /// The agent run that wrote the row, and the row's number in that run.

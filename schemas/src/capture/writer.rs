@@ -53,7 +53,7 @@ pub struct Roll {
 
 /// Writes the rows of one dataset and run into files of a capture.
 ///
-/// Rows are buffered up to a row group; [`Self::finish`] makes them durable. Dropping a writer leaves its unfinished
+/// Rows are buffered, sorted and encoded a batch at a time; [`Self::finish`] makes them durable. Dropping a writer leaves its unfinished
 /// file behind as `….tmp`, which readers name and skip.
 pub struct DatasetWriter<R: Record> {
     root: PathBuf,
@@ -97,7 +97,7 @@ impl<R: Record> DatasetWriter<R> {
             self.open = Some(self.create(row.partition_time(), now)?);
         }
         self.buffer.push(row);
-        if self.buffer.len() >= ROWS_PER_GROUP { self.write_group() } else { Ok(()) }
+        if self.buffer.len() >= ROWS_PER_BATCH { self.write_batch() } else { Ok(()) }
     }
 
     /// Finishes the open file if `row` is of another hour, as [`Self::push`] does, and returns it.
@@ -128,7 +128,7 @@ impl<R: Record> DatasetWriter<R> {
     /// # Errors
     /// The file can't be written, synced or renamed; [`Self::abandon`] it then.
     pub fn finish(&mut self) -> Result<Option<PathBuf>, CaptureError> {
-        self.write_group()?;
+        self.write_batch()?;
         let Some(file) = self.open.take() else { return Ok(None) };
         let unfinished = unfinished(&file.path);
         let finished = file.finish(&unfinished);
@@ -176,14 +176,14 @@ impl<R: Record> DatasetWriter<R> {
         Ok(OpenFile { writer, path, hour: hour(time), opened_at: now, seqs: None })
     }
 
-    fn write_group(&mut self) -> Result<(), CaptureError> {
+    fn write_batch(&mut self) -> Result<(), CaptureError> {
         let Some(file) = self.open.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
         R::sort_rows(&mut self.buffer);
         for (_, seq) in self.buffer.iter().map(Record::origin) {
             let (first, last) = file.seqs.get_or_insert((seq, seq));
             (*first, *last) = (seq.min(*first), seq.max(*last));
         }
-        let written = file.writer.write(&R::encode(&self.buffer)).and_then(|()| file.writer.flush());
+        let written = file.writer.write(&R::encode(&self.buffer));
         written.map_err(|source| CaptureError::Encode { path: file.path.clone(), source })?;
         self.buffer.clear();
         Ok(())
@@ -226,5 +226,7 @@ fn file_name(node: &str) -> String {
     node.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' }).collect()
 }
 
-/// Rows per row group: enough for dictionaries to pay, few enough to buffer.
+/// Rows per row group: enough for dictionaries to pay, and a few megabytes once they are encoded.
 const ROWS_PER_GROUP: usize = 64 * 1024;
+/// Rows that are buffered before they are encoded: a row takes about a kilobyte until then.
+const ROWS_PER_BATCH: usize = 4 * 1024;

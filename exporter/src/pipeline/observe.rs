@@ -1,0 +1,226 @@
+//! Observing: what the kernel saw, summed and handed on.
+
+use std::{io, sync::Arc, time::Duration};
+
+use schemas::{
+    event::{CgroupEvent, Record},
+    table::TimestampMs,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use super::{Message, RunError, WindowReport, clock, now};
+use crate::{
+    flow::{Clock, FlowTable, TableLoss},
+    probe::{Probe, ProbeCounters},
+    telemetry::Telemetry,
+};
+
+/// Drains the kernel, sums flows, and sends what is complete downstream.
+pub(super) struct Observer {
+    probe: Probe,
+    table: FlowTable,
+    clock: Clock,
+    sender: mpsc::Sender<Message>,
+    telemetry: Arc<Telemetry>,
+    is_per_connection: bool,
+    /// Of the report before.
+    start: TimestampMs,
+    counters: ProbeCounters,
+    lost: TableLoss,
+    datagram_ends: u64,
+    /// Most bytes that waited in the ring buffer at once since the last report.
+    ring_bytes: usize,
+    cgroups: Vec<CgroupEvent>,
+}
+
+impl Observer {
+    pub(super) fn new(
+        probe: Probe,
+        table: FlowTable,
+        clock: Clock,
+        run_start: TimestampMs,
+        sender: mpsc::Sender<Message>,
+        telemetry: Arc<Telemetry>,
+        is_per_connection: bool,
+    ) -> Self {
+        Self {
+            probe,
+            table,
+            clock,
+            sender,
+            telemetry,
+            is_per_connection,
+            start: run_start,
+            counters: ProbeCounters::default(),
+            lost: TableLoss::default(),
+            datagram_ends: 0,
+            ring_bytes: 0,
+            cgroups: Vec::new(),
+        }
+    }
+
+    /// Observes until `shutdown` completes, and then what is left.
+    pub(super) async fn run(
+        mut self,
+        roll_interval: Duration,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), RunError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut drain = interval(DRAIN_INTERVAL);
+        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_tick = Instant::now();
+        let mut next_roll = Instant::now() + roll_interval;
+        let mut is_closing = false;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return self.finish().await,
+                _ = drain.tick() => {}
+            }
+            self.clock = self.clock.follow(clock()?);
+            self.drain();
+            let mut is_open = true;
+            // Events are handed over a moment after they happen, and edges of the kernel a generation later.
+            let complete = TimestampMs(now()?.0 - GRACE_MS);
+            if is_closing {
+                is_closing = false;
+                is_open &= self.close(complete).await?;
+            } else if complete >= self.table.next_end() {
+                is_closing = true;
+                self.probe.next_epoch()?;
+            }
+            if self.is_per_connection && Instant::now() >= next_roll {
+                next_roll += roll_interval;
+                self.scan(now()?).await?;
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.take_edges()?;
+                self.probe.next_epoch()?;
+                let lag = now()?.0 - self.table.next_end().0;
+                self.telemetry.tick(self.table.edges(), Duration::from_millis(lag.max(0) as u64));
+                is_open &= self.send(Message::Tick).await;
+            }
+            is_open &= self.hand_on().await;
+            if !is_open {
+                return Ok(()); // the recorder has failed, which `run` reports
+            }
+        }
+    }
+
+    /// Closes the windows that are complete, and reports.
+    async fn close(&mut self, complete: TimestampMs) -> Result<bool, RunError> {
+        let window_ms = self.table.next_end().0 - self.table.closed_until().0;
+        let until = TimestampMs(complete.0 - complete.0.rem_euclid(window_ms));
+        self.take_edges()?;
+        if !self.is_per_connection {
+            self.scan(until).await?;
+            self.probe.forget_older(self.table.older_ended());
+        }
+        let flows = self.table.close_windows(until);
+        let is_open = self.send(Message::Flows(flows)).await;
+        let report = self.report(until, 0)?;
+        let (programs, map_bytes) = self.probe.stats();
+        self.telemetry.programs(&programs, map_bytes);
+        Ok(is_open && self.send(Message::Window(report)).await)
+    }
+
+    /// Detaches, and hands on everything.
+    async fn finish(mut self) -> Result<(), RunError> {
+        self.scan(now()?).await?;
+        self.probe.detach();
+        // What happened between the scan and the detaching.
+        self.table.begin_finish();
+        self.scan(now()?).await?;
+        let now = now()?;
+        let flows = self.table.finish(now);
+        let counters = self.probe.counters()?;
+        let lost_end = counters.seen.saturating_sub(counters.reported);
+        let report = self.report(now, lost_end)?;
+        let _ = self.send(Message::Flows(flows)).await && self.send(Message::Window(report)).await;
+        Ok(())
+    }
+
+    /// Has the kernel tell what is open, and takes it in as it comes.
+    async fn scan(&mut self, until: TimestampMs) -> Result<(), RunError> {
+        let scan = self.probe.prepare_scan(self.clock.boottime_ns(until))?;
+        self.table.begin_scan();
+        let mut walk = tokio::task::spawn_blocking(move || scan.run());
+        let walked = loop {
+            tokio::select! {
+                walked = &mut walk => break walked,
+                () = sleep(SCAN_DRAIN_INTERVAL) => { self.drain(); }
+            }
+        };
+        match walked {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what is open can't be told"),
+            Err(error) => return Err(RunError::Recorder(io::Error::other(error))),
+        }
+        self.drain();
+        self.probe.next_epoch()?;
+        sleep(SCAN_DRAIN_INTERVAL).await;
+        self.take_edges()
+    }
+
+    fn drain(&mut self) {
+        let Self { probe, table, clock, cgroups, .. } = self;
+        let bytes = probe.drain(|record| match record {
+            Record::Flow(event) => table.step(event, *clock),
+            Record::Cgroup(event) => cgroups.push(*event),
+        });
+        self.ring_bytes = self.ring_bytes.max(bytes);
+    }
+
+    fn take_edges(&mut self) -> Result<(), RunError> {
+        let Self { probe, table, clock, .. } = self;
+        probe.take_edges(|edge, counts| table.step_edge(edge, counts, *clock))?;
+        Ok(())
+    }
+
+    /// Sends what does not wait for the end of a window; whether anybody listens.
+    async fn hand_on(&mut self) -> bool {
+        let mut is_open = true;
+        for cgroup in std::mem::take(&mut self.cgroups) {
+            is_open &= self.send(Message::Cgroup(Box::new(cgroup))).await;
+        }
+        let flows = self.table.take_ended();
+        is_open & self.send(Message::Flows(flows)).await
+    }
+
+    async fn send(&self, message: Message) -> bool {
+        match message {
+            Message::Flows(flows) if flows.is_empty() => true,
+            message => self.sender.send(message).await.is_ok(),
+        }
+    }
+
+    /// What happened since the report before.
+    fn report(&mut self, end: TimestampMs, lost_end: u64) -> Result<WindowReport, RunError> {
+        let (counters, lost) = (self.probe.counters()?, self.table.lost());
+        let datagram_ends = self.table.datagram_ends();
+        let report = WindowReport {
+            start: self.start,
+            end,
+            counters: counters.since(self.counters),
+            lost: TableLoss { ends: lost.ends - self.lost.ends, closings: lost.closings - self.lost.closings },
+            datagram_ends: datagram_ends - self.datagram_ends,
+            ring_bytes: std::mem::take(&mut self.ring_bytes),
+            open_connections: self.table.open_connections(),
+            edges: self.table.edges(),
+            lost_end,
+        };
+        (self.start, self.counters, self.lost, self.datagram_ends) = (end, counters, lost, datagram_ends);
+        Ok(report)
+    }
+}
+
+/// How long events may wait in the ring buffer: 200 ms at 80 K events per second are 1.9 MB of the default 2 MiB. Waking
+/// up is what an idle agent costs.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_secs(1);
+/// How often the ring buffer is drained while a scan fills it.
+const SCAN_DRAIN_INTERVAL: Duration = Duration::from_millis(1);
+const GRACE_MS: i64 = 200;
