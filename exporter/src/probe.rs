@@ -273,6 +273,7 @@ impl Probe {
         };
         probe.adopted = probe.sum(counter::ADOPTED)?;
         probe.forget_older(0);
+        // The kernel's type information takes more than all the rest.
         drop(btf);
         return_memory();
         Ok(probe)
@@ -437,8 +438,8 @@ fn map_error(map: &'static str) -> impl FnOnce(MapError) -> ProbeError {
     move |source| ProbeError::Map { map, source: Box::new(source) }
 }
 
-/// Gives back to the system what the kernel's type information took, which is more than all the rest.
-fn return_memory() {
+/// Gives free memory back to the system: after a peak, it would stay with the process.
+pub(crate) fn return_memory() {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "no safe wrapper knows malloc_trim")]
     // SAFETY: no precondition; any thread may call it at any time.

@@ -12,6 +12,7 @@ use crate::{
     enrich::Enricher,
     flow::{Flow, Role},
     inventory::Inventory,
+    probe::return_memory,
     sink::{AGENT_VERSION, ParquetSink},
     telemetry::Telemetry,
 };
@@ -85,7 +86,10 @@ impl Recorder {
                     self.record_inventory_changes(now);
                     self.is_inventory_broken |= !self.sink.roll(now);
                 }
-                Message::Window(report) => last_report = Some(report),
+                Message::Window(report) => {
+                    last_report = Some(report);
+                    return_memory();
+                }
             }
         }
         let now = now().unwrap_or(self.run_start);
