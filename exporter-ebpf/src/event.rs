@@ -35,24 +35,15 @@ pub(crate) const fn empty(kind: u8, transport: u8, time_ns: u64) -> FlowEvent {
     }
 }
 
-/// Hands an event over, made by `fill` where it goes to.
+/// Hands an event over.
 #[inline(always)]
-pub(crate) fn report(fill: impl Fn(&mut FlowEvent)) {
-    if let Some(mut entry) = EVENTS.reserve(0) {
-        // SAFETY: every byte is written before the record is submitted.
-        let event: &mut FlowEvent = unsafe { entry.assume_init_mut() };
-        fill(event);
-        if is_first(event) {
-            count(counter::REPORTED);
-        }
-        return entry.submit(BPF_RB_NO_WAKEUP as u64);
-    }
-    let mut event = empty(0, 0, 0);
-    fill(&mut event);
-    if is_first(&event) {
+pub(crate) fn report(event: &FlowEvent) {
+    if is_first(event) {
         count(counter::REPORTED);
     }
-    sum(&event);
+    if EVENTS.output(event, BPF_RB_NO_WAKEUP as u64).is_err() {
+        sum(event);
+    }
 }
 
 /// Whether an event is the first to tell of the end of a connection.
@@ -157,7 +148,9 @@ fn counts(key: &EdgeKey, now_ns: u64, first: u8) -> Option<*mut EdgeCounts> {
     Some(counts)
 }
 
-/// What an edge begins with; a static, since the stack has no room for it.
+/// What an edge begins with; a static, since the stack has no room for it. Its plain name, and that no function is left
+/// but the programs, keeps the object free of names that depend on where it is built.
+#[unsafe(no_mangle)]
 static NOTHING: EdgeCounts = EdgeCounts {
     first_ns: 0,
     last_ns: 0,

@@ -46,7 +46,7 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
     event.rtt_us = socket.rtt_us();
     socket.describe(&mut event);
     event.local_port = socket.source_port();
-    report(|told| *told = event);
+    report(&event);
     forget(sk);
     Some(())
 }

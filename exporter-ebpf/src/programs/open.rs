@@ -48,10 +48,9 @@ fn try_adopt(file: *const u8) -> Option<()> {
     let state = socket.state();
     let now = now_ns();
     if state == LISTEN {
-        report(|event| {
-            *event = empty(EVENT_LISTENING, TCP, now);
-            socket.describe(event);
-        });
+        let mut event = empty(EVENT_LISTENING, TCP, now);
+        socket.describe(&mut event);
+        report(&event);
         return None;
     }
     if !is_open(state) || remembered(sk).is_some() {
@@ -122,7 +121,7 @@ fn try_list(key: *const u8) -> Option<()> {
         return None;
     }
     told(bytes, connection, until, &mut found);
-    report(|event| *event = found);
+    report(&found);
     Some(())
 }
 

@@ -98,27 +98,26 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
         count(counter::SEEN);
     }
     let now = now_ns();
-    report(|event| {
-        *event = empty(if is_failed { EVENT_FAILED } else { EVENT_CLOSED }, TCP, now);
-        match connection {
-            Some(connection) => {
-                // SAFETY: as above.
-                let known = unsafe { &*connection };
-                event.start_ns = known.start_ns;
-                event.role = known.role;
-                told(socket.bytes(), connection, now, event);
-            }
-            None if is_failed => {
-                event.start_ns = now;
-                event.role = ROLE_CLIENT;
-            }
-            // Open since before the programs were attached, with the flag of an earlier run still on it.
-            None => event.role = ROLE_UNKNOWN,
+    let mut event = empty(if is_failed { EVENT_FAILED } else { EVENT_CLOSED }, TCP, now);
+    match connection {
+        Some(connection) => {
+            // SAFETY: as above.
+            let known = unsafe { &*connection };
+            event.start_ns = known.start_ns;
+            event.role = known.role;
+            told(socket.bytes(), connection, now, &mut event);
         }
-        event.retransmits = socket.retransmits();
-        event.rtt_us = socket.rtt_us();
-        socket.describe(event);
-    });
+        None if is_failed => {
+            event.start_ns = now;
+            event.role = ROLE_CLIENT;
+        }
+        // Open since before the programs were attached, with the flag of an earlier run still on it.
+        None => event.role = ROLE_UNKNOWN,
+    }
+    event.retransmits = socket.retransmits();
+    event.rtt_us = socket.rtt_us();
+    socket.describe(&mut event);
+    report(&event);
     if let Some(connection) = connection {
         // SAFETY: as above.
         unsafe { (*connection).phase = OVER };
