@@ -5,7 +5,7 @@
 //!                                     inventory ──InventoryRecord──┘
 //! ```
 //!
-//! `probe` watches TCP sockets with eBPF, `flow` sums what they did per edge and window, `enrich` names both
+//! `probe` watches sockets with eBPF, `flow` sums what they did per edge and window, `enrich` names both
 //! ends, and `sink` writes the datasets of a capture. `pipeline` connects them; each stage but the two ends is
 //! without I/O. The agent decides nothing about policies, and does not look at packets or payload.
 
