@@ -95,9 +95,10 @@ dataset! {
     active: i64 => "flow.active", "{connection}";
     /// Why connections failed: `refused`, `timeout`, `unreachable`, `reset` or `aborted` (closed while connecting).
     failure: Option<Arc<str>> => "error.type", "";
-    /// Payload bytes from source to destination, counted when a connection ends; null when unknown.
+    /// Payload bytes from source to destination that passed since the row before told of the connections; null when
+    /// unknown.
     bytes_sent: Option<i64> => "flow.bytes", "By";
-    /// Payload bytes from destination to source, counted when a connection ends; null when unknown.
+    /// Payload bytes from destination to source, likewise; null when unknown.
     bytes_received: Option<i64> => "flow.reverse.bytes", "By";
     /// TCP segments that the observing end sent again.
     retransmits: i64 => "flow.tcp.retransmits", "{segment}";
