@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use nix::{
     sys::signal::{Signal, kill},
+    time::{ClockId, clock_getcpuclockid, clock_gettime},
     unistd::{Pid, SysconfVar, sysconf},
 };
 use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
@@ -59,16 +60,9 @@ impl Agent {
         Ok(Self { child, log, start: begun.elapsed() })
     }
 
-    /// CPU time so far, in seconds.
+    /// CPU time so far, in seconds, of threads that have ended too.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()))?;
-        // Of the main thread; the others are below task/.
-        let mut nanoseconds = 0.0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_else(|_| stat.clone());
-            nanoseconds += text.split(' ').next().and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-        }
-        Ok(nanoseconds / 1e9)
+        cpu_seconds(clock_getcpuclockid(Pid::from_raw(self.child.id() as i32))?)
     }
 
     /// Resident memory in bytes.
@@ -109,6 +103,15 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a process's clock of CPU time shows, in seconds.
+///
+/// # Errors
+/// The process is gone.
+pub(crate) fn cpu_seconds(clock: ClockId) -> Result<f64> {
+    let time = clock_gettime(clock)?;
+    Ok(time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)
 }
 
 /// Reads a capture.

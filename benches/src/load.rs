@@ -22,10 +22,12 @@ use nix::{
         resource::{Resource, getrlimit, setrlimit},
         signal::Signal,
     },
-    time::{ClockId, clock_gettime},
+    time::ClockId,
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::agent::cpu_seconds;
 
 /// What to do for how long.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -80,7 +82,7 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
     for line in io::stdin().lock().lines() {
         let Order { load, duration_ms } = serde_json::from_str(&line?).context("understand an order")?;
         let until = Instant::now() + Duration::from_millis(duration_ms);
-        let before = cpu_seconds()?;
+        let before = cpu_seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
         let mut done = match load {
             Load::Churn => sliced(until, |end| churn(servers.churn, end))?,
             Load::KeepAlive => sliced(until, |end| keep_alive(servers.keep_alive, end))?,
@@ -96,7 +98,7 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
                 Done { operations: held.len() as u64, ..Done::default() }
             }
         };
-        done.cpu_seconds = cpu_seconds()? - before;
+        done.cpu_seconds = cpu_seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID)? - before;
         say(&done)?;
     }
     Ok(())
@@ -279,12 +281,6 @@ fn say(done: &Done) -> Result<()> {
     serde_json::to_writer(&mut out, done)?;
     out.write_all(b"\n")?;
     Ok(out.flush()?)
-}
-
-/// CPU time of this process, in seconds.
-fn cpu_seconds() -> Result<f64> {
-    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
-    Ok(time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9)
 }
 
 const SLICE: Duration = Duration::from_millis(50);

@@ -319,7 +319,7 @@ impl Probe {
                 name,
                 runs: fdinfo(fd, "run_cnt").unwrap_or(0),
                 run_time: Duration::from_nanos(fdinfo(fd, "run_time_ns").unwrap_or(0)),
-                skipped: fdinfo(fd, "recursion_misses").unwrap_or(0),
+                skipped: self.skipped(name),
             })
         };
         let maps = [&self.ring_fd, &self.edges_fd, &self.scan.connections];
