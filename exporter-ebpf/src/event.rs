@@ -2,11 +2,14 @@
 
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use schemas::event::{
-    EVENT_CLOSED, EVENT_FAILED, EdgeCounts, EdgeKey, FlowEvent, ROLE_CLIENT, ROLE_SERVER, RTT_BUCKETS, control,
-    counter, rtt_bucket,
+    EVENT_CLOSED, EVENT_FAILED, EdgeCounts, EdgeKey, FlowEvent, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RTT_BUCKETS,
+    control, counter, rtt_bucket,
 };
 
-use crate::maps::{EDGES, EVENTS, add, control, count, field};
+use crate::{
+    maps::{EDGES, EVENTS, add, control, count, field},
+    socket::{ESTABLISHED, Socket},
+};
 
 /// An event of nothing yet.
 #[inline(always)]
@@ -66,7 +69,6 @@ fn sum(event: &FlowEvent) {
         window: window(event.time_ns),
         local_address: event.local_address,
         remote_address: event.remote_address,
-        netns_inode: event.netns_inode,
         epoch: control(control::EPOCH) as u32,
         local_port: if is_client { 0 } else { event.local_port },
         remote_port: if is_server { 0 } else { event.remote_port },
@@ -76,9 +78,13 @@ fn sum(event: &FlowEvent) {
         role: event.role,
         transport: event.transport,
         start_known: (event.start_ns != 0) as u8,
-        _pad: 0,
     };
-    let Some(counts) = counts(&key, event.time_ns, 0) else {
+    // SAFETY: a new value, as in the rest of this function.
+    let begin = |counts: *mut EdgeCounts| unsafe {
+        (*counts).first_ns = event.time_ns;
+        (*counts).netns_inode = event.netns_inode;
+    };
+    let Some(counts) = counts(&key, begin) else {
         return count(if is_first { counter::LOST_MAP } else { counter::LOST_CLOSED });
     };
     // SAFETY: a valid map value; every change is an atomic addition, or a store of a number that may be any of several.
@@ -104,11 +110,32 @@ fn sum(event: &FlowEvent) {
     }
 }
 
-/// Counts a datagram, and its length where it is known.
+/// Counts a datagram of a socket, and its length where it is known.
 #[inline(always)]
-pub(crate) fn datagram(key: &EdgeKey, now_ns: u64, is_sent: bool, length: Option<u64>) {
-    let first = if is_sent { ROLE_CLIENT } else { ROLE_SERVER };
-    let Some(counts) = counts(key, now_ns, first) else { return count(counter::LOST_DATAGRAMS) };
+pub(crate) fn datagram<const COPIED: bool>(
+    socket: Socket<COPIED>,
+    key: &EdgeKey,
+    now_ns: u64,
+    is_sent: bool,
+    length: Option<u64>,
+) {
+    // Whoever sends first is the client. Who receives first serves, if its port is one that others could know; if it is
+    // connected through a port that the kernel chose, it has asked before it was watched.
+    // SAFETY: a new value, as in the rest of this function.
+    let begin = |counts: *mut EdgeCounts| unsafe {
+        (*counts).first_ns = now_ns;
+        (*counts).netns_inode = socket.netns_inode();
+        (*counts).role = if is_sent {
+            ROLE_CLIENT
+        } else if socket.has_chosen_port() {
+            ROLE_SERVER
+        } else if socket.state() == ESTABLISHED {
+            ROLE_CLIENT
+        } else {
+            ROLE_UNKNOWN
+        };
+    };
+    let Some(counts) = counts(key, begin) else { return count(counter::LOST_DATAGRAMS) };
     // SAFETY: as in `report`.
     unsafe {
         (*counts).last_ns = now_ns;
@@ -131,7 +158,7 @@ pub(crate) fn window(time_ns: u64) -> u64 {
 
 /// The counts of an edge, made where there are none; `None` when there is no room.
 #[inline(always)]
-fn counts(key: &EdgeKey, now_ns: u64, first: u8) -> Option<*mut EdgeCounts> {
+fn counts(key: &EdgeKey, begin: impl FnOnce(*mut EdgeCounts)) -> Option<*mut EdgeCounts> {
     if let Some(found) = EDGES.get_ptr_mut(key) {
         return Some(found);
     }
@@ -139,11 +166,7 @@ fn counts(key: &EdgeKey, now_ns: u64, first: u8) -> Option<*mut EdgeCounts> {
     let counts = EDGES.get_ptr_mut(key)?;
     // Where another CPU was first, its entry is found.
     if is_new {
-        // SAFETY: a valid map value.
-        unsafe {
-            (*counts).first_ns = now_ns;
-            (*counts).first = first.into();
-        }
+        begin(counts);
     }
     Some(counts)
 }
@@ -161,6 +184,8 @@ static NOTHING: EdgeCounts = EdgeCounts {
     retransmits: 0,
     duration_ns: 0,
     rtt: [0; RTT_BUCKETS],
-    first: 0,
+    netns_inode: 0,
+    role: 0,
     has_bytes: 0,
+    _pad: 0,
 };

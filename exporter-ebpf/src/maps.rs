@@ -3,8 +3,8 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns},
     macros::btf_map,
 };
@@ -43,9 +43,20 @@ pub(crate) static EDGES: HashMap<EdgeKey, EdgeCounts, { 1 << 16 }, { BPF_F_NO_PR
 /// 4.6.
 ///
 /// # Drops
-/// A full map is counted as [`counter::LOST_STORAGE`].
+/// A full map is counted as [`counter::LOST_CONNECTIONS`].
 #[btf_map]
 pub(crate) static CONNECTIONS: HashMap<u64, Connection, { 1 << 16 }> = HashMap::new();
+
+/// How many datagrams each connected UDP socket is about to send to another address than its own remote one, by the
+/// socket's address in the kernel.
+///
+/// # Minimum kernel version
+/// 4.10.
+///
+/// # Drops
+/// What was used least lately: a datagram is then counted for the remote address too.
+#[btf_map]
+pub(crate) static STRAYS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 
 /// Counts by [`counter`] index.
 ///
@@ -96,6 +107,8 @@ pub(crate) static OFFSETS: SocketOffsets = SocketOffsets {
     hierarchy_id: 0,
     cgroup_level: 0,
     cgroup_ancestors: 0,
+    user_locks: 0,
+    user_locks_shift: 0,
 };
 
 /// What the exporter wants.
@@ -109,29 +122,46 @@ pub(crate) static SETTINGS: Settings =
 pub(crate) struct Connection {
     /// When it was established; 0 for before the programs were attached.
     pub(crate) start_ns: u64,
-    /// The moment up to which events told of it; 0 for none yet.
-    pub(crate) reported_ns: u64,
+    /// The moment up to which events told of it; `start_ns` while none has.
+    pub(crate) told_ns: u64,
     /// Payload bytes that events told of.
-    pub(crate) reported_sent: u64,
+    pub(crate) told_sent: u64,
     /// Payload bytes that events told of.
-    pub(crate) reported_received: u64,
+    pub(crate) told_received: u64,
+    /// Local and remote port.
+    pub(crate) ports: (u16, u16),
     pub(crate) role: u8,
     /// [`OPEN`], [`CROSSING`] or [`OVER`].
     pub(crate) phase: u8,
-    pub(crate) _pad: [u8; 6],
+    pub(crate) _pad: u16,
 }
 
 /// The connection is established.
 pub(crate) const OPEN: u8 = 0;
 /// The SYN of a connect met another one on its way: it will be established as if it had been dialled.
 pub(crate) const CROSSING: u8 = 1;
-/// The connection has ended, and the entry is free for the next socket at this address.
+/// The connection has ended; for as long as the entry is still there.
 pub(crate) const OVER: u8 = 2;
 
 impl Connection {
     #[inline(always)]
-    pub(crate) const fn new(start_ns: u64, role: u8) -> Self {
-        Self { start_ns, reported_ns: 0, reported_sent: 0, reported_received: 0, role, phase: OPEN, _pad: [0; 6] }
+    pub(crate) const fn new(start_ns: u64, role: u8, ports: (u16, u16)) -> Self {
+        Self { start_ns, told_ns: start_ns, told_sent: 0, told_received: 0, ports, role, phase: OPEN, _pad: 0 }
+    }
+
+    /// Accounts for an entry whose connection has ended without telling so, because another program has taken the
+    /// callbacks away.
+    #[inline(always)]
+    pub(crate) fn count_left(self) {
+        if self.phase != OPEN {
+            return;
+        }
+        if self.told_ns == self.start_ns {
+            count(counter::LOST_CONNECTIONS);
+            count(counter::REPORTED);
+        } else {
+            count(counter::LOST_CLOSED);
+        }
     }
 }
 
@@ -157,21 +187,31 @@ pub(crate) fn remembered<T>(sk: *const T) -> Option<*mut Connection> {
     CONNECTIONS.get_ptr_mut(sk as u64)
 }
 
-/// Remembers a connection from now on. What was remembered at the same address is over: the kernel reuses the memory
-/// of sockets soon, and so the entries here are overwritten rather than removed, which costs half.
+/// Remembers a connection from now on; whatever was left at the same address is over. `None` when there is no room.
 #[inline(always)]
 pub(crate) fn remember<T>(sk: *const T, connection: &Connection) -> Option<()> {
-    match remembered(sk) {
+    if !remember_new(sk, connection) {
+        let left = remembered(sk)?;
         // SAFETY: a valid map value.
-        Some(over) => unsafe { *over = *connection },
-        None => CONNECTIONS.insert(sk as u64, connection, BPF_ANY as u64).ok()?,
+        unsafe {
+            (*left).count_left();
+            *left = *connection;
+        }
     }
     Some(())
 }
 
-/// Removes what is over.
+/// Remembers a connection of which nothing is remembered; whether that was so, and there was room.
 #[inline(always)]
-pub(crate) fn forget<T>(sk: *const T) {
+pub(crate) fn remember_new<T>(sk: *const T, connection: &Connection) -> bool {
+    CONNECTIONS.insert(sk as u64, connection, BPF_NOEXIST as u64).is_ok()
+}
+
+/// Forgets a connection that is over; the mark is for the case that the kernel refuses to remove it.
+#[inline(always)]
+pub(crate) fn forget<T>(sk: *const T, connection: *mut Connection) {
+    // SAFETY: a valid map value.
+    unsafe { (*connection).phase = OVER };
     let _ = CONNECTIONS.remove(sk as u64);
 }
 
@@ -201,6 +241,18 @@ pub(crate) fn exchange(value: *mut u64, new: u64) -> u64 {
     // SAFETY: as in `add`.
     unsafe { asm!("{old} = xchg_64({slot} + 0, {old})", slot = in(reg) value, old = inout(reg) old) };
     old
+}
+
+/// Atomic comparison: sets the value if it is as expected, and returns whether it was.
+///
+/// # Minimum kernel version
+/// 5.12.
+#[inline(always)]
+pub(crate) fn replace(value: *mut u64, expected: u64, new: u64) -> bool {
+    let mut old = expected;
+    // SAFETY: as in `add`.
+    unsafe { asm!("r0 = cmpxchg_64({slot} + 0, r0, {new})", slot = in(reg) value, new = in(reg) new, inout("r0") old) };
+    old == expected
 }
 
 #[inline(always)]

@@ -30,6 +30,8 @@ pub(crate) fn is_open(state: u8) -> bool {
 const CGROUP_DEPTH: u32 = 16;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+/// Bit of `sk_userlocks`: the application chose the local port (`SOCK_BINDPORT_LOCK`).
+const PORT_CHOSEN: u8 = 8;
 /// Bit of `sk_flags` (enum `sock_flags`): a FIN was received, and `bytes_received` counts it.
 const SOCK_DONE_SHIFT: u64 = 1;
 
@@ -45,6 +47,14 @@ impl Socket<false> {
         // SAFETY: the helper checks the type of the socket.
         let pointer = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
         (!pointer.is_null()).then(|| Self::new(pointer.cast_const().cast()))
+    }
+}
+
+impl Socket<true> {
+    /// From a pointer whose type lets the verifier allow no arithmetic: a copy of it is a number.
+    #[inline(always)]
+    pub(crate) fn of<T>(sk: *const T) -> Self {
+        Self(load_from::<*const u8, true>((&raw const sk).cast(), 0))
     }
 }
 
@@ -69,13 +79,22 @@ impl<const COPIED: bool> Socket<COPIED> {
         self.load(field!(OFFSETS.state))
     }
 
-    /// Whose socket it is: inode and cookie of its network namespace, and its cgroup.
+    /// Inode number of the socket's network namespace.
     #[inline(always)]
-    pub(crate) fn owner(self) -> (u32, u64, u64) {
-        let net: *const u8 = self.load(field!(OFFSETS.net));
-        let inode = load_from::<u32, COPIED>(net, field!(OFFSETS.net_inode));
-        let cookie = load_from::<u64, COPIED>(net, field!(OFFSETS.net_cookie));
-        (inode, cookie, cgroup_id::<COPIED>(self.load(field!(OFFSETS.cgroup))))
+    pub(crate) fn netns_inode(self) -> u32 {
+        load_from::<_, COPIED>(self.load(field!(OFFSETS.net)), field!(OFFSETS.net_inode))
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    pub(crate) fn netns_cookie(self) -> u64 {
+        load_from::<_, COPIED>(self.load(field!(OFFSETS.net)), field!(OFFSETS.net_cookie))
+    }
+
+    /// Inode number of the socket's cgroup.
+    #[inline(always)]
+    pub(crate) fn cgroup_id(self) -> u64 {
+        cgroup_id::<COPIED>(self.load(field!(OFFSETS.cgroup)))
     }
 
     /// Whether the socket is of the watched cgroup or one below. The hooks of a cgroup see no others; tracepoints and
@@ -141,10 +160,20 @@ impl<const COPIED: bool> Socket<COPIED> {
         )
     }
 
+    /// Fills in how the connection went, at its end.
+    #[inline(always)]
+    pub(crate) fn describe_end(self, event: &mut FlowEvent) {
+        event.retransmits = self.load(field!(OFFSETS.total_retrans));
+        event.rtt_us = self.load(field!(OFFSETS.rtt_min));
+        self.describe(event);
+    }
+
     /// Fills in whose socket it is and what it is connected to.
     #[inline(always)]
     pub(crate) fn describe(self, event: &mut FlowEvent) {
-        (event.netns_inode, event.netns_cookie, event.cgroup_id) = self.owner();
+        event.netns_inode = self.netns_inode();
+        event.netns_cookie = self.netns_cookie();
+        event.cgroup_id = self.cgroup_id();
         (event.local_address, event.remote_address) = self.addresses();
         event.local_port = self.local_port();
         event.remote_port = self.remote_port();
@@ -160,17 +189,6 @@ impl<const COPIED: bool> Socket<COPIED> {
         (sent, self.load::<u64>(field!(OFFSETS.bytes_received)) - ((flags >> SOCK_DONE_SHIFT) & 1))
     }
 
-    /// The least round-trip time of late in microseconds; `u32::MAX` when none was measured.
-    #[inline(always)]
-    pub(crate) fn rtt_us(self) -> u32 {
-        self.load(field!(OFFSETS.rtt_min))
-    }
-
-    #[inline(always)]
-    pub(crate) fn retransmits(self) -> u32 {
-        self.load(field!(OFFSETS.total_retrans))
-    }
-
     #[inline(always)]
     pub(crate) fn callback_flags(self) -> u8 {
         self.load(field!(OFFSETS.callback_flags))
@@ -182,6 +200,13 @@ impl<const COPIED: bool> Socket<COPIED> {
     pub(crate) fn has_port_by_connect(self) -> bool {
         let bucket: *const u8 = self.load(field!(OFFSETS.bind_bucket));
         load_from::<i8, COPIED>(bucket, field!(OFFSETS.fast_reuse)) < 0
+    }
+
+    /// Whether the application chose the local port, as whoever serves has to.
+    #[inline(always)]
+    pub(crate) fn has_chosen_port(self) -> bool {
+        let locks: u8 = self.load(field!(OFFSETS.user_locks));
+        (locks >> field!(OFFSETS.user_locks_shift)) & PORT_CHOSEN != 0
     }
 
     #[inline(always)]
@@ -197,21 +222,20 @@ pub(crate) fn cgroup_id<const COPIED: bool>(cgroup: *const u8) -> u64 {
     load_from::<u64, COPIED>(node, field!(OFFSETS.node_id))
 }
 
-/// Fills in the bytes that earlier events have not told, and remembers that they are told now.
+/// Fills in what is known of a connection that is told of now, and what passed since events told of it last, at
+/// `told_ns`; and remembers that.
 ///
 /// A scan and the end of the connection may do this at the same time on two CPUs: whichever comes second finds what
 /// the first one left.
 #[inline(always)]
-pub(crate) fn told((sent, received): (u64, u64), connection: *mut Connection, now_ns: u64, event: &mut FlowEvent) {
+pub(crate) fn tell((sent, received): (u64, u64), connection: *mut Connection, told_ns: u64, event: &mut FlowEvent) {
     // SAFETY: `connection` is a valid map value.
-    let (told, told_sent, told_received) = unsafe {
-        (
-            exchange(&raw mut (*connection).reported_ns, now_ns),
-            exchange(&raw mut (*connection).reported_sent, sent),
-            exchange(&raw mut (*connection).reported_received, received),
-        )
+    let (told_sent, told_received) = unsafe {
+        event.start_ns = (*connection).start_ns;
+        event.role = (*connection).role;
+        (exchange(&raw mut (*connection).told_sent, sent), exchange(&raw mut (*connection).told_received, received))
     };
-    event.reported_ns = told;
+    event.reported_ns = if told_ns == event.start_ns { 0 } else { told_ns };
     event.bytes_sent = sent.saturating_sub(told_sent);
     event.bytes_received = received.saturating_sub(told_received);
 }

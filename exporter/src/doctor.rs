@@ -5,7 +5,11 @@ use std::{fs, path::Path, process::ExitCode};
 use crate::{
     args::Args,
     chain,
-    probe::{CAPABILITIES, Probe, ProbeOptions, cgroup2_mount, has_capability, is_first_pid_namespace, netns},
+    probe::{
+        Probe, ProbeOptions,
+        host::{CAPABILITIES, cgroup2_mount, has_capability, is_first_pid_namespace},
+        netns,
+    },
 };
 
 /// Tries everything for a moment and prints one line per finding. Exits with 1 where TCP can't be recorded.

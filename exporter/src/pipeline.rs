@@ -32,10 +32,11 @@ use record::Recorder;
 
 use crate::{
     args::Args,
+    chain,
     enrich::{Enricher, Filter, HostNetns, file::InventoryError, inode},
     flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
     inventory::Inventory,
-    probe::{self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, cgroup2_mount, netns},
+    probe::{self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, host::cgroup2_mount, netns},
     sink::ParquetSink,
     telemetry::{self, Telemetry},
 };
@@ -114,6 +115,8 @@ struct WindowReport {
     edges: usize,
     /// Ends of connections that were gone before they could be told of, at the end of the run.
     lost_end: u64,
+    /// The run has come to its end.
+    is_last: bool,
 }
 
 /// Records until `shutdown` completes, then flushes everything.
@@ -153,7 +156,10 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     }
     let Args { labels, cidrs, ports, loopback, .. } = args.clone();
     let filter = Filter { namespaces: args.namespaces(), labels, cidrs, ports, loopback };
-    let _measuring = args.bpf_stats.then(probe::measure_run_time).transpose()?;
+    let _measuring = args.bpf_stats.then(probe::measure_run_time).and_then(|measuring| {
+        let refused = |error: &ProbeError| tracing::warn!(error = chain(error), "--bpf-stats needs CAP_SYS_ADMIN");
+        measuring.inspect_err(refused).ok()
+    });
     let enricher = Enricher::new(origin.clone(), filter, host, cgroup2_mount()?);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
     recorder.programs = probe.attached().iter().copied().map(Arc::from).collect();

@@ -1,7 +1,9 @@
 //! The kernel side: loads the eBPF programs, attaches them, and reads what they see.
 //!
-//! The only file that knows aya, and the only one of this crate with `unsafe` in it.
+//! Nothing outside of this module knows aya, system calls of the kernel's own, or `unsafe`.
 
+mod counters;
+pub(crate) mod host;
 mod load;
 pub(crate) mod netns;
 mod offsets;
@@ -11,12 +13,12 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -25,9 +27,13 @@ use aya::{
     programs::{Program, ProgramError, sock_ops::SockOpsLink},
     sys::{Stats, enable_stats},
 };
+use host::{cgroup2_mount, check_capabilities, own_process};
 use load::{Loading, attach_tcp};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
+
+use counters::fdinfo;
+pub(crate) use counters::{ProbeCounters, ProgramStats};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
 pub(crate) struct Probe {
@@ -42,8 +48,8 @@ pub(crate) struct Probe {
     counters: PerCpuArray<MapData, u64>,
     scan: Arc<Scan>,
     epoch: u32,
-    /// Connections that were found open when the run began.
-    adopted: u64,
+    /// When the present generation of edges began.
+    epoch_begun: Instant,
     attached: Vec<&'static str>,
     degraded: Vec<Degraded>,
     malformed: u64,
@@ -77,66 +83,10 @@ pub(crate) struct Degraded {
     pub reason: String,
 }
 
-/// What the kernel says of a program.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ProgramStats {
-    /// Its name.
-    pub name: &'static str,
-    /// How often it ran; only while the kernel measures.
-    pub runs: u64,
-    /// How long it ran; only while the kernel measures.
-    pub run_time: Duration,
-    /// How often it was skipped, because it was running already.
-    pub skipped: u64,
-}
-
 /// Tells of what is open, from any thread.
 pub(crate) struct Scan {
     program: Option<OwnedFd>,
     connections: OwnedFd,
-}
-
-/// What the programs counted since they were loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ProbeCounters {
-    /// Ends of connections: established or failed.
-    pub seen: u64,
-    /// Of these, those that an event told of, or was lost in trying to.
-    pub reported: u64,
-    /// Events that found the ring buffer full and were summed instead.
-    pub ring_full: u64,
-    /// Ends lost: ring buffer and edge map were full.
-    pub lost_ring: u64,
-    /// Closings lost in the same way, of connections that were counted before.
-    pub lost_closed: u64,
-    /// Sockets that could not be remembered.
-    pub lost_storage: u64,
-    /// Datagrams whose edge found no room.
-    pub lost_datagrams: u64,
-    /// Cgroups whose making found the ring buffer full.
-    pub lost_cgroups: u64,
-    /// Runs of the tracepoint programs that the kernel skipped.
-    pub skipped: u64,
-    /// Records that could not be read.
-    pub malformed: u64,
-}
-
-impl ProbeCounters {
-    /// What was counted since `before`.
-    pub(crate) const fn since(self, before: Self) -> Self {
-        Self {
-            seen: self.seen - before.seen,
-            reported: self.reported - before.reported,
-            ring_full: self.ring_full - before.ring_full,
-            lost_ring: self.lost_ring - before.lost_ring,
-            lost_closed: self.lost_closed - before.lost_closed,
-            lost_storage: self.lost_storage - before.lost_storage,
-            lost_datagrams: self.lost_datagrams - before.lost_datagrams,
-            lost_cgroups: self.lost_cgroups - before.lost_cgroups,
-            skipped: self.skipped - before.skipped,
-            malformed: self.malformed - before.malformed,
-        }
-    }
 }
 
 /// Why the kernel's sockets can't be watched here; each says what to do.
@@ -211,8 +161,9 @@ impl Probe {
         }
         let directory = File::open(&path).map_err(|source| ProbeError::Cgroup { path: path.clone(), source })?;
         let kernel = offsets::read(Path::new(KERNEL_BTF))?;
-        let is_all = path == cgroup2_mount()? || kernel.offsets.cgroup_ancestors == 0;
-        let watched_cgroup = if is_all { 0 } else { directory.metadata().map_or(0, |metadata| metadata.ino()) };
+        let inode = directory.metadata().map_or(0, |metadata| metadata.ino());
+        let is_mount = path == cgroup2_mount()?;
+        let watched_cgroup = if is_mount || kernel.offsets.cgroup_ancestors == 0 { 0 } else { inode };
         let (offsets, has_lengths) = (Global(kernel.offsets), kernel.has_lengths);
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::Load(Box::new(source.into())))?;
         let settings = Settings {
@@ -235,6 +186,18 @@ impl Probe {
         let attach_error = |source| ProbeError::Attach { program: TCP, path, source: Box::new(source) };
         let tcp = attach_tcp(&mut programs, &directory).map_err(attach_error)?;
         let mut loading = Loading { programs: &mut programs, btf: &btf, attached: vec![TCP], degraded: Vec::new() };
+        if is_mount && inode != ROOT_CGROUP {
+            loading.degraded.push(Degraded {
+                cost: "the node: only sockets of this container and what it started are seen",
+                reason: "the cgroup2 mount shows a part of the hierarchy: mount the node's own, /sys/fs/cgroup".into(),
+            });
+        }
+        if !is_mount && watched_cgroup == 0 {
+            loading.degraded.push(Degraded {
+                cost: "--cgroup: UDP of connected sockets, and connections older than the run, are those of the node",
+                reason: "the kernel does not tell the cgroups above one: Linux 6.1 or newer is needed".into(),
+            });
+        }
         loading.udp(&directory, has_lengths);
         loading.tracepoint("observe_cgroups", "cgroup_mkdir", "pods that are gone before their inventory is read");
         loading.tracepoint(CLOSE, "inet_sock_set_state", "the ends of connections that were open before the run");
@@ -265,14 +228,13 @@ impl Probe {
             counters,
             scan,
             epoch: 0,
-            adopted: 0,
+            epoch_begun: Instant::now(),
             attached,
             degraded,
             malformed: 0,
             skipped_before: 0,
         };
-        probe.adopted = probe.sum(counter::ADOPTED)?;
-        probe.forget_older(0);
+        probe.forget_older()?;
         // The kernel's type information takes more than all the rest.
         drop(btf);
         return_memory();
@@ -297,12 +259,16 @@ impl Probe {
         }
     }
 
-    /// Detaches what waits for the ends of older connections, when all have `ended`.
-    pub(crate) fn forget_older(&mut self, ended: u64) {
-        if ended >= self.adopted && self.attached.contains(&CLOSE) {
+    /// Detaches what waits for the ends of older connections, when all have ended.
+    ///
+    /// # Errors
+    /// The kernel refuses the read.
+    pub(crate) fn forget_older(&mut self) -> Result<(), ProbeError> {
+        if self.attached.contains(&CLOSE) && self.sum(counter::ADOPTED_ENDED)? >= self.sum(counter::ADOPTED)? {
             self.attached.retain(|name| *name != CLOSE);
             self.unload(CLOSE);
         }
+        Ok(())
     }
 
     /// Runs of a program that the kernel skipped, because it was running already.
@@ -350,13 +316,19 @@ impl Probe {
         bytes
     }
 
-    /// Begins a new generation of edges; what belongs to the ones before is complete a moment later.
+    /// Begins a new generation of edges; what belongs to the ones before is complete when it has [`Self::settled`].
     ///
     /// # Errors
     /// The kernel refuses the write.
     pub(crate) fn next_epoch(&mut self) -> Result<(), ProbeError> {
         self.epoch += 1;
+        self.epoch_begun = Instant::now();
         self.control.set(control::EPOCH, u64::from(self.epoch), 0).map_err(map_error(CONTROL))
+    }
+
+    /// How long until no program adds to an earlier generation any more.
+    pub(crate) fn settled(&self) -> Duration {
+        SETTLE.saturating_sub(self.epoch_begun.elapsed())
     }
 
     /// Takes the edges of earlier generations out of the kernel, in the order in which they began: the first datagram
@@ -400,7 +372,7 @@ impl Probe {
             ring_full: sum(counter::RING_FULL)?,
             lost_ring: sum(counter::LOST_MAP)?,
             lost_closed: sum(counter::LOST_CLOSED)?,
-            lost_storage: sum(counter::LOST_STORAGE)?,
+            lost_connections: sum(counter::LOST_CONNECTIONS)?,
             lost_datagrams: sum(counter::LOST_DATAGRAMS)?,
             lost_cgroups: sum(counter::LOST_CGROUPS)?,
             skipped: self.skipped_before + self.attached.iter().map(|name| self.skipped(name)).sum::<u64>(),
@@ -418,13 +390,6 @@ impl Scan {
         let Some(program) = &self.program else { return Ok(()) };
         walk::walk(program.as_fd(), Some(self.connections.as_fd()))
     }
-}
-
-/// A number that the kernel tells of an eBPF program or map.
-fn fdinfo(descriptor: BorrowedFd<'_>, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    value.trim().parse().ok()
 }
 
 fn map_fd(map: &Map) -> Result<BorrowedFd<'_>, ProbeError> {
@@ -448,50 +413,12 @@ pub(crate) fn return_memory() {
     }
 }
 
-/// The number of this process as the kernel knows it; 0 where it can't be told.
-fn own_process() -> u32 {
-    if is_first_pid_namespace() { std::process::id() } else { 0 }
-}
-
 /// Has the kernel measure how often and how long programs run, until what is returned is dropped.
 ///
 /// # Errors
 /// The kernel refuses.
 pub(crate) fn measure_run_time() -> Result<OwnedFd, ProbeError> {
     enable_stats(Stats::RunTime).map_err(|source| ProbeError::Load(Box::new(ProgramError::from(source).into())))
-}
-
-/// Whether processes have the same numbers here as in the kernel.
-pub(crate) fn is_first_pid_namespace() -> bool {
-    fs::metadata("/proc/self/ns/pid").is_ok_and(|file| file.ino() == FIRST_PID_NAMESPACE)
-}
-
-/// Names the capabilities that loading needs and the process lacks, before the kernel says only "not permitted".
-fn check_capabilities() -> Result<(), ProbeError> {
-    let needed = CAPABILITIES.iter().filter(|(bit, ..)| NEEDED.contains(bit));
-    let missing: Vec<&str> = needed.filter(|(bit, ..)| !has_capability(*bit)).map(|(_, name, _)| *name).collect();
-    if missing.is_empty() { Ok(()) } else { Err(ProbeError::NotPermitted { capabilities: missing.join(", ") }) }
-}
-
-/// Whether the process has a capability; where that can't be read, the kernel gets to say it.
-pub(crate) fn has_capability(bit: u32) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(effective) = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else { return true };
-    let has = |bit: u32| effective & (1 << bit) != 0;
-    // CAP_SYS_ADMIN includes what was split off it.
-    has(bit) || (matches!(bit, CAP_PERFMON | CAP_BPF) && has(CAP_SYS_ADMIN))
-}
-
-/// Where cgroup v2 is mounted: the whole hierarchy, whatever the machine calls it.
-pub(crate) fn cgroup2_mount() -> Result<PathBuf, ProbeError> {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|fields| fields.get(2) == Some(&"cgroup2"))
-        .map(|fields| PathBuf::from(fields[1]))
-        .ok_or(ProbeError::NoCgroup2)
 }
 
 /// Plain memory of the kernel event ABI, as something aya may copy.
@@ -520,6 +447,10 @@ mod plain {
 /// Built by `exporter-ebpf/build.sh` and committed, so that a build needs Rust alone.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../exporter-ebpf/flowscribe.bpf.o");
 
+/// A program may have read the generation before it was raised, and be kept from running for as long as this.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Inode number of the root of a cgroup hierarchy.
+const ROOT_CGROUP: u64 = 1;
 /// What the kernel puts before every record of a ring buffer (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEADER_BYTES: usize = 8;
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -531,21 +462,3 @@ const EDGES: &str = "EDGES";
 const CONNECTIONS: &str = "CONNECTIONS";
 const CONTROL: &str = "CONTROL";
 const COUNTERS: &str = "COUNTERS";
-/// `PROC_PID_INIT_INO` of the kernel.
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_PTRACE: u32 = 19;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-/// Without these nothing can be recorded.
-const NEEDED: [u32; 3] = [CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF];
-/// Number and name of each capability, and what it costs to lack it.
-pub(crate) const CAPABILITIES: [(u32, &str, &str); 5] = [
-    (CAP_NET_ADMIN, "CAP_NET_ADMIN", "nothing can be recorded: programs can't be attached to a cgroup"),
-    (CAP_PERFMON, "CAP_PERFMON", "nothing can be recorded: programs can't read kernel structures"),
-    (CAP_BPF, "CAP_BPF", "nothing can be recorded: programs can't be loaded"),
-    (CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "pods are told by their network namespace's number, not its cookie"),
-    (CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "pods whose network namespace is given by a process (/proc/PID/ns/net)"),
-];

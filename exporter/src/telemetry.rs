@@ -37,10 +37,13 @@ pub(crate) struct Telemetry {
     is_ready: AtomicBool,
     seen: Counter,
     exported: Counter,
+    /// Ends that rows took back and the counter has not.
+    exported_before: AtomicI64,
     filtered: Counter,
     lost: Family<Label, Counter>,
     lost_closed: Counter,
     skipped: Counter,
+    lost_cgroups: Counter,
     unidentified: Counter,
     ring_full: Counter,
     flow_rows: Counter,
@@ -70,6 +73,7 @@ impl Telemetry {
             Metric::Counter(telemetry.unidentified.clone()),
         );
         put("closings_lost", "Connections whose end is not known", Metric::Counter(telemetry.lost_closed.clone()));
+        put("cgroups_lost", "Cgroups whose making is not known", Metric::Counter(telemetry.lost_cgroups.clone()));
         put("programs_skipped", "Runs that the kernel skipped", Metric::Counter(telemetry.skipped.clone()));
         put("ring_full", "Events summed in the kernel instead", Metric::Counter(telemetry.ring_full.clone()));
         put("flow_rows", "Rows of the dataset flows", Metric::Counter(telemetry.flow_rows.clone()));
@@ -117,10 +121,14 @@ impl Telemetry {
             counter.inc_by(value.max(0) as u64);
         };
         add(&self.seen, row.seen);
-        add(&self.exported, row.exported);
+        // A row takes back what a file lost that was given up; a counter waits until that is made up for.
+        let exported = row.exported + self.exported_before.swap(0, Ordering::Relaxed);
+        self.exported_before.store(exported.min(0), Ordering::Relaxed);
+        add(&self.exported, exported);
         add(&self.filtered, row.filtered);
         add(&self.unidentified, row.unidentified);
         add(&self.lost_closed, row.lost_closed);
+        add(&self.lost_cgroups, row.lost_cgroups);
         add(&self.skipped, row.lost_recursion);
         add(&self.ring_full, row.ring_full);
         add(&self.flow_rows, row.flows_next_seq - self.rows.swap(row.flows_next_seq, Ordering::Relaxed));

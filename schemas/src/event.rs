@@ -62,11 +62,12 @@ pub const EVENT_FAILED: u8 = 3;
 /// The socket listened when the run began.
 pub const EVENT_LISTENING: u8 = 4;
 
-/// This end was open before the programs were attached; who dialled is not known from it.
+/// Who dialled is not known from this end: it was open before the programs were attached; for UDP, it received first
+/// on a port that it did not choose.
 pub const ROLE_UNKNOWN: u8 = 0;
 /// This end called `connect`; for UDP, it sent first.
 pub const ROLE_CLIENT: u8 = 1;
-/// This end is a listener's child; for UDP, it received first.
+/// This end is a listener's child; for UDP, it received first, on a port that it chose.
 pub const ROLE_SERVER: u8 = 2;
 
 /// What is summed in the kernel under one [`EdgeCounts`]: UDP always, TCP when the ring buffer is full.
@@ -83,8 +84,6 @@ pub struct EdgeKey {
     pub local_address: [u8; 16],
     /// As [`FlowEvent::remote_address`].
     pub remote_address: [u8; 16],
-    /// As [`FlowEvent::netns_inode`].
-    pub netns_inode: u32,
     /// Generation: the exporter raises it, and then takes what the generations before left.
     pub epoch: u32,
     /// Local port, host byte order; 0 for the client's end of TCP.
@@ -103,8 +102,6 @@ pub struct EdgeKey {
     pub transport: u8,
     /// 1 when the connections began after the programs were attached.
     pub start_known: u8,
-    /// Always zero.
-    pub _pad: u32,
 }
 
 /// What happened on an edge. Sums are made by atomic additions.
@@ -129,10 +126,14 @@ pub struct EdgeCounts {
     pub duration_ns: u64,
     /// Connections that ended, by round-trip time; see [`rtt_bucket`].
     pub rtt: [u64; RTT_BUCKETS],
-    /// For UDP, whether the first datagram was sent ([`ROLE_CLIENT`]) or received ([`ROLE_SERVER`]).
-    pub first: u64,
+    /// As [`FlowEvent::netns_inode`].
+    pub netns_inode: u32,
+    /// For UDP, what the first datagram makes of this end: [`ROLE_CLIENT`], [`ROLE_SERVER`] or [`ROLE_UNKNOWN`].
+    pub role: u8,
     /// For UDP, 1 when the lengths of datagrams are known.
-    pub has_bytes: u64,
+    pub has_bytes: u8,
+    /// Always zero.
+    pub _pad: u16,
 }
 
 /// A cgroup that was made: its number stays known when it is gone.
@@ -180,8 +181,10 @@ pub mod control {
     pub const EPOCH: u32 = 0;
     /// What is open is told as of this moment, `CLOCK_BOOTTIME` nanoseconds.
     pub const SCAN_UNTIL_NS: u32 = 1;
+    /// 1 once a connected UDP socket has sent to another address; set by the programs themselves.
+    pub const HAS_STRAYS: u32 = 2;
     /// Number of numbers.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// Byte offsets into kernel structures, read from the running kernel's BTF and set as a read-only global before load.
@@ -254,6 +257,10 @@ pub struct SocketOffsets {
     pub cgroup_level: u32,
     /// `cgroup.ancestors`, pointers to `struct cgroup` from the root down.
     pub cgroup_ancestors: u32,
+    /// The byte that holds `sock.sk_userlocks`.
+    pub user_locks: u32,
+    /// How many bits of that byte stand before it: in older kernels it is a bit field.
+    pub user_locks_shift: u32,
 }
 
 /// Indices into the per-CPU counter map.
@@ -268,24 +275,26 @@ pub mod counter {
     pub const LOST_MAP: u32 = 3;
     /// Closings and progress lost in the same way, of connections that were counted before.
     pub const LOST_CLOSED: u32 = 4;
-    /// Ends lost: no memory for what is remembered of a socket.
-    pub const LOST_STORAGE: u32 = 5;
+    /// Ends lost: the connection could not be remembered, or ended without a call of the programs.
+    pub const LOST_CONNECTIONS: u32 = 5;
     /// Datagrams lost: the edge map had no room for their edge.
     pub const LOST_DATAGRAMS: u32 = 6;
     /// Cgroups whose making was lost: the ring buffer was full.
     pub const LOST_CGROUPS: u32 = 7;
     /// Connections found open when the run began.
     pub const ADOPTED: u32 = 8;
+    /// Of these, those that have ended.
+    pub const ADOPTED_ENDED: u32 = 9;
     /// Number of counters.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 }
 
 const _: () = assert!(size_of::<FlowEvent>() == 112 && align_of::<FlowEvent>() == 8);
-const _: () = assert!(size_of::<EdgeKey>() == 80 && align_of::<EdgeKey>() == 8);
-const _: () = assert!(size_of::<EdgeCounts>() == 18 * 8);
+const _: () = assert!(size_of::<EdgeKey>() == 72 && align_of::<EdgeKey>() == 8);
+const _: () = assert!(size_of::<EdgeCounts>() == 17 * 8);
 const _: () = assert!(size_of::<CgroupEvent>() == 512);
 const _: () = assert!(size_of::<Settings>() == 32);
-const _: () = assert!(size_of::<SocketOffsets>() == 32 * 4);
+const _: () = assert!(size_of::<SocketOffsets>() == 34 * 4);
 
 /// A record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

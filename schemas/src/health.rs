@@ -47,7 +47,8 @@ dataset! {
     filtered: i64 => "health.filtered", "{end}";
     /// Lost: the ring buffer to the agent and the kernel's map of edges were full.
     lost_ring: i64 => "health.lost.ring", "{end}";
-    /// Lost: the kernel had no memory for a socket, or its map of edges no room for a datagram's.
+    /// Lost: the kernel's map of connections had no room for one, or its map of edges none for a datagram's; or a
+    /// connection ended unseen, because another program took the callbacks of its socket away.
     lost_map: i64 => "health.lost.map", "{end}";
     /// Runs of a tracing program that the kernel skipped because it was running already: at most as many ends of
     /// connections that were open before the run, and datagrams on connected sockets. Not in seen.
@@ -58,10 +59,15 @@ dataset! {
     lost_queue: i64 => "health.lost.queue", "{end}";
     /// Lost: a sink failed for good.
     lost_sink: i64 => "health.lost.sink", "{end}";
-    /// Lost: established, and gone between the last scan and the end of the run.
+    /// Lost: established, and not told of when the run ended: the kernel has no iterator to tell what is open, or it
+    /// ended while the programs were detached.
     lost_end: i64 => "health.lost.end", "{end}";
-    /// Closings lost: connections whose end, bytes and duration are not known. They were counted when established.
+    /// Closings and progress lost: connections whose end, or bytes of a window, are not known. They were counted when
+    /// established, or are older than the run.
     lost_closed: i64 => "health.lost.closed", "{connection}";
+    /// Cgroups whose making is not known: a pod in the node's network that is gone before its cgroup is looked for
+    /// stays unidentified.
+    lost_cgroups: i64 => "health.lost.cgroups", "{cgroup}";
     /// Ends of connections exported without an identity for the local end.
     unidentified: i64 => "health.unidentified", "{end}";
     /// Connections open at the end of the window.

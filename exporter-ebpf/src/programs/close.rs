@@ -1,13 +1,13 @@
 //! The ends of connections that were open before the run: `sock_ops` can't ask for their state changes.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use schemas::event::EVENT_CLOSED;
+use schemas::event::{EVENT_CLOSED, counter};
 
 use super::sock_ops::STATE_CALLBACK_FLAG;
 use crate::{
     event::{empty, report},
-    maps::{forget, now_ns, remembered},
-    socket::{CLOSE, Socket, TCP, is_open, told},
+    maps::{count, exchange, forget, now_ns, remembered},
+    socket::{CLOSE, Socket, TCP, is_open, tell},
 };
 
 /// Tells when a connection ends that was open before the run.
@@ -34,19 +34,18 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
     }
     let connection = remembered(sk)?;
     // SAFETY: a valid map value.
-    let (role, start_ns) = unsafe { ((*connection).role, (*connection).start_ns) };
-    if start_ns != 0 {
+    if unsafe { (*connection).start_ns } != 0 {
         return None; // of another socket, that was at this address before
     }
     let now = now_ns();
     let mut event = empty(EVENT_CLOSED, TCP, now);
-    event.role = role;
-    told(socket.bytes(), connection, now, &mut event);
-    event.retransmits = socket.retransmits();
-    event.rtt_us = socket.rtt_us();
-    socket.describe(&mut event);
+    // SAFETY: as above.
+    let told_ns = exchange(unsafe { &raw mut (*connection).told_ns }, now);
+    tell(socket.bytes(), connection, told_ns, &mut event);
+    socket.describe_end(&mut event);
     event.local_port = socket.source_port();
     report(&event);
-    forget(sk);
+    count(counter::ADOPTED_ENDED);
+    forget(sk, connection);
     Some(())
 }

@@ -7,8 +7,8 @@ use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, con
 
 use crate::{
     event::{empty, report},
-    maps::{Connection, OPEN, OVER, control, count, field, forget, now_ns, remember, remembered},
-    socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, told},
+    maps::{Connection, OPEN, OVER, control, count, field, forget, now_ns, remember_new, remembered, replace},
+    socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, tell},
 };
 
 /// Takes the sockets of all processes into account that are open when the run begins, and tells which listen.
@@ -58,11 +58,21 @@ fn try_adopt(file: *const u8) -> Option<()> {
     }
     let socket = Socket::tcp(sk)?;
     let role = if socket.has_port_by_connect() { ROLE_CLIENT } else { ROLE_UNKNOWN };
-    let mut connection = Connection::new(0, role);
-    connection.reported_ns = now;
-    (connection.reported_sent, connection.reported_received) = socket.bytes();
-    remember(sk, &connection)?;
+    let mut connection = Connection::new(0, role, (socket.local_port(), socket.remote_port()));
+    connection.told_ns = now;
+    (connection.told_sent, connection.told_received) = socket.bytes();
+    if !remember_new(sk, &connection) {
+        if remembered(sk).is_none() {
+            count(counter::LOST_CLOSED); // there is no room
+        }
+        return None;
+    }
     count(counter::ADOPTED);
+    if !is_open(socket.state()) {
+        // It ended meanwhile, and nobody may have found it here.
+        count(counter::ADOPTED_ENDED);
+        forget(sk, remembered(sk)?);
+    }
     Some(())
 }
 
@@ -96,31 +106,32 @@ fn try_list(key: *const u8) -> Option<()> {
     let known = unsafe { ptr::read(connection) };
     let socket = Socket::<true>::new(sk);
     let state = socket.state();
-    if state == CLOSE || known.phase == OVER {
-        if known.phase != OVER {
-            // Gone without its end having been told: another program has taken the callbacks away.
-            count(counter::LOST_CLOSED);
+    let ports = (socket.local_port(), socket.remote_port());
+    // Ends remove their entries: this one's went by without a call of the programs.
+    if state == CLOSE || known.phase == OVER || (is_open(state) && known.phase == OPEN && ports != known.ports) {
+        let left = remembered(sk)?;
+        // SAFETY: a valid map value.
+        if unsafe { (*left).told_ns } == known.told_ns {
+            known.count_left();
+            forget(sk, left);
         }
-        forget(sk);
         return None;
     }
     let until = control(control::SCAN_UNTIL_NS);
-    if known.phase != OPEN || known.start_ns >= until || known.reported_ns >= until || !is_open(state) {
+    if known.phase != OPEN || known.told_ns >= until || !is_open(state) {
         return None;
     }
     let mut found = empty(EVENT_OPEN, TCP, until - 1);
-    found.start_ns = known.start_ns;
-    found.role = known.role;
     socket.describe(&mut found);
     let bytes = socket.bytes();
-    // The memory of a socket that ends meanwhile may be another one's by now, but then this connection is over.
+    // The memory of a socket that ended meanwhile may be another one's by now. Then its entry is gone, or a new one
+    // that was told of at another moment.
     let connection = remembered(sk)?;
     // SAFETY: a valid map value.
-    let (start_ns, phase) = unsafe { ((*connection).start_ns, (*connection).phase) };
-    if start_ns != known.start_ns || phase != OPEN {
+    if !replace(unsafe { &raw mut (*connection).told_ns }, known.told_ns, until) {
         return None;
     }
-    told(bytes, connection, until, &mut found);
+    tell(bytes, connection, known.told_ns, &mut found);
     report(&found);
     Some(())
 }

@@ -8,8 +8,8 @@ use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, ROLE_SERVER, ROLE_
 
 use crate::{
     event::{empty, report},
-    maps::{CROSSING, Connection, OPEN, OVER, count, is_own, now_ns, remember, remembered},
-    socket::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket, TCP, told},
+    maps::{CROSSING, Connection, OPEN, count, exchange, forget, is_own, now_ns, remember, remembered},
+    socket::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket, TCP, tell},
 };
 
 // `BPF_SOCK_OPS_*_CB` of the kernel's user API.
@@ -71,8 +71,8 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
     }
     count(counter::SEEN);
     let role = if dialled { ROLE_CLIENT } else { ROLE_SERVER };
-    if remember(sk, &Connection::new(now_ns(), role)).is_none() {
-        count(counter::LOST_STORAGE);
+    if remember(sk, &Connection::new(now_ns(), role, ports(ctx))).is_none() {
+        count(counter::LOST_CONNECTIONS);
         count(counter::REPORTED);
     }
     None
@@ -81,7 +81,7 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
 #[inline(always)]
 fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
     if old == SYN_SENT && new == SYN_RECV {
-        let crossing = Connection { phase: CROSSING, ..Connection::new(0, ROLE_CLIENT) };
+        let crossing = Connection { phase: CROSSING, ..Connection::new(0, ROLE_CLIENT, ports(ctx)) };
         return remember(sk(ctx)?, &crossing);
     }
     if new != CLOSE || old == CLOSE || old == LISTEN {
@@ -89,40 +89,50 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
     }
     let sk = sk(ctx)?;
     let socket = Socket::tcp(sk)?;
-    let connection = remembered(sk).filter(|connection| {
-        // SAFETY: as in `establish`.
-        unsafe { (**connection).phase == OPEN }
-    });
-    let is_failed = connection.is_none() && (old == SYN_SENT || old == SYN_RECV);
-    if is_failed {
-        count(counter::SEEN);
-    }
+    let known = remembered(sk);
+    // SAFETY: as in `establish`.
+    let phase = known.map(|known| unsafe { (*known).phase });
     let now = now_ns();
-    let mut event = empty(if is_failed { EVENT_FAILED } else { EVENT_CLOSED }, TCP, now);
-    match connection {
-        Some(connection) => {
-            // SAFETY: as above.
-            let known = unsafe { &*connection };
-            event.start_ns = known.start_ns;
-            event.role = known.role;
-            told(socket.bytes(), connection, now, &mut event);
+    // What never left SYN_SENT was not established, whatever is left at its address.
+    if old == SYN_SENT || (old == SYN_RECV && phase == Some(CROSSING)) {
+        count(counter::SEEN);
+        let mut event = empty(EVENT_FAILED, TCP, now);
+        (event.start_ns, event.role) = (now, ROLE_CLIENT);
+        socket.describe_end(&mut event);
+        report(&event);
+        if let Some(left) = known {
+            // SAFETY: as in `establish`.
+            unsafe { (*left).count_left() };
+            forget(sk, left);
         }
-        None if is_failed => {
-            event.start_ns = now;
-            event.role = ROLE_CLIENT;
-        }
-        // Open since before the programs were attached, with the flag of an earlier run still on it.
-        None => event.role = ROLE_UNKNOWN,
+        return None;
     }
-    event.retransmits = socket.retransmits();
-    event.rtt_us = socket.rtt_us();
-    socket.describe(&mut event);
+    let mut event = empty(EVENT_CLOSED, TCP, now);
+    match known {
+        Some(connection) if phase == Some(OPEN) => {
+            // SAFETY: as in `establish`.
+            let told_ns = exchange(unsafe { &raw mut (*connection).told_ns }, now);
+            tell(socket.bytes(), connection, told_ns, &mut event);
+            if event.start_ns == 0 {
+                count(counter::ADOPTED_ENDED);
+            }
+        }
+        _ if old == SYN_RECV => return None, // a listener's child, with the flag of another program on it
+        // Not remembered, for want of room, or open since an earlier run, whose flag is still on it.
+        _ if socket.has_port_by_connect() => event.role = ROLE_CLIENT,
+        _ => event.role = ROLE_UNKNOWN,
+    }
+    socket.describe_end(&mut event);
     report(&event);
-    if let Some(connection) = connection {
-        // SAFETY: as above.
-        unsafe { (*connection).phase = OVER };
-    }
+    forget(sk, known?);
     Some(())
+}
+
+/// Local and remote port.
+#[inline(always)]
+fn ports(ctx: &SockOpsContext) -> (u16, u16) {
+    // The remote one is in network byte order, in the upper half.
+    (ctx.local_port() as u16, u16::from_be((ctx.remote_port() >> 16) as u16))
 }
 
 /// Asks for state callbacks of this socket; the setter replaces, so flags that others set are kept.

@@ -6,8 +6,8 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::bpf_sock_addr,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie},
+    bindings::{BPF_NOEXIST, bpf_sock_addr},
+    helpers::generated::bpf_get_netns_cookie,
     macros::{btf_tracepoint, cgroup_sock_addr},
     programs::{BtfTracePointContext, SockAddrContext},
 };
@@ -15,7 +15,7 @@ use schemas::event::{EdgeKey, control};
 
 use crate::{
     event::{datagram, window},
-    maps::{control, field, is_own, now_ns},
+    maps::{CONTROL, STRAYS, add, control, field, is_own, now_ns},
     socket::{ESTABLISHED, Socket, UDP, bytes, mapped},
 };
 
@@ -54,34 +54,17 @@ pub fn observe_received(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn connected(sk: *const u8, length: i32, is_sent: bool) -> Option<()> {
     let socket = Socket::<false>::new(sk);
-    if socket.protocol() != u16::from(UDP) || length < 0 {
+    if socket.protocol() != u16::from(UDP) || (is_sent && was_stray(sk)) || length < 0 {
         return None;
     }
     if !socket.is_internet() || socket.state() != ESTABLISHED || !socket.is_watched() || is_own() {
         return None;
     }
     let now = now_ns();
-    let (netns_inode, netns_cookie, cgroup_id) = socket.owner();
     let (local_address, remote_address) = socket.addresses();
-    let key = EdgeKey {
-        netns_cookie,
-        cgroup_id,
-        window: window(now),
-        local_address,
-        remote_address,
-        netns_inode,
-        epoch: control(control::EPOCH) as u32,
-        local_port: socket.local_port(),
-        remote_port: socket.remote_port(),
-        error: 0,
-        error_soft: 0,
-        kind: 0,
-        role: 0,
-        transport: UDP,
-        start_known: 1,
-        _pad: 0,
-    };
-    datagram(&key, now, is_sent, Some(length as u64));
+    let remote = (remote_address, socket.remote_port());
+    let key = edge(socket, socket.netns_cookie(), (local_address, socket.local_port()), remote, now);
+    datagram(socket, &key, now, is_sent, Some(length as u64));
     Some(())
 }
 
@@ -138,38 +121,89 @@ fn addressed(ctx: &SockAddrContext, is_sent: bool, is_ipv6: bool) -> Option<()> 
         return None;
     }
     // SAFETY: a non-null socket of the context.
-    let sk = unsafe { &*sk };
-    if field!(SETTINGS.has_lengths) != 0 && sk.state == u32::from(ESTABLISHED) {
-        return None; // the tracepoints tell of it
-    }
+    let known = unsafe { &*sk };
     let remote = if is_ipv6 {
         [address.user_ip6[0], address.user_ip6[1], address.user_ip6[2], address.user_ip6[3]]
     } else {
         mapped(address.user_ip4)
     };
-    let local = if is_ipv6 { [sk.src_ip6[0], sk.src_ip6[1], sk.src_ip6[2], sk.src_ip6[3]] } else { mapped(sk.src_ip4) };
+    let remote_port = address.user_port as u16;
+    if field!(SETTINGS.has_lengths) != 0 && known.state == u32::from(ESTABLISHED) {
+        let connected_to = if is_ipv6 {
+            [known.dst_ip6[0], known.dst_ip6[1], known.dst_ip6[2], known.dst_ip6[3]]
+        } else {
+            mapped(known.dst_ip4)
+        };
+        if !is_sent || (remote == connected_to && remote_port == known.dst_port) {
+            return None; // the tracepoints tell of it
+        }
+        strays(sk.cast())?;
+    }
+    let local = if is_ipv6 {
+        [known.src_ip6[0], known.src_ip6[1], known.src_ip6[2], known.src_ip6[3]]
+    } else {
+        mapped(known.src_ip4)
+    };
+    // What the hook knows of the socket's owner is the namespace; the rest has to be copied.
+    let socket = Socket::of(sk);
+    // SAFETY: the helper takes the context of this program type.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let now = now_ns();
-    let key = EdgeKey {
-        // SAFETY: the helper takes the context of this program type.
-        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
-        // The only cgroup that this hook knows is that of the caller, who holds the socket.
-        // SAFETY: no precondition.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        window: window(now),
-        local_address: bytes(local),
-        remote_address: bytes(remote),
-        netns_inode: 0,
+    let remote = (bytes(remote), u16::from_be(remote_port));
+    let key = edge(socket, netns_cookie, (bytes(local), known.src_port as u16), remote, now);
+    datagram(socket, &key, now, is_sent, None);
+    Some(())
+}
+
+/// The edge of a datagram.
+#[inline(always)]
+fn edge<const COPIED: bool>(
+    socket: Socket<COPIED>,
+    netns_cookie: u64,
+    local: ([u8; 16], u16),
+    remote: ([u8; 16], u16),
+    now_ns: u64,
+) -> EdgeKey {
+    EdgeKey {
+        netns_cookie,
+        cgroup_id: socket.cgroup_id(),
+        window: window(now_ns),
+        local_address: local.0,
+        remote_address: remote.0,
         epoch: control(control::EPOCH) as u32,
-        local_port: sk.src_port as u16,
-        remote_port: u16::from_be(address.user_port as u16),
+        local_port: local.1,
+        remote_port: remote.1,
         error: 0,
         error_soft: 0,
         kind: 0,
         role: 0,
         transport: UDP,
         start_known: 1,
-        _pad: 0,
-    };
-    datagram(&key, now, is_sent, None);
+    }
+}
+
+/// Has the tracepoint of sending, which comes next, pass over a datagram that goes elsewhere than the socket is
+/// connected to.
+#[inline(always)]
+fn strays(sk: *const u8) -> Option<()> {
+    let _ = STRAYS.insert(sk as u64, 0, BPF_NOEXIST as u64);
+    add(STRAYS.get_ptr_mut(sk as u64)?, 1);
+    // SAFETY: a valid map value.
+    unsafe { *CONTROL.get_ptr_mut(control::HAS_STRAYS)? = 1 };
     Some(())
+}
+
+/// Whether what is sent went elsewhere than the socket is connected to.
+#[inline(always)]
+fn was_stray(sk: *const u8) -> bool {
+    if control(control::HAS_STRAYS) == 0 {
+        return false;
+    }
+    let Some(left) = STRAYS.get_ptr_mut(sk as u64) else { return false };
+    // SAFETY: a valid map value.
+    if unsafe { *left } == 0 {
+        return false;
+    }
+    add(left, u64::MAX); // minus one
+    true
 }

@@ -84,6 +84,7 @@ impl Observer {
             let mut is_open = true;
             // Events are handed over a moment after they happen, and edges of the kernel a generation later.
             let complete = TimestampMs(now()?.0 - GRACE_MS);
+            is_open &= self.send_cgroups().await;
             if is_closing {
                 is_closing = false;
                 is_open &= self.close(complete).await?;
@@ -97,13 +98,14 @@ impl Observer {
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
-                self.take_edges()?;
+                self.take_edges().await?;
                 self.probe.next_epoch()?;
                 let lag = now()?.0 - self.table.next_end().0;
                 self.telemetry.tick(self.table.edges(), Duration::from_millis(lag.max(0) as u64));
                 is_open &= self.send(Message::Tick).await;
             }
-            is_open &= self.hand_on().await;
+            let flows = self.table.take_ended();
+            is_open &= self.send(Message::Flows(flows)).await;
             if !is_open {
                 return Ok(()); // the recorder has failed, which `run` reports
             }
@@ -114,14 +116,14 @@ impl Observer {
     async fn close(&mut self, complete: TimestampMs) -> Result<bool, RunError> {
         let window_ms = self.table.next_end().0 - self.table.closed_until().0;
         let until = TimestampMs(complete.0 - complete.0.rem_euclid(window_ms));
-        self.take_edges()?;
+        self.take_edges().await?;
         if !self.is_per_connection {
             self.scan(until).await?;
-            self.probe.forget_older(self.table.older_ended());
         }
+        self.probe.forget_older()?;
         let flows = self.table.close_windows(until);
-        let is_open = self.send(Message::Flows(flows)).await;
-        let report = self.report(until, 0)?;
+        let is_open = self.send_cgroups().await && self.send(Message::Flows(flows)).await;
+        let report = self.report(until)?;
         let (programs, map_bytes) = self.probe.stats();
         self.telemetry.programs(&programs, map_bytes);
         Ok(is_open && self.send(Message::Window(report)).await)
@@ -138,8 +140,10 @@ impl Observer {
         let flows = self.table.finish(now);
         let counters = self.probe.counters()?;
         let lost_end = counters.seen.saturating_sub(counters.reported);
-        let report = self.report(now, lost_end)?;
-        let _ = self.send(Message::Flows(flows)).await && self.send(Message::Window(report)).await;
+        let report = WindowReport { lost_end, is_last: true, ..self.report(now)? };
+        let _ = self.send_cgroups().await
+            && self.send(Message::Flows(flows)).await
+            && self.send(Message::Window(report)).await;
         Ok(())
     }
 
@@ -161,8 +165,7 @@ impl Observer {
         }
         self.drain();
         self.probe.next_epoch()?;
-        sleep(SCAN_DRAIN_INTERVAL).await;
-        self.take_edges()
+        self.take_edges().await
     }
 
     fn drain(&mut self) {
@@ -174,20 +177,21 @@ impl Observer {
         self.ring_bytes = self.ring_bytes.max(bytes);
     }
 
-    fn take_edges(&mut self) -> Result<(), RunError> {
+    /// Takes in what the kernel summed, up to the generation that began last.
+    async fn take_edges(&mut self) -> Result<(), RunError> {
+        sleep(self.probe.settled()).await;
         let Self { probe, table, clock, .. } = self;
         probe.take_edges(|edge, counts| table.step_edge(edge, counts, *clock))?;
         Ok(())
     }
 
-    /// Sends what does not wait for the end of a window; whether anybody listens.
-    async fn hand_on(&mut self) -> bool {
+    /// Sends which cgroups were made, before the flows of their sockets; whether anybody listens.
+    async fn send_cgroups(&mut self) -> bool {
         let mut is_open = true;
         for cgroup in std::mem::take(&mut self.cgroups) {
             is_open &= self.send(Message::Cgroup(Box::new(cgroup))).await;
         }
-        let flows = self.table.take_ended();
-        is_open & self.send(Message::Flows(flows)).await
+        is_open
     }
 
     async fn send(&self, message: Message) -> bool {
@@ -198,7 +202,7 @@ impl Observer {
     }
 
     /// What happened since the report before.
-    fn report(&mut self, end: TimestampMs, lost_end: u64) -> Result<WindowReport, RunError> {
+    fn report(&mut self, end: TimestampMs) -> Result<WindowReport, RunError> {
         let (counters, lost) = (self.probe.counters()?, self.table.lost());
         let datagram_ends = self.table.datagram_ends();
         let report = WindowReport {
@@ -210,7 +214,8 @@ impl Observer {
             ring_bytes: std::mem::take(&mut self.ring_bytes),
             open_connections: self.table.open_connections(),
             edges: self.table.edges(),
-            lost_end,
+            lost_end: 0,
+            is_last: false,
         };
         (self.start, self.counters, self.lost, self.datagram_ends) = (end, counters, lost, datagram_ends);
         Ok(report)

@@ -72,13 +72,9 @@ impl Recorder {
 
     /// Returns what it came to, and whether the end of it is durable.
     pub(super) fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> (RunSummary, bool) {
-        // A report is written when the next message shows that it is not the last one.
         let mut last_report = None;
         while let Some(message) = receiver.blocking_recv() {
             let now = now().unwrap_or(self.run_start);
-            if let Some(report) = last_report.take() {
-                self.record_health(&report, false, now);
-            }
             match message {
                 Message::Flows(flows) => self.record_flows(&flows, now),
                 Message::Cgroup(event) => self.enricher.learn_cgroup(&event, now),
@@ -86,8 +82,10 @@ impl Recorder {
                     self.record_inventory_changes(now);
                     self.is_inventory_broken |= !self.sink.roll(now);
                 }
+                // Written when everything else is.
+                Message::Window(report) if report.is_last => last_report = Some(report),
                 Message::Window(report) => {
-                    last_report = Some(report);
+                    self.record_health(&report, now);
                     return_memory();
                 }
             }
@@ -96,7 +94,7 @@ impl Recorder {
         self.sink.finish_flows();
         self.sink.finish_inventory();
         if let Some(report) = last_report {
-            self.record_health(&report, true, now);
+            self.record_health(&report, now);
         }
         self.summary.rows = self.enricher.next_seq();
         (self.summary, self.sink.finish_health())
@@ -126,7 +124,7 @@ impl Recorder {
         self.enricher.locate(self.inventory.observations(), self.run_start);
         let has_inventory = self.sink.finish_inventory() && !self.is_inventory_broken;
         let report = WindowReport { start: self.run_start, end: self.run_start, ..WindowReport::default() };
-        self.record_health(&report, false, self.run_start);
+        self.record_health(&report, self.run_start);
         self.sink.finish_health() && has_inventory
     }
 
@@ -163,13 +161,13 @@ impl Recorder {
         is_empty || self.sink.has_open_inventory()
     }
 
-    fn record_health(&mut self, report: &WindowReport, clean_shutdown: bool, now: TimestampMs) {
+    fn record_health(&mut self, report: &WindowReport, now: TimestampMs) {
         let lost_sink = self.sink.take_lost_ends();
         let exported = std::mem::take(&mut self.exported) - lost_sink;
-        let WindowReport { start, end, counters, lost, datagram_ends, ring_bytes, open_connections, edges, lost_end } =
+        let WindowReport { start, end, counters, lost, datagram_ends, ring_bytes, open_connections, edges, .. } =
             *report;
-        let (lost_queue, lost_map) = (lost.ends as i64, (counters.lost_storage + counters.lost_datagrams) as i64);
-        let lost_end = lost_end as i64;
+        let lost_map = (counters.lost_connections + counters.lost_datagrams) as i64;
+        let (lost_queue, lost_end) = (lost.ends as i64, report.lost_end as i64);
         let filtered = std::mem::take(&mut self.filtered);
         self.summary.ends += exported;
         self.summary.filtered += filtered;
@@ -200,6 +198,7 @@ impl Recorder {
             lost_sink,
             lost_end,
             lost_closed: (counters.lost_closed + lost.closings) as i64,
+            lost_cgroups: counters.lost_cgroups as i64,
             unidentified: std::mem::take(&mut self.unidentified),
             open_connections: open_connections as i64,
             flow_table_entries: edges as i64,
@@ -207,7 +206,7 @@ impl Recorder {
             ring_full: counters.ring_full as i64,
             flows_next_seq: self.enricher.next_seq(),
             inventory_next_seq: self.inventory.next_seq(),
-            clean_shutdown,
+            clean_shutdown: report.is_last,
         };
         self.health_seq += 1;
         if let Some(telemetry) = &self.telemetry {

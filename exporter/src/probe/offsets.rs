@@ -24,6 +24,8 @@ pub(super) struct Kernel {
 pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
     let btf = Btf::from_file(path).map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
     let offset = |field: &'static str| offset_of(&btf, field).ok_or(ProbeError::MissingField { field });
+    let user_locks = "sock.sk_userlocks";
+    let user_locks = bits_of(&btf, user_locks).ok_or(ProbeError::MissingField { field: user_locks })?;
     let offsets = SocketOffsets {
         family: offset("sock.__sk_common.skc_family")?,
         local_port: offset("sock.__sk_common.skc_num")?,
@@ -59,13 +61,21 @@ pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
         cgroup_level: offset("cgroup.level")?,
         // Came with Linux 6.1; 0 where there are none.
         cgroup_ancestors: offset_of(&btf, "cgroup.ancestors").unwrap_or(0),
+        user_locks: user_locks / 8,
+        user_locks_shift: user_locks % 8,
     };
     let has_lengths = btf.resolve_types_by_name(LENGTH_TRACEPOINT).is_ok_and(|found| !found.is_empty());
     Ok(Kernel { offsets, has_lengths })
 }
 
-/// Byte offset of `struct.member.member…`; `None` when there is no such member or it is a bit field.
+/// Byte offset of `struct.member.member…`; `None` when there is no such member or it is within a byte.
 fn offset_of(btf: &Btf, path: &str) -> Option<u32> {
+    let bits = bits_of(btf, path)?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+/// Offset of `struct.member.member…` in bits; `None` when there is no such member.
+fn bits_of(btf: &Btf, path: &str) -> Option<u32> {
     let mut names = path.split('.');
     let candidates = btf.resolve_types_by_name(names.next()?).ok()?;
     let mut current = candidates.into_iter().find(|candidate| matches!(candidate, Type::Struct(_)))?;
@@ -75,7 +85,7 @@ fn offset_of(btf: &Btf, path: &str) -> Option<u32> {
         bits += member_bits;
         current = member;
     }
-    (bits % 8 == 0).then_some(bits / 8)
+    Some(bits)
 }
 
 /// A member and its offset in bits, looked for in unnamed members too, as C does.
@@ -84,8 +94,7 @@ fn find_member(btf: &Btf, parent: Struct, name: &str) -> Option<(u32, Type)> {
         let member_name = btf.resolve_name(member).unwrap_or_default();
         let member_type = btf.resolve_chained_type(member).ok()?;
         if member_name == name {
-            let is_bit_field = member.bitfield_size().is_some_and(|bits| bits > 0);
-            return (!is_bit_field).then_some((member.bit_offset(), member_type));
+            return Some((member.bit_offset(), member_type));
         }
         if member_name.is_empty()
             && let Some(unnamed) = as_struct(btf, member_type)
