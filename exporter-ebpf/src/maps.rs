@@ -1,6 +1,6 @@
 //! The maps the programs share with the exporter, and the globals it sets before load.
 
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -117,13 +117,18 @@ pub(crate) static SETTINGS: Settings =
     Settings { window_ns: 1, utc_offset_ns: 0, watched_cgroup: 0, own_process: 0, has_lengths: 0 };
 
 /// The value of [`CONNECTIONS`].
+///
+/// A socket's own events come one after the other, under its lock; beside them runs the scan, which tells of what is
+/// open and removes what is free. Whoever changes an entry says so in `told_ns` first, atomically: then the other finds
+/// it changed and leaves it alone.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Connection {
+    /// The moment up to which events told of an open connection, `start_ns` while none has; or else [`FREE`],
+    /// [`TAKEN`], [`REMOVED`] or [`CROSSING`].
+    pub(crate) told_ns: u64,
     /// When it was established; 0 for before the programs were attached.
     pub(crate) start_ns: u64,
-    /// The moment up to which events told of it; `start_ns` while none has.
-    pub(crate) told_ns: u64,
     /// Payload bytes that events told of.
     pub(crate) told_sent: u64,
     /// Payload bytes that events told of.
@@ -131,29 +136,35 @@ pub(crate) struct Connection {
     /// Local and remote port.
     pub(crate) ports: (u16, u16),
     pub(crate) role: u8,
-    /// [`OPEN`], [`CROSSING`] or [`OVER`].
-    pub(crate) phase: u8,
-    pub(crate) _pad: u16,
+    pub(crate) _pad: [u8; 3],
 }
 
-/// The connection is established.
-pub(crate) const OPEN: u8 = 0;
+/// The connection is over. The kernel reuses the memory of sockets soon, and so entries are left to the next socket at
+/// their address rather than removed, which costs 0.6 µs less per connection.
+pub(crate) const FREE: u64 = 0;
+/// Whoever said so is changing the entry.
+pub(crate) const TAKEN: u64 = 1;
+/// The scan is removing the entry.
+pub(crate) const REMOVED: u64 = 2;
 /// The SYN of a connect met another one on its way: it will be established as if it had been dialled.
-pub(crate) const CROSSING: u8 = 1;
-/// The connection has ended; for as long as the entry is still there.
-pub(crate) const OVER: u8 = 2;
+pub(crate) const CROSSING: u64 = 3;
 
 impl Connection {
     #[inline(always)]
     pub(crate) const fn new(start_ns: u64, role: u8, ports: (u16, u16)) -> Self {
-        Self { start_ns, told_ns: start_ns, told_sent: 0, told_received: 0, ports, role, phase: OPEN, _pad: 0 }
+        Self { told_ns: start_ns, start_ns, told_sent: 0, told_received: 0, ports, role, _pad: [0; 3] }
     }
 
-    /// Accounts for an entry whose connection has ended without telling so, because another program has taken the
-    /// callbacks away.
     #[inline(always)]
-    pub(crate) fn count_left(self) {
-        if self.phase != OPEN {
+    pub(crate) const fn is_open(&self) -> bool {
+        self.told_ns > CROSSING
+    }
+
+    /// Accounts for a connection that has ended without telling so, because another program has taken the callbacks of
+    /// its socket away.
+    #[inline(always)]
+    pub(crate) fn count_left(&self) {
+        if !self.is_open() {
             return;
         }
         if self.told_ns == self.start_ns {
@@ -190,29 +201,55 @@ pub(crate) fn remembered<T>(sk: *const T) -> Option<*mut Connection> {
 /// Remembers a connection from now on; whatever was left at the same address is over. `None` when there is no room.
 #[inline(always)]
 pub(crate) fn remember<T>(sk: *const T, connection: &Connection) -> Option<()> {
-    if !remember_new(sk, connection) {
-        let left = remembered(sk)?;
+    // Again, when the scan has removed what is there meanwhile.
+    for _ in 0..2 {
+        let Some(entry) = remembered(sk) else {
+            if remember_new(sk, connection) {
+                return Some(());
+            }
+            continue;
+        };
         // SAFETY: a valid map value.
         unsafe {
-            (*left).count_left();
-            *left = *connection;
+            let left = ptr::read(entry);
+            let told_ns = &raw mut (*entry).told_ns;
+            if left.told_ns == REMOVED || !replace(told_ns, left.told_ns, TAKEN) {
+                continue;
+            }
+            left.count_left();
+            *entry = Connection { told_ns: TAKEN, ..*connection };
+            exchange(told_ns, connection.told_ns);
         }
+        return Some(());
     }
-    Some(())
+    None
 }
 
-/// Remembers a connection of which nothing is remembered; whether that was so, and there was room.
+/// Remembers a connection where nothing is; whether that was so, and there was room.
 #[inline(always)]
 pub(crate) fn remember_new<T>(sk: *const T, connection: &Connection) -> bool {
-    CONNECTIONS.insert(sk as u64, connection, BPF_NOEXIST as u64).is_ok()
+    let is_done = CONNECTIONS.insert(sk as u64, connection, BPF_NOEXIST as u64).is_ok();
+    if is_done {
+        count(counter::ENTRIES_MADE);
+    }
+    is_done
 }
 
-/// Forgets a connection that is over; the mark is for the case that the kernel refuses to remove it.
+/// Removes an entry that is as it was `known`; whether it was.
 #[inline(always)]
-pub(crate) fn forget<T>(sk: *const T, connection: *mut Connection) {
+pub(crate) fn remove<T>(sk: *const T, known: &Connection) -> bool {
+    let Some(entry) = remembered(sk) else { return false };
     // SAFETY: a valid map value.
-    unsafe { (*connection).phase = OVER };
-    let _ = CONNECTIONS.remove(sk as u64);
+    let told_ns = unsafe { &raw mut (*entry).told_ns };
+    if !replace(told_ns, known.told_ns, REMOVED) {
+        return false;
+    }
+    if CONNECTIONS.remove(sk as u64).is_ok() {
+        count(counter::ENTRIES_REMOVED);
+    } else {
+        exchange(told_ns, FREE); // the kernel was busy with the map
+    }
+    true
 }
 
 /// Adds one to a counter of this CPU.

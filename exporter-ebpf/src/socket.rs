@@ -222,20 +222,24 @@ pub(crate) fn cgroup_id<const COPIED: bool>(cgroup: *const u8) -> u64 {
     load_from::<u64, COPIED>(node, field!(OFFSETS.node_id))
 }
 
-/// Fills in what is known of a connection that is told of now, and what passed since events told of it last, at
-/// `told_ns`; and remembers that.
+/// Fills in what is `known` of a connection, and what passed since events told of it last, and remembers that.
 ///
 /// A scan and the end of the connection may do this at the same time on two CPUs: whichever comes second finds what
 /// the first one left.
 #[inline(always)]
-pub(crate) fn tell((sent, received): (u64, u64), connection: *mut Connection, told_ns: u64, event: &mut FlowEvent) {
+pub(crate) fn tell(
+    (sent, received): (u64, u64),
+    known: &Connection,
+    connection: *mut Connection,
+    event: &mut FlowEvent,
+) {
     // SAFETY: `connection` is a valid map value.
     let (told_sent, told_received) = unsafe {
-        event.start_ns = (*connection).start_ns;
-        event.role = (*connection).role;
         (exchange(&raw mut (*connection).told_sent, sent), exchange(&raw mut (*connection).told_received, received))
     };
-    event.reported_ns = if told_ns == event.start_ns { 0 } else { told_ns };
+    event.start_ns = known.start_ns;
+    event.role = known.role;
+    event.reported_ns = if known.told_ns == known.start_ns { 0 } else { known.told_ns };
     event.bytes_sent = sent.saturating_sub(told_sent);
     event.bytes_received = received.saturating_sub(told_received);
 }

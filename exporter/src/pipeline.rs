@@ -173,8 +173,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
 
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
-    let observer = Observer::new(probe, table, clock, run_start, sender, telemetry, args.window.is_zero());
-    let observed = observer.run(args.roll_interval, shutdown).await;
+    let observer = Observer::new(&args, probe, table, clock, run_start, sender, telemetry);
+    let observed = observer.run(shutdown).await;
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
     observed?;
     if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: output, lost: summary.lost }) }

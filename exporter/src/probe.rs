@@ -33,7 +33,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
 
 use counters::fdinfo;
-pub(crate) use counters::{ProbeCounters, ProgramStats};
+pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
 pub(crate) struct Probe {
@@ -47,6 +47,8 @@ pub(crate) struct Probe {
     control: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     scan: Arc<Scan>,
+    /// Edges that were in the map when they were taken out last.
+    edges_taken: usize,
     epoch: u32,
     /// When the present generation of edges began.
     epoch_begun: Instant,
@@ -227,6 +229,7 @@ impl Probe {
             control,
             counters,
             scan,
+            edges_taken: 0,
             epoch: 0,
             epoch_begun: Instant::now(),
             attached,
@@ -338,6 +341,7 @@ impl Probe {
     /// The kernel refuses the read.
     pub(crate) fn take_edges(&mut self, mut take: impl FnMut(&EdgeKey, &EdgeCounts)) -> Result<(), ProbeError> {
         let mut edges = self.edges.iter().collect::<Result<Vec<_>, _>>().map_err(map_error(EDGES))?;
+        self.edges_taken = edges.len();
         edges.retain(|(key, _)| key.0.epoch < self.epoch);
         edges.sort_unstable_by_key(|(_, counts)| counts.0.first_ns);
         for (key, counts) in &edges {
@@ -347,7 +351,17 @@ impl Probe {
         Ok(())
     }
 
-    /// Sets the moment as of which [`Scan::run`] tells, `CLOCK_BOOTTIME` nanoseconds.
+    /// How full the maps are.
+    ///
+    /// # Errors
+    /// The kernel refuses the read.
+    pub(crate) fn map_entries(&self) -> Result<MapEntries, ProbeError> {
+        let (made, removed) = (self.sum(counter::ENTRIES_MADE)?, self.sum(counter::ENTRIES_REMOVED)?);
+        Ok(MapEntries { connections: made.saturating_sub(removed), edges: self.edges_taken as u64 })
+    }
+
+    /// Sets the moment as of which [`Scan::run`] tells, `CLOCK_BOOTTIME` nanoseconds; with 0, it tells of nothing, and
+    /// only removes what is over.
     ///
     /// # Errors
     /// The kernel refuses the write.

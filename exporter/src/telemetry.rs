@@ -22,7 +22,7 @@ use prometheus_client::{
 use schemas::health::HealthRecord;
 use tokio::net::TcpListener;
 
-use crate::probe::ProgramStats;
+use crate::probe::{MapEntries, ProgramStats};
 
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
@@ -53,6 +53,7 @@ pub(crate) struct Telemetry {
     window_lag: Gauge<f64, AtomicU64>,
     resident_bytes: Gauge,
     bpf_memory_bytes: Gauge,
+    bpf_map_entries: Family<Label, Gauge>,
     bpf_runs: Family<Label, Gauge>,
     bpf_run_seconds: Family<Label, Gauge<f64, AtomicU64>>,
     bpf_skipped: Family<Label, Gauge>,
@@ -85,6 +86,7 @@ impl Telemetry {
         registry.register("ends_lost", "Ends of connections lost, by reason", telemetry.lost.clone());
         let lag = telemetry.window_lag.clone();
         registry.register_with_unit("window_lag", "How late the oldest open window is", Unit::Seconds, lag);
+        registry.register("bpf_map_entries", "Entries of an eBPF map", telemetry.bpf_map_entries.clone());
         registry.register("bpf_runs", "Runs of a program, with --bpf-stats", telemetry.bpf_runs.clone());
         let run_time = telemetry.bpf_run_seconds.clone();
         registry.register("bpf_run_seconds", "Time in a program, with --bpf-stats", run_time);
@@ -93,9 +95,12 @@ impl Telemetry {
     }
 
     /// The kernel was read: the agent lives.
-    pub(crate) fn tick(&self, edges: usize, window_lag: Duration) {
+    pub(crate) fn tick(&self, edges: usize, entries: MapEntries, window_lag: Duration) {
         self.last_tick_ms.store(self.age().as_millis() as u64, Ordering::Relaxed);
         self.edges.set(edges as i64);
+        for (map, entries) in [("connections", entries.connections), ("edges", entries.edges)] {
+            self.bpf_map_entries.get_or_create(&[("map", map)]).set(entries as i64);
+        }
         self.window_lag.set(window_lag.as_secs_f64());
     }
 

@@ -285,8 +285,12 @@ pub mod counter {
     pub const ADOPTED: u32 = 8;
     /// Of these, those that have ended.
     pub const ADOPTED_ENDED: u32 = 9;
+    /// Entries made in the map of connections.
+    pub const ENTRIES_MADE: u32 = 10;
+    /// Of these, those that were removed.
+    pub const ENTRIES_REMOVED: u32 = 11;
     /// Number of counters.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 12;
 }
 
 const _: () = assert!(size_of::<FlowEvent>() == 112 && align_of::<FlowEvent>() == 8);

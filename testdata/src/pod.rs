@@ -49,6 +49,11 @@ pub enum Order {
     /// Send datagrams from a new port each time and wait for the answers; from a socket that is connected, or to an
     /// address.
     DialUdp { to: SocketAddr, times: u32, bytes: usize, connected: bool },
+    /// Send a datagram to an address from a new socket, which may be connected to that one or to another, and leave the
+    /// answer unread until [`Order::ReceiveUdp`].
+    SendUdp { to: SocketAddr, connected_to: Option<SocketAddr> },
+    /// Read the answer on every socket that waits for one, and close them.
+    ReceiveUdp,
     /// Connect a UDP socket and send nothing.
     ConnectUdp { to: SocketAddr },
     /// Answer questions on UDP and TCP port 53 with these addresses by name.
@@ -145,6 +150,7 @@ fn join(cgroup: &Path) -> Result<()> {
 #[derive(Default)]
 struct Pod {
     held: Vec<TcpStream>,
+    asking: Vec<UdpSocket>,
     served: Arc<AtomicU64>,
     listeners: HashMap<u16, Exchange>,
 }
@@ -171,6 +177,18 @@ impl Pod {
             Order::DialUdp { to, times, bytes, connected } => {
                 (0..times).try_for_each(|_| names::ask(to, &vec![b'd'; bytes], connected).map(drop))?;
                 Ok(times.into())
+            }
+            Order::SendUdp { to, connected_to } => {
+                let socket = names::client(to)?;
+                connected_to.map_or(Ok(()), |other| socket.connect(other))?;
+                socket.send_to(b"question", to)?;
+                self.asking.push(socket);
+                Ok(1)
+            }
+            Order::ReceiveUdp => {
+                let asking = std::mem::take(&mut self.asking);
+                asking.iter().try_for_each(|socket| socket.recv_from(&mut [0; 16]).map(drop))?;
+                Ok(asking.len() as u64)
             }
             Order::ConnectUdp { to } => names::client(to)?.connect(to).map(|()| 1).map_err(Into::into),
             Order::ServeNames { names } => names::serve(names).map(|()| 1),

@@ -1,12 +1,14 @@
 //! The ends of connections that were open before the run: `sock_ops` can't ask for their state changes.
 
+use core::ptr;
+
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use schemas::event::{EVENT_CLOSED, counter};
 
 use super::sock_ops::STATE_CALLBACK_FLAG;
 use crate::{
     event::{empty, report},
-    maps::{count, exchange, forget, now_ns, remembered},
+    maps::{Connection, FREE, TAKEN, count, exchange, now_ns, remembered},
     socket::{CLOSE, Socket, TCP, is_open, tell},
 };
 
@@ -34,18 +36,17 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
     }
     let connection = remembered(sk)?;
     // SAFETY: a valid map value.
-    if unsafe { (*connection).start_ns } != 0 {
+    let (known, state) = unsafe { (ptr::read(connection), &raw mut (*connection).told_ns) };
+    if !known.is_open() || known.start_ns != 0 {
         return None; // of another socket, that was at this address before
     }
-    let now = now_ns();
-    let mut event = empty(EVENT_CLOSED, TCP, now);
-    // SAFETY: as above.
-    let told_ns = exchange(unsafe { &raw mut (*connection).told_ns }, now);
-    tell(socket.bytes(), connection, told_ns, &mut event);
+    let mut event = empty(EVENT_CLOSED, TCP, now_ns());
+    let known = Connection { told_ns: exchange(state, TAKEN), ..known };
+    tell(socket.bytes(), &known, connection, &mut event);
     socket.describe_end(&mut event);
     event.local_port = socket.source_port();
     report(&event);
     count(counter::ADOPTED_ENDED);
-    forget(sk, connection);
+    exchange(state, FREE);
     Some(())
 }

@@ -7,7 +7,7 @@ use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, con
 
 use crate::{
     event::{empty, report},
-    maps::{Connection, OPEN, OVER, control, count, field, forget, now_ns, remember_new, remembered, replace},
+    maps::{CROSSING, Connection, FREE, control, count, field, now_ns, remember_new, remembered, remove, replace},
     socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, tell},
 };
 
@@ -69,9 +69,10 @@ fn try_adopt(file: *const u8) -> Option<()> {
     }
     count(counter::ADOPTED);
     if !is_open(socket.state()) {
-        // It ended meanwhile, and nobody may have found it here.
-        count(counter::ADOPTED_ENDED);
-        forget(sk, remembered(sk)?);
+        // It ended meanwhile, and was perhaps not found here.
+        if remove(sk, &connection) {
+            count(counter::ADOPTED_ENDED);
+        }
     }
     Some(())
 }
@@ -107,31 +108,29 @@ fn try_list(key: *const u8) -> Option<()> {
     let socket = Socket::<true>::new(sk);
     let state = socket.state();
     let ports = (socket.local_port(), socket.remote_port());
-    // Ends remove their entries: this one's went by without a call of the programs.
-    if state == CLOSE || known.phase == OVER || (is_open(state) && known.phase == OPEN && ports != known.ports) {
-        let left = remembered(sk)?;
-        // SAFETY: a valid map value.
-        if unsafe { (*left).told_ns } == known.told_ns {
+    // An end leaves its entry free: what is not, though the socket is no more, ended without a call of the programs.
+    let is_left = state == CLOSE || (known.is_open() && is_open(state) && ports != known.ports);
+    if known.told_ns == FREE || (is_left && known.told_ns >= CROSSING) {
+        if remove(sk, &known) {
             known.count_left();
-            forget(sk, left);
         }
         return None;
     }
     let until = control(control::SCAN_UNTIL_NS);
-    if known.phase != OPEN || known.told_ns >= until || !is_open(state) {
+    if !known.is_open() || known.told_ns >= until || !is_open(state) {
         return None;
     }
     let mut found = empty(EVENT_OPEN, TCP, until - 1);
     socket.describe(&mut found);
     let bytes = socket.bytes();
-    // The memory of a socket that ended meanwhile may be another one's by now. Then its entry is gone, or a new one
-    // that was told of at another moment.
+    // The memory of a socket that ended meanwhile may be another one's by now. Then the entry is gone, free, or of a
+    // connection that was told of at another moment.
     let connection = remembered(sk)?;
     // SAFETY: a valid map value.
     if !replace(unsafe { &raw mut (*connection).told_ns }, known.told_ns, until) {
         return None;
     }
-    tell(bytes, connection, known.told_ns, &mut found);
+    tell(bytes, &known, connection, &mut found);
     report(&found);
     Some(())
 }

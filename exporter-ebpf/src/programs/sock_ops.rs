@@ -3,12 +3,14 @@
 //! Chosen over `tp_btf/inet_sock_set_state` because it has no recursion guard: it runs even where a softirq
 //! interrupts a running instance, so that it loses nothing under load.
 
+use core::ptr;
+
 use aya_ebpf::{bindings::bpf_sock, macros::sock_ops, programs::SockOpsContext};
 use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, counter};
 
 use crate::{
     event::{empty, report},
-    maps::{CROSSING, Connection, OPEN, count, exchange, forget, is_own, now_ns, remember, remembered},
+    maps::{CROSSING, Connection, FREE, TAKEN, count, exchange, is_own, now_ns, remember, remembered},
     socket::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket, TCP, tell},
 };
 
@@ -63,7 +65,7 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
         return None; // the exporter's own, or a connect that began before the programs were attached
     }
     // SAFETY: a valid map value; a socket's events come one after the other, under its lock.
-    let is_crossing = || remembered(sk).is_some_and(|connection| unsafe { (*connection).phase == CROSSING });
+    let is_crossing = || remembered(sk).is_some_and(|connection| unsafe { (*connection).told_ns == CROSSING });
     // A socket that dialled stays a client, also when it is answered by a SYN (simultaneous open, self-connect).
     let dialled = is_active || (is_watched && is_crossing());
     if !is_watched {
@@ -81,7 +83,7 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
 #[inline(always)]
 fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
     if old == SYN_SENT && new == SYN_RECV {
-        let crossing = Connection { phase: CROSSING, ..Connection::new(0, ROLE_CLIENT, ports(ctx)) };
+        let crossing = Connection { told_ns: CROSSING, ..Connection::new(0, ROLE_CLIENT, ports(ctx)) };
         return remember(sk(ctx)?, &crossing);
     }
     if new != CLOSE || old == CLOSE || old == LISTEN {
@@ -89,31 +91,31 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
     }
     let sk = sk(ctx)?;
     let socket = Socket::tcp(sk)?;
-    let known = remembered(sk);
+    let entry = remembered(sk);
     // SAFETY: as in `establish`.
-    let phase = known.map(|known| unsafe { (*known).phase });
+    let known = entry.map(|entry| unsafe { ptr::read(entry) });
     let now = now_ns();
     // What never left SYN_SENT was not established, whatever is left at its address.
-    if old == SYN_SENT || (old == SYN_RECV && phase == Some(CROSSING)) {
+    if old == SYN_SENT || (old == SYN_RECV && known.is_some_and(|known| known.told_ns == CROSSING)) {
         count(counter::SEEN);
         let mut event = empty(EVENT_FAILED, TCP, now);
         (event.start_ns, event.role) = (now, ROLE_CLIENT);
         socket.describe_end(&mut event);
         report(&event);
-        if let Some(left) = known {
-            // SAFETY: as in `establish`.
-            unsafe { (*left).count_left() };
-            forget(sk, left);
-        }
+        let left = known.filter(|left| left.told_ns >= CROSSING)?;
+        left.count_left();
+        // SAFETY: as in `establish`.
+        exchange(unsafe { &raw mut (*entry?).told_ns }, FREE);
         return None;
     }
     let mut event = empty(EVENT_CLOSED, TCP, now);
-    match known {
-        Some(connection) if phase == Some(OPEN) => {
-            // SAFETY: as in `establish`.
-            let told_ns = exchange(unsafe { &raw mut (*connection).told_ns }, now);
-            tell(socket.bytes(), connection, told_ns, &mut event);
-            if event.start_ns == 0 {
+    // SAFETY: as in `establish`.
+    let state = entry.map(|entry| unsafe { &raw mut (*entry).told_ns });
+    match (known.filter(Connection::is_open), state, entry) {
+        (Some(known), Some(state), Some(connection)) => {
+            let known = Connection { told_ns: exchange(state, TAKEN), ..known };
+            tell(socket.bytes(), &known, connection, &mut event);
+            if known.start_ns == 0 {
                 count(counter::ADOPTED_ENDED);
             }
         }
@@ -124,7 +126,7 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
     }
     socket.describe_end(&mut event);
     report(&event);
-    forget(sk, known?);
+    exchange(state?, FREE);
     Some(())
 }
 

@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{Message, RunError, WindowReport, clock, now};
 use crate::{
+    args::Args,
     flow::{Clock, FlowTable, TableLoss},
     probe::{Probe, ProbeCounters},
     telemetry::Telemetry,
@@ -26,6 +27,11 @@ pub(super) struct Observer {
     sender: mpsc::Sender<Message>,
     telemetry: Arc<Telemetry>,
     is_per_connection: bool,
+    roll_interval: Duration,
+    /// Entries of the kernel's map of connections beyond those open, from which on what is over is removed.
+    max_left: u64,
+    /// When the map of connections is walked next, if no scan does so before.
+    next_walk: Instant,
     /// Of the report before.
     start: TimestampMs,
     counters: ProbeCounters,
@@ -38,13 +44,13 @@ pub(super) struct Observer {
 
 impl Observer {
     pub(super) fn new(
+        args: &Args,
         probe: Probe,
         table: FlowTable,
         clock: Clock,
         run_start: TimestampMs,
         sender: mpsc::Sender<Message>,
         telemetry: Arc<Telemetry>,
-        is_per_connection: bool,
     ) -> Self {
         Self {
             probe,
@@ -52,7 +58,10 @@ impl Observer {
             clock,
             sender,
             telemetry,
-            is_per_connection,
+            is_per_connection: args.window.is_zero(),
+            roll_interval: args.roll_interval,
+            max_left: u64::from(args.max_connections) / 4,
+            next_walk: Instant::now() + WALK_INTERVAL,
             start: run_start,
             counters: ProbeCounters::default(),
             lost: TableLoss::default(),
@@ -63,16 +72,12 @@ impl Observer {
     }
 
     /// Observes until `shutdown` completes, and then what is left.
-    pub(super) async fn run(
-        mut self,
-        roll_interval: Duration,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), RunError> {
+    pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut drain = interval(DRAIN_INTERVAL);
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next_tick = Instant::now();
-        let mut next_roll = Instant::now() + roll_interval;
+        let mut next_roll = Instant::now() + self.roll_interval;
         let mut is_closing = false;
         loop {
             tokio::select! {
@@ -93,7 +98,7 @@ impl Observer {
                 self.probe.next_epoch()?;
             }
             if self.is_per_connection && Instant::now() >= next_roll {
-                next_roll += roll_interval;
+                next_roll += self.roll_interval;
                 self.scan(now()?).await?;
             }
             if Instant::now() >= next_tick {
@@ -101,7 +106,12 @@ impl Observer {
                 self.take_edges().await?;
                 self.probe.next_epoch()?;
                 let lag = now()?.0 - self.table.next_end().0;
-                self.telemetry.tick(self.table.edges(), Duration::from_millis(lag.max(0) as u64));
+                let entries = self.probe.map_entries()?;
+                self.telemetry.tick(self.table.edges(), entries, Duration::from_millis(lag.max(0) as u64));
+                let left = entries.connections.saturating_sub(self.table.open_connections() as u64);
+                if left > self.max_left || Instant::now() >= self.next_walk {
+                    self.walk(0).await?;
+                }
                 is_open &= self.send(Message::Tick).await;
             }
             let flows = self.table.take_ended();
@@ -149,8 +159,16 @@ impl Observer {
 
     /// Has the kernel tell what is open, and takes it in as it comes.
     async fn scan(&mut self, until: TimestampMs) -> Result<(), RunError> {
-        let scan = self.probe.prepare_scan(self.clock.boottime_ns(until))?;
         self.table.begin_scan();
+        self.walk(self.clock.boottime_ns(until)).await?;
+        self.probe.next_epoch()?;
+        self.take_edges().await
+    }
+
+    /// Walks over what the kernel remembers of connections: see [`Probe::prepare_scan`].
+    async fn walk(&mut self, until_ns: u64) -> Result<(), RunError> {
+        self.next_walk = Instant::now() + WALK_INTERVAL;
+        let scan = self.probe.prepare_scan(until_ns)?;
         let mut walk = tokio::task::spawn_blocking(move || scan.run());
         let walked = loop {
             tokio::select! {
@@ -164,8 +182,7 @@ impl Observer {
             Err(error) => return Err(RunError::Recorder(io::Error::other(error))),
         }
         self.drain();
-        self.probe.next_epoch()?;
-        self.take_edges().await
+        Ok(())
     }
 
     fn drain(&mut self) {
@@ -225,6 +242,8 @@ impl Observer {
 /// How long events may wait in the ring buffer: 200 ms at 80 K events per second are 1.9 MB of the default 2 MiB. Waking
 /// up is what an idle agent costs.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(200);
+/// What is over is removed from the kernel's map of connections at least so often.
+const WALK_INTERVAL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// How often the ring buffer is drained while a scan fills it.
 const SCAN_DRAIN_INTERVAL: Duration = Duration::from_millis(1);

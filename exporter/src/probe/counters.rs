@@ -44,6 +44,15 @@ pub(crate) struct ProbeCounters {
     pub malformed: u64,
 }
 
+/// How full the maps are, in entries.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MapEntries {
+    /// Of what is remembered of connections, with what is left of some that are over.
+    pub connections: u64,
+    /// Of sums per edge, when they were taken out last.
+    pub edges: u64,
+}
+
 impl ProbeCounters {
     /// What was counted since `before`.
     pub(crate) const fn since(self, before: Self) -> Self {

@@ -146,6 +146,29 @@ fn each_capability_costs_what_the_readme_says() {
 }
 
 #[test]
+fn a_container_that_sees_only_its_own_cgroups_is_told() {
+    let test = "a_container_that_sees_only_its_own_cgroups_is_told";
+    if !nix::unistd::geteuid().is_root() {
+        return skip(test, "it needs root");
+    }
+    let mount = fs::read_to_string("/proc/mounts").expect("it is there");
+    let mount = mount.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
+    let Some(mount) = mount.map(|fields| fields[1].to_owned()) else { return skip(test, "no cgroup2 mount") };
+    let cgroup = format!("{mount}/flowscribe-test-{}", std::process::id());
+    fs::create_dir(&cgroup).expect("root may make a cgroup");
+    // As a container runtime does: a cgroup namespace of its own, and that mounted where the node's was.
+    let script = "echo $$ > $0/cgroup.procs && exec unshare --cgroup --mount sh -c \
+                  'umount $0 && mount -t cgroup2 none $0 && exec $1 doctor' $1 $2";
+    let output =
+        Command::new("sh").args(["-c", script, &cgroup, &mount, env!("CARGO_BIN_EXE_flowscribe-exporter")]).output();
+    fs::remove_dir(&cgroup).expect("what was in it has ended");
+    let output = output.expect("a shell starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("the cgroup2 mount shows a part of the hierarchy"), "{said} {output:?}");
+    assert!(said.contains("only sockets of this container"), "{said}");
+}
+
+#[test]
 fn settings_that_can_not_be_used_are_named() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("settings.yaml");

@@ -53,6 +53,7 @@ fn metrics_tell_what_the_health_of_the_recording_does() {
     assert!(value("bpf_run_seconds{program=\"observe_tcp\"}") > 0.0, "{metrics}");
     assert!(value("bpf_memory_bytes") > 2e6 && value("resident_memory_bytes") > 1e6, "{metrics}");
     assert!(value("window_lag_seconds") < 2.0, "{metrics}");
+    assert!(value("bpf_map_entries{map=\"connections\"}") >= 2.0, "{metrics}");
     recording.stop().expect("the exporter ends well");
     balance(&output);
 }

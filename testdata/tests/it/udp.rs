@@ -72,3 +72,63 @@ fn datagrams_are_edges_from_who_sent_first_and_a_connect_is_none() {
         assert!(!policies.contains("7003") && !policies.contains("TCP"), "{policies}");
     }
 }
+
+#[test]
+fn an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server() {
+    let test = "an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server";
+    let Some(mut lab) = lab(test) else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    for port in [7001, 7002] {
+        lab.order(server, &Order::ListenUdp { port }).expect("the port is free");
+    }
+    let at = |port| SocketAddr::new(lab.ipv4(server).into(), port);
+    let asked = [
+        Order::SendUdp { to: at(7001), connected_to: Some(at(7001)) },
+        Order::SendUdp { to: at(7002), connected_to: None },
+    ];
+    for order in asked {
+        lab.order(client, &order).expect("it is sent");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    lab.order(client, &Order::ReceiveUdp).expect("both answers are there");
+    recording.stop().expect("the exporter ends well");
+    let flows = rows::<FlowRecord>(&output);
+    let told: BTreeMap<u16, (&str, bool)> =
+        flows.iter().map(|row| (row.destination_port, (&*row.observer, row.direction_known))).collect();
+    // A port that connect chose is a client's; one that the socket has for all can be a server's.
+    assert_eq!(told, BTreeMap::from([(7001, ("client", true)), (7002, ("client", false))]), "{flows:?}");
+    balance(&output);
+}
+
+#[test]
+fn what_a_connected_socket_sends_elsewhere_is_an_edge_to_there() {
+    let Some(mut lab) = lab("what_a_connected_socket_sends_elsewhere_is_an_edge_to_there") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    for port in [7001, 7002, 7003] {
+        lab.order(server, &Order::ListenUdp { port }).expect("the port is free");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    for address in [IpAddr::from(lab.ipv4(server)), lab.ipv6(server).into()] {
+        let at = |port| SocketAddr::new(address, port);
+        for (to, connected_to) in [(7001, 7003), (7001, 7003), (7002, 7002)] {
+            let order = Order::SendUdp { to: at(to), connected_to: Some(at(connected_to)) };
+            lab.order(client, &order).expect("it is sent");
+        }
+    }
+    recording.stop().expect("the exporter ends well");
+    let flows = rows::<FlowRecord>(&output);
+    let mut told: BTreeMap<(&str, u16), (i64, i64)> = BTreeMap::new();
+    for row in &flows {
+        let told = told.entry((&row.observer, row.destination_port)).or_default();
+        told.0 += row.connections;
+        told.1 += row.bytes_sent.unwrap_or(0);
+    }
+    let expected = [(("client", 7001), (4, 0)), (("client", 7002), (2, 16))];
+    let expected = expected.into_iter().chain([(("server", 7001), (4, 0)), (("server", 7002), (2, 0))]).collect();
+    assert_eq!(told, expected, "{flows:?}");
+    balance(&output);
+}
