@@ -5,10 +5,11 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     time::{ClockId, clock_getcpuclockid, clock_gettime},
@@ -41,9 +42,10 @@ impl Agent {
     /// # Errors
     /// It ends instead.
     pub(crate) fn start(cgroup: &Path, output: &Path, arguments: &[&str]) -> Result<Self> {
+        let program = program()?;
         let begun = Instant::now();
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["exporter", "--loopback", "--cgroup"])
+        let mut child = Command::new(program)
+            .args(["--loopback", "--cgroup"])
             .arg(cgroup)
             .arg("--output")
             .arg(output)
@@ -103,6 +105,24 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The program that is shipped, built if it is not, or not any more.
+///
+/// # Errors
+/// It can't be built.
+pub(crate) fn program() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--quiet", "--release", "--locked", "--package", "exporter"];
+    let built = Command::new(cargo).args(build).current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    ensure!(built.context("start cargo")?.success(), "cargo {}", build.join(" "));
+    let program = std::env::current_exe()?.with_file_name("flowscribe-exporter");
+    ensure!(program.exists(), "{} was not built", program.display());
+    Ok(PROGRAM.get_or_init(|| program))
 }
 
 /// What a process's clock of CPU time shows, in seconds.

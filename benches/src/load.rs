@@ -9,6 +9,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use nix::{
         signal::Signal,
     },
     time::ClockId,
-    unistd::Pid,
+    unistd::{Pid, gettid},
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,10 +72,10 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
     set_pdeathsig(Signal::SIGKILL).context("ask for the parent's death")?;
     fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("join cgroup {}", cgroup.display()))?;
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
-    ensure!(Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success(), "ip link set lo up");
-    pin(1)?; // the servers
+    ip(&["link", "set", "lo", "up"])?;
+    // Servers and client on one CPU: waking another one takes as long as the hypervisor likes.
+    pin(1)?;
     let servers = Servers::start()?;
-    pin(0)?; // the client
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of open files")?;
     let mut held = Vec::new();
@@ -87,7 +88,7 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
             Load::Churn => sliced(until, |end| churn(servers.churn, end))?,
             Load::KeepAlive => sliced(until, |end| keep_alive(servers.keep_alive, end))?,
             Load::Bulk => sliced(until, |end| bulk(servers.bulk, end))?,
-            Load::Storm { threads, connections } => storm(servers.keep_alive, threads, connections)?,
+            Load::Storm { threads, connections } => storm(threads, connections)?,
             Load::Paced { per_second } => sliced(until, |end| paced(&servers, per_second, end))?,
             Load::Hold { addresses, each } => {
                 for number in 0..addresses * each {
@@ -118,13 +119,30 @@ fn sliced(until: Instant, mut load: impl FnMut(Instant) -> io::Result<u64>) -> i
     Ok(Done { operations, per_second: rates.get(rates.len() / 2).copied().unwrap_or(0.0), cpu_seconds: 0.0 })
 }
 
-fn storm(server: SocketAddr, threads: u32, connections: u32) -> Result<Done> {
-    steer_packets()?;
+fn storm(threads: u32, connections: u32) -> Result<Done> {
+    let (named, names) = mpsc::channel();
+    let (wired, wire) = mpsc::channel::<()>();
+    // The server's end, in a network namespace of its own, as are the threads that it starts.
+    let server = thread::spawn(move || -> Result<SocketAddr> {
+        unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+        named.send(gettid())?;
+        wire.recv().context("the other end is made")?;
+        // An address for each client thread, so that none runs out of ports.
+        set_up("server", (0..threads).map(storm_server))?;
+        pin(1)?;
+        answer_requests(storm_server(0))
+    });
+    let namespace = names.recv().context("the server has a namespace")?.to_string();
+    ip(&["link", "add", "client", "type", "veth", "peer", "name", "server", "netns", &namespace])?;
+    set_up("client", [STORM_CLIENT])?;
+    wired.send(())?;
+    let server = server.join().ok().context("the server panicked")??;
     let begun = Instant::now();
     let clients: Vec<_> = (0..threads)
         .map(|thread| {
             thread::spawn(move || -> Result<()> {
                 pin(thread as usize % 2)?;
+                let server = SocketAddr::from((storm_server(thread), server.port()));
                 (0..connections).try_for_each(|_| request(&mut TcpStream::connect(server)?)).map_err(Into::into)
             })
         })
@@ -154,13 +172,28 @@ fn paced(servers: &Servers, per_second: u32, until: Instant) -> io::Result<u64> 
     Ok(connections)
 }
 
-/// Lets all CPUs receive (RPS): softirqs then interrupt what runs on another CPU than the sender's.
-fn steer_packets() -> Result<()> {
+fn storm_server(thread: u32) -> Ipv4Addr {
+    let [first, second, third, fourth] = STORM_CLIENT.octets();
+    Ipv4Addr::new(first, second, third, fourth + 1 + thread as u8)
+}
+
+/// Gives an end of a veth its addresses, and lets all CPUs receive there (RPS): softirqs then interrupt what runs on
+/// another CPU than the sender's.
+fn set_up(device: &str, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Result<()> {
+    for address in addresses {
+        ip(&["address", "add", &format!("{address}/24"), "dev", device])?;
+    }
+    ip(&["link", "set", device, "up"])?;
     unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("mount sysfs of the namespace")?;
-    fs::write("/sys/class/net/lo/queues/rx-0/rps_cpus", "3").context("set rps_cpus")
+    fs::write(format!("/sys/class/net/{device}/queues/rx-0/rps_cpus"), "3").context("set rps_cpus")
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    ensure!(Command::new("ip").args(arguments).status()?.success(), "ip {}", arguments.join(" "));
+    Ok(())
 }
 
 /// Keeps this thread, and those it starts, on a CPU: where the scheduler puts two that talk to each other decides more
@@ -181,21 +214,14 @@ struct Servers {
 impl Servers {
     fn start() -> Result<Self> {
         Ok(Self {
-            churn: serve(|mut stream| {
+            churn: serve(Ipv4Addr::LOCALHOST, |mut stream| {
                 let mut bytes = [0; 4];
                 stream.read_exact(&mut bytes)?;
                 stream.write_all(&bytes)?;
                 stream.read(&mut bytes).map(drop)
             })?,
-            keep_alive: serve(|mut stream| {
-                thread::spawn(move || {
-                    let _ = stream.set_nodelay(true);
-                    let mut request = [0; 64];
-                    while stream.read_exact(&mut request).is_ok() && stream.write_all(&[b'r'; 512]).is_ok() {}
-                });
-                Ok(())
-            })?,
-            bulk: serve(|mut stream| {
+            keep_alive: answer_requests(Ipv4Addr::LOCALHOST)?,
+            bulk: serve(Ipv4Addr::LOCALHOST, |mut stream| {
                 thread::spawn(move || {
                     let mut bytes = vec![0; 128 << 10];
                     while stream.read(&mut bytes).is_ok_and(|read| read > 0) {}
@@ -220,9 +246,21 @@ fn echo() -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn serve(handle: impl Fn(TcpStream) -> io::Result<()> + Send + 'static) -> Result<SocketAddr> {
+/// Answers every 64 bytes with 512.
+fn answer_requests(at: Ipv4Addr) -> Result<SocketAddr> {
+    serve(at, |mut stream| {
+        thread::spawn(move || {
+            let _ = stream.set_nodelay(true);
+            let mut request = [0; 64];
+            while stream.read_exact(&mut request).is_ok() && stream.write_all(&[b'r'; 512]).is_ok() {}
+        });
+        Ok(())
+    })
+}
+
+fn serve(at: Ipv4Addr, handle: impl Fn(TcpStream) -> io::Result<()> + Send + 'static) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.local_addr()?.port()));
+    let address = SocketAddr::from((at, listener.local_addr()?.port()));
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let _ = handle(stream); // what fails here fails at the client too
@@ -284,3 +322,4 @@ fn say(done: &Done) -> Result<()> {
 }
 
 const SLICE: Duration = Duration::from_millis(50);
+const STORM_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

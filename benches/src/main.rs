@@ -6,7 +6,7 @@ mod agent;
 mod load;
 mod report;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -25,6 +25,9 @@ enum Command {
         /// Pairs of runs without and with the exporter, per load.
         #[arg(long, default_value_t = 15)]
         pairs: usize,
+        /// Only these lines of the report.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<report::Line>,
     },
     /// Run mixed traffic and watch memory and loss.
     Soak {
@@ -41,21 +44,12 @@ enum Command {
         #[arg(long)]
         cgroup: PathBuf,
     },
-    /// flowscribe-exporter.
-    #[command(hide = true, disable_help_flag = true)]
-    Exporter {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15 }) {
-        Command::Exporter { arguments } => {
-            return exporter::run_command(std::iter::once("flowscribe-exporter".into()).chain(arguments));
-        }
+    let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15, only: Vec::new() }) {
         Command::Load { cgroup } => load::run(&cgroup),
-        Command::Report { pairs } => report::run(pairs),
+        Command::Report { pairs, only } => report::run(pairs, &only),
         Command::Soak { seconds, per_second } => report::soak(seconds, per_second),
     };
     match done {

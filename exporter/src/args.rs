@@ -98,7 +98,7 @@ pub struct Args {
     pub host_netns: Option<PathBuf>,
 
     /// Size of the ring buffer between kernel and agent, in MiB: a power of two. An event takes 120 bytes.
-    #[arg(long, env = "FLOWSCRIBE_RING_SIZE_MIB", value_name = "MIB", default_value = "2", value_parser = ring_size)]
+    #[arg(long, env = "FLOWSCRIBE_RING_SIZE_MIB", value_name = "MIB", default_value = "1", value_parser = ring_size)]
     pub ring_size_mib: u32,
 
     /// Most edges that the kernel sums at once: UDP, and TCP while the ring buffer is full. More are counted as lost.

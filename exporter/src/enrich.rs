@@ -23,7 +23,7 @@ use schemas::{
     flow::FlowRecord,
     index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
     inventory::InventoryRecord,
-    table::TimestampMs,
+    table::{RttHistogram, TimestampMs},
 };
 
 use crate::{
@@ -171,7 +171,8 @@ impl Enricher {
         if !self.filter.loopback && key.local_address.is_loopback() && key.remote_address.is_loopback() {
             return None;
         }
-        let span = Span { from: flow.first_seen, to: flow.last_seen };
+        let sums = &flow.sums;
+        let span = Span { from: sums.first_seen, to: sums.last_seen };
         let local = self.local(key.socket, key.local_address, span);
         let transport = key.transport.as_str();
         let remote = if key.remote_address.is_loopback() {
@@ -233,18 +234,18 @@ impl Enricher {
             destination_labels: destination.labels,
             destination_host_network: destination.host_network,
             destination_name: None,
-            connections: flow.connections,
-            failed: flow.failed,
-            closed: flow.closed,
-            active: flow.active,
+            connections: sums.connections.into(),
+            failed: sums.failed.into(),
+            closed: sums.closed.into(),
+            active: sums.active.into(),
             failure: key.failure.map(|failure| failure.as_str().into()),
-            bytes_sent: flow.bytes_sent,
-            bytes_received: flow.bytes_received,
-            retransmits: flow.retransmits,
-            duration_ms_sum: flow.duration_ms_sum,
-            rtt_us_hist: flow.rtt,
-            first_seen: flow.first_seen,
-            last_seen: flow.last_seen,
+            bytes_sent: sums.bytes_sent,
+            bytes_received: sums.bytes_received,
+            retransmits: sums.retransmits.into(),
+            duration_ms_sum: sums.duration_ms_sum,
+            rtt_us_hist: RttHistogram(sums.rtt.map(i64::from)),
+            first_seen: sums.first_seen,
+            last_seen: sums.last_seen,
         })
     }
 

@@ -13,7 +13,7 @@ mod table;
 use std::net::IpAddr;
 
 use schemas::{
-    event::{ROLE_CLIENT, ROLE_SERVER},
+    event::{ROLE_CLIENT, ROLE_SERVER, RTT_BUCKETS},
     table::{RttHistogram, TimestampMs},
 };
 
@@ -30,24 +30,32 @@ pub(crate) struct Flow {
     pub window_end: TimestampMs,
     /// Port of the client; `None` where connections are summed.
     pub client_port: Option<u16>,
+    /// What happened.
+    pub sums: Sums,
+}
+
+/// What happened on an edge, or on one connection. Counts are of one window, an hour at most: four thousand million are
+/// out of reach, and there may be a hundred thousand of these.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sums {
     /// Connections established; for UDP, distinct pairs of addresses and ports.
-    pub connections: i64,
+    pub connections: u32,
     /// Connections that failed to establish.
-    pub failed: i64,
+    pub failed: u32,
     /// Connections that ended.
-    pub closed: i64,
+    pub closed: u32,
     /// Connections open at the end.
-    pub active: i64,
+    pub active: u32,
     /// Payload bytes from the client to the server; `None` while they are not known.
     pub bytes_sent: Option<i64>,
     /// Payload bytes from the server to the client.
     pub bytes_received: Option<i64>,
     /// Segments the local end sent again.
-    pub retransmits: i64,
+    pub retransmits: u32,
     /// Sum of the durations of connections that ended, in milliseconds.
     pub duration_ms_sum: i64,
-    /// Round-trip times of connections that ended.
-    pub rtt: RttHistogram,
+    /// Round-trip times of connections that ended, as counts by [`RttHistogram`]'s buckets.
+    pub rtt: [u32; RTT_BUCKETS],
     /// First observation.
     pub first_seen: TimestampMs,
     /// Last observation.
@@ -207,12 +215,15 @@ struct Change {
 }
 
 impl Flow {
-    fn empty(key: FlowKey, window_start: TimestampMs, window_end: TimestampMs) -> Self {
+    /// Ends of connections it accounts for: established or failed.
+    pub(crate) fn ends(&self) -> i64 {
+        i64::from(self.sums.connections) + i64::from(self.sums.failed)
+    }
+}
+
+impl Sums {
+    const fn empty(first_seen: TimestampMs, last_seen: TimestampMs) -> Self {
         Self {
-            key,
-            window_start,
-            window_end,
-            client_port: None,
             connections: 0,
             failed: 0,
             closed: 0,
@@ -221,32 +232,30 @@ impl Flow {
             bytes_received: None,
             retransmits: 0,
             duration_ms_sum: 0,
-            rtt: RttHistogram::default(),
-            first_seen: window_start,
-            last_seen: window_start,
+            rtt: [0; RTT_BUCKETS],
+            first_seen,
+            last_seen,
         }
     }
 
-    /// Ends of connections it accounts for: established or failed.
-    pub(crate) const fn ends(&self) -> i64 {
-        self.connections + self.failed
-    }
-
-    fn add(&mut self, change: &Change) {
+    /// Adds what happened at an end of this role.
+    fn add(&mut self, role: Role, change: &Change) {
         let Change { connections, failed, closed, active, sent_received, retransmits, duration_ms, rtt } = change;
-        self.connections += connections;
-        self.failed += failed;
-        self.closed += closed;
-        self.active += active;
+        self.connections += *connections as u32;
+        self.failed += *failed as u32;
+        self.closed += *closed as u32;
+        self.active += *active as u32;
         if let Some((sent, received)) = *sent_received {
-            let is_server = self.key.role == Role::Server;
+            let is_server = role == Role::Server;
             let (to_server, to_client) = if is_server { (received, sent) } else { (sent, received) };
             self.bytes_sent = Some(self.bytes_sent.unwrap_or(0) + to_server);
             self.bytes_received = Some(self.bytes_received.unwrap_or(0) + to_client);
         }
-        self.retransmits += retransmits;
+        self.retransmits += *retransmits as u32;
         self.duration_ms_sum += duration_ms;
-        self.rtt.merge(rtt);
+        for (mine, theirs) in self.rtt.iter_mut().zip(rtt.0) {
+            *mine += theirs as u32;
+        }
     }
 }
 

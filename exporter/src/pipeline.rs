@@ -214,4 +214,4 @@ fn clock_ns(clock: ClockId) -> Result<i64, nix::Error> {
 }
 
 const HOST_NETNS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
-const CHANNEL_MESSAGES: usize = 64;
+const CHANNEL_MESSAGES: usize = 8;

@@ -110,13 +110,6 @@ impl RttHistogram {
             self.0[rtt_bucket(rtt_us)] += 1;
         }
     }
-
-    /// Adds the counts of another histogram.
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine += theirs;
-        }
-    }
 }
 
 /// A port of a pod's container, a Service or an EndpointSlice.

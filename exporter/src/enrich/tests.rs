@@ -2,13 +2,10 @@
 
 use std::fs;
 
-use schemas::{
-    inventory::kind,
-    table::{RttHistogram, TimestampMs},
-};
+use schemas::{inventory::kind, table::TimestampMs};
 
 use super::*;
-use crate::flow::Transport;
+use crate::flow::{Sums, Transport};
 
 const HOST: u32 = 1;
 const POD_NETNS: &str = "/proc/self/ns/net";
@@ -64,17 +61,19 @@ fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u1
         window_start: TimestampMs(0),
         window_end: TimestampMs(60_000),
         client_port: None,
-        connections: 1,
-        failed: 0,
-        closed: 1,
-        active: 0,
-        bytes_sent: None,
-        bytes_received: None,
-        retransmits: 0,
-        duration_ms_sum: 0,
-        rtt: RttHistogram::default(),
-        first_seen: TimestampMs(1_000),
-        last_seen: TimestampMs(2_000),
+        sums: Sums {
+            connections: 1,
+            failed: 0,
+            closed: 1,
+            active: 0,
+            bytes_sent: None,
+            bytes_received: None,
+            retransmits: 0,
+            duration_ms_sum: 0,
+            rtt: [0; 8],
+            first_seen: TimestampMs(1_000),
+            last_seen: TimestampMs(2_000),
+        },
     }
 }
 

@@ -12,7 +12,7 @@ use schemas::{
 };
 
 use super::{
-    Change, Clock, Failure, Flow, FlowKey, Role, SocketOwner, Transport,
+    Change, Clock, Failure, Flow, FlowKey, Role, SocketOwner, Sums, Transport,
     conversation::{Conversation, Conversations},
 };
 
@@ -32,8 +32,10 @@ pub(crate) struct FlowTable {
     window_ms: i64,
     is_per_connection: bool,
     limits: FlowTableLimits,
-    windows: BTreeMap<TimestampMs, HashMap<FlowKey, Flow>>,
+    windows: BTreeMap<TimestampMs, HashMap<FlowKey, Sums>>,
     edges: usize,
+    /// Of the window that was handed on last.
+    last_edges: usize,
     /// Everything before is closed and handed on.
     closed_until: TimestampMs,
     /// Flows of single connections that are complete.
@@ -70,6 +72,7 @@ impl FlowTable {
             limits,
             windows: BTreeMap::new(),
             edges: 0,
+            last_edges: 0,
             closed_until: TimestampMs(now.0 - now.0.rem_euclid(window_ms)),
             ended: Vec::new(),
             listeners: HashSet::new(),
@@ -185,7 +188,7 @@ impl FlowTable {
             _ => change.closed = events,
         }
         if self.is_per_connection {
-            self.push_ended(Flow { last_seen: last, ..Flow::empty(key, first, last) }, change);
+            self.push_ended(key, None, (first, last), change);
         } else {
             self.update(key, first, last, change);
         }
@@ -196,19 +199,22 @@ impl FlowTable {
         self.open = 0;
     }
 
-    /// Hands over the flows of windows that ended before `until`, and of connections that ended.
-    pub(crate) fn close_windows(&mut self, until: TimestampMs) -> Vec<Flow> {
-        let mut flows = std::mem::take(&mut self.ended);
+    /// Hands over the flows of windows that ended before `until`, and of connections that ended. One by one, since there
+    /// may be many of them.
+    pub(crate) fn close_windows(&mut self, until: TimestampMs) -> impl Iterator<Item = Flow> + use<> {
         while self.closed_until.0 + self.window_ms <= until.0 {
-            let end = self.next_end();
-            self.closed_until = end;
-            while self.windows.first_key_value().is_some_and(|(start, _)| *start < end) {
-                let (_, window) = self.windows.pop_first().expect("the line above found it");
-                self.edges -= window.len();
-                flows.extend(window.into_values());
-            }
+            self.closed_until = self.next_end();
         }
-        flows
+        let open = self.windows.split_off(&self.closed_until);
+        let closed = std::mem::replace(&mut self.windows, open);
+        self.edges -= closed.values().map(HashMap::len).sum::<usize>();
+        self.last_edges = closed.values().last().map_or(self.last_edges, HashMap::len);
+        let window_ms = self.window_ms;
+        let summed = closed.into_iter().flat_map(move |(window_start, edges)| {
+            let window_end = TimestampMs(window_start.0 + window_ms);
+            edges.into_iter().map(move |(key, sums)| Flow { key, window_start, window_end, client_port: None, sums })
+        });
+        self.take_ended().into_iter().chain(summed)
     }
 
     /// From now on, connections that were told of as open are not told of again unless something passed on them.
@@ -217,16 +223,15 @@ impl FlowTable {
     }
 
     /// Hands over everything: at the end of a run.
-    pub(crate) fn finish(&mut self, now: TimestampMs) -> Vec<Flow> {
-        let mut flows = self.close_windows(now);
-        let rest = std::mem::take(&mut self.windows).into_values().flat_map(HashMap::into_values);
+    pub(crate) fn finish(&mut self, now: TimestampMs) -> impl Iterator<Item = Flow> + use<> {
+        let complete = self.close_windows(now);
+        let last_end = TimestampMs(self.windows.keys().last().map_or(0, |start| start.0 + self.window_ms));
         // The last window is not over: it ends when the run does.
-        flows.extend(rest.map(|flow| Flow {
-            window_end: TimestampMs(flow.window_end.0.min(now.0.max(flow.last_seen.0 + 1))),
+        let rest = self.close_windows(last_end).map(move |flow| Flow {
+            window_end: TimestampMs(flow.window_end.0.min(now.0.max(flow.sums.last_seen.0 + 1))),
             ..flow
-        }));
-        self.edges = 0;
-        flows
+        });
+        complete.chain(rest)
     }
 
     /// Hands over the flows of single connections.
@@ -327,36 +332,42 @@ impl FlowTable {
         if !self.is_per_connection {
             return self.update(key, time, time, change);
         }
-        let flow = Flow { client_port: Some(client_port), last_seen: time, ..Flow::empty(key, started, time) };
-        self.push_ended(flow, change);
+        self.push_ended(key, Some(client_port), (started, time), change);
     }
 
-    fn push_ended(&mut self, mut flow: Flow, change: Change) {
+    fn push_ended(
+        &mut self,
+        key: FlowKey,
+        client_port: Option<u16>,
+        (window_start, window_end): (TimestampMs, TimestampMs),
+        change: Change,
+    ) {
         if self.ended.len() >= self.limits.edges {
             return self.lost.add(&change);
         }
-        flow.add(&change);
-        self.ended.push(flow);
+        let mut sums = Sums::empty(window_start, window_end);
+        sums.add(key.role, &change);
+        self.ended.push(Flow { key, window_start, window_end, client_port, sums });
     }
 
     fn update(&mut self, key: FlowKey, first: TimestampMs, last: TimestampMs, change: Change) {
         let start = self.window_start(first);
         let room = self.edges < self.limits.edges;
-        let window = self.windows.entry(start).or_default();
-        let flow = match window.entry(key) {
+        // As large as the one before, so that it need not grow, which takes twice the memory for a moment.
+        let window = self.windows.entry(start).or_insert_with(|| HashMap::with_capacity(self.last_edges));
+        let sums = match window.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if !room => {
                 return self.lost.add(&change);
             }
             Entry::Vacant(entry) => {
                 self.edges += 1;
-                let end = TimestampMs(start.0 + self.window_ms);
-                entry.insert(Flow { first_seen: first, ..Flow::empty(key, start, end) })
+                entry.insert(Sums::empty(first, last))
             }
         };
-        flow.first_seen = flow.first_seen.min(first);
-        flow.last_seen = flow.last_seen.max(last);
-        flow.add(&change);
+        sums.first_seen = sums.first_seen.min(first);
+        sums.last_seen = sums.last_seen.max(last);
+        sums.add(key.role, &change);
     }
 
     /// Counts a connection as active at every end of a window that it outlived, from `told_until` to `time`.

@@ -8,13 +8,13 @@ use schemas::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, sleep},
 };
 
 use super::{Message, RunError, WindowReport, clock, now};
 use crate::{
     args::Args,
-    flow::{Clock, FlowTable, TableLoss},
+    flow::{Clock, Flow, FlowTable, TableLoss},
     probe::{Probe, ProbeCounters},
     telemetry::Telemetry,
 };
@@ -28,6 +28,8 @@ pub(super) struct Observer {
     telemetry: Arc<Telemetry>,
     is_per_connection: bool,
     roll_interval: Duration,
+    /// Size of the ring buffer in bytes.
+    ring_size: usize,
     /// Entries of the kernel's map of connections beyond those open, from which on what is over is removed.
     max_left: u64,
     /// When the map of connections is walked next, if no scan does so before.
@@ -60,6 +62,7 @@ impl Observer {
             telemetry,
             is_per_connection: args.window.is_zero(),
             roll_interval: args.roll_interval,
+            ring_size: (args.ring_size_mib as usize) << 20,
             max_left: u64::from(args.max_connections) / 4,
             next_walk: Instant::now() + WALK_INTERVAL,
             start: run_start,
@@ -74,18 +77,17 @@ impl Observer {
     /// Observes until `shutdown` completes, and then what is left.
     pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let mut shutdown = std::pin::pin!(shutdown);
-        let mut drain = interval(DRAIN_INTERVAL);
-        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next_tick = Instant::now();
         let mut next_roll = Instant::now() + self.roll_interval;
         let mut is_closing = false;
+        let mut pause = DRAIN_INTERVAL;
         loop {
             tokio::select! {
                 () = &mut shutdown => return self.finish().await,
-                _ = drain.tick() => {}
+                () = sleep(pause) => {}
             }
             self.clock = self.clock.follow(clock()?);
-            self.drain();
+            pause = if self.drain() > self.ring_size / 8 { BUSY_DRAIN_INTERVAL } else { DRAIN_INTERVAL };
             let mut is_open = true;
             // Events are handed over a moment after they happen, and edges of the kernel a generation later.
             let complete = TimestampMs(now()?.0 - GRACE_MS);
@@ -115,7 +117,7 @@ impl Observer {
                 is_open &= self.send(Message::Tick).await;
             }
             let flows = self.table.take_ended();
-            is_open &= self.send(Message::Flows(flows)).await;
+            is_open &= self.send_flows(flows.into_iter()).await;
             if !is_open {
                 return Ok(()); // the recorder has failed, which `run` reports
             }
@@ -132,7 +134,7 @@ impl Observer {
         }
         self.probe.forget_older()?;
         let flows = self.table.close_windows(until);
-        let is_open = self.send_cgroups().await && self.send(Message::Flows(flows)).await;
+        let is_open = self.send_cgroups().await && self.send_flows(flows).await;
         let report = self.report(until)?;
         let (programs, map_bytes) = self.probe.stats();
         self.telemetry.programs(&programs, map_bytes);
@@ -151,9 +153,7 @@ impl Observer {
         let counters = self.probe.counters()?;
         let lost_end = counters.seen.saturating_sub(counters.reported);
         let report = WindowReport { lost_end, is_last: true, ..self.report(now)? };
-        let _ = self.send_cgroups().await
-            && self.send(Message::Flows(flows)).await
-            && self.send(Message::Window(report)).await;
+        let _ = self.send_cgroups().await && self.send_flows(flows).await && self.send(Message::Window(report)).await;
         Ok(())
     }
 
@@ -185,13 +185,15 @@ impl Observer {
         Ok(())
     }
 
-    fn drain(&mut self) {
+    /// Takes in the events that wait, and returns how many bytes they took in the ring buffer.
+    fn drain(&mut self) -> usize {
         let Self { probe, table, clock, cgroups, .. } = self;
         let bytes = probe.drain(|record| match record {
             Record::Flow(event) => table.step(event, *clock),
             Record::Cgroup(event) => cgroups.push(*event),
         });
         self.ring_bytes = self.ring_bytes.max(bytes);
+        bytes
     }
 
     /// Takes in what the kernel summed, up to the generation that began last.
@@ -211,10 +213,29 @@ impl Observer {
         is_open
     }
 
-    async fn send(&self, message: Message) -> bool {
-        match message {
-            Message::Flows(flows) if flows.is_empty() => true,
-            message => self.sender.send(message).await.is_ok(),
+    /// Sends flows, some at a time, so that few of them are held at once; whether anybody listens.
+    async fn send_flows(&mut self, mut flows: impl Iterator<Item = Flow>) -> bool {
+        loop {
+            let some: Vec<Flow> = flows.by_ref().take(FLOWS_PER_MESSAGE).collect();
+            if some.is_empty() {
+                return true;
+            }
+            if !self.send(Message::Flows(some)).await {
+                return false;
+            }
+        }
+    }
+
+    /// Sends a message; whether anybody listens. While the recorder is busy, windows go on being summed; single
+    /// connections wait in the kernel, which has a way to deal with too many of them.
+    async fn send(&mut self, message: Message) -> bool {
+        let sender = self.sender.clone();
+        let mut sending = std::pin::pin!(sender.send(message));
+        loop {
+            tokio::select! {
+                sent = &mut sending => return sent.is_ok(),
+                () = sleep(BUSY_DRAIN_INTERVAL), if !self.is_per_connection => drop(self.drain()),
+            }
         }
     }
 
@@ -239,11 +260,13 @@ impl Observer {
     }
 }
 
-/// How long events may wait in the ring buffer: 200 ms at 80 K events per second are 1.9 MB of the default 2 MiB. Waking
-/// up is what an idle agent costs.
+/// How long events may wait in the ring buffer. Waking up is what an idle agent costs.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(200);
+/// And where an eighth of it was full: 20 ms at 400 K events per second are the default 1 MiB.
+const BUSY_DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 /// What is over is removed from the kernel's map of connections at least so often.
 const WALK_INTERVAL: Duration = Duration::from_secs(60);
+const FLOWS_PER_MESSAGE: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// How often the ring buffer is drained while a scan fills it.
 const SCAN_DRAIN_INTERVAL: Duration = Duration::from_millis(1);

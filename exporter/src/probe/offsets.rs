@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use btf_rs::{Btf, BtfType, Struct, Type};
+use btf_rs::{Backend, Btf, BtfType, Struct, Type};
 use schemas::event::SocketOffsets;
 
 use super::ProbeError;
@@ -22,7 +22,10 @@ pub(super) struct Kernel {
 /// # Errors
 /// The file can't be read, or the kernel lacks a field.
 pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
-    let btf = Btf::from_file(path).map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
+    // What is mapped takes no memory; before Linux 6.16 the file can't be.
+    let btf = Btf::from_file_with_backend(path, Backend::Mmap)
+        .or_else(|_| Btf::from_file(path))
+        .map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
     let offset = |field: &'static str| offset_of(&btf, field).ok_or(ProbeError::MissingField { field });
     let user_locks = "sock.sk_userlocks";
     let user_locks = bits_of(&btf, user_locks).ok_or(ProbeError::MissingField { field: user_locks })?;

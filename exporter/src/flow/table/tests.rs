@@ -58,9 +58,9 @@ fn table(window_seconds: u64) -> FlowTable {
 }
 
 /// Window start in seconds, then connections, closed and active.
-fn counts(flows: &[Flow]) -> Vec<(i64, i64, i64, i64)> {
+fn counts(flows: &[Flow]) -> Vec<(i64, u32, u32, u32)> {
     let mut counts: Vec<_> =
-        flows.iter().map(|f| (f.window_start.0 / 1000, f.connections, f.closed, f.active)).collect();
+        flows.iter().map(|f| (f.window_start.0 / 1000, f.sums.connections, f.sums.closed, f.sums.active)).collect();
     counts.sort_unstable();
     counts
 }
@@ -71,13 +71,13 @@ fn connections_of_an_edge_are_summed_in_the_window_they_fall_in() {
     for (start, end) in [(1.0, 2.0), (3.0, 4.5), (11.0, 12.0)] {
         table.step(&FlowEvent { bytes_sent: 100, bytes_received: 50, ..event(EVENT_CLOSED, start, end) }, CLOCK);
     }
-    assert_eq!(table.close_windows(TimestampMs(9_999)), [], "the window is not over");
-    let flows = table.close_windows(TimestampMs(20_000));
+    assert_eq!(table.close_windows(TimestampMs(9_999)).collect::<Vec<_>>(), [], "the window is not over");
+    let flows = table.close_windows(TimestampMs(20_000)).collect::<Vec<_>>();
     assert_eq!(counts(&flows), [(0, 2, 2, 0), (10, 1, 1, 0)]);
     let first = flows.iter().find(|flow| flow.window_start.0 == 0).expect("the first window");
-    assert_eq!((first.bytes_sent, first.bytes_received), (Some(200), Some(100)));
-    assert_eq!(first.duration_ms_sum, 1_000 + 1_500);
-    assert_eq!((first.first_seen, first.last_seen), (TimestampMs(1_000), TimestampMs(4_500)));
+    assert_eq!((first.sums.bytes_sent, first.sums.bytes_received), (Some(200), Some(100)));
+    assert_eq!(first.sums.duration_ms_sum, 1_000 + 1_500);
+    assert_eq!((first.sums.first_seen, first.sums.last_seen), (TimestampMs(1_000), TimestampMs(4_500)));
     assert_eq!(first.window_end, TimestampMs(10_000));
     assert_eq!(first.client_port, None);
     assert_eq!(first.key.local_address.to_string(), "10.0.0.1", "mapped addresses are IPv4");
@@ -88,8 +88,8 @@ fn connections_of_an_edge_are_summed_in_the_window_they_fall_in() {
 fn a_server_tells_bytes_from_the_clients_view_and_its_own_port() {
     let mut table = table(10);
     table.step(&server(FlowEvent { bytes_sent: 7, bytes_received: 3, ..event(EVENT_CLOSED, 1.0, 2.0) }), CLOCK);
-    let flows = table.finish(TimestampMs(3_000));
-    assert_eq!((flows[0].bytes_sent, flows[0].bytes_received), (Some(3), Some(7)));
+    let flows = table.finish(TimestampMs(3_000)).collect::<Vec<_>>();
+    assert_eq!((flows[0].sums.bytes_sent, flows[0].sums.bytes_received), (Some(3), Some(7)));
     assert_eq!((flows[0].key.role, flows[0].key.server_port), (Role::Server, 80));
 }
 
@@ -99,27 +99,30 @@ fn a_connection_is_counted_once_and_active_at_the_end_of_every_window_it_outlive
     table.begin_scan();
     table.step(&FlowEvent { bytes_sent: 5, ..open(1.0, 0.0, 10.0) }, CLOCK);
     assert_eq!(table.open_connections(), 1);
-    let flows = table.close_windows(TimestampMs(10_000));
+    let flows = table.close_windows(TimestampMs(10_000)).collect::<Vec<_>>();
     assert_eq!(counts(&flows), [(0, 1, 0, 1)]);
-    assert_eq!(flows[0].bytes_sent, Some(5), "what passed so far");
+    assert_eq!(flows[0].sums.bytes_sent, Some(5), "what passed so far");
     table.step(&FlowEvent { bytes_sent: 6, ..open(1.0, 10.0, 20.0) }, CLOCK);
-    let flows = table.close_windows(TimestampMs(20_000));
+    let flows = table.close_windows(TimestampMs(20_000)).collect::<Vec<_>>();
     assert_eq!(counts(&flows), [(10, 0, 0, 1)]);
-    assert_eq!(flows[0].bytes_sent, Some(6), "what passed since");
+    assert_eq!(flows[0].sums.bytes_sent, Some(6), "what passed since");
     // The end comes in before the windows it outlived are closed: the agent was stopped.
     table.step(&FlowEvent { reported_ns: ns(20.0), ..event(EVENT_CLOSED, 1.0, 45.0) }, CLOCK);
-    assert_eq!(counts(&table.close_windows(TimestampMs(50_000))), [(20, 0, 0, 1), (30, 0, 0, 1), (40, 0, 1, 0)]);
-    assert_eq!(table.close_windows(TimestampMs(90_000)), [], "and then it is over");
+    assert_eq!(
+        counts(&table.close_windows(TimestampMs(50_000)).collect::<Vec<_>>()),
+        [(20, 0, 0, 1), (30, 0, 0, 1), (40, 0, 1, 0)]
+    );
+    assert_eq!(table.close_windows(TimestampMs(90_000)).collect::<Vec<_>>(), [], "and then it is over");
 }
 
 #[test]
 fn a_connection_that_no_scan_has_told_of_counts_where_it_was_established() {
     let mut table = table(10);
     table.step(&event(EVENT_CLOSED, 8.0, 12.0), CLOCK);
-    assert_eq!(counts(&table.close_windows(TimestampMs(20_000))), [(0, 1, 0, 1), (10, 0, 1, 0)]);
+    assert_eq!(counts(&table.close_windows(TimestampMs(20_000)).collect::<Vec<_>>()), [(0, 1, 0, 1), (10, 0, 1, 0)]);
     // That window is handed on already: it counts in the oldest one that is not.
     table.step(&event(EVENT_CLOSED, 8.0, 22.0), CLOCK);
-    assert_eq!(counts(&table.close_windows(TimestampMs(30_000))), [(20, 1, 1, 0)]);
+    assert_eq!(counts(&table.close_windows(TimestampMs(30_000)).collect::<Vec<_>>()), [(20, 1, 1, 0)]);
 }
 
 #[test]
@@ -129,9 +132,9 @@ fn the_last_window_ends_with_the_run_and_its_second_scan_tells_only_what_is_new(
     table.begin_finish();
     table.step(&FlowEvent { bytes_sent: 3, ..open(61.0, 74.0, 75.0) }, CLOCK);
     table.step(&open(74.5, 0.0, 75.0), CLOCK);
-    let flows = table.finish(TimestampMs(75_000));
+    let flows = table.finish(TimestampMs(75_000)).collect::<Vec<_>>();
     assert_eq!(counts(&flows), [(60, 2, 0, 2)]);
-    assert_eq!((flows[0].window_end, flows[0].bytes_sent), (TimestampMs(75_000), Some(3)));
+    assert_eq!((flows[0].window_end, flows[0].sums.bytes_sent), (TimestampMs(75_000), Some(3)));
 }
 
 #[test]
@@ -146,7 +149,7 @@ fn without_windows_every_connection_is_a_row_and_is_counted_once() {
     table.step(&open(2.0, 4.0, 5.0), CLOCK);
     table.begin_finish();
     table.step(&open(2.0, 5.0, 5.1), CLOCK);
-    assert_eq!(counts(&table.finish(TimestampMs(5_100))), [(4, 0, 0, 1)], "and the run ends");
+    assert_eq!(counts(&table.finish(TimestampMs(5_100)).collect::<Vec<_>>()), [(4, 0, 0, 1)], "and the run ends");
 }
 
 #[test]
@@ -156,12 +159,13 @@ fn failed_connects_are_an_edge_of_their_own_per_reason() {
     for event in [failed(111, 0), failed(111, 111), failed(110, 0), failed(113, 113), failed(0, 0), failed(0, 113)] {
         table.step(&event, CLOCK);
     }
-    let flows = table.finish(TimestampMs(2_000));
-    let mut reasons: Vec<_> = flows.iter().map(|flow| (flow.key.failure.map(Failure::as_str), flow.failed)).collect();
+    let flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
+    let mut reasons: Vec<_> =
+        flows.iter().map(|flow| (flow.key.failure.map(Failure::as_str), flow.sums.failed)).collect();
     reasons.sort_unstable();
     let expected = [("aborted", 1), ("refused", 2), ("timeout", 1), ("unreachable", 2)];
     assert_eq!(reasons, expected.map(|(reason, failed)| (Some(reason), failed)));
-    assert!(flows.iter().all(|flow| flow.connections == 0 && flow.bytes_sent.is_none()));
+    assert!(flows.iter().all(|flow| flow.sums.connections == 0 && flow.sums.bytes_sent.is_none()));
 }
 
 #[test]
@@ -181,11 +185,11 @@ fn a_connection_older_than_the_agent_has_no_start_and_the_listeners_tell_its_dir
     table.begin_scan();
     table.step(&FlowEvent { time_ns: ns(10.0) - 1, kind: EVENT_OPEN, ..older(ROLE_UNKNOWN, 80) }, CLOCK);
     assert_eq!(table.open_connections(), 1);
-    let flows = table.close_windows(TimestampMs(10_000));
+    let flows = table.close_windows(TimestampMs(10_000)).collect::<Vec<_>>();
     let roles: HashSet<Role> = flows.iter().map(|flow| flow.key.role).collect();
     assert_eq!(roles, HashSet::from([Role::Unknown, Role::Server, Role::Client]));
-    assert!(flows.iter().all(|flow| !flow.key.start_known && flow.connections == 0));
-    assert_eq!(flows.iter().map(|flow| flow.active).sum::<i64>(), 1);
+    assert!(flows.iter().all(|flow| !flow.key.start_known && flow.sums.connections == 0));
+    assert_eq!(flows.iter().map(|flow| flow.sums.active).sum::<u32>(), 1);
 }
 
 #[test]
@@ -196,7 +200,7 @@ fn what_finds_no_room_is_counted_and_the_known_edges_go_on() {
         table.step(&FlowEvent { remote_port: port, ..event(EVENT_CLOSED, 1.0, 1.0) }, CLOCK);
     }
     assert_eq!((table.lost(), table.edges()), (TableLoss { ends: 1, closings: 1 }, 1));
-    assert_eq!(table.finish(TimestampMs(2_000))[0].connections, 2);
+    assert_eq!(table.finish(TimestampMs(2_000)).next().map(|flow| flow.sums.connections), Some(2));
 }
 
 /// What the kernel sums of events that find the ring buffer full.
@@ -244,15 +248,15 @@ fn events_that_the_kernel_summed_come_to_the_same() {
         by_sum.step_edge(&key, &counts, CLOCK);
     }
     let sorted = |mut table: FlowTable| {
-        let mut flows = table.close_windows(TimestampMs(10_000));
+        let mut flows = table.close_windows(TimestampMs(10_000)).collect::<Vec<_>>();
         // A sum knows when the first event was, but not when its connection began.
-        flows.iter_mut().for_each(|flow| flow.first_seen = TimestampMs(0));
-        flows.sort_by_key(|flow| flow.failed);
+        flows.iter_mut().for_each(|flow| flow.sums.first_seen = TimestampMs(0));
+        flows.sort_by_key(|flow| flow.sums.failed);
         flows
     };
     let (events, sums) = (sorted(by_event), sorted(by_sum));
     assert_eq!(events, sums);
-    assert_eq!((events.len(), events[0].connections, events[1].failed), (2, 5, 3));
+    assert_eq!((events.len(), events[0].sums.connections, events[1].sums.failed), (2, 5, 3));
 }
 
 /// What passed between 10.0.0.1:`port` and 10.0.0.2:53 in the window of second `at`.
@@ -281,10 +285,10 @@ fn udp_counts_every_pair_of_ports_once_per_window_and_the_first_datagram_decides
         table.step_edge(&key, &counts, CLOCK);
     }
     assert_eq!(table.datagram_ends(), 3);
-    let flows = table.close_windows(TimestampMs(20_000));
+    let flows = table.close_windows(TimestampMs(20_000)).collect::<Vec<_>>();
     assert_eq!(counts(&flows), [(0, 2, 0, 0), (10, 1, 0, 0)]);
     assert!(flows.iter().all(|flow| flow.key.role == Role::Client && flow.key.server_port == 53), "{flows:?}");
-    assert_eq!(flows.iter().filter_map(|flow| flow.bytes_sent).sum::<i64>(), 4 * 30);
+    assert_eq!(flows.iter().filter_map(|flow| flow.sums.bytes_sent).sum::<i64>(), 4 * 30);
 }
 
 #[test]
@@ -292,9 +296,9 @@ fn a_udp_server_is_whoever_received_first_and_unknown_lengths_are_no_bytes() {
     let mut table = table(10);
     let (key, counts) = datagrams(53, ROLE_SERVER, 1.0);
     table.step_edge(&key, &EdgeCounts { has_bytes: 0, bytes_sent: 0, ..counts }, CLOCK);
-    let flows = table.finish(TimestampMs(2_000));
+    let flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
     assert_eq!((flows[0].key.role, flows[0].key.server_port), (Role::Server, 53));
-    assert_eq!((flows[0].key.transport, flows[0].bytes_sent), (Transport::Udp, None));
+    assert_eq!((flows[0].key.transport, flows[0].sums.bytes_sent), (Transport::Udp, None));
 }
 
 #[test]
@@ -307,12 +311,14 @@ fn what_is_told_again_at_the_end_of_a_run_is_not_open_twice() {
     // Of three that the kernel summed, one is new.
     let (key, counts) = summed(&[open(1.0, 2.0, 3.0), open(1.5, 2.0, 3.0), open(2.5, 0.0, 3.0)]);
     table.step_edge(&key, &counts, CLOCK);
-    assert_eq!(counts_of_all(table.finish(TimestampMs(4_000))), (3, 3));
+    assert_eq!(counts_of_all(table.finish(TimestampMs(4_000)).collect::<Vec<_>>()), (3, 3));
 }
 
 /// Connections and active.
-fn counts_of_all(flows: Vec<Flow>) -> (i64, i64) {
-    flows.iter().fold((0, 0), |(connections, active), flow| (connections + flow.connections, active + flow.active))
+fn counts_of_all(flows: Vec<Flow>) -> (u32, u32) {
+    flows
+        .iter()
+        .fold((0, 0), |(connections, active), flow| (connections + flow.sums.connections, active + flow.sums.active))
 }
 
 #[test]
@@ -323,6 +329,6 @@ fn a_socket_of_both_families_has_one_conversation() {
     table.step_edge(&EdgeKey { local_address: any, ..key }, &counts, CLOCK);
     let answer = EdgeCounts { role: ROLE_CLIENT, ..counts };
     table.step_edge(&EdgeKey { local_address: any_ipv4, ..key }, &answer, CLOCK);
-    let flows = table.finish(TimestampMs(2_000));
-    assert_eq!((flows.len(), flows[0].key.role, flows[0].connections), (1, Role::Server, 1));
+    let flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
+    assert_eq!((flows.len(), flows[0].key.role, flows[0].sums.connections), (1, Role::Server, 1));
 }
