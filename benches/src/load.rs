@@ -33,8 +33,8 @@ use crate::agent::cpu_seconds;
 /// What to do for how long.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Load {
-    /// Connect, 4 bytes each way, close; one client thread. Counts connections.
-    Churn,
+    /// Connect, 4 bytes each way, close; one client thread, on the server's CPU or on the other one. Counts connections.
+    Churn { one_cpu: bool },
     /// 64 bytes to the server, 512 back, on one connection per thread. Counts requests.
     KeepAlive,
     /// 128 KiB writes on one connection. Counts KiB.
@@ -73,8 +73,7 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("join cgroup {}", cgroup.display()))?;
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     ip(&["link", "set", "lo", "up"])?;
-    // Servers and client on one CPU: waking another one takes as long as the hypervisor likes.
-    pin(1)?;
+    pin(1)?; // the servers
     let servers = Servers::start()?;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of open files")?;
@@ -83,9 +82,11 @@ pub(crate) fn run(cgroup: &Path) -> Result<()> {
     for line in io::stdin().lock().lines() {
         let Order { load, duration_ms } = serde_json::from_str(&line?).context("understand an order")?;
         let until = Instant::now() + Duration::from_millis(duration_ms);
+        // The client.
+        pin(if matches!(load, Load::Churn { one_cpu: true }) { 1 } else { 0 })?;
         let before = cpu_seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
         let mut done = match load {
-            Load::Churn => sliced(until, |end| churn(servers.churn, end))?,
+            Load::Churn { .. } => sliced(until, |end| churn(servers.churn, end))?,
             Load::KeepAlive => sliced(until, |end| keep_alive(servers.keep_alive, end))?,
             Load::Bulk => sliced(until, |end| bulk(servers.bulk, end))?,
             Load::Storm { threads, connections } => storm(threads, connections)?,

@@ -32,7 +32,8 @@ pub(crate) fn run(pairs: usize, only: &[Line]) -> Result<()> {
     println!("| what | without | with the exporter | aim |\n|---|---|---|---|");
     for line in Line::value_variants().iter().filter(|line| only.is_empty() || only.contains(line)) {
         match line {
-            Line::Churn => compare(CHURN, Load::Churn, pairs, "ratio ≥ 0.98, interval above 0.96")?,
+            Line::Churn => compare(CHURN, Load::Churn { one_cpu: false }, pairs, "ratio ≥ 0.98, interval above 0.96")?,
+            Line::ChurnOneCpu => compare(CHURN_ONE_CPU, Load::Churn { one_cpu: true }, pairs, "for comparison")?,
             Line::KeepAlive => compare(KEEP_ALIVE, Load::KeepAlive, pairs, "ratio ≥ 0.995")?,
             Line::Bulk => compare("bulk: 128 KiB writes", Load::Bulk, pairs, "no change")?,
             Line::Storm => storm()?,
@@ -52,6 +53,7 @@ pub(crate) fn run(pairs: usize, only: &[Line]) -> Result<()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Line {
     Churn,
+    ChurnOneCpu,
     KeepAlive,
     Bulk,
     Storm,
@@ -115,7 +117,7 @@ fn compare(name: &str, load: Load, pairs: usize, aim: &str) -> Result<()> {
             agent_seconds += agent.cpu_seconds()? - before;
             agent.stop()?;
             let sums = agent::sums(&output)?;
-            if matches!(load, Load::Churn) {
+            if matches!(load, Load::Churn { .. }) {
                 ensure!(sums.closed == 2 * done.operations as i64, "{} connections, {sums:?}", done.operations);
             }
             ends += sums.seen;
@@ -249,7 +251,7 @@ fn per_connection_file() -> Result<()> {
     let output = directory.path().join("capture");
     let mut process = lab.load()?;
     let agent = Agent::start(&lab.cgroup, &output, &["--window", "0"])?;
-    process.order(Load::Churn, Duration::from_secs(6))?;
+    process.order(Load::Churn { one_cpu: false }, Duration::from_secs(6))?;
     agent.stop()?;
     let sums = agent::sums(&output)?;
     ensure!(sums.rows >= 100_000, "too few rows: {sums:?}");
@@ -422,6 +424,7 @@ impl Drop for LoadProcess {
 }
 
 const CHURN: &str = "churn: connect, 4 bytes each way, close; one client";
+const CHURN_ONE_CPU: &str = "churn with client and server on one CPU, which no waiting hides";
 const KEEP_ALIVE: &str = "keep-alive: 64 bytes there, 512 back";
 /// How long each run of a pair takes.
 const PHASE: Duration = Duration::from_millis(1000);

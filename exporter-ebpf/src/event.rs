@@ -41,28 +41,19 @@ pub(crate) const fn empty(kind: u8, transport: u8, time_ns: u64) -> FlowEvent {
 /// Hands an event over.
 #[inline(always)]
 pub(crate) fn report(event: &FlowEvent) {
-    if is_first(event) {
-        count(counter::REPORTED);
-    }
     if EVENTS.output(event, BPF_RB_NO_WAKEUP as u64).is_err() {
         sum(event);
     }
 }
 
-/// Whether an event is the first to tell of the end of a connection.
-#[inline(always)]
-fn is_first(event: &FlowEvent) -> bool {
-    event.kind == EVENT_FAILED || (event.start_ns != 0 && event.reported_ns == 0)
-}
-
 /// Adds an event to its edge: the ring buffer is full.
 #[inline(always)]
 fn sum(event: &FlowEvent) {
-    let is_first = is_first(event);
     count(counter::RING_FULL);
     let is_server = event.role == ROLE_SERVER;
     let is_client = event.role == ROLE_CLIENT;
     let is_failed = event.kind == EVENT_FAILED;
+    let is_first = is_failed || (event.start_ns != 0 && event.reported_ns == 0);
     let key = EdgeKey {
         netns_cookie: event.netns_cookie,
         cgroup_id: event.cgroup_id,

@@ -169,7 +169,6 @@ impl Connection {
         }
         if self.told_ns == self.start_ns {
             count(counter::LOST_CONNECTIONS);
-            count(counter::REPORTED);
         } else {
             count(counter::LOST_CLOSED);
         }

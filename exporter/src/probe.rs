@@ -382,7 +382,6 @@ impl Probe {
         let sum = |index| self.sum(index);
         Ok(ProbeCounters {
             seen: sum(counter::SEEN)?,
-            reported: sum(counter::REPORTED)?,
             ring_full: sum(counter::RING_FULL)?,
             lost_ring: sum(counter::LOST_MAP)?,
             lost_closed: sum(counter::LOST_CLOSED)?,

@@ -267,30 +267,28 @@ pub struct SocketOffsets {
 pub mod counter {
     /// Ends of connections seen: one per established and one per failed transition.
     pub const SEEN: u32 = 0;
-    /// Ends of connections that an event told of, or was lost in trying to.
-    pub const REPORTED: u32 = 1;
     /// Events that did not fit the ring buffer and were summed in the edge map instead.
-    pub const RING_FULL: u32 = 2;
+    pub const RING_FULL: u32 = 1;
     /// Ends lost: neither the ring buffer nor the edge map had room.
-    pub const LOST_MAP: u32 = 3;
+    pub const LOST_MAP: u32 = 2;
     /// Closings and progress lost in the same way, of connections that were counted before.
-    pub const LOST_CLOSED: u32 = 4;
+    pub const LOST_CLOSED: u32 = 3;
     /// Ends lost: the connection could not be remembered, or ended without a call of the programs.
-    pub const LOST_CONNECTIONS: u32 = 5;
+    pub const LOST_CONNECTIONS: u32 = 4;
     /// Datagrams lost: the edge map had no room for their edge.
-    pub const LOST_DATAGRAMS: u32 = 6;
+    pub const LOST_DATAGRAMS: u32 = 5;
     /// Cgroups whose making was lost: the ring buffer was full.
-    pub const LOST_CGROUPS: u32 = 7;
+    pub const LOST_CGROUPS: u32 = 6;
     /// Connections found open when the run began.
-    pub const ADOPTED: u32 = 8;
+    pub const ADOPTED: u32 = 7;
     /// Of these, those that have ended.
-    pub const ADOPTED_ENDED: u32 = 9;
+    pub const ADOPTED_ENDED: u32 = 8;
     /// Entries made in the map of connections.
-    pub const ENTRIES_MADE: u32 = 10;
+    pub const ENTRIES_MADE: u32 = 9;
     /// Of these, those that were removed.
-    pub const ENTRIES_REMOVED: u32 = 11;
+    pub const ENTRIES_REMOVED: u32 = 10;
     /// Number of counters.
-    pub const COUNT: u32 = 12;
+    pub const COUNT: u32 = 11;
 }
 
 const _: () = assert!(size_of::<FlowEvent>() == 112 && align_of::<FlowEvent>() == 8);

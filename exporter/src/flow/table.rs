@@ -46,6 +46,8 @@ pub(crate) struct FlowTable {
     /// Connections told of by the last scan.
     open: usize,
     is_finishing: bool,
+    /// Ends of TCP connections taken in, since the start.
+    ends: u64,
     /// UDP conversations counted, once per window, since the start.
     datagram_ends: u64,
     /// What found no room, since the start.
@@ -79,6 +81,7 @@ impl FlowTable {
             conversations: Conversations::new(limits.conversations),
             open: 0,
             is_finishing: false,
+            ends: 0,
             datagram_ends: 0,
             lost: TableLoss::default(),
         }
@@ -94,6 +97,7 @@ impl FlowTable {
         let time = clock.utc(event.time_ns);
         let started = if event.start_known() { clock.utc(event.start_ns) } else { time };
         if event.kind == EVENT_FAILED {
+            self.ends += 1;
             let key = FlowKey { failure: Some(Failure::from_errno(event.error, event.error_soft)), ..key };
             return self.record(key, client_port, started, time, Change { failed: 1, ..Change::default() });
         }
@@ -104,6 +108,7 @@ impl FlowTable {
             sent_received: Some((event.bytes_sent as i64, event.bytes_received as i64)),
             ..Change::default()
         };
+        self.ends += change.connections as u64;
         if event.kind == EVENT_CLOSED {
             change.closed = 1;
             change.retransmits = event.retransmits.into();
@@ -187,6 +192,7 @@ impl FlowTable {
             }
             _ => change.closed = events,
         }
+        self.ends += (change.connections + change.failed) as u64;
         if self.is_per_connection {
             self.push_ended(key, None, (first, last), change);
         } else {
@@ -257,6 +263,11 @@ impl FlowTable {
     /// Edges that wait for the end of their window.
     pub(crate) const fn edges(&self) -> usize {
         self.edges
+    }
+
+    /// Ends of TCP connections taken in, whether there was room or not, since the start.
+    pub(crate) const fn ends(&self) -> u64 {
+        self.ends
     }
 
     /// UDP conversations, counted once per window, since the start.

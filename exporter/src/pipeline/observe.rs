@@ -151,7 +151,8 @@ impl Observer {
         let now = now()?;
         let flows = self.table.finish(now);
         let counters = self.probe.counters()?;
-        let lost_end = counters.seen.saturating_sub(counters.reported);
+        let accounted = self.table.ends() + counters.lost_ring + counters.lost_connections + counters.malformed;
+        let lost_end = counters.seen.saturating_sub(accounted);
         let report = WindowReport { lost_end, is_last: true, ..self.report(now)? };
         let _ = self.send_cgroups().await && self.send_flows(flows).await && self.send(Message::Window(report)).await;
         Ok(())

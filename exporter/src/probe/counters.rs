@@ -24,8 +24,6 @@ pub(crate) struct ProgramStats {
 pub(crate) struct ProbeCounters {
     /// Ends of connections: established or failed.
     pub seen: u64,
-    /// Of these, those that an event told of, or was lost in trying to.
-    pub reported: u64,
     /// Events that found the ring buffer full and were summed instead.
     pub ring_full: u64,
     /// Ends lost: ring buffer and edge map were full.
@@ -58,7 +56,6 @@ impl ProbeCounters {
     pub(crate) const fn since(self, before: Self) -> Self {
         Self {
             seen: self.seen - before.seen,
-            reported: self.reported - before.reported,
             ring_full: self.ring_full - before.ring_full,
             lost_ring: self.lost_ring - before.lost_ring,
             lost_closed: self.lost_closed - before.lost_closed,
