@@ -8,8 +8,9 @@
 //! ```
 //!
 //! The programs decide nothing. Of a TCP connection they remember when it began, and tell of it when it ends; what is
-//! open is told once a window, in one walk over what is remembered. There is no per-packet hook, no wake-up of the reader per event, and identity comes from the socket, never from the current
-//! task: state changes fire in softirq, on behalf of whoever was interrupted.
+//! open is told once a window, in one walk over what is remembered. There is no per-packet hook, no wake-up of the
+//! reader per event, and identity comes from the socket, never from the current task: state changes fire in softirq, on
+//! behalf of whoever was interrupted.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

@@ -200,8 +200,8 @@ pub(crate) fn remembered<T>(sk: *const T) -> Option<*mut Connection> {
 /// Remembers a connection from now on; whatever was left at the same address is over. `None` when there is no room.
 #[inline(always)]
 pub(crate) fn remember<T>(sk: *const T, connection: &Connection) -> Option<()> {
-    // Again, when the scan has removed what is there meanwhile.
-    for _ in 0..2 {
+    // Again, while the scan is removing what is there.
+    for _ in 0..4 {
         let Some(entry) = remembered(sk) else {
             if remember_new(sk, connection) {
                 return Some(());
@@ -285,10 +285,24 @@ pub(crate) fn exchange(value: *mut u64, new: u64) -> u64 {
 /// 5.12.
 #[inline(always)]
 pub(crate) fn replace(value: *mut u64, expected: u64, new: u64) -> bool {
+    compare_exchange(value, expected, new) == expected
+}
+
+/// Reads a value before anything that is read after it.
+///
+/// # Minimum kernel version
+/// 5.12.
+#[inline(always)]
+pub(crate) fn load_first(value: *mut u64) -> u64 {
+    compare_exchange(value, 0, 0)
+}
+
+#[inline(always)]
+fn compare_exchange(value: *mut u64, expected: u64, new: u64) -> u64 {
     let mut old = expected;
     // SAFETY: as in `add`.
     unsafe { asm!("r0 = cmpxchg_64({slot} + 0, r0, {new})", slot = in(reg) value, new = in(reg) new, inout("r0") old) };
-    old == expected
+    old
 }
 
 #[inline(always)]

@@ -36,7 +36,7 @@ pub struct Args {
     pub output: Option<PathBuf>,
 
     /// Length of the windows that connections are summed over, such as 60s or 5m: a divisor of an hour. 0 writes a row
-    /// per connection.
+    /// per connection, and one per file for as long as it is open.
     #[arg(long, env = "FLOWSCRIBE_WINDOW", value_name = "DURATION", default_value = "60s", value_parser = window)]
     pub window: Duration,
 
@@ -84,7 +84,8 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
 
-    /// Have the kernel measure how long the eBPF programs run, for /metrics. That itself costs about 50 ns per run.
+    /// Have the kernel measure how long the eBPF programs run, for /metrics. Needs CAP_SYS_ADMIN, and costs about 50 ns
+    /// per run of any eBPF program on the node.
     #[arg(long, env = "FLOWSCRIBE_BPF_STATS", value_parser = FalseyValueParser::new())]
     pub bpf_stats: bool,
 

@@ -23,6 +23,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(path) => report.good("cgroup v2", path.display().to_string()),
         Err(error) => report.bad("cgroup v2", chain(&error), "TCP, and UDP of sockets that are not connected"),
     }
+    if is_cgroup_v1() {
+        let cost = "pods in the node's own network are not told apart: their cgroups are not of cgroup v2";
+        report.bad("cgroup v2 alone", "the memory controller is of cgroup v1".into(), cost);
+    }
     for (bit, name, cost) in CAPABILITIES {
         report.check(name, has_capability(bit), "granted".into(), cost);
     }
@@ -57,6 +61,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         }
     }
     if report.is_fatal { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Whether containers are in cgroups of version 1: one of their controllers is.
+fn is_cgroup_v1() -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own.lines().any(|line| line.split(':').nth(1).is_some_and(|controllers| controllers.contains("memory")))
 }
 
 #[derive(Default)]

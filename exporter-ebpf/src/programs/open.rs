@@ -7,7 +7,10 @@ use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, con
 
 use crate::{
     event::{empty, report},
-    maps::{CROSSING, Connection, FREE, control, count, field, now_ns, remember_new, remembered, remove, replace},
+    maps::{
+        CROSSING, Connection, FREE, control, count, field, load_first, now_ns, remember_new, remembered, remove,
+        replace,
+    },
     socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, tell},
 };
 
@@ -103,8 +106,11 @@ fn try_list(key: *const u8) -> Option<()> {
     let address = unsafe { ptr::read_volatile(key.cast::<u64>()) };
     let sk = address as *const u8;
     let connection = remembered(sk)?;
+    // The rest is of the moment that this one is of, unless it has changed when it is replaced below.
     // SAFETY: a valid map value.
-    let known = unsafe { ptr::read(connection) };
+    let told_ns = load_first(unsafe { &raw mut (*connection).told_ns });
+    // SAFETY: as above.
+    let known = Connection { told_ns, ..unsafe { ptr::read_volatile(connection) } };
     let socket = Socket::<true>::new(sk);
     let state = socket.state();
     let ports = (socket.local_port(), socket.remote_port());

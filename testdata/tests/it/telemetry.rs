@@ -1,16 +1,20 @@
 //! What a running exporter tells of itself, and what its filters leave out.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
+    process::Command,
     thread,
     time::Duration,
 };
 
+use clap::Parser;
 use schemas::{flow::FlowRecord, health::HealthRecord};
-use testdata::{pod::Exchange, recording::Recording};
+use testdata::{lab::Lab, pod::Exchange, recording::Recording};
 
-use crate::support::{balance, executable, flowscribe, lab, pod, rows};
+use crate::support::{balance, executable, flowscribe, lab, pod, rows, skip};
 
 /// Status and body of a page of the exporter's.
 fn get(address: &str, path: &str) -> (String, String) {
@@ -55,6 +59,41 @@ fn metrics_tell_what_the_health_of_the_recording_does() {
     assert!(value("window_lag_seconds") < 2.0, "{metrics}");
     assert!(value("bpf_map_entries{map=\"connections\"}") >= 2.0, "{metrics}");
     recording.stop().expect("the exporter ends well");
+    balance(&output);
+}
+
+#[test]
+fn what_the_exporter_dials_itself_is_left_out() {
+    let test = "what_the_exporter_dials_itself_is_left_out";
+    if let Some(missing) = Lab::missing() {
+        return skip(test, &missing);
+    }
+    if fs::metadata("/proc/self/ns/pid").map_or(0, |file| file.ino()) != 0xEFFF_FFFC {
+        return skip(test, "the exporter's number is not the kernel's in a PID namespace");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let server = thread::spawn(move || listener.incoming().take(3).for_each(drop));
+    let ports = format!("--ports={port}");
+    let output_flag = format!("--output={}", output.display());
+    let args = exporter::Args::parse_from(["flowscribe-exporter", &output_flag, "--loopback", &ports]);
+    // The exporter is this process; it is asked to end when everybody has dialled.
+    let dialled = async {
+        let _ = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        for _ in 0..2 {
+            let dial = format!("exec 3<>/dev/tcp/127.0.0.1/{port}");
+            assert!(Command::new("bash").args(["-c", &dial]).status().expect("bash starts").success());
+        }
+        server.join().expect("the server ends");
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.expect("a runtime").block_on(exporter::run(args, dialled)).expect("it records");
+    let flows = rows::<FlowRecord>(&output);
+    let connections =
+        |observer| flows.iter().filter(|row| &*row.observer == observer).map(|row| row.connections).sum::<i64>();
+    assert_eq!((connections("client"), connections("server")), (2, 3), "{flows:?}");
     balance(&output);
 }
 
