@@ -54,6 +54,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if matches!(args.command, Some(Command::Doctor)) {
         return doctor::run(&args);
     }
+    probe::share_heap();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();

@@ -426,6 +426,17 @@ pub(crate) fn return_memory() {
     }
 }
 
+/// Has all threads share one heap, which gives more of it back; to be called before there are any. They are few, and
+/// none allocates much while another does.
+pub(crate) fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "no safe wrapper knows mallopt")]
+    // SAFETY: no precondition.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Has the kernel measure how often and how long programs run, until what is returned is dropped.
 ///
 /// # Errors

@@ -226,7 +226,7 @@ fn file_name(node: &str) -> String {
 /// Rows per row group: enough for dictionaries to pay, and a few megabytes once they are encoded.
 const ROWS_PER_GROUP: usize = 64 * 1024;
 /// Rows that are buffered before they are encoded: a row takes about a kilobyte until then.
-const ROWS_PER_BATCH: usize = 1024;
+const ROWS_PER_BATCH: usize = 512;
 /// How a dataset is encoded. Only text is worth a dictionary, of which each takes 100 KB while a file is open; numbers
 /// are near their neighbours.
 fn properties<R: Record>(metadata: Vec<KeyValue>) -> WriterProperties {
