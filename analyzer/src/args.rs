@@ -1,8 +1,9 @@
 //! The command line, parsed into types.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 /// Turns captures of flowscribe-exporter into NetworkPolicies, and answers questions about them in SQL.
 #[derive(Debug, Parser)]
@@ -17,6 +18,9 @@ pub(crate) enum Command {
     /// Print the NetworkPolicies that allow what was recorded and nothing else, as YAML. Everything that needs a
     /// person's eye is told on standard error.
     Report(ReportArgs),
+    /// Write what the Kubernetes API knows of the whole cluster into a capture: who had which address when, what owns
+    /// it, and what stands behind Services. Of several that run, one writes.
+    Inventory(InventoryArgs),
     /// Run a SQL query over the tables flows, inventory and health and the view edges.
     Sql(SqlArgs),
 }
@@ -52,6 +56,38 @@ pub(crate) struct SqlArgs {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InventoryArgs {
+    /// Directory of the capture; made if it is not there, added to if it is.
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
+    pub(crate) output: PathBuf,
+
+    /// Name of the cluster, written on every row: the one that its agents write.
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default")]
+    pub(crate) cluster: String,
+
+    /// Write everything once, as it is now, and end.
+    #[arg(long)]
+    pub(crate) once: bool,
+
+    /// Address ranges of the cluster beside the pod ranges of its nodes and its ServiceCIDRs, such as those that a network
+    /// plugin takes pods' addresses from: an unknown address in them is not taken for the outside.
+    #[arg(long, env = "FLOWSCRIBE_CIDRS", value_name = "CIDR,…", value_delimiter = ',')]
+    pub(crate) cidrs: Vec<IpNet>,
+
+    /// Name of the Lease whose holder writes.
+    #[arg(long, env = "FLOWSCRIBE_LEASE", value_name = "NAME", default_value = "flowscribe-inventory")]
+    pub(crate) lease: String,
+
+    /// Namespace of the Lease; this pod's, or that of the kubeconfig's context, by default.
+    #[arg(long, env = "FLOWSCRIBE_LEASE_NAMESPACE", value_name = "NAME")]
+    pub(crate) lease_namespace: Option<String>,
+
+    /// Finish a file of the capture this long after its first row. A killed run loses at most this much.
+    #[arg(long, env = "FLOWSCRIBE_ROLL_INTERVAL", value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub(crate) roll_interval: Duration,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,11 +5,12 @@
 //!                          └ resolve: who had an address when
 //! ```
 //!
-//! SQL owns joins and aggregation (`src/sql`), Rust owns what a policy may say (`policy`). Nothing here talks to a
-//! cluster: a capture is all it knows.
+//! SQL owns joins and aggregation (`src/sql`), Rust owns what a policy may say (`policy`); a capture is all they know.
+//! `inventory` talks to a cluster, and only writes.
 
 mod args;
 mod communication;
+mod inventory;
 mod output;
 mod policy;
 mod report;
@@ -48,6 +49,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Report(args) => report::run(args).await?,
+        Command::Inventory(args) => inventory::run(args).await?,
         Command::Sql(args) => sql::run(args).await?,
     }
     Ok(())

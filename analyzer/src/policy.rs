@@ -20,7 +20,7 @@ use k8s_openapi::{
     },
 };
 use schemas::{
-    index::{Index, workload_of},
+    index::Index,
     inventory::kind,
 };
 
@@ -257,7 +257,7 @@ impl<'a> Draft<'a> {
     fn add_without_rules(&mut self, index: &Index) {
         let mut known = BTreeSet::new();
         for (pod, _) in index.latest(kind::POD).filter(|(pod, _)| pod.host_network != Some(true)) {
-            let (kind, name) = workload_of(pod);
+            let (kind, name) = index.workload_of(pod);
             let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
             known.insert(Arc::clone(&workload.namespace));
             if self.wish.wants(&workload) && !self.rules.contains_key(&workload) {

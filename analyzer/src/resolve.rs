@@ -21,7 +21,7 @@ use datafusion::{
     logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf},
 };
 use schemas::{
-    index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
+    index::{Index, Owner, Span, UnknownReason, pod_name_as_uid},
     inventory::InventoryRecord,
     table::{Cell, TimestampMs},
 };
@@ -138,15 +138,19 @@ impl Rows {
             }
             "pod" => {
                 let uid = self.owned(5, row);
-                let known = uid.as_deref().and_then(|uid| index.pod(uid, self.span(row).to)).map(workload_of);
+                // The whole inventory knows owners of owners, and names of pods, that the agent may not have known.
+                let known = uid.as_deref().and_then(|uid| index.pod(uid, self.span(row).to));
                 let told = self.owned(3, row).zip(self.owned(4, row));
-                let (workload_kind, workload) = told.or(known).unzip();
+                let (workload_kind, workload) = known.map(|pod| index.workload_of(pod)).or(told).unzip();
+                if known.is_some_and(|pod| pod.host_network == Some(true)) {
+                    return Some(End::node(self.owned(6, row).or_else(observer_node), address()));
+                }
                 Some(End {
                     kind: "pod",
-                    namespace: self.owned(2, row),
+                    namespace: Some(known.and_then(|pod| pod.namespace.clone()).or_else(|| self.owned(2, row))?),
                     workload_kind,
                     workload,
-                    pod_uid: uid,
+                    pod_uid: known.and_then(|pod| pod.uid.clone()).or(uid),
                     node: self.owned(6, row).or_else(observer_node),
                     ..End::default()
                 })
@@ -163,17 +167,17 @@ impl Rows {
         let margin_ms = if self.text(0, row) == Some(observer) { UNMAPPED_MARGIN_MS } else { 0 };
         let span = Span { from: TimestampMs(from.0 - margin_ms), to: TimestampMs(to.0 + margin_ms) };
         match self.address(row) {
-            Some(address) => End::of(index.resolve(address, span), address),
+            Some(address) => End::of(index, index.resolve(address, span), address),
             None => End { address: self.owned(9, row), ..End::unknown("not_an_address") },
         }
     }
 }
 
 impl End {
-    fn of(owner: Owner<'_>, address: IpAddr) -> Self {
+    fn of(index: &Index, owner: Owner<'_>, address: IpAddr) -> Self {
         let text: Arc<str> = address.to_string().into();
         match owner {
-            Owner::Pod(pod) => Self::pod(pod),
+            Owner::Pod(pod) => Self::pod(index, pod),
             Owner::Node(node) => Self::node(Some(Arc::clone(&node.name)), Some(text)),
             // Only what is dialled can be a Service; one that dials is a node that hides behind its address.
             Owner::Service(_) => Self { address: Some(text), ..Self::unknown("service_address") },
@@ -182,8 +186,8 @@ impl End {
         }
     }
 
-    fn pod(pod: &InventoryRecord) -> Self {
-        let (workload_kind, workload) = workload_of(pod);
+    fn pod(index: &Index, pod: &InventoryRecord) -> Self {
+        let (workload_kind, workload) = index.workload_of(pod);
         Self {
             kind: "pod",
             namespace: pod.namespace.clone(),
@@ -253,13 +257,13 @@ fn destination_ends(index: &Index, args: &[ColumnarValue]) -> DataFusionResult<C
 
 /// Everyone who may have answered when a Service's address was dialled; `None` when it was not a Service's.
 fn through_service(index: &Index, address: IpAddr, transport: &str, port: u16, span: Span) -> Option<Vec<Destination>> {
-    let Owner::Service(service) = index.resolve(address, span) else { return None };
+    let Owner::Service(service) = index.dialled(address, transport, port, span) else { return None };
     let name: Arc<str> = format!("{}/{}", service.namespace.as_deref().unwrap_or_default(), service.name).into();
     // Replicas are one destination: a connection must not count once for each. Of their pods and nodes, what all share
     // is known of the one that answered.
     let mut found: BTreeMap<(End, u16), BTreeSet<Replica>> = BTreeMap::new();
     for backend in index.backends(service, transport, port, span) {
-        let mut end = End::of(backend.owner, backend.address);
+        let mut end = End::of(index, backend.owner, backend.address);
         let replica = if end.kind == "pod" { (end.pod_uid.take(), end.node.take()) } else { (None, end.node.clone()) };
         found.entry((end, backend.port)).or_default().insert(replica);
     }

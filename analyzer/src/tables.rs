@@ -22,7 +22,7 @@ use schemas::{
     capture::{self, CaptureFile, Listing, Problem},
     flow::FlowRecord,
     health::HealthRecord,
-    index::Index,
+    index::{Heard, Index},
     inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
@@ -144,16 +144,16 @@ impl Tables {
 
     async fn over(listing: Listing, clock_skew_ms: u32) -> Result<Self, TablesError> {
         let Listing { files, mut problems } = listing;
-        let (mut log, mut watched, mut usable) = (Vec::new(), BTreeMap::new(), Vec::with_capacity(files.len()));
+        let (mut log, mut heard, mut usable) = (Vec::new(), BTreeMap::new(), Vec::with_capacity(files.len()));
         for file in files {
-            match learn(&file, &mut log, &mut watched) {
+            match learn(&file, &mut log, &mut heard) {
                 Ok(()) => usable.push(file),
                 Err(problem) => problems.push(problem),
             }
         }
         problems.sort();
-        let watched = watched.into_iter().map(|((node, _), until)| (until, node)).collect();
-        let index = Arc::new(Index::from_log(log, watched, clock_skew_ms.into()));
+        let heard = heard.into_iter().map(|((writer, run_id), time)| Heard { time, writer, run_id }).collect();
+        let index = Arc::new(Index::from_log(log, heard, clock_skew_ms.into()));
 
         let config = SessionConfig::new()
             .with_information_schema(true)
@@ -173,17 +173,17 @@ impl Tables {
     }
 }
 
-/// Reads what the index needs of a file: all of inventory, and of health how long each run of a node watched.
+/// Reads what the index needs of a file: all of inventory, and of health how long each run of a writer was there.
 fn learn(
     file: &CaptureFile,
     log: &mut Vec<InventoryRecord>,
-    watched: &mut BTreeMap<(Arc<str>, Arc<str>), TimestampMs>,
+    heard: &mut BTreeMap<(Arc<str>, Arc<str>), TimestampMs>,
 ) -> Result<(), Problem> {
     match file.dataset {
         InventoryRecord::DATASET => log.extend(capture::read::<InventoryRecord>(file)?),
         HealthRecord::DATASET => {
             for row in capture::read::<HealthRecord>(file)? {
-                let until = watched.entry((row.node, row.run_id)).or_insert(row.window_end);
+                let until = heard.entry((row.node, row.run_id)).or_insert(row.window_end);
                 *until = row.window_end.max(*until);
             }
         }

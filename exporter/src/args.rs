@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{
-    Parser, Subcommand,
+    Parser, Subcommand, ValueEnum,
     builder::{FalseyValueParser, NonEmptyStringValueParser},
 };
 use ipnet::IpNet;
@@ -60,11 +60,39 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_INVENTORY", value_name = "FILE")]
     pub inventory: Option<PathBuf>,
 
+    /// Learn who the pods of this node are from the Kubernetes API: that of KUBECONFIG, or of the service account of the
+    /// pod this runs in. Pods' sockets are told by the cgroups and network namespaces that kubelet made.
+    #[arg(long, env = "FLOWSCRIBE_KUBERNETES", value_parser = FalseyValueParser::new(), requires = "node", conflicts_with = "inventory")]
+    pub kubernetes: bool,
+
+    /// With --kubernetes, what is known of the remote end of a flow when it is recorded.
+    #[arg(long, env = "FLOWSCRIBE_REMOTE_METADATA", value_enum, default_value_t = RemoteMetadata::Local)]
+    pub remote_metadata: RemoteMetadata,
+
+    /// With --kubernetes, how long a flow waits for the name of a pod that is not known yet, before it is recorded
+    /// without; 0 for not at all.
+    #[arg(long, env = "FLOWSCRIBE_METADATA_WAIT", value_name = "DURATION", default_value = "5s", value_parser = wait)]
+    pub metadata_wait: Duration,
+
+    /// Record only these labels of pods in flows; `app*` stands for all that begin so. All by default. The inventory,
+    /// which policies are made from, has all of them in any case.
+    #[arg(long, env = "FLOWSCRIBE_RECORD_LABELS", value_name = "KEY,…", value_delimiter = ',')]
+    pub record_labels: Vec<String>,
+
+    /// Leave these labels of pods out of flows; `app*` stands for all that begin so.
+    #[arg(long, env = "FLOWSCRIBE_OMIT_LABELS", value_name = "KEY,…", value_delimiter = ',')]
+    pub omit_labels: Vec<String>,
+
+    /// Most bytes of labels of a pod in a flow, as JSON: of more, the last keys are left out.
+    #[arg(long, env = "FLOWSCRIBE_MAX_LABEL_BYTES", value_name = "BYTES", default_value_t = 4096)]
+    pub max_label_bytes: usize,
+
     /// Name of the cluster, written on every row.
     #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default", value_parser = NonEmptyStringValueParser::new())]
     pub cluster: String,
 
-    /// Name of this node, written on every row; the host's name by default.
+    /// Name of this node, written on every row; the host's name by default. With --kubernetes the spec.nodeName of its
+    /// pods, which a pod has from the downward API.
     #[arg(long, env = "FLOWSCRIBE_NODE", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub node: Option<String>,
 
@@ -119,6 +147,16 @@ pub struct Args {
     pub max_conversations: usize,
 }
 
+/// Where the remote end of a flow gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RemoteMetadata {
+    /// From all pods, Services, EndpointSlices and nodes, which the agent watches: for those who read flows as they
+    /// come, such as over OpenTelemetry.
+    Cluster,
+    /// From the pods of this node alone. Reports lose nothing by it: they look every remote end up in the inventory.
+    Local,
+}
+
 /// What else the program does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -156,6 +194,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(_) => Err("must be at least 1s".into()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text).map_err(|error| error.to_string()) }
 }
 
 fn window(text: &str) -> Result<Duration, String> {

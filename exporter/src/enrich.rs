@@ -3,15 +3,17 @@
 //! The local end is told by its socket and is certain; the remote end is a hint by address, which the analyzer resolves
 //! again from the whole inventory.
 
+pub(crate) mod cluster;
 pub(crate) mod file;
+mod kubelet;
+pub(crate) mod labels;
+mod sockets;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     ffi::OsStr,
-    fs,
     net::IpAddr,
-    ops::Bound,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,15 +23,19 @@ use schemas::{
     capture::Origin,
     event::CgroupEvent,
     flow::FlowRecord,
-    index::{Index, Owner, Span, UnknownReason, pod_name_as_uid, workload_of},
+    index::{Heard, Index, Owner, Span, UnknownReason, pod_name_as_uid},
     inventory::InventoryRecord,
+    kubernetes::Change,
     table::{RttHistogram, TimestampMs},
 };
 
-use crate::{
-    flow::{Flow, FlowKey, Role, SocketOwner},
-    probe::netns,
-};
+use cluster::Cluster;
+use kubelet::Kubelet;
+use labels::LabelPolicy;
+use sockets::{SocketMap, walk};
+pub(crate) use sockets::{HostNetns, inode};
+
+use crate::flow::{Flow, FlowKey, Role, SocketOwner};
 
 /// What is learned about an object: the record, and for a pod of this node where its sockets are.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,62 +63,41 @@ pub(crate) struct Filter {
     pub loopback: bool,
 }
 
-/// The node's own network namespace.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct HostNetns {
-    /// Inode number of its file.
-    pub inode: u32,
-    /// Its cookie, where it can be had.
-    pub cookie: Option<u64>,
+/// What a flow comes to.
+pub(crate) enum Step {
+    /// Its record.
+    Record {
+        record: Box<FlowRecord>,
+        /// An end has no name, because its metadata did not come in time.
+        is_unnamed: bool,
+        /// The local socket's cgroup is of another pod than its network namespace.
+        is_contradicted: bool,
+    },
+    /// The filter leaves it out.
+    Filtered,
+    /// An end has no name yet, and may have one soon.
+    Wait,
 }
 
 /// Names the ends of flows.
 pub(crate) struct Enricher {
     origin: Origin,
     filter: Filter,
+    labels: LabelPolicy,
     /// Where the cgroup v2 hierarchy is mounted.
     cgroup_root: PathBuf,
     index: Index,
     sockets: SocketMap,
+    /// With Kubernetes: where this node's pods are.
+    kubelet: Option<Kubelet>,
+    /// The rest of the cluster, where the agent learns of it.
+    cluster: Option<Cluster>,
+    /// Longest time that a flow may tell of.
+    window_ms: i64,
+    next_prune: TimestampMs,
     /// Paths of the inventory that were not there, as far as reported.
     missing: BTreeSet<PathBuf>,
     next_seq: i64,
-}
-
-/// Which pod a socket of this node belongs to. What is gone is remembered for a while: its last flows are still to be
-/// named, and neither cookies nor cgroup numbers are used again.
-#[derive(Debug, Default)]
-struct SocketMap {
-    host: HostNetns,
-    /// By cookie of the network namespace.
-    by_cookie: HashMap<u64, Located>,
-    /// By inode of the network namespace, where its cookie can't be had.
-    by_inode: HashMap<u32, Located>,
-    /// By inode of the cgroup.
-    by_cgroup: HashMap<u64, Located>,
-    /// Cgroups made during the run, by their paths: they may be gone when they are looked for.
-    made: BTreeMap<PathBuf, Made>,
-    /// What was last asked of each network namespace's file.
-    asked: HashMap<PathBuf, Asked>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    inode: u64,
-    cookie: Option<u64>,
-    last: TimestampMs,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Made {
-    id: u64,
-    last: TimestampMs,
-}
-
-#[derive(Debug)]
-struct Located {
-    uid: Arc<str>,
-    last: TimestampMs,
 }
 
 /// One end of a flow, named.
@@ -133,9 +118,34 @@ struct End {
 
 impl Enricher {
     /// An enricher without any knowledge yet.
-    pub(crate) fn new(origin: Origin, filter: Filter, host: HostNetns, cgroup_root: PathBuf) -> Self {
-        let sockets = SocketMap { host, ..SocketMap::default() };
-        Self { origin, filter, cgroup_root, index: Index::new(0), sockets, missing: BTreeSet::new(), next_seq: 0 }
+    pub(crate) fn new(
+        origin: Origin,
+        filter: Filter,
+        labels: LabelPolicy,
+        host: HostNetns,
+        cgroup_root: PathBuf,
+        window_ms: i64,
+    ) -> Self {
+        Self {
+            origin,
+            filter,
+            labels,
+            cgroup_root,
+            index: Index::new(0),
+            sockets: SocketMap::new(host),
+            kubelet: None,
+            cluster: None,
+            window_ms,
+            next_prune: TimestampMs(0),
+            missing: BTreeSet::new(),
+            next_seq: 0,
+        }
+    }
+
+    /// From now on the node's pods are those of kubelet; with `cluster`, the rest of the cluster is learned too.
+    pub(crate) fn use_kubernetes(&mut self, cluster: Option<Cluster>) {
+        self.kubelet = Some(Kubelet::default());
+        self.cluster = cluster;
     }
 
     /// Learns a record, as it was written to the inventory.
@@ -143,11 +153,63 @@ impl Enricher {
         self.index.apply(record);
     }
 
+    /// Learns of the rest of the cluster.
+    pub(crate) fn learn_cluster(&mut self, change: Change, now: TimestampMs) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.learn(&mut self.index, change, now);
+        }
+    }
+
     /// Learns of a cgroup that was made.
     pub(crate) fn learn_cgroup(&mut self, event: &CgroupEvent, now: TimestampMs) {
         let path = event.path.split(|byte| *byte == 0).next().unwrap_or_default();
         let below_root = Path::new(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)));
-        self.sockets.add_made(self.cgroup_root.join(below_root), event.id, now);
+        let path = self.cgroup_root.join(below_root);
+        match &mut self.kubelet {
+            Some(kubelet) => {
+                if let Some(uid) = kubelet.add(&path, now) {
+                    self.sockets.add_cgroup(event.id, uid, now);
+                }
+            }
+            None => self.sockets.add_made(path, event.id, now),
+        }
+    }
+
+    /// A second has passed: the knowledge so far goes on to hold, and what is too old for any flow is forgotten.
+    pub(crate) fn tick(&mut self, now: TimestampMs) {
+        match &self.cluster {
+            Some(cluster) => cluster.tick(&mut self.index, now),
+            None => {
+                let Origin { node: writer, run_id, .. } = self.origin.clone();
+                self.index.hear(Heard { time: now, writer, run_id });
+            }
+        }
+        if now >= self.next_prune {
+            self.next_prune = TimestampMs(now.0 + PRUNE_MS);
+            self.index.forget(TimestampMs(now.0 - 2 * self.window_ms - PRUNE_MS));
+        }
+        self.locate_pods(now);
+    }
+
+    /// Looks where kubelet's pods are.
+    fn locate_pods(&mut self, now: TimestampMs) {
+        let Some(kubelet) = &mut self.kubelet else { return };
+        if kubelet.is_walk_due(now) {
+            walk(&self.cgroup_root, &mut |path| {
+                if let Some(uid) = kubelet.add(path, now)
+                    && let Some(id) = inode(path)
+                {
+                    self.sockets.add_cgroup(id, uid, now);
+                }
+            });
+            self.sockets.forget(now);
+        }
+        for (uid, path) in kubelet.networks(now) {
+            let is_host = inode(&path).is_none_or(|inode| inode as u32 == self.sockets.host_inode());
+            if !is_host && self.sockets.add_netns(&path, &uid, now) {
+                kubelet.found(&uid);
+            }
+        }
     }
 
     /// Looks where the sockets of this node's pods are now. What is not there is reported once.
@@ -165,11 +227,11 @@ impl Enricher {
         self.sockets.forget(now);
     }
 
-    /// Names a flow; `None` when the filter leaves it out.
-    pub(crate) fn step(&mut self, flow: &Flow) -> Option<FlowRecord> {
+    /// Names a flow. One whose ends may have a name soon has to wait, if it may.
+    pub(crate) fn step(&mut self, flow: &Flow, may_wait: bool) -> Step {
         let key = &flow.key;
         if !self.filter.loopback && key.local_address.is_loopback() && key.remote_address.is_loopback() {
-            return None;
+            return Step::Filtered;
         }
         let sums = &flow.sums;
         let span = Span { from: sums.first_seen, to: sums.last_seen };
@@ -180,9 +242,14 @@ impl Enricher {
         } else {
             self.remote(key.remote_address, transport, key.server_port, key.role, span)
         };
-        if !self.filter.wants(key, &local, &remote) {
-            return None;
+        let is_unnamed = self.may_come(&local) || (self.cluster.is_some() && self.may_come(&remote));
+        if is_unnamed && may_wait {
+            return Step::Wait;
         }
+        if !self.filter.wants(key, &local, &remote) {
+            return Step::Filtered;
+        }
+        let is_contradicted = self.sockets.is_contradicted(key.socket);
         // A UDP socket may be bound to no address: then it is the pod's.
         let bound = Some(key.local_address).filter(|address| !address.is_unspecified());
         let local_address = bound.or_else(|| self.address_of(&local, key.remote_address)).unwrap_or(key.local_address);
@@ -193,9 +260,11 @@ impl Enricher {
         };
         let seq = self.next_seq;
         self.next_seq += 1;
+        let source_labels = source.labels.map(|labels| self.labels.choose(&labels));
+        let destination_labels = destination.labels.map(|labels| self.labels.choose(&labels));
         let (source_workload_kind, source_workload) = source.workload.unzip();
         let (destination_workload_kind, destination_workload) = destination.workload.unzip();
-        Some(FlowRecord {
+        let record = Box::new(FlowRecord {
             cluster: Arc::clone(&self.origin.cluster),
             node: Arc::clone(&self.origin.node),
             run_id: Arc::clone(&self.origin.run_id),
@@ -219,7 +288,7 @@ impl Enricher {
             source_node: source.node,
             source_workload_kind,
             source_workload,
-            source_labels: source.labels,
+            source_labels,
             source_host_network: source.host_network,
             destination_kind: destination.kind.into(),
             destination_unknown_reason: destination.unknown_reason.map(|reason| reason.as_str().into()),
@@ -231,7 +300,7 @@ impl Enricher {
             destination_node: destination.node,
             destination_workload_kind,
             destination_workload,
-            destination_labels: destination.labels,
+            destination_labels,
             destination_host_network: destination.host_network,
             destination_name: None,
             connections: sums.connections.into(),
@@ -246,7 +315,16 @@ impl Enricher {
             rtt_us_hist: RttHistogram(sums.rtt.map(i64::from)),
             first_seen: sums.first_seen,
             last_seen: sums.last_seen,
-        })
+        });
+        Step::Record { record, is_unnamed, is_contradicted }
+    }
+
+    /// Whether the metadata of an end may be on its way: the API server tells of pods later than they begin.
+    fn may_come(&self, end: &End) -> bool {
+        use UnknownReason::{NoInventory, NoOwner, UnmappedSocket};
+        let is_pod_without_name = end.kind == "pod" && end.pod.is_none();
+        self.kubelet.is_some()
+            && (is_pod_without_name || matches!(end.unknown_reason, Some(NoInventory | NoOwner | UnmappedSocket)))
     }
 
     /// Number of the next record.
@@ -263,8 +341,16 @@ impl Enricher {
                 Owner::Pod(other) if !is_certain && (&other.namespace, &other.name) != (&pod.namespace, &pod.name) => {
                     End::unknown(UnknownReason::UnmappedSocket)
                 }
-                _ => End::pod(pod),
+                _ => End::pod(&self.index, pod),
             };
+        }
+        // Its cgroup tells the UID, by which the analyzer will know it.
+        if self.kubelet.is_some()
+            && let Some((uid, _)) = self.sockets.pod(socket)
+        {
+            let (pod_uid, node) = (Some(Arc::clone(uid)), Some(Arc::clone(&self.origin.node)));
+            let host_network = Some(self.sockets.is_host(socket));
+            return End { kind: "pod", pod_uid, node, host_network, ..End::default() };
         }
         if self.sockets.is_host(socket) {
             return End { kind: "node", node: Some(Arc::clone(&self.origin.node)), ..End::default() };
@@ -273,8 +359,12 @@ impl Enricher {
     }
 
     fn remote(&self, address: IpAddr, transport: &str, port: u16, role: Role, span: Span) -> End {
-        match self.index.resolve(address, span) {
-            Owner::Pod(pod) => End::pod(pod),
+        let owner = match role {
+            Role::Server => self.index.resolve(address, span),
+            Role::Client | Role::Unknown => self.index.dialled(address, transport, port, span),
+        };
+        match owner {
+            Owner::Pod(pod) => End::pod(&self.index, pod),
             Owner::Node(node) => End { kind: "node", node: Some(Arc::clone(&node.name)), ..End::default() },
             Owner::Service(service) => End {
                 kind: "service",
@@ -308,7 +398,8 @@ impl Filter {
         let Self { namespaces, labels, cidrs, ports, loopback: _ } = self;
         let ends = [local, remote];
         let is_of_namespace = |end: &&End| end.namespace.as_ref().is_some_and(|name| namespaces.contains(name));
-        let is_unresolved = |end: &&End| end.unknown_reason.is_some();
+        let is_unresolved =
+            |end: &&End| end.unknown_reason.is_some() || (end.kind == "pod" && end.namespace.is_none());
         let addresses = [key.local_address, key.remote_address];
         let served = [Some(key.server_port), local.target_port, remote.target_port];
         (namespaces.is_empty() || ends.iter().any(|end| is_unresolved(end) || is_of_namespace(end)))
@@ -318,86 +409,15 @@ impl Filter {
     }
 }
 
-impl SocketMap {
-    /// The pod of a socket, and whether that is certain.
-    fn pod(&self, socket: SocketOwner) -> Option<(&Arc<str>, bool)> {
-        let in_pod = !self.is_host(socket);
-        let by_cookie = self.by_cookie.get(&socket.netns_cookie).filter(|_| in_pod).map(|located| (&located.uid, true));
-        let by_inode =
-            || self.by_inode.get(&socket.netns_inode).filter(|_| in_pod).map(|located| (&located.uid, false));
-        let by_cgroup = || self.by_cgroup.get(&socket.cgroup_id).map(|located| (&located.uid, true));
-        by_cookie.or_else(by_inode).or_else(by_cgroup)
-    }
-
-    fn is_host(&self, socket: SocketOwner) -> bool {
-        socket.netns_inode == self.host.inode || self.host.cookie.is_some_and(|cookie| cookie == socket.netns_cookie)
-    }
-
-    fn add_made(&mut self, path: PathBuf, id: u64, now: TimestampMs) {
-        if self.made.len() >= CGROUPS {
-            // Half of them, the older ones, make room.
-            let mut times: Vec<i64> = self.made.values().map(|made| made.last.0).collect();
-            times.sort_unstable();
-            let median = times[times.len() / 2];
-            self.made.retain(|_, made| made.last.0 > median);
-        }
-        self.made.insert(path, Made { id, last: now });
-    }
-
-    /// A pod's network namespace; whether it is there.
-    fn add_netns(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
-        let Some(inode) = inode(path) else { return false };
-        let asked = self.asked.get(path).filter(|asked| asked.inode == inode);
-        let cookie = asked.map_or_else(|| netns::cookie(path), |asked| asked.cookie);
-        self.asked.insert(path.to_path_buf(), Asked { inode, cookie, last: now });
-        let located = Located { uid: Arc::clone(uid), last: now };
-        match cookie {
-            Some(cookie) => drop(self.by_cookie.insert(cookie, located)),
-            None => drop(self.by_inode.insert(inode as u32, located)),
-        }
-        true
-    }
-
-    /// A pod's cgroup and those of its containers below it; whether it is there.
-    fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
-        let from_here = self.made.range::<Path, _>((Bound::Included(directory), Bound::Unbounded));
-        let made: Vec<u64> =
-            from_here.take_while(|(path, _)| path.starts_with(directory)).map(|(_, made)| made.id).collect();
-        let there = inode(directory);
-        for id in made.iter().copied().chain(there) {
-            self.by_cgroup.insert(id, Located { uid: Arc::clone(uid), last: now });
-        }
-        if there.is_none() {
-            return !made.is_empty();
-        }
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.add_cgroups(&entry.path(), uid, now);
-            }
-        }
-        true
-    }
-
-    fn forget(&mut self, now: TimestampMs) {
-        let is_kept = |located: &Located| now.0 - located.last.0 < REMEMBERED_MS;
-        self.by_cookie.retain(|_, located| is_kept(located));
-        self.by_inode.retain(|_, located| is_kept(located));
-        self.by_cgroup.retain(|_, located| is_kept(located));
-        // A file that was away may be another namespace's when it is back.
-        self.asked.retain(|_, asked| asked.last == now);
-        self.made.retain(|_, made| now.0 - made.last.0 < REMEMBERED_MS);
-    }
-}
-
 impl End {
-    fn pod(pod: &InventoryRecord) -> Self {
+    fn pod(index: &Index, pod: &InventoryRecord) -> Self {
         Self {
             kind: "pod",
             namespace: pod.namespace.clone(),
             pod: Some(Arc::clone(&pod.name)),
             pod_uid: Some(pod.uid.clone().unwrap_or_else(|| pod_name_as_uid(pod))),
             node: pod.object_node.clone(),
-            workload: Some(workload_of(pod)),
+            workload: Some(index.workload_of(pod)),
             labels: pod.labels.clone(),
             host_network: Some(pod.host_network == Some(true)),
             ..Self::default()
@@ -415,20 +435,12 @@ impl End {
     }
 }
 
-/// The inode of a namespace file or a cgroup directory; `None` when it is gone.
-pub(crate) fn inode(path: &Path) -> Option<u64> {
-    fs::metadata(path).ok().map(|metadata| metadata.ino())
-}
-
 fn text(address: IpAddr) -> Arc<str> {
     address.to_string().into()
 }
 
-/// How long a pod's sockets are remembered after it is gone: longer than the longest window, an hour.
-const REMEMBERED_MS: i64 = 2 * 3_600_000;
-
-/// Most cgroups that are remembered.
-const CGROUPS: usize = 16_384;
+/// How often what is over is forgotten.
+const PRUNE_MS: i64 = 60_000;
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
-//! The inventory as it is now, and the log of how it came to be so.
+//! Where the agent learns who the pods are: from a file, or from the Kubernetes API.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
 use schemas::{
     capture::Origin,
-    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord},
+    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, log::InventoryLog},
     table::TimestampMs,
 };
 
@@ -15,63 +15,57 @@ use crate::enrich::{
 
 /// What is known of the objects around, and the rows that tell it.
 pub(crate) struct Inventory {
-    path: Option<PathBuf>,
-    node: Arc<str>,
-    read_at: Option<SystemTime>,
+    /// What was told of it.
+    pub(crate) log: InventoryLog,
+    file: Option<InventoryFile>,
+    /// With a file: where the sockets of this node's pods are.
     observations: Vec<Observation>,
-    next_seq: i64,
-    written_at: TimestampMs,
 }
 
-/// Kind, namespace, name, UID and owner's kind.
-type Key<'a> = (&'a str, Option<&'a str>, &'a str, Option<&'a str>, Option<&'a str>);
+struct InventoryFile {
+    path: PathBuf,
+    node: Arc<str>,
+    read_at: Option<SystemTime>,
+}
 
 impl Inventory {
-    /// Reads the file; without one, nothing is known.
+    /// Reads a file.
     ///
     /// # Errors
-    /// The file can't be read or is not valid.
-    pub(crate) fn open(path: Option<PathBuf>, node: &Arc<str>) -> Result<Self, InventoryError> {
-        let read_at = path.as_deref().and_then(|path| fs::metadata(path).ok()?.modified().ok());
-        let observations = path.as_deref().map_or_else(|| Ok(Vec::new()), |path| file::read(path, node))?;
-        Ok(Self { path, node: Arc::clone(node), read_at, observations, next_seq: 0, written_at: TimestampMs(0) })
+    /// It can't be read or is not valid.
+    pub(crate) fn of_file(path: PathBuf, origin: &Origin) -> Result<Self, InventoryError> {
+        let read_at = fs::metadata(&path).ok().and_then(|metadata| metadata.modified().ok());
+        let observations = file::read(&path, &origin.node)?;
+        let mut log = InventoryLog::new(origin.clone(), SCOPE_CLUSTER);
+        log.replace(records(&observations), TimestampMs(0));
+        let file = Some(InventoryFile { path, node: Arc::clone(&origin.node), read_at });
+        Ok(Self { log, file, observations })
     }
 
-    /// All that is known.
+    /// Knows what it is told of this node's pods.
+    pub(crate) fn of_node(origin: &Origin) -> Self {
+        Self { log: InventoryLog::new(origin.clone(), SCOPE_PART), file: None, observations: Vec::new() }
+    }
+
+    /// Whether it is told of this node's pods, rather than reading a file.
+    pub(crate) const fn is_of_node(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// All that is known of where sockets are.
     pub(crate) fn observations(&self) -> &[Observation] {
         &self.observations
     }
 
-    /// Number of the next row.
-    pub(crate) const fn next_seq(&self) -> i64 {
-        self.next_seq
-    }
-
-    /// Whether rows written now belong to another hour's file than the last ones.
-    pub(crate) const fn is_new_hour(&self, now: TimestampMs) -> bool {
-        now.0.div_euclid(HOUR_MS) != self.written_at.0.div_euclid(HOUR_MS)
-    }
-
-    /// Whether the last rows are of another day.
-    pub(crate) const fn is_new_day(&self, now: TimestampMs) -> bool {
-        now.0.div_euclid(DAY_MS) != self.written_at.0.div_euclid(DAY_MS)
-    }
-
-    /// Rows that tell of everything.
-    pub(crate) fn snapshot(&mut self, origin: &Origin, now: TimestampMs) -> Vec<InventoryRecord> {
-        let records: Vec<_> = self.observations.iter().map(|o| (EVENT_SNAPSHOT, o.record.clone())).collect();
-        self.rows(records, origin, now)
-    }
-
     /// Reads the file again if it was written since. One that can't be used is reported once, and what was known stays.
     pub(crate) fn reload(&mut self) -> Option<Vec<Observation>> {
-        let path = self.path.as_deref()?;
-        let modified = fs::metadata(path).ok()?.modified().ok()?;
-        if self.read_at == Some(modified) {
+        let InventoryFile { path, node, read_at } = self.file.as_mut()?;
+        let modified = fs::metadata(&path).ok()?.modified().ok()?;
+        if *read_at == Some(modified) {
             return None;
         }
-        self.read_at = Some(modified);
-        match file::read(path, &self.node) {
+        *read_at = Some(modified);
+        match file::read(path, node) {
             Ok(observations) => Some(observations),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "keeping the inventory as it was");
@@ -80,50 +74,14 @@ impl Inventory {
         }
     }
 
-    /// Takes over what is known now, and returns rows that tell the difference.
-    pub(crate) fn replace(&mut self, new: Vec<Observation>, origin: &Origin, now: TimestampMs) -> Vec<InventoryRecord> {
-        let old = std::mem::replace(&mut self.observations, new);
-        let known: BTreeMap<Key<'_>, &InventoryRecord> = old.iter().map(|o| (key(&o.record), &o.record)).collect();
-        let current: BTreeMap<Key<'_>, &InventoryRecord> =
-            self.observations.iter().map(|o| (key(&o.record), &o.record)).collect();
-        let deleted =
-            known.iter().filter(|(key, _)| !current.contains_key(*key)).map(|(_, r)| (EVENT_DELETE, (*r).clone()));
-        let upserted = current
-            .iter()
-            .filter(|(key, record)| known.get(*key) != Some(record))
-            .map(|(_, r)| (EVENT_UPSERT, (*r).clone()));
-        // What is gone is told first: its address may have moved on.
-        let records = deleted.chain(upserted).collect();
-        self.rows(records, origin, now)
-    }
-
-    fn rows(
-        &mut self,
-        records: Vec<(&'static str, InventoryRecord)>,
-        origin: &Origin,
-        now: TimestampMs,
-    ) -> Vec<InventoryRecord> {
-        self.written_at = now;
-        let first = self.next_seq;
-        self.next_seq += records.len() as i64;
-        let numbered = records.into_iter().zip(first..);
-        numbered
-            .map(|((event, record), seq)| InventoryRecord {
-                cluster: Arc::clone(&origin.cluster),
-                node: Arc::clone(&origin.node),
-                run_id: Arc::clone(&origin.run_id),
-                seq,
-                observed_at: now,
-                event: event.into(),
-                ..record
-            })
-            .collect()
+    /// Takes over what a file says now, and returns rows that tell the difference.
+    pub(crate) fn replace(&mut self, new: Vec<Observation>, now: TimestampMs) -> Vec<InventoryRecord> {
+        let rows = self.log.replace(records(&new), now);
+        self.observations = new;
+        rows
     }
 }
 
-fn key(record: &InventoryRecord) -> Key<'_> {
-    (&record.kind, record.namespace.as_deref(), &record.name, record.uid.as_deref(), record.owner_kind.as_deref())
+fn records(observations: &[Observation]) -> Vec<InventoryRecord> {
+    observations.iter().map(|observation| observation.record.clone()).collect()
 }
-
-const HOUR_MS: i64 = 3_600_000;
-const DAY_MS: i64 = 24 * HOUR_MS;

@@ -3,7 +3,8 @@
 //! ```text
 //!  observe (task)                                          record (thread)
 //!  Probe ──FlowEvent, EdgeCounts──► FlowTable ──Message──► [bounded] ──► Enricher ──FlowRecord──► ParquetSink
-//!                                                           Inventory ──InventoryRecord──┘
+//!  watch (tasks)                                               │
+//!  API server ──Change──────────────────────Message──► [bounded] ──► Inventory ──InventoryRecord──┘
 //! ```
 //!
 //! Nothing is dropped between the stages: where recording is slower than observing, the channel fills, observing waits,
@@ -18,22 +19,34 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::{
     sys::utsname::uname,
     time::{ClockId, clock_gettime},
 };
-use schemas::{capture::Origin, event::CgroupEvent, table::TimestampMs};
-use tokio::sync::mpsc;
+use schemas::{
+    capture::Origin,
+    event::CgroupEvent,
+    kubernetes::{self, Change, ConnectError, Resource, Start},
+    table::TimestampMs,
+};
+use tokio::{sync::mpsc, task::JoinSet};
 
 use observe::Observer;
 use record::Recorder;
 
 use crate::{
-    args::Args,
+    args::{Args, RemoteMetadata},
     chain,
-    enrich::{Enricher, Filter, HostNetns, file::InventoryError, inode},
+    enrich::{
+        Enricher, Filter, HostNetns,
+        cluster::Cluster,
+        file::InventoryError,
+        inode,
+        labels::{Keys, LabelPolicy},
+    },
     flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
     inventory::Inventory,
     probe::{self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, host::cgroup2_mount, netns},
@@ -50,6 +63,9 @@ pub enum RunError {
     /// The inventory file can't be used.
     #[error("cannot learn who the pods are")]
     Inventory(#[from] InventoryError),
+    /// There is no Kubernetes API.
+    #[error("cannot ask the Kubernetes API who the pods are")]
+    Kubernetes(#[from] ConnectError),
     /// The end of the run could not be written.
     #[error(
         "cannot write to {path}, as told above: the end of the recording is missing, {lost} ends of connections are lost"
@@ -97,6 +113,10 @@ enum Message {
     Flows(Vec<Flow>),
     /// A cgroup was made.
     Cgroup(Box<CgroupEvent>),
+    /// What the API server says of this node's pods.
+    OwnPods(Change),
+    /// What the API server says of the rest of the cluster.
+    Cluster(Change),
     /// A second has passed.
     Tick,
     Window(WindowReport),
@@ -124,11 +144,8 @@ struct WindowReport {
 /// # Errors
 /// The run can't start, or the kernel takes the programs away.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSummary, RunError> {
-    let origin = Origin {
-        cluster: args.cluster.as_str().into(),
-        node: args.node.clone().map_or_else(|| node_name().map(Arc::from), |name| Ok(name.into()))?,
-        run_id: random_id()?,
-    };
+    let name = args.node.clone().map_or_else(node_name, Ok)?;
+    let origin = Origin::new(&args.cluster, &name).map_err(RunError::Random)?;
     let output = args.output.clone().unwrap_or_default();
     let telemetry = Arc::new(Telemetry::new());
     if let Some(address) = args.metrics_address {
@@ -136,7 +153,11 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         served.map_err(|source| RunError::Metrics { address, source })?;
     }
     let host = host_netns(args.host_netns.as_deref())?;
-    let inventory = Inventory::open(args.inventory.clone(), &origin.node)?;
+    let inventory = match args.inventory.clone() {
+        Some(path) => Inventory::of_file(path, &origin)?,
+        None => Inventory::of_node(&origin),
+    };
+    let client = if args.kubernetes { Some(kubernetes::connect().await?) } else { None };
     let sink = ParquetSink::new(&output, &origin, args.roll());
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
@@ -160,7 +181,16 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         let refused = |error: &ProbeError| tracing::warn!(error = chain(error), "--bpf-stats needs CAP_SYS_ADMIN");
         measuring.inspect_err(refused).ok()
     });
-    let enricher = Enricher::new(origin.clone(), filter, host, cgroup2_mount()?);
+    let choice =
+        LabelPolicy::new(Keys::new(&args.record_labels), Keys::new(&args.omit_labels), args.max_label_bytes);
+    let window_ms = args.summed_window_ms();
+    let mut enricher = Enricher::new(origin.clone(), filter, choice, host, cgroup2_mount()?, window_ms);
+    if args.kubernetes {
+        let remote = others(&args);
+        let cluster = || Cluster::new(Arc::clone(&origin.run_id), remote.iter().map(|(of, _)| of.clone()).collect());
+        enricher.use_kubernetes((!remote.is_empty()).then(cluster));
+    }
+    let node = Arc::clone(&origin.node);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
     recorder.programs = probe.attached().iter().copied().map(Arc::from).collect();
     // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
@@ -168,23 +198,45 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         return Err(RunError::Unwritable { path: output });
     }
     recorder.telemetry = Some(Arc::clone(&telemetry));
-    telemetry.ready();
+    if client.is_none() {
+        telemetry.ready(); // otherwise once the pods are known
+    }
     tracing::info!(output = %output.display(), window = ?args.window, "recording, stop with Ctrl-C");
 
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
+    // They end with the observer: dropping the set ends its tasks.
+    let mut watches = JoinSet::new();
+    if let Some(client) = client {
+        let own = Start { delay: jitter(OWN_JITTER)?, fields: Some(format!("spec.nodeName={node}")), is_cached: true };
+        watches.spawn(kubernetes::watch(client.clone(), Resource::pods(), own, sender.clone(), Message::OwnPods));
+        for (resource, fields) in others(&args) {
+            let start = Start { delay: jitter(OTHERS_JITTER)?, fields, is_cached: false };
+            watches.spawn(kubernetes::watch(client.clone(), resource, start, sender.clone(), Message::Cluster));
+        }
+    }
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
     let observer = Observer::new(&args, probe, table, clock, run_start, sender, telemetry);
     let observed = observer.run(shutdown).await;
+    drop(watches);
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
     observed?;
     if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: output, lost: summary.lost }) }
 }
 
-/// 128 random bits in hexadecimal.
-fn random_id() -> Result<Arc<str>, RunError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(RunError::Random)?;
-    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)).into())
+/// What is watched beside the node's own pods, with field selectors.
+fn others(args: &Args) -> Vec<(Resource, Option<String>)> {
+    if args.remote_metadata == RemoteMetadata::Local {
+        return Vec::new();
+    }
+    let others = args.node.as_ref().map(|node| format!("spec.nodeName!={node}"));
+    let rest = [Resource::services(), Resource::endpoint_slices(), Resource::nodes()];
+    std::iter::once((Resource::pods(), others)).chain(rest.map(|resource| (resource, None))).collect()
+}
+
+/// A random part of a time, so that the agents of a cluster do not ask all at once.
+fn jitter(longest: Duration) -> Result<Duration, RunError> {
+    let random = getrandom::u32().map_err(RunError::Random)?;
+    Ok(longest.mul_f64(f64::from(random) / f64::from(u32::MAX)))
 }
 
 /// The node's own network namespace.
@@ -215,3 +267,5 @@ fn clock_ns(clock: ClockId) -> Result<i64, nix::Error> {
 
 const HOST_NETNS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
 const CHANNEL_MESSAGES: usize = 8;
+const OWN_JITTER: Duration = Duration::from_secs(1);
+const OTHERS_JITTER: Duration = Duration::from_secs(3);

@@ -35,6 +35,19 @@ pub struct Origin {
     pub run_id: Arc<str>,
 }
 
+impl Origin {
+    /// A new run of a writer, with 128 random bits in hexadecimal to tell it by.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn new(cluster: &str, node: &str) -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        let run_id = format!("{:032x}", u128::from_ne_bytes(bytes)).into();
+        Ok(Self { cluster: cluster.into(), node: node.into(), run_id })
+    }
+}
+
 /// Names of the datasets, which are their folders.
 pub const DATASETS: [&str; 3] = [FlowRecord::DATASET, InventoryRecord::DATASET, HealthRecord::DATASET];
 

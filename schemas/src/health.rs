@@ -70,6 +70,13 @@ dataset! {
     lost_cgroups: i64 => "health.lost.cgroups", "{cgroup}";
     /// Ends of connections exported without an identity for the local end.
     unidentified: i64 => "health.unidentified", "{end}";
+    /// Ends of connections whose cgroup is of another pod than their network namespace: of a process that entered
+    /// the namespace. They count as the namespace's.
+    contradicted: i64 => "health.contradicted", "{end}";
+    /// Ends of connections exported without the name of an end, because its metadata did not come in time.
+    unnamed: i64 => "health.unnamed", "{end}";
+    /// Resources of the Kubernetes API that should be watched and can't be.
+    unreadable: Vec<Arc<str>> => "health.unreadable", "";
     /// Connections open at the end of the window.
     open_connections: i64 => "health.open_connections", "{connection}";
     /// Edges in the flow table at the end of the window.

@@ -1,7 +1,7 @@
 //! Who had an address at a given time, and what stood behind a Service: pure, in memory, fed by inventory records.
 //!
 //! ```text
-//! InventoryRecord ──apply──► Index ──resolve(address, span)──► Owner
+//! InventoryRecord ──apply──► Index ──resolve(address, span), dialled(address, port, span)──► Owner
 //!                                  ──backends(service, port, span)──► Vec<Backend>
 //! ```
 //!
@@ -9,17 +9,20 @@
 //! one that nobody is known to have held is [`Owner::External`] only outside every known range and only while the
 //! inventory covered that time.
 
+mod coverage;
+mod lookup;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
-use ipnet::IpNet;
+use coverage::{Coverage, Ranges};
 
 use crate::{
-    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, kind},
-    table::{Port, TimestampMs},
+    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, SCOPE_PART, kind},
+    table::TimestampMs,
 };
 
 /// A closed interval of time.
@@ -92,24 +95,39 @@ pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 #[derive(Debug, Default)]
 pub struct Index {
     objects: Vec<Object>,
+    /// Places in `objects` that are free.
+    free: Vec<usize>,
     ids: HashMap<ObjectKey, usize>,
     pods_by_uid: HashMap<Arc<str>, usize>,
     slices_by_service: HashMap<(Arc<str>, Arc<str>), Vec<usize>>,
+    services_by_node_port: HashMap<u16, Vec<usize>>,
     leases: HashMap<IpAddr, Vec<Lease>>,
-    ranges: BTreeSet<IpNet>,
+    ranges: Ranges,
     snapshots: HashMap<Arc<str>, Snapshot>,
     last_heard: HashMap<Arc<str>, TimestampMs>,
-    covered_from: Option<TimestampMs>,
+    coverage: Coverage,
     tolerance_ms: i64,
+}
+
+/// A moment at which a writer was there and had said all it knew, as the ends of `health` windows are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Heard {
+    /// The moment.
+    pub time: TimestampMs,
+    /// The writer's node.
+    pub writer: Arc<str>,
+    /// Its run.
+    pub run_id: Arc<str>,
 }
 
 /// Kind, namespace, name and UID (two pods of the same name are two objects), or a Workload's own kind.
 type ObjectKey = (Arc<str>, Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 
 /// What was observed of one object, oldest first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Object {
-    writer: Arc<str>,
+    /// Who told of it and has not told of its end.
+    writers: Vec<Arc<str>>,
     versions: Vec<Version>,
     ended: Option<TimestampMs>,
 }
@@ -118,7 +136,8 @@ struct Object {
 struct Version {
     from: TimestampMs,
     record: Arc<InventoryRecord>,
-    labels: Labels,
+    /// Read when they are asked for.
+    labels: OnceLock<Box<Labels>>,
 }
 
 #[derive(Debug)]
@@ -157,26 +176,29 @@ impl Index {
         Self { tolerance_ms, ..Self::default() }
     }
 
-    /// Builds an index from one cluster's log in any order, with repetitions. `watched` tells of moments at which a
-    /// writer (a node) was there and had said all it knew, as the ends of `health` windows do.
-    pub fn from_log(
-        mut records: Vec<InventoryRecord>,
-        mut watched: Vec<(TimestampMs, Arc<str>)>,
-        tolerance_ms: i64,
-    ) -> Self {
+    /// Builds an index from one cluster's log in any order, with repetitions, and from when its writers were there.
+    pub fn from_log(mut records: Vec<InventoryRecord>, mut heard: Vec<Heard>, tolerance_ms: i64) -> Self {
         records.sort_by(|a, b| (a.observed_at, &a.run_id, a.seq).cmp(&(b.observed_at, &b.run_id, b.seq)));
         records.dedup_by(|a, b| (&a.node, &a.run_id, a.seq) == (&b.node, &b.run_id, b.seq));
-        watched.sort();
-        let mut watched = watched.into_iter().peekable();
+        heard.sort();
+        let mut heard = heard.into_iter().peekable();
         let mut index = Self::new(tolerance_ms);
         for record in records {
-            while let Some((time, writer)) = watched.next_if(|(time, _)| *time < record.observed_at) {
-                index.last_heard.insert(writer, time);
+            while let Some(heard) = heard.next_if(|heard| heard.time < record.observed_at) {
+                index.hear(heard);
             }
             index.apply(record);
         }
+        heard.for_each(|heard| index.hear(heard));
         index.settle();
         index
+    }
+
+    /// Takes in that a writer was there.
+    pub fn hear(&mut self, Heard { time, writer, run_id }: Heard) {
+        self.coverage.hear(&writer, &run_id, time);
+        let last = self.last_heard.entry(writer).or_insert(time);
+        *last = time.max(*last);
     }
 
     /// Takes in one observation.
@@ -184,28 +206,71 @@ impl Index {
         let record = Arc::new(record);
         let is_snapshot = &*record.event == EVENT_SNAPSHOT;
         self.begin_or_settle_snapshot(&record, is_snapshot);
+        self.coverage.hear(&record.node, &record.run_id, record.observed_at);
         let heard = self.last_heard.entry(Arc::clone(&record.node)).or_insert(record.observed_at);
         *heard = record.observed_at.max(*heard);
-        self.ranges.extend(record.cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()));
+        record.cidrs.iter().filter_map(|cidr| cidr.parse().ok()).for_each(|cidr| self.ranges.add(cidr));
         let id = self.object_id(&record);
         if is_snapshot && let Some(snapshot) = self.snapshots.get_mut(&record.node) {
             snapshot.named.insert(id);
         }
         if &*record.event == EVENT_DELETE {
-            self.end(id, record.lease_end.unwrap_or(record.observed_at));
+            self.end(id, record.lease_end.unwrap_or(record.observed_at).min(record.observed_at));
             return;
         }
         let since = self.since(&record, is_snapshot);
         self.move_leases(id, &record, since);
-        let labels = record.labels.as_deref().map(parse_labels).unwrap_or_default();
         let object = &mut self.objects[id];
-        object.writer = Arc::clone(&record.node);
+        if !object.writers.contains(&record.node) {
+            object.writers.push(Arc::clone(&record.node));
+        }
         object.ended = None;
         if object.versions.last().is_none_or(|version| !same_object(&version.record, &record)) {
-            let first = object.versions.is_empty();
-            let from = if first { since } else { record.observed_at };
-            object.versions.push(Version { from, record, labels });
+            let from = if object.versions.is_empty() { since } else { record.observed_at };
+            object.versions.push(Version { from, record, labels: OnceLock::new() });
         }
+    }
+
+    /// Forgets what was over before a time: objects that ended, leases, and what an object was until it changed.
+    pub fn forget(&mut self, before: TimestampMs) {
+        let mut gone = HashSet::new();
+        for (id, object) in self.objects.iter_mut().enumerate() {
+            let current = object.versions.partition_point(|version| version.from < before);
+            object.versions.drain(..current.saturating_sub(1));
+            if object.ended.is_some_and(|end| end < before) {
+                *object = Object::default();
+                gone.insert(id);
+            }
+        }
+        self.leases.retain(|_, leases| {
+            leases.retain(|lease| lease.end >= before && !gone.contains(&lease.object));
+            !leases.is_empty()
+        });
+        if gone.is_empty() {
+            return;
+        }
+        let is_kept = |ids: &mut Vec<usize>| {
+            ids.retain(|id| !gone.contains(id));
+            !ids.is_empty()
+        };
+        self.ids.retain(|_, id| !gone.contains(id));
+        self.pods_by_uid.retain(|_, id| !gone.contains(id));
+        self.slices_by_service.retain(|_, ids| is_kept(ids));
+        self.services_by_node_port.retain(|_, ids| is_kept(ids));
+        self.free.extend(gone);
+    }
+
+    /// A writer's full list begins: what `snapshot` records of this run and time do not name ends with
+    /// [`Self::settle`]. A list that is under way is given up.
+    pub fn begin_list(&mut self, Heard { time, writer, run_id }: Heard) {
+        let heard_before = self.last_heard.get(&writer).copied().unwrap_or(time);
+        let snapshot = Snapshot { run_id, observed_at: time, heard_before, named: HashSet::new(), settled: false };
+        self.snapshots.insert(writer, snapshot);
+    }
+
+    /// A writer knows the whole cluster from now on, for as long as it is heard.
+    pub fn begin_coverage(&mut self, Heard { time, writer, run_id }: Heard) {
+        self.coverage.begin(&writer, &run_id, time);
     }
 
     /// Ends what the latest snapshots no longer named; called by itself when a writer goes on.
@@ -214,125 +279,6 @@ impl Index {
         for writer in writers {
             self.settle_writer(&writer);
         }
-    }
-
-    /// Who had `address` throughout `span`, give or take the clocks' tolerance.
-    pub fn resolve(&self, address: IpAddr, span: Span) -> Owner<'_> {
-        let address = address.to_canonical();
-        let leases = self.leases.get(&address).map_or(&[][..], Vec::as_slice);
-        // An address that changed hands within the tolerance of the span may have been either's.
-        let widened = self.widened(span);
-        if let Some(owner) = self.owner_within(leases, widened) {
-            return owner;
-        }
-        if self.covered_from.is_none_or(|covered| covered > widened.to) {
-            return Owner::Unknown(UnknownReason::NoInventory);
-        }
-        if !leases.is_empty() || self.ranges.iter().any(|range| range.contains(&address)) {
-            return Owner::Unknown(UnknownReason::NoOwner);
-        }
-        Owner::External
-    }
-
-    /// The endpoints that were ready behind a Service's port at some moment of `span`, or within the clocks' tolerance
-    /// of it: from its EndpointSlices, or, where there are none, from its selector. Sorted, without repetitions.
-    pub fn backends(&self, service: &InventoryRecord, transport: &str, port: u16, span: Span) -> Vec<Backend<'_>> {
-        let Some(service_port) = service.ports.iter().find(|p| p.port == port && &*p.protocol == transport) else {
-            return Vec::new();
-        };
-        let found = self.backends_within(service, service_port, span);
-        if found.is_empty() { self.backends_within(service, service_port, self.widened(span)) } else { found }
-    }
-
-    fn backends_within(&self, service: &InventoryRecord, service_port: &Port, span: Span) -> Vec<Backend<'_>> {
-        let mut endpoints: BTreeMap<(IpAddr, u16), Owner<'_>> = BTreeMap::new();
-        let namespace = service.namespace.clone().unwrap_or_default();
-        let slices = self.slices_by_service.get(&(namespace, Arc::clone(&service.name)));
-        for slice in slices.into_iter().flatten().flat_map(|id| self.versions_within(*id, span)) {
-            let ports = slice.record.ports.iter();
-            for port in ports.filter(|p| p.name == service_port.name && p.protocol == service_port.protocol) {
-                endpoints.extend(addresses(&slice.record).map(|at| ((at, port.port), self.resolve(at, span))));
-            }
-        }
-        if slices.is_none()
-            && let Some(selector) = service.selector.as_deref().map(parse_labels)
-        {
-            for pod in self.pods_within(service.namespace.as_ref(), &selector, span) {
-                let Some(port) = target_port(service_port, pod) else { continue };
-                let shares_node = pod.host_network == Some(true);
-                let owner = |at| if shares_node { self.resolve(at, span) } else { Owner::Pod(pod) };
-                endpoints.extend(addresses(pod).map(|at| ((at, port), owner(at))));
-            }
-        }
-        endpoints.into_iter().map(|((address, port), owner)| Backend { address, port, owner }).collect()
-    }
-
-    /// A pod by its UID, as it was at `time`.
-    pub fn pod(&self, uid: &str, time: TimestampMs) -> Option<&InventoryRecord> {
-        let object = &self.objects[*self.pods_by_uid.get(uid)?];
-        object.version_at(time).map(|version| &*version.record)
-    }
-
-    /// Every object of a kind as it was last seen, with its labels, in order of namespace, name and UID.
-    pub fn latest<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a InventoryRecord, &'a Labels)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();
-        ids.sort();
-        let versions = ids.into_iter().filter_map(|(_, id)| self.objects[*id].versions.last());
-        versions.map(|version| (&*version.record, &version.labels))
-    }
-
-    /// Every label set that pods had, with the pod, in order of namespace, name, UID and time.
-    pub fn pod_versions(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
-        ids.sort();
-        let versions = ids.into_iter().flat_map(|(_, id)| &self.objects[*id].versions);
-        versions.map(|version| (&*version.record, &version.labels))
-    }
-
-    fn widened(&self, span: Span) -> Span {
-        Span {
-            from: TimestampMs(span.from.0.saturating_sub(self.tolerance_ms)),
-            to: TimestampMs(span.to.0.saturating_add(self.tolerance_ms)),
-        }
-    }
-
-    fn owner_within(&self, leases: &[Lease], span: Span) -> Option<Owner<'_>> {
-        let mut holders = leases.iter().filter(|lease| span.overlaps(lease.start, lease.end)).map(|lease| lease.object);
-        let holder = holders.next()?;
-        if holders.any(|other| other != holder) {
-            return Some(Owner::Unknown(UnknownReason::Ambiguous));
-        }
-        let record = &*self.objects[holder].version_at(span.to)?.record;
-        Some(match &*record.kind {
-            kind::POD => Owner::Pod(record),
-            kind::NODE => Owner::Node(record),
-            _ => Owner::Service(record),
-        })
-    }
-
-    fn versions_within(&self, id: usize, span: Span) -> impl Iterator<Item = &Version> {
-        let object = &self.objects[id];
-        let end = object.ended.unwrap_or(TimestampMs(i64::MAX));
-        let until =
-            move |at: usize| object.versions.get(at + 1).map_or(end, |next| TimestampMs(next.from.0 - 1).min(end));
-        let versions = object.versions.iter().enumerate();
-        versions.filter(move |(at, version)| span.overlaps(version.from, until(*at))).map(|(_, version)| version)
-    }
-
-    fn pods_within(
-        &self,
-        namespace: Option<&Arc<str>>,
-        selector: &Labels,
-        span: Span,
-    ) -> impl Iterator<Item = &InventoryRecord> {
-        let pods = self.pods_by_uid.values().flat_map(move |id| self.versions_within(*id, span));
-        pods.filter(move |version| {
-            version.record.namespace.as_ref() == namespace
-                && !is_over(&version.record)
-                && !selector.is_empty()
-                && selector.iter().all(|(key, value)| version.labels.get(key) == Some(value))
-        })
-        .map(|version| &*version.record)
     }
 
     fn begin_or_settle_snapshot(&mut self, record: &Arc<InventoryRecord>, is_snapshot: bool) {
@@ -344,15 +290,12 @@ impl Index {
         }
         self.settle_writer(&record.node);
         if is_snapshot {
-            let snapshot = Snapshot {
-                run_id: Arc::clone(&record.run_id),
-                observed_at: record.observed_at,
-                heard_before: self.last_heard.get(&record.node).copied().unwrap_or(record.observed_at),
-                named: HashSet::new(),
-                settled: false,
-            };
-            self.snapshots.insert(Arc::clone(&record.node), snapshot);
-            self.covered_from = Some(self.covered_from.map_or(record.observed_at, |t| t.min(record.observed_at)));
+            let InventoryRecord { observed_at: time, node: writer, run_id, scope, .. } = (**record).clone();
+            let heard = Heard { time, writer, run_id };
+            if &*scope != SCOPE_PART {
+                self.begin_coverage(heard.clone());
+            }
+            self.begin_list(heard);
         }
     }
 
@@ -360,12 +303,15 @@ impl Index {
         let Some(snapshot) = self.snapshots.get_mut(writer).filter(|snapshot| !snapshot.settled) else { return };
         snapshot.settled = true;
         let (named, ended_at) = (std::mem::take(&mut snapshot.named), snapshot.observed_at);
-        let gone: Vec<usize> = (0..self.objects.len())
-            .filter(|id| {
-                let object = &self.objects[*id];
-                object.ended.is_none() && object.writer == *writer && !named.contains(id)
-            })
-            .collect();
+        let mut gone = Vec::new();
+        for (id, object) in self.objects.iter_mut().enumerate().filter(|(id, _)| !named.contains(id)) {
+            // What another writer goes on to tell of is there.
+            let told = object.writers.len();
+            object.writers.retain(|other| other != writer);
+            if object.writers.is_empty() && told > 0 {
+                gone.push(id);
+            }
+        }
         for id in gone {
             self.end(id, ended_at);
         }
@@ -380,17 +326,22 @@ impl Index {
 
     fn object_id(&mut self, record: &Arc<InventoryRecord>) -> usize {
         // Workloads of two kinds may share a name.
-        let told_apart = if &*record.kind == kind::WORKLOAD { &record.owner_kind } else { &record.uid };
+        let told_apart = if &*record.kind == kind::WORKLOAD { &record.workload_kind } else { &record.uid };
         let key = (Arc::clone(&record.kind), record.namespace.clone(), Arc::clone(&record.name), told_apart.clone());
         if let Some(id) = self.ids.get(&key) {
             return *id;
         }
-        let id = self.objects.len();
-        self.objects.push(Object { writer: Arc::clone(&record.node), versions: Vec::new(), ended: None });
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.objects.push(Object::default());
+            self.objects.len() - 1
+        });
         if &*record.kind == kind::POD {
             // Where there are no UIDs, as on hosts without Kubernetes, the name takes their place.
             let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
             self.pods_by_uid.insert(uid, id);
+            if let Some(hash) = static_pod_hash(record) {
+                self.pods_by_uid.insert(hash, id);
+            }
         }
         if &*record.kind == kind::ENDPOINT_SLICE
             && let Some(service) = &record.owner
@@ -402,6 +353,10 @@ impl Index {
         id
     }
 
+    fn object(&self, id: usize) -> &Object {
+        &self.objects[id]
+    }
+
     /// Opens leases for addresses that are new to the object and closes those it no longer has.
     fn move_leases(&mut self, id: usize, record: &InventoryRecord, since: TimestampMs) {
         let holds = match &*record.kind {
@@ -409,7 +364,13 @@ impl Index {
             kind::NODE | kind::SERVICE => true,
             _ => false,
         };
-        let over = is_over(record);
+        for port in record.ports.iter().filter_map(|port| port.node_port) {
+            let services = self.services_by_node_port.entry(port).or_default();
+            if !services.contains(&id) {
+                services.push(id);
+            }
+        }
+        let over = is_over(record) || record.lease_end.is_some();
         let end = match record.lease_end {
             Some(end) => end,
             None if over => record.observed_at,
@@ -425,13 +386,14 @@ impl Index {
         for address in new {
             let leases = self.leases.entry(address).or_default();
             if let Some(lease) = leases.iter_mut().find(|lease| lease.object == id && lease.end == FOREVER) {
-                lease.end = end;
+                lease.end = end.max(lease.start);
                 continue;
             }
             if over && !first {
                 continue; // it ended before, and is only told again
             }
-            let start = if first { since } else { record.observed_at };
+            let told = record.lease_start.filter(|start| *start <= record.observed_at);
+            let start = if first { since } else { told.unwrap_or(record.observed_at) };
             leases.push(Lease { object: id, start, end: end.max(start) });
         }
     }
@@ -445,6 +407,7 @@ impl Index {
 
     fn end(&mut self, id: usize, time: TimestampMs) {
         self.objects[id].ended = Some(time);
+        self.objects[id].writers.clear();
         let held: Vec<IpAddr> =
             self.objects[id].versions.last().map(|version| addresses(&version.record).collect()).unwrap_or_default();
         for address in held {
@@ -460,11 +423,9 @@ impl Object {
     }
 }
 
-/// The workload a pod belongs to: kind and name of its top owner, or itself when it has none.
-pub fn workload_of(pod: &InventoryRecord) -> (Arc<str>, Arc<str>) {
-    match (&pod.owner_kind, &pod.owner) {
-        (Some(kind), Some(name)) => (Arc::clone(kind), Arc::clone(name)),
-        _ => (Arc::from(kind::POD), Arc::clone(&pod.name)),
+impl Version {
+    fn labels(&self) -> &Labels {
+        self.labels.get_or_init(|| Box::new(self.record.labels.as_deref().map(parse_labels).unwrap_or_default()))
     }
 }
 
@@ -473,16 +434,14 @@ pub fn pod_name_as_uid(pod: &InventoryRecord) -> Arc<str> {
     format!("{}/{}", pod.namespace.as_deref().unwrap_or_default(), pod.name).into()
 }
 
+/// The hash of a static pod's manifest, which names its cgroups in place of the UID that the API server gave it.
+pub fn static_pod_hash(pod: &InventoryRecord) -> Option<Arc<str>> {
+    parse_labels(pod.annotations.as_deref()?).get(CONFIG_HASH).cloned()
+}
+
 /// Reads labels, or a Service's selector, from canonical JSON; anything else than a map of texts is no label.
 pub fn parse_labels(json: &str) -> Labels {
     serde_json::from_str(json).unwrap_or_default()
-}
-
-/// The number of the port that a Service's port leads to on a pod; `None` where it is a name that the pod does not have.
-fn target_port(service_port: &Port, pod: &InventoryRecord) -> Option<u16> {
-    let Some(target) = service_port.target.as_deref() else { return Some(service_port.port) };
-    let named = |port: &&Port| port.name.as_deref() == Some(target) && port.protocol == service_port.protocol;
-    target.parse().ok().or_else(|| pod.ports.iter().find(named).map(|port| port.port))
 }
 
 /// Whether a pod has ended, and given up its addresses.
@@ -501,6 +460,7 @@ fn same_object(a: &InventoryRecord, b: &InventoryRecord) -> bool {
         node: Arc::clone(&a.node),
         run_id: Arc::clone(&a.run_id),
         seq: 0,
+        scope: Arc::clone(&a.scope),
         observed_at: TimestampMs(0),
         event: Arc::clone(&a.event),
         ..record.clone()
@@ -508,6 +468,8 @@ fn same_object(a: &InventoryRecord, b: &InventoryRecord) -> bool {
     comparable(a) == comparable(b)
 }
 
+/// Annotation of a static pod's mirror in the API (`k8s.io/kubernetes/pkg/kubelet/types`).
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 const FOREVER: TimestampMs = TimestampMs(i64::MAX);
 
 #[cfg(test)]

@@ -4,12 +4,20 @@ use std::sync::Arc;
 
 use crate::table::{Port, TimestampMs, dataset};
 
+#[cfg(feature = "capture")]
+pub mod log;
+
 /// The object is there, or has changed.
 pub const EVENT_UPSERT: &str = "upsert";
 /// The object is gone.
 pub const EVENT_DELETE: &str = "delete";
 /// The object is there, told with all others of its writer at the same `observed_at`.
 pub const EVENT_SNAPSHOT: &str = "snapshot";
+
+/// The writer knows every pod, node and Service of the cluster: an address that is none of theirs is outside.
+pub const SCOPE_CLUSTER: &str = "cluster";
+/// The writer knows a part: a node's pods, or what it may read.
+pub const SCOPE_PART: &str = "part";
 
 /// Kinds of objects.
 pub mod kind {
@@ -18,7 +26,7 @@ pub mod kind {
     pub const ENDPOINT_SLICE: &str = "EndpointSlice";
     pub const NODE: &str = "Node";
     pub const NAMESPACE: &str = "Namespace";
-    /// A pod owner, of the kind named in `owner_kind`.
+    /// What pods are of, or what owns that: the kind is named in `workload_kind`.
     pub const WORKLOAD: &str = "Workload";
     /// A range that Service addresses are taken from.
     pub const SERVICE_CIDR: &str = "ServiceCIDR";
@@ -39,6 +47,8 @@ dataset! {
     seq: i64 => "flow.seq", "";
     /// When the writer learned it; the same for all rows of one snapshot.
     observed_at: TimestampMs => "inventory.observed_at", "";
+    /// What the writer knows: `cluster`, all pods, nodes and Services; `part`, less.
+    scope: Arc<str> => "inventory.scope", "";
     /// `upsert`, `delete` or `snapshot`.
     event: Arc<str> => "inventory.event", "";
     /// `Pod`, `Service`, `EndpointSlice`, `Node`, `Namespace`, `Workload` or `ServiceCIDR`.
@@ -59,10 +69,13 @@ dataset! {
     labels: Option<Arc<str>> => "inventory.labels", "";
     /// Allow-listed annotations as canonical JSON, keys sorted.
     annotations: Option<Arc<str>> => "inventory.annotations", "";
-    /// Kind of a pod's top owner; of a Workload, its own kind; of an EndpointSlice, `Service`.
+    /// Kind of what controls it: of a pod ReplicaSet, Job and so on, of such a Workload Deployment, CronJob and so on;
+    /// of an EndpointSlice `Service`.
     owner_kind: Option<Arc<str>> => "inventory.owner.kind", "";
-    /// Name of a pod's top owner; of an EndpointSlice's Service.
+    /// Name of what controls it; of an EndpointSlice's Service.
     owner: Option<Arc<str>> => "inventory.owner.name", "";
+    /// Of a Workload, its kind: Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, Rollout and so on.
+    workload_kind: Option<Arc<str>> => "inventory.workload.kind", "";
     /// Selector as JSON: a Workload's LabelSelector, a Service's map of labels.
     selector: Option<Arc<str>> => "inventory.selector", "";
     /// Node a pod runs on.

@@ -8,9 +8,10 @@
 //! Without features this crate is the kernel event ABI ([`event`]) and `no_std`. Feature `arrow` adds the three
 //! datasets, each defined by one table in [`flow`], [`inventory`] and [`health`], from which the Arrow schema, the
 //! conversion to and from record batches and this crate's README come. Feature `capture` adds the directory layout,
-//! its writer and its reader; feature `index` the time-aware index from addresses to their owners.
+//! its writer and its reader; feature `index` the time-aware index from addresses to their owners; feature `kubernetes`
+//! what the API server tells of the inventory, which agent and analyzer watch in the same way.
 //!
-//! There is nothing about Kubernetes clients, eBPF loaders, async runtimes or query engines in here.
+//! There is nothing about eBPF loaders or query engines in here.
 #![cfg_attr(not(feature = "arrow"), no_std)]
 
 pub mod event;
@@ -25,6 +26,8 @@ pub mod health;
 pub mod index;
 #[cfg(feature = "arrow")]
 pub mod inventory;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 #[cfg(feature = "arrow")]
 pub mod table;
 

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use schemas::{
-    index::{Index, Labels, workload_of},
+    index::{Index, Labels},
     inventory::{InventoryRecord, kind},
 };
 
@@ -24,6 +24,7 @@ pub(super) struct Selector {
 
 /// Finds the selectors of workloads.
 pub(super) struct Selectors<'a> {
+    index: &'a Index,
     owners: HashMap<Workload, &'a InventoryRecord>,
     pods: HashMap<Arc<str>, Vec<(&'a InventoryRecord, &'a Labels)>>,
     found: HashMap<Workload, Option<Selector>>,
@@ -37,12 +38,12 @@ impl<'a> Selectors<'a> {
             pods.entry(pod.namespace.clone().unwrap_or_default()).or_default().push((pod, labels));
         }
         let owner = |record: &'a InventoryRecord| {
-            let kind = record.owner_kind.clone()?;
+            let kind = record.workload_kind.clone()?;
             let namespace = record.namespace.clone().unwrap_or_default();
             Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
         };
         let owners = index.latest(kind::WORKLOAD).filter_map(|(record, _)| owner(record)).collect();
-        Self { owners, pods, found: HashMap::new(), judged: HashSet::new() }
+        Self { index, owners, pods, found: HashMap::new(), judged: HashSet::new() }
     }
 
     /// The selector of a workload: its owner's own, or what the labels of all its pods have in common; in both cases
@@ -64,7 +65,7 @@ impl<'a> Selectors<'a> {
             return findings;
         }
         for (pod, labels) in self.pods.get(&workload.namespace).into_iter().flatten() {
-            let (kind, name) = workload_of(pod);
+            let (kind, name) = self.index.workload_of(pod);
             let of = Workload { namespace: Arc::clone(&workload.namespace), name, kind };
             match (of == *workload, selector.matches(labels)) {
                 (true, false) => {
@@ -82,8 +83,8 @@ impl<'a> Selectors<'a> {
 
     fn common_labels(&self, workload: &Workload) -> Labels {
         let pods = self.pods.get(&workload.namespace).into_iter().flatten();
-        let mut own =
-            pods.filter(|(pod, _)| workload_of(pod) == (Arc::clone(&workload.kind), Arc::clone(&workload.name)));
+        let wanted = (Arc::clone(&workload.kind), Arc::clone(&workload.name));
+        let mut own = pods.filter(|(pod, _)| self.index.workload_of(pod) == wanted);
         let Some((_, first)) = own.next() else { return Labels::new() };
         let mut common = (*first).clone();
         for (_, labels) in own {

@@ -107,7 +107,7 @@ impl Capture {
     pub(crate) fn workload(&mut self, kind: &str, path: &str, selector: &str) {
         let (namespace, name) = split(path);
         let workload = self.object(kind::WORKLOAD, Some(namespace), name);
-        workload.owner_kind = Some(kind.into());
+        workload.workload_kind = Some(kind.into());
         workload.selector = Some(selector.into());
     }
 

@@ -199,7 +199,7 @@ fn observations(file: InventoryFile, here: &Arc<str>) -> Vec<Observation> {
     for pod in pods {
         if let Some(Owner { kind, name, selector: Some(selector) }) = &pod.owner {
             let workload = InventoryRecord {
-                owner_kind: Some(Arc::clone(kind)),
+                workload_kind: Some(Arc::clone(kind)),
                 selector: Some(selector.to_string().into()),
                 ..record(kind::WORKLOAD, Some(&pod.namespace), name)
             };

@@ -4,8 +4,15 @@ use std::fs;
 
 use schemas::{inventory::kind, table::TimestampMs};
 
-use super::*;
-use crate::flow::{Sums, Transport};
+use super::{
+    labels::Keys,
+    sockets::{Located, REMEMBERED_MS},
+    *,
+};
+use crate::{
+    flow::{Sums, Transport},
+    probe::netns,
+};
 
 const HOST: u32 = 1;
 const POD_NETNS: &str = "/proc/self/ns/net";
@@ -32,7 +39,9 @@ fn pod(name: &str, address: &str) -> InventoryRecord {
 /// An enricher that knows these objects; the first pod's network namespace is this process's.
 fn enricher(filter: Filter, records: Vec<InventoryRecord>) -> (Enricher, u32) {
     let netns = inode(Path::new(POD_NETNS)).expect("this process has a network namespace") as u32;
-    let mut enricher = Enricher::new(origin(), filter, HostNetns { inode: HOST, cookie: None }, "/cgroup".into());
+    let host = HostNetns { inode: HOST, cookie: None };
+    let labels = LabelPolicy::new(Keys::default(), Keys::default(), 4096);
+    let mut enricher = Enricher::new(origin(), filter, labels, host, "/cgroup".into(), 60_000);
     let observations: Vec<Observation> = records
         .into_iter()
         .enumerate()
@@ -41,6 +50,14 @@ fn enricher(filter: Filter, records: Vec<InventoryRecord>) -> (Enricher, u32) {
     observations.iter().for_each(|observation| enricher.learn(observation.record.clone()));
     enricher.locate(&observations, TimestampMs(0));
     (enricher, netns)
+}
+
+/// The record of a flow, if the filter keeps it.
+fn named(enricher: &mut Enricher, flow: &Flow) -> Option<FlowRecord> {
+    match enricher.step(flow, false) {
+        Step::Record { record, .. } => Some(*record),
+        Step::Filtered | Step::Wait => None,
+    }
 }
 
 fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u16) -> Flow {
@@ -81,9 +98,9 @@ fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u1
 fn the_local_end_is_its_sockets_pod_and_the_remote_one_has_the_address() {
     let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1"), pod("db", "10.0.0.2")]);
     // An address that the inventory does not know does not make it another pod.
-    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.77", "10.0.0.2", 80)).expect("it is kept");
+    let row = named(&mut enricher, &flow(netns, Role::Client, "10.0.0.77", "10.0.0.2", 80)).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.destination_pod.as_deref()), (Some("web"), Some("db")));
-    let row = enricher.step(&flow(netns, Role::Server, "10.0.0.1", "10.0.0.2", 80)).expect("it is kept");
+    let row = named(&mut enricher, &flow(netns, Role::Server, "10.0.0.1", "10.0.0.2", 80)).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.destination_pod.as_deref()), (Some("db"), Some("web")));
     assert_eq!((&*row.source_address, &*row.destination_address), ("10.0.0.2", "10.0.0.1"));
     assert_eq!((row.seq, enricher.next_seq()), (1, 2));
@@ -96,7 +113,7 @@ fn without_a_cookie_a_namespace_number_that_was_reused_names_nobody() {
     enricher.sockets.by_inode.insert(netns, by_inode);
     let mut flow = flow(netns, Role::Client, "10.0.0.2", "10.0.0.9", 80);
     flow.key.socket.netns_cookie = 1;
-    let row = enricher.step(&flow).expect("it is kept");
+    let row = named(&mut enricher, &flow).expect("it is kept");
     assert_eq!(row.source_pod, None, "the address was old's, the namespace is new's");
     assert_eq!(row.source_unknown_reason.as_deref(), Some("unmapped_socket"));
 }
@@ -106,17 +123,17 @@ fn a_pod_that_is_gone_is_still_named_in_its_last_flows() {
     let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
     let flow = flow(netns, Role::Client, "10.0.0.1", "10.0.0.2", 80);
     enricher.locate(&[], TimestampMs(60_000));
-    assert_eq!(enricher.step(&flow).expect("it is kept").source_pod.as_deref(), Some("web"));
+    assert_eq!(named(&mut enricher, &flow).expect("it is kept").source_pod.as_deref(), Some("web"));
     enricher.locate(&[], TimestampMs(REMEMBERED_MS));
-    assert_eq!(enricher.step(&flow).expect("it is kept").source_pod, None, "and then forgotten");
+    assert_eq!(named(&mut enricher, &flow).expect("it is kept").source_pod, None, "and then forgotten");
 }
 
 #[test]
 fn a_socket_of_no_known_pod_is_the_node_in_its_namespace_and_unknown_elsewhere() {
     let (mut enricher, _) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
-    let row = enricher.step(&flow(HOST, Role::Client, "192.0.2.1", "10.0.0.1", 80)).expect("it is kept");
+    let row = named(&mut enricher, &flow(HOST, Role::Client, "192.0.2.1", "10.0.0.1", 80)).expect("it is kept");
     assert_eq!((&*row.source_kind, row.source_node.as_deref()), ("node", Some("node-a")));
-    let row = enricher.step(&flow(99, Role::Client, "10.0.0.1", "10.0.0.1", 80)).expect("it is kept");
+    let row = named(&mut enricher, &flow(99, Role::Client, "10.0.0.1", "10.0.0.1", 80)).expect("it is kept");
     assert_eq!((&*row.source_kind, row.source_unknown_reason.as_deref()), ("unknown", Some("unmapped_socket")));
 }
 
@@ -134,7 +151,7 @@ fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
     );
     let mut flow = flow(HOST, Role::Client, "192.0.2.1", "198.51.100.1", 443);
     flow.key.socket.cgroup_id = inode(&container).expect("it is there");
-    let row = enricher.step(&flow).expect("it is kept");
+    let row = named(&mut enricher, &flow).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.source_host_network), (Some("proxy"), Some(true)));
 }
 
@@ -152,7 +169,7 @@ fn a_cgroup_that_is_made_anew_is_found_again() {
         fs::create_dir(&cgroup).expect("made");
         flow.key.socket.cgroup_id = inode(&cgroup).expect("it is there");
         enricher.locate(&observations, TimestampMs(0));
-        let row = enricher.step(&flow).expect("it is kept");
+        let row = named(&mut enricher, &flow).expect("it is kept");
         assert_eq!(row.source_pod.as_deref(), Some("service"));
         fs::remove_dir(&cgroup).expect("removed");
     }
@@ -171,7 +188,7 @@ fn a_dialled_service_is_named_with_its_target_port() {
     service.ports = vec![port(80, "8080")];
     let web = InventoryRecord { labels: Some(r#"{"app":"web"}"#.into()), ..pod("web", "10.0.0.1") };
     let (mut enricher, netns) = enricher(Filter::default(), vec![web, service]);
-    let row = enricher.step(&flow(netns, Role::Client, "10.0.0.1", "10.96.0.5", 80)).expect("it is kept");
+    let row = named(&mut enricher, &flow(netns, Role::Client, "10.0.0.1", "10.96.0.5", 80)).expect("it is kept");
     assert_eq!((&*row.destination_kind, row.destination_service.as_deref()), ("service", Some("web")));
     assert_eq!(row.destination_service_namespace.as_deref(), Some("demo"));
     assert_eq!((row.destination_port, row.destination_target_port), (80, Some(8080)));
@@ -181,10 +198,10 @@ fn a_dialled_service_is_named_with_its_target_port() {
 fn what_stays_on_loopback_is_left_out_unless_asked_for() {
     let (mut without, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
     let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);
-    assert_eq!(without.step(&local), None);
+    assert_eq!(named(&mut without, &local), None);
     let (mut with, netns) = enricher(Filter { loopback: true, ..Filter::default() }, vec![pod("web", "10.0.0.1")]);
     let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);
-    let row = with.step(&local).expect("it is kept");
+    let row = named(&mut with, &local).expect("it is kept");
     assert_eq!(row.destination_pod.as_deref(), Some("web"), "the other end is the same pod");
     assert_eq!((without.next_seq(), with.next_seq()), (0, 1), "what is left out takes no number");
 }
@@ -194,7 +211,7 @@ fn a_namespace_is_kept_by_either_end_and_so_is_what_is_not_known() {
     let filter = || Filter { namespaces: BTreeSet::from(["demo".into()]), ..Filter::default() };
     let elsewhere = InventoryRecord { namespace: Some("else".into()), ..pod("other", "10.0.0.9") };
     let (mut enricher, netns) = enricher(filter(), vec![elsewhere, pod("web", "10.0.0.1")]);
-    assert!(enricher.step(&flow(netns, Role::Client, "10.0.0.9", "10.0.0.1", 80)).is_some(), "web is in demo");
-    assert!(enricher.step(&flow(netns, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_none());
-    assert!(enricher.step(&flow(99, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_some(), "whose socket?");
+    assert!(named(&mut enricher, &flow(netns, Role::Client, "10.0.0.9", "10.0.0.1", 80)).is_some(), "web is in demo");
+    assert!(named(&mut enricher, &flow(netns, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_none());
+    assert!(named(&mut enricher, &flow(99, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_some(), "whose socket?");
 }

@@ -1,15 +1,21 @@
 //! Recording: flows named and written, and the account of the run.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use nix::sys::utsname::uname;
-use schemas::{capture::Origin, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
+use schemas::{
+    capture::Origin,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    kubernetes::{Change, Problem, Resource},
+    table::TimestampMs,
+};
 use tokio::sync::mpsc;
 
 use super::{Message, RunError, RunSummary, WindowReport, now};
 use crate::{
     args::Args,
-    enrich::Enricher,
+    enrich::{Enricher, Step},
     flow::{Flow, Role},
     inventory::Inventory,
     probe::return_memory,
@@ -33,11 +39,23 @@ pub(super) struct Recorder {
     health_seq: i64,
     /// The inventory on disk is not whole: a file of it was given up.
     is_inventory_broken: bool,
-    /// Since the last health row.
+    /// Flows that wait for the name of an end, and until when they do.
+    waiting: VecDeque<(TimestampMs, Flow)>,
+    metadata_wait: Duration,
+    /// Resources that can't be watched.
+    unreadable: Vec<Resource>,
+    since: Since,
+    summary: RunSummary,
+}
+
+/// What was counted since the last health row, in ends of connections.
+#[derive(Clone, Copy, Debug, Default)]
+struct Since {
     exported: i64,
     filtered: i64,
     unidentified: i64,
-    summary: RunSummary,
+    unnamed: i64,
+    contradicted: i64,
 }
 
 impl Recorder {
@@ -63,9 +81,10 @@ impl Recorder {
             sink,
             health_seq: 0,
             is_inventory_broken: false,
-            exported: 0,
-            filtered: 0,
-            unidentified: 0,
+            waiting: VecDeque::new(),
+            metadata_wait: args.metadata_wait,
+            unreadable: Vec::new(),
+            since: Since::default(),
             summary: RunSummary::default(),
         })
     }
@@ -76,10 +95,14 @@ impl Recorder {
         while let Some(message) = receiver.blocking_recv() {
             let now = now().unwrap_or(self.run_start);
             match message {
-                Message::Flows(flows) => self.record_flows(&flows, now),
+                Message::Flows(flows) => flows.into_iter().for_each(|flow| self.record_or_wait(flow, now)),
+                Message::OwnPods(change) => self.record_own_pods(change, now),
+                Message::Cluster(change) => self.learn_cluster(change, now),
                 Message::Cgroup(event) => self.enricher.learn_cgroup(&event, now),
                 Message::Tick => {
                     self.record_inventory_changes(now);
+                    self.enricher.tick(now);
+                    self.record_waiting(now);
                     self.is_inventory_broken |= !self.sink.roll(now);
                 }
                 // Written when everything else is.
@@ -91,6 +114,9 @@ impl Recorder {
             }
         }
         let now = now().unwrap_or(self.run_start);
+        for (_, flow) in std::mem::take(&mut self.waiting) {
+            self.record_flow(&flow, false, now);
+        }
         self.sink.finish_flows();
         self.sink.finish_inventory();
         if let Some(report) = last_report {
@@ -100,27 +126,48 @@ impl Recorder {
         (self.summary, self.sink.finish_health())
     }
 
-    fn record_flows(&mut self, flows: &[Flow], now: TimestampMs) {
-        for flow in flows {
-            let Some(record) = self.enricher.step(flow) else {
-                self.filtered += flow.ends();
-                continue;
-            };
-            let local_reason = match flow.key.role {
-                Role::Server => &record.destination_unknown_reason,
-                Role::Client | Role::Unknown => &record.source_unknown_reason,
-            };
-            if local_reason.is_some() {
-                self.unidentified += flow.ends();
-            }
-            self.exported += flow.ends();
-            self.sink.flow(flow, record, now);
+    fn record_or_wait(&mut self, flow: Flow, now: TimestampMs) {
+        let may_wait = !self.metadata_wait.is_zero() && self.waiting.len() < WAITING_FLOWS;
+        if !self.record_flow(&flow, may_wait, now) {
+            self.waiting.push_back((TimestampMs(now.0 + self.metadata_wait.as_millis() as i64), flow));
         }
+    }
+
+    fn record_waiting(&mut self, now: TimestampMs) {
+        for (until, flow) in std::mem::take(&mut self.waiting) {
+            if !self.record_flow(&flow, now < until, now) {
+                self.waiting.push_back((until, flow));
+            }
+        }
+    }
+
+    /// Whether the flow is done with; otherwise it waits.
+    fn record_flow(&mut self, flow: &Flow, may_wait: bool, now: TimestampMs) -> bool {
+        let ends = flow.ends();
+        match self.enricher.step(flow, may_wait) {
+            Step::Wait => return false,
+            Step::Filtered => self.since.filtered += ends,
+            Step::Record { record, is_unnamed, is_contradicted } => {
+                let local_reason = match flow.key.role {
+                    Role::Server => &record.destination_unknown_reason,
+                    Role::Client | Role::Unknown => &record.source_unknown_reason,
+                };
+                self.since.unidentified += if local_reason.is_some() { ends } else { 0 };
+                self.since.unnamed += if is_unnamed { ends } else { 0 };
+                self.since.contradicted += if is_contradicted { ends } else { 0 };
+                self.since.exported += ends;
+                self.sink.flow(flow, *record, now);
+            }
+        }
+        true
     }
 
     /// Puts the run on record: who is who, and that it has begun. Returns whether that is durable.
     pub(super) fn begin(&mut self) -> bool {
-        self.record_snapshot(self.run_start);
+        // With Kubernetes, the pods are told once they are known.
+        if !self.inventory.is_of_node() {
+            self.record_snapshot(self.run_start);
+        }
         self.enricher.locate(self.inventory.observations(), self.run_start);
         let has_inventory = self.sink.finish_inventory() && !self.is_inventory_broken;
         let report = WindowReport { start: self.run_start, end: self.run_start, ..WindowReport::default() };
@@ -129,26 +176,91 @@ impl Recorder {
     }
 
     fn record_snapshot(&mut self, now: TimestampMs) {
-        let rows = self.inventory.snapshot(&self.origin, now);
+        let rows = self.inventory.log.snapshot(now);
         self.is_inventory_broken = !self.write_inventory(rows, now);
     }
 
     fn record_inventory_changes(&mut self, now: TimestampMs) {
-        if self.inventory.is_new_hour(now) && self.sink.has_open_inventory() {
+        if self.inventory.log.is_new_hour(now) && self.sink.has_open_inventory() {
             self.is_inventory_broken |= !self.sink.finish_inventory();
         }
         let changed = self.inventory.reload();
         // Every file and every day opens with what was known before the change.
         let opens_file = changed.is_some() && !self.sink.has_open_inventory();
-        if opens_file || self.inventory.is_new_day(now) || self.is_inventory_broken {
+        let is_due = opens_file || self.inventory.log.is_new_day(now) || self.is_inventory_broken;
+        if self.inventory.log.has_begun() && is_due {
             self.record_snapshot(now);
         }
         if let Some(observations) = changed {
-            let rows = self.inventory.replace(observations, &self.origin, now);
+            let rows = self.inventory.replace(observations, now);
             self.is_inventory_broken |= !self.write_inventory(rows, now);
         }
-        // Namespaces and cgroups come and go without a change of the file.
-        self.enricher.locate(self.inventory.observations(), now);
+        if !self.inventory.is_of_node() {
+            // Namespaces and cgroups come and go without a change of the file.
+            self.enricher.locate(self.inventory.observations(), now);
+        }
+    }
+
+    /// What the API server says of this node's pods.
+    fn record_own_pods(&mut self, change: Change, now: TimestampMs) {
+        let is_listed = matches!(change, Change::Listed(_));
+        self.judge(&change, "pods of this node have no names, only UIDs");
+        // Every file opens with what was known before.
+        let opens_file = self.inventory.log.has_begun() && !self.sink.has_open_inventory();
+        if opens_file && self.inventory.log.is_news(&change) {
+            self.record_snapshot(now);
+        }
+        let rows = self.inventory.log.learn(change, now);
+        self.is_inventory_broken |= !self.write_inventory(rows, now);
+        if is_listed && !self.inventory.log.has_begun() {
+            self.record_snapshot(now);
+            if self.inventory.log.next_seq() == 0 {
+                let node = &self.origin.node;
+                tracing::warn!(%node, "no pod has this spec.nodeName: is --node the node's name in Kubernetes?");
+            }
+            if let Some(telemetry) = &self.telemetry {
+                telemetry.ready();
+            }
+        }
+    }
+
+    /// What the API server says of the rest of the cluster.
+    fn learn_cluster(&mut self, change: Change, now: TimestampMs) {
+        self.judge(&change, "remote ends in flows have no names; reports look them up in the inventory");
+        self.enricher.learn_cluster(change, now);
+    }
+
+    /// Tells once what can't be watched, and when it can be again.
+    fn judge(&mut self, change: &Change, cost: &str) {
+        match change {
+            Change::Unreadable(resource, problem) => {
+                let remedy = problem.remedy(resource);
+                let what = match problem {
+                    Problem::Forbidden => "missing permission",
+                    Problem::NotServed => "not served",
+                    Problem::Failed(_) => "the API server can't be reached, and is asked again",
+                };
+                tracing::warn!(%resource, cost, %remedy, "{what}");
+                if !self.unreadable.contains(resource) {
+                    self.unreadable.push(resource.clone());
+                }
+            }
+            Change::Listed(resource) => self.forgive(|other| other == resource),
+            Change::There(record) | Change::Gone(record) if !self.unreadable.is_empty() => {
+                self.forgive(|other| other.is_of(record));
+            }
+            _ => {}
+        }
+    }
+
+    fn forgive(&mut self, is_readable: impl Fn(&Resource) -> bool) {
+        self.unreadable.retain(|resource| {
+            let is_back = is_readable(resource);
+            if is_back {
+                tracing::info!(%resource, "can be watched again");
+            }
+            !is_back
+        });
     }
 
     /// Writes rows and learns from them; returns whether they are on their way to disk.
@@ -163,12 +275,13 @@ impl Recorder {
 
     fn record_health(&mut self, report: &WindowReport, now: TimestampMs) {
         let lost_sink = self.sink.take_lost_ends();
-        let exported = std::mem::take(&mut self.exported) - lost_sink;
+        let since = std::mem::take(&mut self.since);
+        let exported = since.exported - lost_sink;
         let WindowReport { start, end, counters, lost, datagram_ends, ring_bytes, open_connections, edges, .. } =
             *report;
         let lost_map = (counters.lost_connections + counters.lost_datagrams) as i64;
         let (lost_queue, lost_end) = (lost.ends as i64, report.lost_end as i64);
-        let filtered = std::mem::take(&mut self.filtered);
+        let filtered = since.filtered;
         self.summary.ends += exported;
         self.summary.filtered += filtered;
         self.summary.lost +=
@@ -199,13 +312,16 @@ impl Recorder {
             lost_end,
             lost_closed: (counters.lost_closed + lost.closings) as i64,
             lost_cgroups: counters.lost_cgroups as i64,
-            unidentified: std::mem::take(&mut self.unidentified),
+            unidentified: since.unidentified,
+            contradicted: since.contradicted,
+            unnamed: since.unnamed,
+            unreadable: self.unreadable.iter().map(|resource| resource.to_string().into()).collect(),
             open_connections: open_connections as i64,
             flow_table_entries: edges as i64,
             ring_bytes: ring_bytes as i64,
             ring_full: counters.ring_full as i64,
             flows_next_seq: self.enricher.next_seq(),
-            inventory_next_seq: self.inventory.next_seq(),
+            inventory_next_seq: self.inventory.log.next_seq(),
             clean_shutdown: report.is_last,
         };
         self.health_seq += 1;
@@ -215,3 +331,6 @@ impl Recorder {
         self.sink.health(record, now);
     }
 }
+
+/// Most flows that wait for names; more are recorded without.
+const WAITING_FLOWS: usize = 20_000;

@@ -10,7 +10,7 @@ const POD_A: &str = "10.0.0.1";
 #[derive(Default)]
 struct Log {
     records: Vec<InventoryRecord>,
-    watched: Vec<(TimestampMs, Arc<str>)>,
+    heard: Vec<Heard>,
 }
 
 impl Log {
@@ -28,7 +28,7 @@ impl Log {
     }
 
     fn index(&self, tolerance_ms: i64) -> Index {
-        Index::from_log(self.records.clone(), self.watched.clone(), tolerance_ms)
+        Index::from_log(self.records.clone(), self.heard.clone(), tolerance_ms)
     }
 }
 
@@ -119,7 +119,7 @@ fn what_a_later_snapshot_does_not_name_is_gone() {
     assert_eq!(name(index.resolve(ip(POD_A), at(9_001))), "b");
     assert_eq!(name(index.resolve(ip("10.0.0.9"), at(5_000))), "other");
     // Its health tells how long the writer watched: until then, nothing had moved.
-    log.watched = vec![(TimestampMs(4_000), "node-a".into())];
+    log.heard = vec![Heard { time: TimestampMs(4_000), writer: "node-a".into(), run_id: "run".into() }];
     let index = log.index(0);
     assert_eq!(name(index.resolve(ip(POD_A), at(3_999))), "a");
     assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "ambiguous");
@@ -137,7 +137,7 @@ fn workloads_of_two_kinds_may_share_a_name() {
             InventoryRecord {
                 kind: kind::WORKLOAD.into(),
                 name: "web".into(),
-                owner_kind: Some(kind.into()),
+                workload_kind: Some(kind.into()),
                 selector: Some(selector.into()),
                 ..InventoryRecord::default()
             },

@@ -1,0 +1,387 @@
+//! `flowscribe inventory`: the one writer of what is known of the whole cluster.
+//!
+//! ```text
+//! API server ──Change──► InventoryLog ──InventoryRecord──► capture/inventory
+//! Lease ──who writes──┘        └──────────HealthRecord──► capture/health
+//! ```
+//!
+//! Agents tell of their own nodes' pods; this tells of all pods too, because an agent that dies with its node can't tell
+//! of their end, and nodes may have no agent. The same pod told by two writers is one pod.
+
+mod lease;
+
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use schemas::{
+    capture::{CaptureError, DatasetWriter, Origin, Roll},
+    health::HealthRecord,
+    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind, log::InventoryLog},
+    kubernetes::{self, Change, ConnectError, Problem, Resource, Start},
+    table::TimestampMs,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use crate::args::InventoryArgs;
+use lease::Lease;
+
+/// Why the inventory can't be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InventoryError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("cannot write the inventory: make room, or name another directory with --output")]
+    Write(#[from] CaptureError),
+    #[error("the API server did not tell of {missing} within {}s: {reason}", ONCE_TIMEOUT.as_secs())]
+    Silent { missing: String, reason: String },
+    #[error("cannot catch signals")]
+    Signal(#[source] io::Error),
+    #[error("the system tells no time, name or randomness")]
+    System(#[source] io::Error),
+}
+
+/// One term of writing.
+struct Term {
+    log: InventoryLog,
+    origin: Origin,
+    rows: DatasetWriter<InventoryRecord>,
+    health: DatasetWriter<HealthRecord>,
+    /// Resources of which nothing has been heard yet.
+    awaited: HashSet<Resource>,
+    /// Resources that can't be watched, and why.
+    unreadable: Vec<(Resource, Problem)>,
+    /// A file was given up: what it held has to be told again.
+    is_broken: bool,
+    run_start: TimestampMs,
+    /// End of the window that health was last told of.
+    told_until: TimestampMs,
+    health_seq: i64,
+    has_warned_of: HashSet<Resource>,
+}
+
+/// Writes until Ctrl-C or SIGTERM, or with `--once` what there is.
+///
+/// # Errors
+/// There is no API, or the directory can't be written to.
+pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
+    let client = kubernetes::connect().await?;
+    let mut stop = std::pin::pin!(stopped()?);
+    if args.once {
+        return tokio::select! {
+            written = once(args, client) => written,
+            () = &mut stop => Ok(()),
+        };
+    }
+    let mut lease = Lease::new(client.clone(), &args.lease, args.lease_namespace.as_deref(), &identity()?);
+    loop {
+        eprintln!("waiting for the lease {lease}");
+        tokio::select! {
+            () = lease.acquire() => {}
+            () = &mut stop => return Ok(()),
+        }
+        let mut term = Term::new(args, now()?)?;
+        eprintln!("writing the inventory of cluster {} to {}", args.cluster, args.output.display());
+        let is_stopped = term.write(client.clone(), lease.keep(), stop.as_mut()).await?;
+        if is_stopped {
+            lease.release().await;
+            return Ok(());
+        }
+        eprintln!("the lease {lease} is lost: another one writes");
+    }
+}
+
+/// Writes one snapshot.
+async fn once(args: &InventoryArgs, client: kube::Client) -> Result<(), InventoryError> {
+    let mut term = Term::new(args, now()?)?;
+    let (_watches, mut changes) = watch_all(client);
+    let told = timeout(ONCE_TIMEOUT, async {
+        while let Some(change) = changes.recv().await {
+            term.learn(change, now()?)?;
+            if term.log.has_begun() {
+                break;
+            }
+        }
+        Ok::<_, InventoryError>(())
+    });
+    match told.await {
+        Ok(told) => told?,
+        Err(_) => return Err(term.silent()),
+    }
+    let objects = term.log.known().count();
+    term.finish(now()?)?;
+    eprintln!("{objects} objects of cluster {} are in {}", args.cluster, args.output.display());
+    Ok(())
+}
+
+/// Watches everything; the watches end with the set.
+fn watch_all(client: kube::Client) -> (JoinSet<()>, mpsc::Receiver<Change>) {
+    let (sender, receiver) = mpsc::channel(CHANGES);
+    let mut watches = JoinSet::new();
+    for resource in Resource::cluster() {
+        watches.spawn(kubernetes::watch(client.clone(), resource, Start::default(), sender.clone(), |change| change));
+    }
+    (watches, receiver)
+}
+
+impl Term {
+    fn new(args: &InventoryArgs, now: TimestampMs) -> Result<Self, InventoryError> {
+        let InventoryArgs { output, cluster, cidrs, roll_interval, .. } = args;
+        let origin = Origin::new(cluster, WRITER).map_err(|error| InventoryError::System(error.into()))?;
+        let roll = Roll { size_bytes: ROLL_SIZE_BYTES, age: *roll_interval };
+        let mut log = InventoryLog::new(origin.clone(), SCOPE_PART);
+        if !cidrs.is_empty() {
+            log.upsert(ranges(cidrs), now);
+        }
+        let mut term = Self {
+            log,
+            rows: DatasetWriter::new(output, &origin, VERSION, roll),
+            health: DatasetWriter::new(output, &origin, VERSION, roll),
+            origin,
+            awaited: Resource::cluster().into_iter().collect(),
+            unreadable: Vec::new(),
+            is_broken: false,
+            run_start: now,
+            told_until: now,
+            health_seq: 0,
+            has_warned_of: HashSet::new(),
+        };
+        // The run is on record before its first row; that the directory can't be written to is known at once.
+        term.tell_health(now, false)?;
+        term.health.finish()?;
+        Ok(term)
+    }
+
+    /// Writes until told to stop, or until the lease is lost. Returns whether it was told.
+    async fn write(
+        &mut self,
+        client: kube::Client,
+        lost: impl Future<Output = ()>,
+        mut stop: impl Future<Output = ()> + Unpin,
+    ) -> Result<bool, InventoryError> {
+        let (_watches, mut changes) = watch_all(client);
+        let mut lost = std::pin::pin!(lost);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let is_stopped = loop {
+            tokio::select! {
+                Some(change) = changes.recv() => self.learn(change, now()?)?,
+                _ = tick.tick() => self.tick(now()?)?,
+                () = &mut lost => break false,
+                () = &mut stop => break true,
+            }
+        };
+        self.finish(now()?)?;
+        Ok(is_stopped)
+    }
+
+    fn learn(&mut self, change: Change, now: TimestampMs) -> Result<(), InventoryError> {
+        match &change {
+            Change::Unreadable(resource, problem) => {
+                self.warn(resource, problem);
+                // A server that only fails will tell; what was known of a resource must not end for it.
+                if !matches!(problem, Problem::Failed(_)) {
+                    self.awaited.remove(resource);
+                }
+                self.unreadable.retain(|(other, _)| other != resource);
+                self.unreadable.push((resource.clone(), problem.clone()));
+            }
+            Change::Listed(resource) => {
+                self.awaited.remove(resource);
+                self.forgive(|other| other == resource);
+            }
+            Change::There(record) | Change::Gone(record) if !self.unreadable.is_empty() && self.log.has_begun() => {
+                self.forgive(|other| other.is_of(record));
+            }
+            _ => {}
+        }
+        let knew_all = self.knows_all();
+        if self.log.has_begun() && !self.rows.is_open() && self.log.is_news(&change) {
+            self.snapshot(now)?; // every file opens with what was known before
+        }
+        let rows = self.log.learn(change, now);
+        self.push(rows, now)?;
+        if self.awaited.is_empty() && (!self.log.has_begun() || knew_all != self.knows_all()) {
+            self.snapshot(now)?;
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
+        if self.log.has_begun() && (self.is_broken || self.log.is_new_day(now)) {
+            self.snapshot(now)?;
+        }
+        if now.0 - self.told_until.0 >= WINDOW.as_millis() as i64 {
+            let told = self.tell_health(now, false);
+            self.judge_health(told);
+        }
+        if self.rows.is_due(now) || self.log.is_new_hour(now) {
+            let finished = self.rows.finish().map(drop);
+            self.judge_rows(finished);
+        }
+        if self.health.is_due(now) {
+            let finished = self.health.finish().map(drop);
+            self.judge_health(finished);
+        }
+        Ok(())
+    }
+
+    /// Whether addresses that are not known are outside the cluster.
+    fn knows_all(&self) -> bool {
+        self.awaited.is_empty() && !self.unreadable.iter().any(|(resource, _)| resource.is_needed)
+    }
+
+    fn snapshot(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
+        self.is_broken = false;
+        self.log.set_scope(if self.knows_all() { SCOPE_CLUSTER } else { SCOPE_PART });
+        let is_first = !self.log.has_begun();
+        let rows = self.log.snapshot(now);
+        self.push(rows, now)?;
+        if is_first {
+            // What a crash from here on may lose is only what changes.
+            let finished = self.rows.finish().map(drop);
+            self.judge_rows(finished);
+            eprintln!("{} objects are known", self.log.known().count());
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) -> Result<(), InventoryError> {
+        for row in rows {
+            let pushed = self.rows.push(row, now);
+            self.judge_rows(pushed);
+        }
+        Ok(())
+    }
+
+    /// A file that can't be written is given up; once there is room again, everything is told anew.
+    fn judge_rows(&mut self, written: Result<(), CaptureError>) {
+        if let Err(error) = written {
+            eprintln!("a file of the inventory is given up, all is told again: {:#}", anyhow::Error::new(error));
+            self.rows.abandon();
+            self.is_broken = true;
+        }
+    }
+
+    fn judge_health(&mut self, written: Result<(), CaptureError>) {
+        if let Err(error) = written {
+            eprintln!("a file of health is given up: {:#}", anyhow::Error::new(error));
+            self.health.abandon();
+        }
+    }
+
+    fn tell_health(&mut self, now: TimestampMs, is_last: bool) -> Result<(), CaptureError> {
+        let row = HealthRecord {
+            cluster: Arc::clone(&self.origin.cluster),
+            node: Arc::clone(&self.origin.node),
+            run_id: Arc::clone(&self.origin.run_id),
+            seq: self.health_seq,
+            window_start: self.told_until,
+            window_end: now,
+            run_start: self.run_start,
+            agent_version: VERSION.into(),
+            window_ms: WINDOW.as_millis() as i64,
+            unreadable: self.unreadable.iter().map(|(resource, _)| resource.to_string().into()).collect(),
+            inventory_next_seq: self.log.next_seq(),
+            clean_shutdown: is_last,
+            ..HealthRecord::default()
+        };
+        (self.health_seq, self.told_until) = (self.health_seq + 1, now);
+        self.health.push(row, now)
+    }
+
+    fn finish(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
+        self.rows.finish()?;
+        self.tell_health(now, true)?;
+        self.health.finish()?;
+        Ok(())
+    }
+
+    fn warn(&mut self, resource: &Resource, problem: &Problem) {
+        let known = self.unreadable.iter().find(|(other, _)| other == resource).map(|(_, problem)| problem);
+        if known == Some(problem) {
+            return;
+        }
+        let cost = match resource.kind {
+            kind::POD | kind::NODE | kind::SERVICE => "what is not known counts as unknown, not as outside the cluster",
+            kind::ENDPOINT_SLICE => "Services lead to the pods that they select, and those without a selector nowhere",
+            kind::WORKLOAD => "pods are taken for owned by what owns them at first hand",
+            _ => "nothing else depends on it",
+        };
+        // That a custom resource is not installed is as it should be.
+        if *problem != Problem::NotServed || resource.is_needed {
+            eprintln!("cannot watch {resource}: {}\n  it costs: {cost}", problem.remedy(resource));
+            self.has_warned_of.insert(resource.clone());
+        }
+    }
+
+    fn forgive(&mut self, is_readable: impl Fn(&Resource) -> bool) {
+        let warned = &mut self.has_warned_of;
+        self.unreadable.retain(|(resource, _)| {
+            let is_back = is_readable(resource);
+            if is_back && warned.remove(resource) {
+                eprintln!("{resource} can be watched again");
+            }
+            !is_back
+        });
+    }
+
+    /// What was not told of in time.
+    fn silent(&self) -> InventoryError {
+        let mut missing: Vec<String> = self.awaited.iter().map(Resource::to_string).collect();
+        missing.sort();
+        let reason = self.unreadable.iter().find(|(resource, _)| self.awaited.contains(resource));
+        let reason = reason.map_or("no answer".into(), |(resource, problem)| problem.remedy(resource).into_owned());
+        InventoryError::Silent { missing: missing.join(", "), reason }
+    }
+}
+
+/// Ranges that an operator names, as a record.
+fn ranges(cidrs: &[IpNet]) -> InventoryRecord {
+    InventoryRecord {
+        kind: kind::SERVICE_CIDR.into(),
+        name: "--cidrs".into(),
+        cidrs: cidrs.iter().map(|cidr| cidr.to_string().into()).collect(),
+        ..InventoryRecord::default()
+    }
+}
+
+/// Completes with Ctrl-C, SIGTERM or SIGHUP.
+fn stopped() -> Result<impl Future<Output = ()>, InventoryError> {
+    let catch = |kind| signal(kind).map_err(InventoryError::Signal);
+    let (mut interrupt, mut terminate, mut hangup) =
+        (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
+
+/// Who holds the lease: the host, which in a cluster is the pod, and something that two of its processes differ by.
+fn identity() -> Result<String, InventoryError> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(InventoryError::System)?;
+    let origin = Origin::new("", "").map_err(|error| InventoryError::System(error.into()))?;
+    Ok(format!("{}_{}", host.trim(), &origin.run_id[..8]))
+}
+
+fn now() -> Result<TimestampMs, InventoryError> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let since = since.map_err(|error| InventoryError::System(io::Error::other(error)))?;
+    Ok(TimestampMs(since.as_millis() as i64))
+}
+
+/// Name of the writer, in place of a node's: no node can have it.
+const WRITER: &str = "_cluster";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const WINDOW: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_secs(1);
+const ONCE_TIMEOUT: Duration = Duration::from_secs(60);
+const ROLL_SIZE_BYTES: u64 = 64 << 20;
+const CHANGES: usize = 1024;

@@ -1,0 +1,92 @@
+//! What the agent learns of the rest of the cluster with `--remote-metadata cluster`: straight into the index, and not
+//! written to the inventory, which has one writer for it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use schemas::{
+    index::{Heard, Index},
+    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord, SCOPE_PART},
+    kubernetes::{Change, Resource},
+    table::TimestampMs,
+};
+
+/// How far each resource is known.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    run_id: Arc<str>,
+    /// Resources that were never listed to the end.
+    unlisted: Vec<Resource>,
+    /// When a list began that is under way, by kind of record.
+    listing: HashMap<Arc<str>, TimestampMs>,
+    /// Resources that can't be watched now.
+    unreadable: Vec<Resource>,
+}
+
+impl Cluster {
+    /// Nothing is known yet of any of these.
+    pub(crate) fn new(run_id: Arc<str>, resources: Vec<Resource>) -> Self {
+        Self { run_id, unlisted: resources, listing: HashMap::new(), unreadable: Vec::new() }
+    }
+
+    /// Whether every resource was listed once.
+    pub(crate) fn is_known(&self) -> bool {
+        self.unlisted.is_empty()
+    }
+
+    /// Takes in what was heard.
+    pub(crate) fn learn(&mut self, index: &mut Index, change: Change, now: TimestampMs) {
+        match change {
+            Change::Listing(resource) => {
+                let kind: Arc<str> = resource.kind.into();
+                index.begin_list(self.heard(&kind, now));
+                self.listing.insert(kind, now);
+            }
+            Change::There(record) => {
+                let listed_at = self.listing.get(&record.kind).copied();
+                let event = if listed_at.is_some() { EVENT_SNAPSHOT } else { EVENT_UPSERT };
+                index.apply(self.slim(record, event, listed_at.unwrap_or(now)));
+            }
+            Change::Gone(record) => index.apply(self.slim(record, EVENT_DELETE, now)),
+            Change::Listed(resource) => {
+                self.listing.remove(resource.kind);
+                self.unreadable.retain(|other| *other != resource);
+                index.settle();
+                let was_known = self.is_known();
+                self.unlisted.retain(|other| *other != resource);
+                if self.is_known() && !was_known {
+                    index.begin_coverage(self.heard(&WRITER.into(), now));
+                }
+            }
+            Change::Unreadable(resource, _) => self.unreadable.push(resource),
+        }
+    }
+
+    /// While everything can be watched, what is not known is not there.
+    pub(crate) fn tick(&self, index: &mut Index, now: TimestampMs) {
+        if self.unreadable.is_empty() {
+            index.hear(self.heard(&WRITER.into(), now));
+        }
+    }
+
+    fn heard(&self, writer: &Arc<str>, time: TimestampMs) -> Heard {
+        Heard { time, writer: Arc::clone(writer), run_id: Arc::clone(&self.run_id) }
+    }
+
+    /// Of remote objects, what names an end of a flow.
+    fn slim(&self, record: InventoryRecord, event: &str, observed_at: TimestampMs) -> InventoryRecord {
+        InventoryRecord {
+            node: Arc::clone(&record.kind),
+            run_id: Arc::clone(&self.run_id),
+            scope: SCOPE_PART.into(),
+            observed_at,
+            event: event.into(),
+            // Where Services are known, so are their EndpointSlices: container ports decide nothing.
+            ports: if record.host_network.is_some() { Vec::new() } else { record.ports },
+            annotations: None,
+            ..record
+        }
+    }
+}
+
+/// Stands for the watches together.
+const WRITER: &str = "cluster";

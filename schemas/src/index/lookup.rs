@@ -1,0 +1,226 @@
+//! The index's answers: who had an address, what stood behind a Service, and which workload a pod is of.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use super::{Backend, Index, Labels, Lease, Owner, Span, UnknownReason, Version, addresses, is_over, parse_labels};
+use crate::{
+    inventory::{InventoryRecord, kind},
+    table::{Port, TimestampMs},
+};
+
+impl Index {
+    /// Who had `address` throughout `span`, give or take the clocks' tolerance. A Service has it only where no pod and
+    /// no node does: to ask who was dialled, use [`Self::dialled`].
+    pub fn resolve(&self, address: IpAddr, span: Span) -> Owner<'_> {
+        let address = address.to_canonical();
+        let (hosts, services) = self.holders(address, span, |_| true);
+        hosts.or(services).unwrap_or_else(|| self.nobody(address, span))
+    }
+
+    /// Who was dialled at `address` and `port`: the Service that has both, also by its node ports, or else whoever had
+    /// the address.
+    pub fn dialled(&self, address: IpAddr, transport: &str, port: u16, span: Span) -> Owner<'_> {
+        let address = address.to_canonical();
+        let offers = |service: &InventoryRecord| service_port(service, transport, port).is_some();
+        let (hosts, services) = self.holders(address, span, offers);
+        if let Some(service) = services {
+            return service;
+        }
+        match hosts {
+            Some(Owner::Node(node)) => self.by_node_port(transport, port, span).unwrap_or(Owner::Node(node)),
+            Some(owner) => owner,
+            None => self.resolve(address, span),
+        }
+    }
+
+    /// The endpoints that were ready behind a Service's port, or its port on the nodes, at some moment of `span`, or
+    /// within the clocks' tolerance of it: from its EndpointSlices, or, where there are none, from its selector. Sorted,
+    /// without repetitions.
+    pub fn backends(&self, service: &InventoryRecord, transport: &str, port: u16, span: Span) -> Vec<Backend<'_>> {
+        let Some(service_port) = service_port(service, transport, port) else { return Vec::new() };
+        let found = self.backends_within(service, service_port, span);
+        if found.is_empty() { self.backends_within(service, service_port, self.widened(span)) } else { found }
+    }
+
+    /// A pod by its UID, or a static one by the hash of its manifest, as it was at `time`.
+    pub fn pod(&self, uid: &str, time: TimestampMs) -> Option<&InventoryRecord> {
+        let object = self.object(*self.pods_by_uid.get(uid)?);
+        object.version_at(time).map(|version| &*version.record)
+    }
+
+    /// The workload a pod belongs to, by kind and name: its top owner, as far as owners are known, or itself when it has
+    /// none. Where a ReplicaSet is not known, the hash that its Deployment or Rollout gave it tells theirs.
+    pub fn workload_of(&self, pod: &InventoryRecord) -> (Arc<str>, Arc<str>) {
+        let Some(mut top) = pod.owner_kind.clone().zip(pod.owner.clone()) else {
+            return (Arc::from(kind::POD), Arc::clone(&pod.name));
+        };
+        for _ in 0..OWNERS {
+            let key = (Arc::from(kind::WORKLOAD), pod.namespace.clone(), Arc::clone(&top.1), Some(Arc::clone(&top.0)));
+            let Some(workload) = self.ids.get(&key).and_then(|id| self.object(*id).versions.last()) else {
+                return by_template_hash(pod, &top).unwrap_or(top);
+            };
+            match workload.record.owner_kind.clone().zip(workload.record.owner.clone()) {
+                Some(owner) => top = owner,
+                None => break,
+            }
+        }
+        top
+    }
+
+    /// Every object of a kind as it was last seen, with its labels, in order of namespace, name and UID.
+    pub fn latest<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a InventoryRecord, &'a Labels)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();
+        ids.sort();
+        let versions = ids.into_iter().filter_map(|(_, id)| self.object(*id).versions.last());
+        versions.map(|version| (&*version.record, version.labels()))
+    }
+
+    /// Every label set that pods had, with the pod, in order of namespace, name, UID and time.
+    pub fn pod_versions(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
+        ids.sort();
+        let versions = ids.into_iter().flat_map(|(_, id)| &self.object(*id).versions);
+        versions.map(|version| (&*version.record, version.labels()))
+    }
+
+    /// The one pod or node, and the one wanted Service, that had an address.
+    fn holders(
+        &self,
+        address: IpAddr,
+        span: Span,
+        is_wanted: impl Fn(&InventoryRecord) -> bool,
+    ) -> (Option<Owner<'_>>, Option<Owner<'_>>) {
+        // An address that changed hands within the tolerance of the span may have been either's.
+        let widened = self.widened(span);
+        let leases = self.leases.get(&address).map_or(&[][..], Vec::as_slice);
+        let mut found: [Option<(usize, Owner<'_>)>; 2] = [None, None];
+        for Lease { object, .. } in leases.iter().filter(|lease| widened.overlaps(lease.start, lease.end)) {
+            let Some(version) = self.object(*object).version_at(span.to) else { continue };
+            let record = &*version.record;
+            let (slot, owner) = match &*record.kind {
+                kind::POD => (0, Owner::Pod(record)),
+                kind::NODE => (0, Owner::Node(record)),
+                _ if is_wanted(record) => (1, Owner::Service(record)),
+                _ => continue,
+            };
+            let holder = &mut found[slot];
+            match holder {
+                Some((other, _)) if other != object => {
+                    *holder = Some((*object, Owner::Unknown(UnknownReason::Ambiguous)));
+                }
+                Some(_) => {}
+                None => *holder = Some((*object, owner)),
+            }
+        }
+        let [hosts, services] = found.map(|holder| holder.map(|(_, owner)| owner));
+        (hosts, services)
+    }
+
+    /// What an address is that nobody had.
+    fn nobody(&self, address: IpAddr, span: Span) -> Owner<'_> {
+        if !self.coverage.covers(span, self.tolerance_ms) {
+            return Owner::Unknown(UnknownReason::NoInventory);
+        }
+        if self.leases.contains_key(&address) || self.ranges.contains(address) {
+            return Owner::Unknown(UnknownReason::NoOwner);
+        }
+        Owner::External
+    }
+
+    fn by_node_port(&self, transport: &str, port: u16, span: Span) -> Option<Owner<'_>> {
+        let widened = self.widened(span);
+        let ids = self.services_by_node_port.get(&port)?;
+        let versions = ids.iter().flat_map(|id| self.versions_within(*id, widened));
+        let has_port = |record: &InventoryRecord| {
+            record.ports.iter().any(|p| p.node_port == Some(port) && &*p.protocol == transport)
+        };
+        versions.map(|version| &*version.record).filter(|record| has_port(record)).last().map(Owner::Service)
+    }
+
+    fn backends_within(&self, service: &InventoryRecord, service_port: &Port, span: Span) -> Vec<Backend<'_>> {
+        let mut endpoints: BTreeMap<(IpAddr, u16), Owner<'_>> = BTreeMap::new();
+        let namespace = service.namespace.clone().unwrap_or_default();
+        let slices = self.slices_by_service.get(&(namespace, Arc::clone(&service.name)));
+        for slice in slices.into_iter().flatten().flat_map(|id| self.versions_within(*id, span)) {
+            let ports = slice.record.ports.iter();
+            for port in ports.filter(|p| p.name == service_port.name && p.protocol == service_port.protocol) {
+                endpoints.extend(addresses(&slice.record).map(|at| ((at, port.port), self.resolve(at, span))));
+            }
+        }
+        if slices.is_none()
+            && let Some(selector) = service.selector.as_deref().map(parse_labels)
+        {
+            for pod in self.pods_within(service.namespace.as_ref(), &selector, span) {
+                let Some(port) = target_port(service_port, pod) else { continue };
+                let shares_node = pod.host_network == Some(true);
+                let owner = |at| if shares_node { self.resolve(at, span) } else { Owner::Pod(pod) };
+                endpoints.extend(addresses(pod).map(|at| ((at, port), owner(at))));
+            }
+        }
+        endpoints.into_iter().map(|((address, port), owner)| Backend { address, port, owner }).collect()
+    }
+
+    fn versions_within(&self, id: usize, span: Span) -> impl Iterator<Item = &Version> {
+        let object = self.object(id);
+        let end = object.ended.unwrap_or(TimestampMs(i64::MAX));
+        let until =
+            move |at: usize| object.versions.get(at + 1).map_or(end, |next| TimestampMs(next.from.0 - 1).min(end));
+        let versions = object.versions.iter().enumerate();
+        versions.filter(move |(at, version)| span.overlaps(version.from, until(*at))).map(|(_, version)| version)
+    }
+
+    fn pods_within(
+        &self,
+        namespace: Option<&Arc<str>>,
+        selector: &Labels,
+        span: Span,
+    ) -> impl Iterator<Item = &InventoryRecord> {
+        let pods = self.pods_by_uid.values().flat_map(move |id| self.versions_within(*id, span));
+        pods.filter(move |version| {
+            version.record.namespace.as_ref() == namespace
+                && !is_over(&version.record)
+                && !selector.is_empty()
+                && selector.iter().all(|(key, value)| version.labels().get(key) == Some(value))
+        })
+        .map(|version| &*version.record)
+    }
+
+    fn widened(&self, span: Span) -> Span {
+        Span {
+            from: TimestampMs(span.from.0.saturating_sub(self.tolerance_ms)),
+            to: TimestampMs(span.to.0.saturating_add(self.tolerance_ms)),
+        }
+    }
+}
+
+/// A Service's port by its number, or else by its number on the nodes.
+fn service_port<'a>(service: &'a InventoryRecord, transport: &str, port: u16) -> Option<&'a Port> {
+    let ports = || service.ports.iter().filter(|p| &*p.protocol == transport);
+    ports().find(|p| p.port == port).or_else(|| ports().find(|p| p.node_port == Some(port)))
+}
+
+/// The number of the port that a Service's port leads to on a pod; `None` where it is a name that the pod does not have.
+fn target_port(service_port: &Port, pod: &InventoryRecord) -> Option<u16> {
+    let Some(target) = service_port.target.as_deref() else { return Some(service_port.port) };
+    let named = |port: &&Port| port.name.as_deref() == Some(target) && port.protocol == service_port.protocol;
+    target.parse().ok().or_else(|| pod.ports.iter().find(named).map(|port| port.port))
+}
+
+/// The owner of a pod's ReplicaSet: a Deployment or Rollout names it after itself and the hash of its template, which
+/// is also a label of the pod.
+fn by_template_hash(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>)) -> Option<(Arc<str>, Arc<str>)> {
+    if &**kind != "ReplicaSet" {
+        return None;
+    }
+    let labels = parse_labels(pod.labels.as_deref()?);
+    TEMPLATE_HASHES.iter().find_map(|(label, owner)| {
+        let base = name.strip_suffix(&**labels.get(*label)?)?.strip_suffix('-')?;
+        (!base.is_empty()).then(|| (Arc::from(*owner), Arc::from(base)))
+    })
+}
+
+/// The label that holds the hash, and who sets it.
+const TEMPLATE_HASHES: [(&str, &str); 2] =
+    [("pod-template-hash", "Deployment"), ("rollouts-pod-template-hash", "Rollout")];
+/// Owners above one another; a circle must end.
+const OWNERS: usize = 8;

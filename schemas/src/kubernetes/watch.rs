@@ -1,0 +1,94 @@
+//! Watching one resource, for as long as somebody listens.
+
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use kube::{
+    Api, Client,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, ListSemantic, watcher},
+    },
+};
+use tokio::{sync::mpsc, time::sleep};
+
+use super::{Change, Object, Problem, Resource, object::Texts, record};
+
+/// How a watch begins.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// Wait so long first, so that not all agents of a cluster ask at once.
+    pub delay: Duration,
+    /// Field selector, such as `spec.nodeName=node-a`.
+    pub fields: Option<String>,
+    /// Take the first list from the API server's memory: for lists that are short, or that many ask for.
+    pub is_cached: bool,
+}
+
+/// Lists a resource and follows it, and says what it hears to `listener`, as a `message`; ends when that is gone. An API server that is
+/// away is asked again, with growing pauses up to half a minute; what it has forgotten by then (410 Gone) is listed anew.
+pub async fn watch<M: Send>(
+    client: Client,
+    resource: Resource,
+    start: Start,
+    listener: mpsc::Sender<M>,
+    message: impl Fn(Change) -> M + Send,
+) {
+    let api: Api<Object> = Api::all_with(client, &resource.api);
+    let semantic = if start.is_cached { ListSemantic::Any } else { ListSemantic::MostRecent };
+    let config = watcher::Config { field_selector: start.fields, ..watcher::Config::default() };
+    let config = config.page_size(PAGE).list_semantic(semantic);
+    sleep(start.delay).await;
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut texts = Texts::default();
+    let mut told: Option<Problem> = None;
+    loop {
+        let change = match events.try_next().await {
+            Ok(Some(event)) => change(event, &resource, &mut texts),
+            Ok(None) => return,
+            Err(error) => {
+                let problem = problem(&error);
+                if problem.is_none() || problem == told {
+                    continue;
+                }
+                told = problem.clone();
+                problem.map(|problem| Change::Unreadable(resource.clone(), problem))
+            }
+        };
+        let Some(change) = change else { continue };
+        if matches!(change, Change::Listed(_) | Change::There(_) | Change::Gone(_)) {
+            told = None;
+        }
+        if listener.send(message(change)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn change(event: Event<Object>, resource: &Resource, texts: &mut Texts) -> Option<Change> {
+    match event {
+        Event::Init => Some(Change::Listing(resource.clone())),
+        Event::InitApply(object) | Event::Apply(object) => record(resource, object, texts).map(Change::There),
+        Event::Delete(object) => record(resource, object, texts).map(Change::Gone),
+        Event::InitDone => Some(Change::Listed(resource.clone())),
+    }
+}
+
+/// What keeps a resource from being watched; `None` for what a watch recovers from by itself at once.
+fn problem(error: &watcher::Error) -> Option<Problem> {
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    let status = match error {
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => Some(status),
+        WatchError(status) => Some(status),
+        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
+    };
+    match status.map(|status| status.code) {
+        Some(410) => None,
+        Some(401 | 403) => Some(Problem::Forbidden),
+        Some(404) => Some(Problem::NotServed),
+        _ => Some(Problem::Failed(error.to_string())),
+    }
+}
+
+/// Objects per page of a list: a page of pods is some megabytes of JSON.
+const PAGE: u32 = 250;
