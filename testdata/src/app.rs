@@ -146,7 +146,7 @@ fn start_dns(names: BTreeMap<String, Ipv4Addr>, lab: &mut Lab, namespace: &str, 
         owner: json!({ "kind": "Deployment", "name": "coredns", "selector": { "matchLabels": labels } }),
         ports: json!([{ "name": "dns", "containerPort": 53, "protocol": "UDP" },
             { "name": "dns-tcp", "containerPort": 53, "protocol": "TCP" }]),
-        external: false,
+        ..PodSpec::default()
     })?;
     lab.order(dns, &Order::ServeNames { names })?;
     let entry = json!({ "namespace": "kube-system", "name": "kube-dns", "selector": labels, "ports":
@@ -175,7 +175,7 @@ fn start_deployment(deployment: &Deployment, lab: &mut Lab, namespace: &str, run
             labels: json!(labels),
             owner: json!({ "kind": "Deployment", "name": workload, "selector": spec.selector }),
             ports: json!(container_ports),
-            external: false,
+            ..PodSpec::default()
         })?;
         for port in &ports {
             lab.listen(pod, port.container_port as u16, CALL)?;

@@ -18,7 +18,10 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +29,10 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use crate::pod::{Answer, Exchange, Order};
+use crate::{
+    cluster::{self, Cluster},
+    pod::{Answer, Exchange, Order},
+};
 
 /// A lab; dropping it removes everything.
 pub struct Lab {
@@ -35,6 +41,8 @@ pub struct Lab {
     pods: Vec<Pod>,
     services: Vec<Value>,
     links: u32,
+    /// Where its pods and Services are put, as by kubelet and controllers.
+    api: Option<Arc<Cluster>>,
     /// Last, so that it sees the pods end before it removes their cgroups.
     node: Process,
 }
@@ -58,10 +66,14 @@ pub struct PodSpec {
     pub ports: Value,
     /// Leave it out of the inventory: somebody outside the cluster, with an address of 203.0.113.0/24.
     pub external: bool,
+    /// Let it share the node's network.
+    pub host_network: bool,
 }
 
 struct Pod {
     spec: PodSpec,
+    /// As the API server has it, where there is one.
+    object: Value,
     ipv4: Ipv4Addr,
     ipv6: Ipv6Addr,
     cgroup: PathBuf,
@@ -95,14 +107,28 @@ impl Lab {
     /// # Errors
     /// The machine does not allow it; [`Lab::missing`] says more.
     pub fn new(executable: &Path) -> Result<Self> {
+        Self::start(executable, None)
+    }
+
+    /// Starts a lab whose pods and Services are also in an API server.
+    ///
+    /// # Errors
+    /// As [`Self::new`], or the API server refuses the node.
+    pub fn in_cluster(executable: &Path, api: &Arc<Cluster>) -> Result<Self> {
+        cluster::add_node(api, NODE, &[NODE_IPV4, NODE_IPV6], &[POD_CIDR_IPV4, POD_CIDR_IPV6])?;
+        Self::start(executable, Some(Arc::clone(api)))
+    }
+
+    fn start(executable: &Path, api: Option<Arc<Cluster>>) -> Result<Self> {
         let mount = cgroup2().context("find cgroup2")?;
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let cgroup = mount.join(format!("flowscribe-lab-{}-{number}", process::id()));
         fs::create_dir(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
         fs::create_dir(cgroup.join("node"))?;
-        let mut node = Process::start(executable, "node", &cgroup.join("node"))?;
+        let mut node = Process::start(executable, "node", &cgroup.join("node"), None)?;
         node.run("ip", &["-batch", "-"], BRIDGE)?;
-        Ok(Self { executable: executable.into(), cgroup, pods: Vec::new(), services: Vec::new(), links: 0, node })
+        let (pods, services) = (Vec::new(), Vec::new());
+        Ok(Self { executable: executable.into(), cgroup, pods, services, links: 0, api, node })
     }
 
     /// Adds a pod and starts its process.
@@ -117,11 +143,42 @@ impl Lab {
         } else {
             (Ipv4Addr::new(10, 244, 1 + high, low), Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 1, number as u16 + 2))
         };
-        let cgroup = self.cgroup.join(format!("pod{number}"));
-        fs::create_dir(&cgroup)?;
-        let process = self.connect(&cgroup, ipv4, ipv6)?;
-        self.pods.push(Pod { spec, ipv4, ipv6, cgroup, process });
+        let pod = self.make(number, spec, ipv4, ipv6)?;
+        self.pods.push(pod);
         Ok(PodId(number))
+    }
+
+    /// Makes a pod as kubelet does: it is in the API first, then it runs, and then its status says so.
+    fn make(&mut self, number: usize, spec: PodSpec, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Pod> {
+        let mut object = Value::Null;
+        if let Some(api) = self.api.as_ref().filter(|_| !spec.external) {
+            let mut pod_spec = cluster::pod_spec();
+            pod_spec["nodeName"] = NODE.into();
+            pod_spec["hostNetwork"] = spec.host_network.into();
+            if !spec.ports.is_null() {
+                pod_spec["containers"][0]["ports"] = spec.ports.clone();
+            }
+            object = cluster::add_pod(api, &spec.namespace, &spec.name, &spec.labels, &spec.owner, &pod_spec)?;
+        }
+        let cgroup = match object["metadata"]["uid"].as_str() {
+            // As kubelet's systemd driver and containerd name them.
+            Some(uid) => self.cgroup.join(format!(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{number:064x}.scope",
+                uid.replace('-', "_")
+            )),
+            None => self.cgroup.join(format!("pod{number}")),
+        };
+        fs::create_dir_all(&cgroup)?;
+        let (ipv4, ipv6, process) = if spec.host_network {
+            let netns = self.node.netns();
+            (NODE_IPV4.parse()?, NODE_IPV6.parse()?, Process::start(&self.executable, "pod", &cgroup, Some(&netns))?)
+        } else {
+            (ipv4, ipv6, self.connect(&cgroup, ipv4, ipv6)?)
+        };
+        if let Some(api) = self.api.as_ref().filter(|_| !object.is_null()) {
+            api.set_status(&object, &cluster::running(ipv4, ipv6))?;
+        }
+        Ok(Pod { spec, object, ipv4, ipv6, cgroup, process })
     }
 
     /// Ends a pod and puts another one in its place: a new network namespace with the same addresses.
@@ -131,9 +188,8 @@ impl Lab {
     pub fn replace(&mut self, pod: PodId, spec: PodSpec) -> Result<()> {
         let old = &mut self.pods[pod.0];
         old.process.end();
-        let (cgroup, ipv4, ipv6) = (old.cgroup.clone(), old.ipv4, old.ipv6);
-        let process = self.connect(&cgroup, ipv4, ipv6)?;
-        self.pods[pod.0] = Pod { spec, ipv4, ipv6, cgroup, process };
+        let (ipv4, ipv6) = (old.ipv4, old.ipv6);
+        self.pods[pod.0] = self.make(pod.0, spec, ipv4, ipv6)?;
         Ok(())
     }
 
@@ -151,7 +207,31 @@ impl Lab {
             }
             thread::sleep(Duration::from_millis(1));
         }
+        if !pod.object.is_null()
+            && let Some(parent) = pod.cgroup.parent()
+        {
+            fs::remove_dir(parent)?;
+        }
         Ok(())
+    }
+
+    /// A pod as the API server has it; null where there is none.
+    pub fn object(&self, pod: PodId) -> &Value {
+        &self.pods[pod.0].object
+    }
+
+    /// Lets a process of the node enter a pod's network and dial, exchanging some bytes.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn dial_from_node_within(&mut self, pod: PodId, to: (Ipv4Addr, u16), exchange: Exchange) -> Result<()> {
+        let netns = format!("--net={}", self.pods[pod.0].process.netns().display());
+        let Exchange { to_server, to_client, .. } = exchange;
+        let (address, port) = to;
+        let talk = format!(
+            "exec 3<>/dev/tcp/{address}/{port}; head -c {to_server} /dev/zero >&3; head -c {to_client} <&3 >/dev/null"
+        );
+        self.node.run("nsenter", &[&netns, "bash", "-c", &talk], "")
     }
 
     /// Runs a shell command in a pod's namespaces.
@@ -164,7 +244,7 @@ impl Lab {
 
     /// Starts the process of a pod and connects its network namespace to the bridge.
     fn connect(&mut self, cgroup: &Path, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Process> {
-        let mut process = Process::start(&self.executable, "pod", cgroup)?;
+        let mut process = Process::start(&self.executable, "pod", cgroup, None)?;
         let link = self.links;
         self.links += 1;
         let pair = format!(
@@ -207,6 +287,10 @@ impl Lab {
         }
         for pod in self.pods.iter_mut().filter(|_| !backends.is_empty()) {
             pod.process.run("nft", &["-f", "-"], &rules)?;
+        }
+        if let Some(api) = &self.api {
+            let ready: Vec<Ipv4Addr> = backends.iter().map(|pod| self.pods[pod.0].ipv4).collect();
+            cluster::add_service(api, &service, cluster_ip, &ready)?;
         }
         service["clusterIPs"] = json!([cluster_ip]);
         self.services.push(service);
@@ -321,7 +405,7 @@ impl Drop for Lab {
 
 impl Pod {
     fn inventory(&self) -> Value {
-        let PodSpec { namespace, name, labels, owner, ports, .. } = &self.spec;
+        let PodSpec { namespace, name, labels, owner, ports, host_network, .. } = &self.spec;
         let mut pod = json!({
             "namespace": namespace,
             "name": name,
@@ -331,7 +415,8 @@ impl Pod {
             "podIPs": [self.ipv4, self.ipv6],
             "node": NODE,
             "ports": ports,
-            "netns": self.process.netns(),
+            "hostNetwork": host_network,
+            "netns": if *host_network { Value::Null } else { json!(self.process.netns()) },
             "cgroup": self.cgroup,
         });
         if let Some(pod) = pod.as_object_mut() {
@@ -342,11 +427,13 @@ impl Pod {
 }
 
 impl Process {
-    fn start(executable: &Path, role: &str, cgroup: &Path) -> Result<Self> {
+    /// In a network of its own, or in that of a file.
+    fn start(executable: &Path, role: &str, cgroup: &Path, netns: Option<&Path>) -> Result<Self> {
         let mut child = Command::new(executable)
             .arg(role)
             .arg("--cgroup")
             .arg(cgroup)
+            .args(netns.map(|netns| format!("--netns={}", netns.display())))
             // Ctrl-C is for the lab; its processes end when it does.
             .process_group(0)
             .stdin(Stdio::piped())

@@ -8,6 +8,7 @@
 //! demo and the tests start exactly what users start, from one file.
 
 pub mod app;
+pub mod cluster;
 pub mod demo;
 pub mod lab;
 mod names;

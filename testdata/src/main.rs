@@ -26,6 +26,9 @@ enum Command {
     Pod {
         #[arg(long)]
         cgroup: PathBuf,
+        /// The network to join, instead of one of its own.
+        #[arg(long)]
+        netns: Option<PathBuf>,
     },
     /// The process that is the lab's node, and that cleans up after it.
     #[command(hide = true)]
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
         Command::Exporter(rest) => return exporter::run_command(named("flowscribe-exporter", rest)),
         Command::Flowscribe(rest) => return analyzer::run_command(named("flowscribe", rest)),
         Command::Demo { capture } => demo::run(capture.as_deref()),
-        Command::Pod { cgroup } => pod::run(&cgroup, true),
+        Command::Pod { cgroup, netns } => pod::run(&cgroup, netns.as_deref(), true),
         Command::Node { cgroup } => pod::run_node(&cgroup),
     };
     match ran {

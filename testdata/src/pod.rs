@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
+    fs::{self, File},
     io::{self, BufRead, Read, Write},
     net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     os::fd::OwnedFd,
@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     libc::{MSG_FASTOPEN, linger},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl::set_pdeathsig,
         signal::Signal,
@@ -105,17 +105,22 @@ pub enum Close {
 /// The answer to an order: a number (connections made or served) or why it failed.
 pub type Answer = Result<u64, String>;
 
-/// Runs the process of a pod: joins the cgroup, makes a network namespace, and obeys.
+/// Runs the process of a pod: joins the cgroup, makes a network namespace or joins one, and obeys.
 ///
 /// # Errors
 /// The process may not do that, or standard output is closed.
-pub fn run(cgroup: &Path, dies_with_parent: bool) -> Result<()> {
+pub fn run(cgroup: &Path, netns: Option<&Path>, dies_with_parent: bool) -> Result<()> {
     if dies_with_parent {
         set_pdeathsig(Signal::SIGKILL).context("ask for the parent's death")?;
     }
     join(cgroup)?;
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
-    run_program("ip", &["link", "set", "lo", "up"], "")?;
+    match netns {
+        Some(path) => setns(File::open(path)?, CloneFlags::CLONE_NEWNET).context("join a network namespace")?,
+        None => {
+            unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+            run_program("ip", &["link", "set", "lo", "up"], "")?;
+        }
+    }
     let mut pod = Pod::default();
     answer(&Ok(0))?;
     for line in io::stdin().lock().lines() {
@@ -131,7 +136,7 @@ pub fn run(cgroup: &Path, dies_with_parent: bool) -> Result<()> {
 /// # Errors
 /// As [`run`]; or a cgroup stays in use.
 pub fn run_node(cgroup: &Path) -> Result<()> {
-    let ran = run(cgroup, false);
+    let ran = run(cgroup, None, false);
     let lab = cgroup.parent().context("the node's cgroup is in the lab's")?;
     let mount = lab.parent().context("the lab's cgroup is in the hierarchy")?;
     join(mount)?;
@@ -344,14 +349,20 @@ fn run_program(program: &str, arguments: &[&str], input: &str) -> Result<()> {
 fn remove_cgroups(root: &Path) -> io::Result<()> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        let pods = fs::read_dir(root)?.flatten().filter(|entry| entry.path().is_dir());
-        pods.for_each(|pod| drop(fs::remove_dir(pod.path())));
-        match fs::remove_dir(root) {
+        match remove_tree(root) {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() > deadline => return Err(error),
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
+}
+
+/// Removes a cgroup after those below it.
+fn remove_tree(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
+        remove_tree(&entry.path())?;
+    }
+    fs::remove_dir(cgroup)
 }
 
 const TIMEOUT: Duration = Duration::from_secs(5);

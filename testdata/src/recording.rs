@@ -37,6 +37,18 @@ impl Recording {
         Self::spawn(command)
     }
 
+    /// Starts an exporter over a lab that is in an API server, and waits until it records; it may not know the pods yet.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn in_cluster<S: AsRef<OsStr>>(executable: &Path, lab: &Lab, kubeconfig: &Path, output: &Path, extra: &[S]) -> Result<Self> {
+        let mut command = Command::new(executable);
+        command.arg("exporter").arg("--output").arg(output).arg("--kubernetes").env("KUBECONFIG", kubeconfig);
+        command.arg("--cgroup").arg(lab.cgroup()).arg("--host-netns").arg(lab.node_netns());
+        command.args(["--node", crate::lab::NODE, "--cluster", "lab"]).args(extra);
+        Self::spawn(command)
+    }
+
     /// Starts an exporter as given and waits until it records.
     ///
     /// # Errors

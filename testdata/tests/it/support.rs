@@ -8,7 +8,7 @@ use std::{
 };
 
 use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
-use serde_json::{Value, json};
+use serde_json::json;
 use testdata::{
     lab::{Lab, PodId, PodSpec},
     recording,
@@ -43,7 +43,7 @@ pub(crate) fn spec(workload: &str) -> PodSpec {
     let labels = json!({ "app": workload });
     let owner = json!({ "kind": "Deployment", "name": workload, "selector": { "matchLabels": labels } });
     let name = format!("{workload}-0");
-    PodSpec { namespace: "demo".into(), name, labels, owner, ports: Value::Null, external: false }
+    PodSpec { namespace: "demo".into(), name, labels, owner, ..PodSpec::default() }
 }
 
 /// Every row of a dataset.

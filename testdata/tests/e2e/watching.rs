@@ -1,0 +1,143 @@
+//! An API server, a lab in it, and the programs that watch it.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use testdata::{cluster::Cluster, lab::Lab, recording::Recording};
+
+use crate::support::{executable, flowscribe, wait_until};
+
+/// A cluster with a lab's node in it.
+pub(crate) struct Site {
+    pub(crate) lab: Lab,
+    pub(crate) cluster: Arc<Cluster>,
+    /// Where captures go.
+    pub(crate) directory: tempfile::TempDir,
+}
+
+/// A program that is killed when it is dropped.
+pub(crate) struct Running(Child);
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        if let Some(missing) = Lab::missing().or_else(Cluster::missing) {
+            panic!("these tests were asked for, and can't run: {missing}");
+        }
+        let cluster = Arc::new(Cluster::start().expect("the API server starts"));
+        allow(&cluster);
+        let lab = Lab::in_cluster(executable(), &cluster).expect("the lab starts");
+        Self { lab, cluster, directory: tempfile::tempdir().expect("a directory") }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts an agent and waits until it knows its pods.
+    pub(crate) fn agent(&self, name: &str, extra: &[&str]) -> Recording {
+        let (recording, address) = self.agent_alone(name, extra);
+        wait_until("knowing the pods", || get(&address, "/readyz").starts_with("HTTP/1.1 200"));
+        recording
+    }
+
+    /// Starts an agent, which may not know its pods yet, and tells where its metrics are.
+    pub(crate) fn agent_alone(&self, name: &str, extra: &[&str]) -> (Recording, String) {
+        let address = free_address();
+        let extra = [&["--metrics-address", &address, "--window", "1s"], extra].concat();
+        let kubeconfig = self.cluster.kubeconfig("agent");
+        let started = Recording::in_cluster(executable(), &self.lab, &kubeconfig, &self.path(name), &extra);
+        (started.expect("the agent starts"), address)
+    }
+
+    /// Starts `flowscribe inventory`, and waits until everything is on disk.
+    pub(crate) fn inventory(&self, name: &str) -> Running {
+        let output = self.path(name);
+        let log = std::fs::File::create(self.path("inventory.log")).expect("a log");
+        let child = Command::new(executable())
+            .args(["flowscribe", "inventory", "--cluster", "lab", "--output"])
+            .arg(&output)
+            .env("KUBECONFIG", self.cluster.kubeconfig("inventory"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn();
+        let running = Running(child.expect("flowscribe starts"));
+        let log = self.path("inventory.log");
+        wait_until("knowing the cluster", || read(&log).contains("objects are known"));
+        running
+    }
+
+    /// The policies of some captures, and what is said beside them.
+    pub(crate) fn report(&self, names: &[&str], extra: &[&str]) -> (String, String) {
+        let inputs: Vec<String> = names.iter().map(|name| self.path(name).to_string_lossy().into_owned()).collect();
+        let mut arguments = vec!["report"];
+        arguments.extend(inputs.iter().flat_map(|input| ["--input", input]));
+        arguments.extend(extra);
+        let output = flowscribe(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (text(output.stdout), text(output.stderr))
+    }
+
+    /// The result of a query over some captures, as CSV without its header.
+    pub(crate) fn sql(&self, names: &[&str], query: &str) -> Vec<String> {
+        let inputs: Vec<String> = names.iter().map(|name| self.path(name).to_string_lossy().into_owned()).collect();
+        let mut arguments = vec!["sql", "--format", "csv", query];
+        arguments.extend(inputs.iter().flat_map(|input| ["--input", input]));
+        let output = flowscribe(&arguments);
+        assert!(output.status.success(), "{query}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").lines().skip(1).map(str::to_owned).collect()
+    }
+}
+
+impl Running {
+    /// Ends it as an init system does, and waits for it.
+    pub(crate) fn stop(mut self) {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).expect("it runs");
+        let status = self.0.wait().expect("it ends");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The permissions that the documentation lists, and no others.
+pub(crate) fn allow(cluster: &Cluster) {
+    let rules = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac.yaml"));
+    for document in serde_yaml::Deserializer::from_str(&rules.expect("the rules are there")) {
+        let object = serde::Deserialize::deserialize(document).expect("the rules are YAML");
+        cluster.create(&object).expect("the API server takes the rules");
+    }
+}
+
+/// What an HTTP server answers, with its headers; nothing when it is not there.
+pub(crate) fn get(address: &str, path: &str) -> String {
+    let mut answer = String::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let _ = write!(stream, "GET {path} HTTP/1.0\r\n\r\n");
+        let _ = stream.read_to_string(&mut answer);
+    }
+    answer.replacen("HTTP/1.0", "HTTP/1.1", 1)
+}
+
+pub(crate) fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("it has an address").to_string()
+}
