@@ -17,7 +17,7 @@ use schemas::{
     capture::{CaptureError, DatasetWriter, Origin, Roll},
     health::HealthRecord,
     inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind, log::InventoryLog},
-    kubernetes::{self, Change, ConnectError, Problem, Resource, Start},
+    kubernetes::{self, Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles},
     table::TimestampMs,
 };
 use tokio::{
@@ -53,15 +53,13 @@ struct Term {
     health: DatasetWriter<HealthRecord>,
     /// Resources of which nothing has been heard yet.
     awaited: HashSet<Resource>,
-    /// Resources that can't be watched, and why.
-    unreadable: Vec<(Resource, Problem)>,
-    /// A file was given up: what it held has to be told again.
+    troubles: Troubles,
+    /// Everything has to be told again: a file was given up, or more or less is known than before.
     is_broken: bool,
     run_start: TimestampMs,
     /// End of the window that health was last told of.
     told_until: TimestampMs,
     health_seq: i64,
-    has_warned_of: HashSet<Resource>,
 }
 
 /// Writes until Ctrl-C or SIGTERM, or with `--once` what there is.
@@ -143,12 +141,11 @@ impl Term {
             health: DatasetWriter::new(output, &origin, VERSION, roll),
             origin,
             awaited: Resource::cluster().into_iter().collect(),
-            unreadable: Vec::new(),
+            troubles: Troubles::default(),
             is_broken: false,
             run_start: now,
             told_until: now,
             health_seq: 0,
-            has_warned_of: HashSet::new(),
         };
         // The run is on record before its first row; that the directory can't be written to is known at once.
         term.tell_health(now, false)?;
@@ -180,26 +177,18 @@ impl Term {
     }
 
     fn learn(&mut self, change: Change, now: TimestampMs) -> Result<(), InventoryError> {
+        let knew_all = self.knows_all();
+        tell(self.troubles.learn(&change, now));
         match &change {
             Change::Unreadable(resource, problem) => {
-                self.warn(resource, problem);
                 // A server that only fails will tell; what was known of a resource must not end for it.
                 if !matches!(problem, Problem::Failed(_)) {
                     self.awaited.remove(resource);
                 }
-                self.unreadable.retain(|(other, _)| other != resource);
-                self.unreadable.push((resource.clone(), problem.clone()));
             }
-            Change::Listed(resource) => {
-                self.awaited.remove(resource);
-                self.forgive(|other| other == resource);
-            }
-            Change::There(record) | Change::Gone(record) if !self.unreadable.is_empty() && self.log.has_begun() => {
-                self.forgive(|other| other.is_of(record));
-            }
+            Change::Listed(resource) => drop(self.awaited.remove(resource)),
             _ => {}
         }
-        let knew_all = self.knows_all();
         if self.log.has_begun() && !self.rows.is_open() && self.log.is_news(&change) {
             self.snapshot(now)?; // every file opens with what was known before
         }
@@ -212,6 +201,9 @@ impl Term {
     }
 
     fn tick(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
+        let knew_all = self.knows_all();
+        tell(self.troubles.expire(now));
+        self.is_broken |= knew_all != self.knows_all();
         if self.log.has_begun() && (self.is_broken || self.log.is_new_day(now)) {
             self.snapshot(now)?;
         }
@@ -232,7 +224,7 @@ impl Term {
 
     /// Whether addresses that are not known are outside the cluster.
     fn knows_all(&self) -> bool {
-        self.awaited.is_empty() && !self.unreadable.iter().any(|(resource, _)| resource.is_needed)
+        self.awaited.is_empty() && !self.troubles.iter().any(|trouble| trouble.resource.is_needed)
     }
 
     fn snapshot(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
@@ -285,7 +277,7 @@ impl Term {
             run_start: self.run_start,
             agent_version: VERSION.into(),
             window_ms: WINDOW.as_millis() as i64,
-            unreadable: self.unreadable.iter().map(|(resource, _)| resource.to_string().into()).collect(),
+            unreadable: self.troubles.names(),
             inventory_next_seq: self.log.next_seq(),
             clean_shutdown: is_last,
             ..HealthRecord::default()
@@ -301,42 +293,34 @@ impl Term {
         Ok(())
     }
 
-    fn warn(&mut self, resource: &Resource, problem: &Problem) {
-        let known = self.unreadable.iter().find(|(other, _)| other == resource).map(|(_, problem)| problem);
-        if known == Some(problem) {
-            return;
-        }
-        let cost = match resource.kind {
-            kind::POD | kind::NODE | kind::SERVICE => "what is not known counts as unknown, not as outside the cluster",
-            kind::ENDPOINT_SLICE => "Services lead to the pods that they select, and those without a selector nowhere",
-            kind::WORKLOAD => "pods are taken for owned by what owns them at first hand",
-            _ => "nothing else depends on it",
-        };
-        // That a custom resource is not installed is as it should be.
-        if *problem != Problem::NotServed || resource.is_needed {
-            eprintln!("cannot watch {resource}: {}\n  it costs: {cost}", problem.remedy(resource));
-            self.has_warned_of.insert(resource.clone());
-        }
-    }
-
-    fn forgive(&mut self, is_readable: impl Fn(&Resource) -> bool) {
-        let warned = &mut self.has_warned_of;
-        self.unreadable.retain(|(resource, _)| {
-            let is_back = is_readable(resource);
-            if is_back && warned.remove(resource) {
-                eprintln!("{resource} can be watched again");
-            }
-            !is_back
-        });
-    }
-
     /// What was not told of in time.
     fn silent(&self) -> InventoryError {
         let mut missing: Vec<String> = self.awaited.iter().map(Resource::to_string).collect();
         missing.sort();
-        let reason = self.unreadable.iter().find(|(resource, _)| self.awaited.contains(resource));
-        let reason = reason.map_or("no answer".into(), |(resource, problem)| problem.remedy(resource).into_owned());
+        let trouble = self.troubles.iter().find(|trouble| self.awaited.contains(&trouble.resource));
+        let reason = trouble.map_or("no answer".into(), |t| t.problem.remedy(&t.resource).into_owned());
         InventoryError::Silent { missing: missing.join(", "), reason }
+    }
+}
+
+/// Tells what can't be watched and what that costs, and when it can be again.
+fn tell(news: Option<News>) {
+    let is_told = |trouble: &Trouble| trouble.problem != Problem::NotServed || trouble.resource.is_needed;
+    match news {
+        // That a custom resource is not installed is as it should be.
+        Some(News::Began(trouble)) if is_told(&trouble) => {
+            let Trouble { resource, problem, .. } = trouble;
+            let cost = match resource.kind {
+                kind::POD | kind::NODE | kind::SERVICE | kind::ENDPOINT_SLICE => {
+                    "an address that is not known counts as unknown, not as outside the cluster"
+                }
+                kind::WORKLOAD => "pods count as those of what owns them at first hand",
+                _ => "what it tells is missing",
+            };
+            eprintln!("cannot watch {resource}: {}\n  it costs: {cost}", problem.remedy(&resource));
+        }
+        Some(News::Over(trouble)) if is_told(&trouble) => eprintln!("{} can be watched again", trouble.resource),
+        _ => {}
     }
 }
 

@@ -19,10 +19,7 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use schemas::{
-    index::Index,
-    inventory::kind,
-};
+use schemas::{index::Index, inventory::kind};
 
 use crate::communication::{Communication, Endpoint, Workload};
 use selector::{Selector, Selectors};

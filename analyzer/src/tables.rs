@@ -24,6 +24,7 @@ use schemas::{
     health::HealthRecord,
     index::{Heard, Index},
     inventory::InventoryRecord,
+    kubernetes::Resource,
     table::{Record, TimestampMs},
 };
 use url::Url;
@@ -182,7 +183,13 @@ fn learn(
     match file.dataset {
         InventoryRecord::DATASET => log.extend(capture::read::<InventoryRecord>(file)?),
         HealthRecord::DATASET => {
+            let needed: Vec<_> =
+                Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
             for row in capture::read::<HealthRecord>(file)? {
+                // Who can't watch what tells of addresses has not heard everything.
+                if row.unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
+                    continue;
+                }
                 let until = heard.entry((row.node, row.run_id)).or_insert(row.window_end);
                 *until = row.window_end.max(*until);
             }

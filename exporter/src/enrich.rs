@@ -32,8 +32,8 @@ use schemas::{
 use cluster::Cluster;
 use kubelet::Kubelet;
 use labels::LabelPolicy;
-use sockets::{SocketMap, walk};
 pub(crate) use sockets::{HostNetns, inode};
+use sockets::{SocketMap, walk};
 
 use crate::flow::{Flow, FlowKey, Role, SocketOwner};
 
@@ -160,6 +160,11 @@ impl Enricher {
         }
     }
 
+    /// Whether all of the cluster that is to be known is, as far as it may be.
+    pub(crate) fn knows_cluster(&self) -> bool {
+        self.cluster.as_ref().is_none_or(Cluster::is_settled)
+    }
+
     /// Learns of a cgroup that was made.
     pub(crate) fn learn_cgroup(&mut self, event: &CgroupEvent, now: TimestampMs) {
         let path = event.path.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -177,7 +182,7 @@ impl Enricher {
 
     /// A second has passed: the knowledge so far goes on to hold, and what is too old for any flow is forgotten.
     pub(crate) fn tick(&mut self, now: TimestampMs) {
-        match &self.cluster {
+        match &mut self.cluster {
             Some(cluster) => cluster.tick(&mut self.index, now),
             None => {
                 let Origin { node: writer, run_id, .. } = self.origin.clone();
@@ -398,8 +403,7 @@ impl Filter {
         let Self { namespaces, labels, cidrs, ports, loopback: _ } = self;
         let ends = [local, remote];
         let is_of_namespace = |end: &&End| end.namespace.as_ref().is_some_and(|name| namespaces.contains(name));
-        let is_unresolved =
-            |end: &&End| end.unknown_reason.is_some() || (end.kind == "pod" && end.namespace.is_none());
+        let is_unresolved = |end: &&End| end.unknown_reason.is_some() || (end.kind == "pod" && end.namespace.is_none());
         let addresses = [key.local_address, key.remote_address];
         let served = [Some(key.server_port), local.target_port, remote.target_port];
         (namespaces.is_empty() || ends.iter().any(|end| is_unresolved(end) || is_of_namespace(end)))

@@ -181,8 +181,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         let refused = |error: &ProbeError| tracing::warn!(error = chain(error), "--bpf-stats needs CAP_SYS_ADMIN");
         measuring.inspect_err(refused).ok()
     });
-    let choice =
-        LabelPolicy::new(Keys::new(&args.record_labels), Keys::new(&args.omit_labels), args.max_label_bytes);
+    let choice = LabelPolicy::new(Keys::new(&args.record_labels), Keys::new(&args.omit_labels), args.max_label_bytes);
     let window_ms = args.summed_window_ms();
     let mut enricher = Enricher::new(origin.clone(), filter, choice, host, cgroup2_mount()?, window_ms);
     if args.kubernetes {

@@ -7,6 +7,7 @@
 //! Of each object only what the inventory needs is ever in memory: the rest of the JSON is passed over while it is read.
 
 mod object;
+mod trouble;
 mod watch;
 
 use std::{borrow::Cow, fmt};
@@ -17,6 +18,7 @@ use kube::{
 };
 
 pub use object::{ALLOWED_ANNOTATIONS, Object, Texts, record};
+pub use trouble::{News, Trouble, Troubles};
 pub use watch::{Start, watch};
 
 use crate::inventory::{InventoryRecord, kind};

@@ -24,6 +24,8 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::lab::PodSpec;
+
 /// A cluster's control plane; dropped, it ends and its files are removed.
 pub struct Cluster {
     directory: tempfile::TempDir,
@@ -38,7 +40,8 @@ pub struct Cluster {
 impl Cluster {
     /// Why there can't be one; `None` when there can.
     pub fn missing() -> Option<String> {
-        let missing = ["etcd", "kube-apiserver", "openssl", "setpriv"].into_iter().find(|program| find(program).is_none());
+        let missing =
+            ["etcd", "kube-apiserver", "openssl", "setpriv"].into_iter().find(|program| find(program).is_none());
         missing.map(|program| format!("it needs the program {program}, in $KUBEBUILDER_ASSETS or on the path"))
     }
 
@@ -61,15 +64,19 @@ impl Cluster {
             bail!("openssl made no key");
         }
         fs::write(directory.path().join("tokens.csv"), TOKENS)?;
-        let etcd = spawn("etcd", directory.path(), &[
-            "--data-dir=data".into(),
-            "--log-level=error".into(),
-            format!("--listen-client-urls=http://127.0.0.1:{clients}"),
-            format!("--advertise-client-urls=http://127.0.0.1:{clients}"),
-            format!("--listen-peer-urls=http://127.0.0.1:{peers}"),
-            format!("--initial-advertise-peer-urls=http://127.0.0.1:{peers}"),
-            format!("--initial-cluster=default=http://127.0.0.1:{peers}"),
-        ])?;
+        let etcd = spawn(
+            "etcd",
+            directory.path(),
+            &[
+                "--data-dir=data".into(),
+                "--log-level=error".into(),
+                format!("--listen-client-urls=http://127.0.0.1:{clients}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{clients}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peers}"),
+                format!("--initial-advertise-peer-urls=http://127.0.0.1:{peers}"),
+                format!("--initial-cluster=default=http://127.0.0.1:{peers}"),
+            ],
+        )?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let server = Mutex::new(Some(serve(directory.path(), clients, secure)?));
         wait_for("the API server's certificate", || directory.path().join("certificates/apiserver.crt").exists())?;
@@ -216,14 +223,19 @@ pub fn add_node(cluster: &Cluster, name: &str, addresses: &[&str], pod_cidrs: &[
     cluster.set_status(&node, &json!({ "addresses": addresses }))
 }
 
-/// A pod and whatever owns it, with the UID that the server gives it. `owner` is kind, name and LabelSelector, or null.
+/// A pod and whatever owns it, with the UID that the server gives it.
 ///
 /// # Errors
 /// The server refuses.
-pub fn add_pod(cluster: &Cluster, namespace: &str, name: &str, labels: &Value, owner: &Value, spec: &Value) -> Result<Value> {
+pub fn add_pod(cluster: &Cluster, pod: &PodSpec, spec: &Value) -> Result<Value> {
+    let PodSpec { namespace, name, labels, owner, static_hash, .. } = pod;
     cluster.create(&object("v1", "Namespace", None, namespace))?;
     let mut pod = object("v1", "Pod", Some(namespace), name);
     pod["metadata"]["labels"] = labels.clone();
+    if let Some(hash) = static_hash {
+        pod["metadata"]["annotations"] =
+            json!({ "kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash });
+    }
     if let (Some(kind), Some(owner_name)) = (owner["kind"].as_str(), owner["name"].as_str()) {
         let reference = add_owner(cluster, namespace, kind, owner_name, &owner["selector"], labels, &mut pod)?;
         pod["metadata"]["ownerReferences"] = json!([reference]);
@@ -332,7 +344,8 @@ pub fn running(ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Value {
 /// The status of a pod whose containers have ended; it keeps its addresses.
 pub fn succeeded() -> Value {
     let ended = json!({ "terminated": { "exitCode": 0, "finishedAt": now() } });
-    let container = json!({ "name": "main", "image": "none", "imageID": "", "ready": false, "restartCount": 0, "state": ended });
+    let container =
+        json!({ "name": "main", "image": "none", "imageID": "", "ready": false, "restartCount": 0, "state": ended });
     json!({ "phase": "Succeeded", "containerStatuses": [container] })
 }
 
@@ -343,22 +356,26 @@ fn now() -> String {
 }
 
 fn serve(directory: &Path, etcd: u16, port: u16) -> Result<Child> {
-    spawn("kube-apiserver", directory, &[
-        format!("--etcd-servers=http://127.0.0.1:{etcd}"),
-        format!("--secure-port={port}"),
-        "--bind-address=127.0.0.1".into(),
-        "--advertise-address=127.0.0.1".into(),
-        "--cert-dir=certificates".into(),
-        "--service-cluster-ip-range=10.96.0.0/16".into(),
-        "--endpoint-reconciler-type=none".into(),
-        "--token-auth-file=tokens.csv".into(),
-        "--authorization-mode=RBAC".into(),
-        "--service-account-issuer=https://kubernetes.default.svc".into(),
-        "--service-account-key-file=service-accounts.key".into(),
-        "--service-account-signing-key-file=service-accounts.key".into(),
-        "--disable-admission-plugins=ServiceAccount,PodSecurity,Priority,RuntimeClass".into(),
-        "--watch-cache=true".into(),
-    ])
+    spawn(
+        "kube-apiserver",
+        directory,
+        &[
+            format!("--etcd-servers=http://127.0.0.1:{etcd}"),
+            format!("--secure-port={port}"),
+            "--bind-address=127.0.0.1".into(),
+            "--advertise-address=127.0.0.1".into(),
+            "--cert-dir=certificates".into(),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--endpoint-reconciler-type=none".into(),
+            "--token-auth-file=tokens.csv".into(),
+            "--authorization-mode=RBAC".into(),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            "--service-account-key-file=service-accounts.key".into(),
+            "--service-account-signing-key-file=service-accounts.key".into(),
+            "--disable-admission-plugins=ServiceAccount,PodSecurity,Priority,RuntimeClass".into(),
+            "--watch-cache=true".into(),
+        ],
+    )
 }
 
 /// Starts a program; its words are in a file beside its data.
@@ -368,7 +385,12 @@ fn spawn(program: &str, directory: &Path, arguments: &[String]) -> Result<Child>
     // It ends with the test that started it, also when that is killed.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(path).args(arguments).current_dir(directory);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("start {program}"))
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start {program}"))
 }
 
 fn find(program: &str) -> Option<PathBuf> {

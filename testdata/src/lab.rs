@@ -68,6 +68,8 @@ pub struct PodSpec {
     pub external: bool,
     /// Let it share the node's network.
     pub host_network: bool,
+    /// Hash of its manifest, if kubelet runs it from a file: then its cgroup is named after that.
+    pub static_hash: Option<String>,
 }
 
 struct Pod {
@@ -158,9 +160,9 @@ impl Lab {
             if !spec.ports.is_null() {
                 pod_spec["containers"][0]["ports"] = spec.ports.clone();
             }
-            object = cluster::add_pod(api, &spec.namespace, &spec.name, &spec.labels, &spec.owner, &pod_spec)?;
+            object = cluster::add_pod(api, &spec, &pod_spec)?;
         }
-        let cgroup = match object["metadata"]["uid"].as_str() {
+        let cgroup = match spec.static_hash.as_deref().or(object["metadata"]["uid"].as_str()) {
             // As kubelet's systemd driver and containerd name them.
             Some(uid) => self.cgroup.join(format!(
                 "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{number:064x}.scope",

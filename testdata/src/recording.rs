@@ -41,9 +41,16 @@ impl Recording {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn in_cluster<S: AsRef<OsStr>>(executable: &Path, lab: &Lab, kubeconfig: &Path, output: &Path, extra: &[S]) -> Result<Self> {
+    pub fn in_cluster<S: AsRef<OsStr>>(
+        executable: &Path,
+        lab: &Lab,
+        kubeconfig: &Path,
+        output: &Path,
+        extra: &[S],
+    ) -> Result<Self> {
         let mut command = Command::new(executable);
         command.arg("exporter").arg("--output").arg(output).arg("--kubernetes").env("KUBECONFIG", kubeconfig);
+        command.env("RUST_LOG", "info,kube_runtime::watcher=debug");
         command.arg("--cgroup").arg(lab.cgroup()).arg("--host-netns").arg(lab.node_netns());
         command.args(["--node", crate::lab::NODE, "--cluster", "lab"]).args(extra);
         Self::spawn(command)

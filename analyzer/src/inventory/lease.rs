@@ -83,7 +83,9 @@ impl Lease {
             Err(kube::Error::Api(status)) if status.code == 409 => false,
             Err(error) => {
                 let problem = match &error {
-                    kube::Error::Api(status) if status.code == 403 => format!("add to a Role in {}: {RULE}", self.namespace),
+                    kube::Error::Api(status) if status.code == 403 => {
+                        format!("add to a Role in {}: {RULE}", self.namespace)
+                    }
                     error => error.to_string(),
                 };
                 if self.last_problem.as_ref() != Some(&problem) {

@@ -12,6 +12,7 @@ fn said(arguments: &[&str]) -> (Option<i32>, String) {
 fn help_explains_every_command_and_flag() {
     insta::assert_snapshot!("help", said(&["--help"]).1);
     insta::assert_snapshot!("help_report", said(&["report", "--help"]).1);
+    insta::assert_snapshot!("help_inventory", said(&["inventory", "--help"]).1);
     insta::assert_snapshot!("help_sql", said(&["sql", "--help"]).1);
 }
 

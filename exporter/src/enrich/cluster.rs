@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use schemas::{
     index::{Heard, Index},
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord, SCOPE_PART},
-    kubernetes::{Change, Resource},
+    kubernetes::{Change, Problem, Resource, Trouble, Troubles},
     table::TimestampMs,
 };
 
@@ -18,23 +18,30 @@ pub(crate) struct Cluster {
     unlisted: Vec<Resource>,
     /// When a list began that is under way, by kind of record.
     listing: HashMap<Arc<str>, TimestampMs>,
-    /// Resources that can't be watched now.
-    unreadable: Vec<Resource>,
+    troubles: Troubles,
 }
 
 impl Cluster {
     /// Nothing is known yet of any of these.
     pub(crate) fn new(run_id: Arc<str>, resources: Vec<Resource>) -> Self {
-        Self { run_id, unlisted: resources, listing: HashMap::new(), unreadable: Vec::new() }
+        Self { run_id, unlisted: resources, listing: HashMap::new(), troubles: Troubles::default() }
     }
 
     /// Whether every resource was listed once.
-    pub(crate) fn is_known(&self) -> bool {
+    fn is_known(&self) -> bool {
         self.unlisted.is_empty()
+    }
+
+    /// Whether every resource was listed once, or may not be.
+    pub(crate) fn is_settled(&self) -> bool {
+        let is_refused = |trouble: &Trouble| !matches!(trouble.problem, Problem::Failed(_));
+        let mut unlisted = self.unlisted.iter();
+        unlisted.all(|resource| self.troubles.iter().any(|t| t.resource == *resource && is_refused(t)))
     }
 
     /// Takes in what was heard.
     pub(crate) fn learn(&mut self, index: &mut Index, change: Change, now: TimestampMs) {
+        self.troubles.learn(&change, now);
         match change {
             Change::Listing(resource) => {
                 let kind: Arc<str> = resource.kind.into();
@@ -49,7 +56,6 @@ impl Cluster {
             Change::Gone(record) => index.apply(self.slim(record, EVENT_DELETE, now)),
             Change::Listed(resource) => {
                 self.listing.remove(resource.kind);
-                self.unreadable.retain(|other| *other != resource);
                 index.settle();
                 let was_known = self.is_known();
                 self.unlisted.retain(|other| *other != resource);
@@ -57,13 +63,14 @@ impl Cluster {
                     index.begin_coverage(self.heard(&WRITER.into(), now));
                 }
             }
-            Change::Unreadable(resource, _) => self.unreadable.push(resource),
+            Change::Unreadable(..) => {}
         }
     }
 
     /// While everything can be watched, what is not known is not there.
-    pub(crate) fn tick(&self, index: &mut Index, now: TimestampMs) {
-        if self.unreadable.is_empty() {
+    pub(crate) fn tick(&mut self, index: &mut Index, now: TimestampMs) {
+        self.troubles.expire(now);
+        if self.troubles.iter().next().is_none() {
             index.hear(self.heard(&WRITER.into(), now));
         }
     }

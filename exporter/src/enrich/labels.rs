@@ -90,7 +90,10 @@ mod tests {
         assert_eq!(chosen(&[], &[], 4096), LABELS);
         assert_eq!(chosen(&["app", "tier"], &[], 4096), r#"{"app":"web","tier":"front"}"#);
         assert_eq!(chosen(&["app*"], &["app.kubernetes.io/*"], 4096), r#"{"app":"web"}"#);
-        assert_eq!(chosen(&[" ", ""], &["pod-template-hash", "app.kubernetes.io/name", "tier"], 4096), r#"{"app":"web"}"#);
+        assert_eq!(
+            chosen(&[" ", ""], &["pod-template-hash", "app.kubernetes.io/name", "tier"], 4096),
+            r#"{"app":"web"}"#
+        );
         assert_eq!(chosen(&["none"], &[], 4096), "{}");
     }
 

@@ -7,7 +7,7 @@ use schemas::{
     capture::Origin,
     health::HealthRecord,
     inventory::InventoryRecord,
-    kubernetes::{Change, Problem, Resource},
+    kubernetes::{Change, News, Problem, Trouble, Troubles},
     table::TimestampMs,
 };
 use tokio::sync::mpsc;
@@ -42,8 +42,7 @@ pub(super) struct Recorder {
     /// Flows that wait for the name of an end, and until when they do.
     waiting: VecDeque<(TimestampMs, Flow)>,
     metadata_wait: Duration,
-    /// Resources that can't be watched.
-    unreadable: Vec<Resource>,
+    troubles: Troubles,
     since: Since,
     summary: RunSummary,
 }
@@ -83,7 +82,7 @@ impl Recorder {
             is_inventory_broken: false,
             waiting: VecDeque::new(),
             metadata_wait: args.metadata_wait,
-            unreadable: Vec::new(),
+            troubles: Troubles::default(),
             since: Since::default(),
             summary: RunSummary::default(),
         })
@@ -103,6 +102,8 @@ impl Recorder {
                     self.record_inventory_changes(now);
                     self.enricher.tick(now);
                     self.record_waiting(now);
+                    let over = self.troubles.expire(now);
+                    self.tell(over, "");
                     self.is_inventory_broken |= !self.sink.roll(now);
                 }
                 // Written when everything else is.
@@ -204,7 +205,8 @@ impl Recorder {
     /// What the API server says of this node's pods.
     fn record_own_pods(&mut self, change: Change, now: TimestampMs) {
         let is_listed = matches!(change, Change::Listed(_));
-        self.judge(&change, "pods of this node have no names, only UIDs");
+        let news = self.troubles.learn(&change, now);
+        self.tell(news, "pods of this node have no names, only UIDs");
         // Every file opens with what was known before.
         let opens_file = self.inventory.log.has_begun() && !self.sink.has_open_inventory();
         if opens_file && self.inventory.log.is_news(&change) {
@@ -218,49 +220,42 @@ impl Recorder {
                 let node = &self.origin.node;
                 tracing::warn!(%node, "no pod has this spec.nodeName: is --node the node's name in Kubernetes?");
             }
-            if let Some(telemetry) = &self.telemetry {
-                telemetry.ready();
-            }
+        }
+        self.judge_readiness();
+    }
+
+    /// Ready is who knows all that it is to know.
+    fn judge_readiness(&self) {
+        if let Some(telemetry) = &self.telemetry
+            && self.inventory.log.has_begun()
+            && self.enricher.knows_cluster()
+        {
+            telemetry.ready();
         }
     }
 
     /// What the API server says of the rest of the cluster.
     fn learn_cluster(&mut self, change: Change, now: TimestampMs) {
-        self.judge(&change, "remote ends in flows have no names; reports look them up in the inventory");
+        let news = self.troubles.learn(&change, now);
+        self.tell(news, "remote ends in flows have no names; reports look them up in the inventory");
         self.enricher.learn_cluster(change, now);
+        self.judge_readiness();
     }
 
-    /// Tells once what can't be watched, and when it can be again.
-    fn judge(&mut self, change: &Change, cost: &str) {
-        match change {
-            Change::Unreadable(resource, problem) => {
-                let remedy = problem.remedy(resource);
-                let what = match problem {
-                    Problem::Forbidden => "missing permission",
-                    Problem::NotServed => "not served",
-                    Problem::Failed(_) => "the API server can't be reached, and is asked again",
-                };
-                tracing::warn!(%resource, cost, %remedy, "{what}");
-                if !self.unreadable.contains(resource) {
-                    self.unreadable.push(resource.clone());
+    /// Tells what can't be watched, and when it can be again.
+    fn tell(&self, news: Option<News>, cost: &str) {
+        match news {
+            Some(News::Began(Trouble { resource, problem, .. })) => {
+                let remedy = problem.remedy(&resource);
+                match problem {
+                    Problem::Forbidden => tracing::warn!(%resource, cost, %remedy, "missing permission"),
+                    Problem::NotServed => tracing::warn!(%resource, cost, "not served by this API server"),
+                    Problem::Failed(error) => tracing::warn!(%resource, error, "asking the API server again"),
                 }
             }
-            Change::Listed(resource) => self.forgive(|other| other == resource),
-            Change::There(record) | Change::Gone(record) if !self.unreadable.is_empty() => {
-                self.forgive(|other| other.is_of(record));
-            }
-            _ => {}
+            Some(News::Over(Trouble { resource, .. })) => tracing::info!(%resource, "can be watched again"),
+            None => {}
         }
-    }
-
-    fn forgive(&mut self, is_readable: impl Fn(&Resource) -> bool) {
-        self.unreadable.retain(|resource| {
-            let is_back = is_readable(resource);
-            if is_back {
-                tracing::info!(%resource, "can be watched again");
-            }
-            !is_back
-        });
     }
 
     /// Writes rows and learns from them; returns whether they are on their way to disk.
@@ -315,7 +310,7 @@ impl Recorder {
             unidentified: since.unidentified,
             contradicted: since.contradicted,
             unnamed: since.unnamed,
-            unreadable: self.unreadable.iter().map(|resource| resource.to_string().into()).collect(),
+            unreadable: self.troubles.names(),
             open_connections: open_connections as i64,
             flow_table_entries: edges as i64,
             ring_bytes: ring_bytes as i64,

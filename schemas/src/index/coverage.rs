@@ -82,9 +82,8 @@ mod tests {
     fn what_is_covered_ends_with_silence_and_joins_with_the_next_run() {
         let mut coverage = Coverage::default();
         let (writer, [one, two]) = (Arc::from("w"), ["1", "2"].map(Arc::from));
-        let covers = |coverage: &Coverage, from, to| {
-            coverage.covers(Span { from: TimestampMs(from), to: TimestampMs(to) }, 10)
-        };
+        let covers =
+            |coverage: &Coverage, from, to| coverage.covers(Span { from: TimestampMs(from), to: TimestampMs(to) }, 10);
         coverage.hear(&writer, &one, TimestampMs(0));
         assert!(!covers(&coverage, 0, 0), "it has not told everything yet");
         coverage.begin(&writer, &one, TimestampMs(100));

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::table::Port;
+use crate::{inventory::EVENT_UPSERT, table::Port};
 
 const POD_A: &str = "10.0.0.1";
 
@@ -248,6 +248,132 @@ fn endpoint_slices_tell_the_backends_of_their_time() {
     assert_eq!(addresses(at(1_000)), ["198.51.100.2:6443"]);
     let both = Span { from: TimestampMs(500), to: TimestampMs(1_500) };
     assert_eq!(addresses(both), ["198.51.100.1:6443", "198.51.100.2:6443"]);
+}
+
+#[test]
+fn a_pod_that_two_writers_tell_of_ends_when_neither_names_it_or_one_tells_its_end() {
+    let by = |writer: &str, record| InventoryRecord { node: writer.into(), run_id: writer.into(), ..record };
+    let mut index = Index::new(0);
+    let mut say = |time, event: &str, writer, record| {
+        index.apply(by(writer, InventoryRecord { observed_at: TimestampMs(time), event: event.into(), ..record }));
+        name(index.resolve(ip(POD_A), at(time))).to_owned()
+    };
+    assert_eq!(say(1_000, EVENT_SNAPSHOT, "agent", pod("a", POD_A, "{}")), "a");
+    assert_eq!(say(2_000, EVENT_SNAPSHOT, "cluster", pod("a", POD_A, "{}")), "a");
+    // The agent comes back and does not name it; the other writer goes on to.
+    say(3_000, EVENT_SNAPSHOT, "agent", pod("other", "10.0.0.9", "{}"));
+    assert_eq!(say(4_000, EVENT_UPSERT, "agent", pod("more", "10.0.0.8", "{}")), "a");
+    say(5_000, EVENT_SNAPSHOT, "cluster", pod("other", "10.0.0.9", "{}"));
+    say(6_000, EVENT_UPSERT, "cluster", pod("more", "10.0.0.8", "{}"));
+    assert_eq!(name(index.resolve(ip(POD_A), at(6_000))), "no_owner", "nobody names it any more");
+    assert_eq!(name(index.resolve(ip(POD_A), at(4_999))), "a");
+}
+
+#[test]
+fn only_who_knows_the_whole_cluster_can_say_that_an_address_is_outside() {
+    let mut log = Log::default();
+    log.say(0, EVENT_SNAPSHOT, InventoryRecord { scope: SCOPE_PART.into(), ..pod("a", POD_A, "{}") });
+    assert_eq!(name(log.index(0).resolve(ip("198.51.100.7"), at(1))), "no_inventory");
+    log.say(1_000, EVENT_SNAPSHOT, InventoryRecord { scope: "cluster".into(), ..pod("a", POD_A, "{}") });
+    assert_eq!(name(log.index(0).resolve(ip("198.51.100.7"), at(999))), "no_inventory");
+    assert_eq!(name(log.index(0).resolve(ip("198.51.100.7"), at(1_000))), "external");
+    assert_eq!(
+        name(log.index(0).resolve(ip("198.51.100.7"), at(99_000_000))),
+        "no_inventory",
+        "long after it was heard"
+    );
+}
+
+#[test]
+fn a_service_is_dialled_by_address_and_port_whoever_else_has_the_address() {
+    let mut log = Log::default();
+    let node = InventoryRecord {
+        kind: kind::NODE.into(),
+        name: "node-a".into(),
+        addresses: vec!["192.0.2.1".into()],
+        ..InventoryRecord::default()
+    };
+    log.say(0, EVENT_SNAPSHOT, node);
+    let of = |name: &str, ports| InventoryRecord { name: name.into(), ..service("192.0.2.50", None, ports) };
+    let exposed = Port { node_port: Some(30_080), ..port(80, Some("8080"), None) };
+    // Two load balancers share an address, and one Service has the node's as an external address.
+    log.say(0, EVENT_SNAPSHOT, of("web", vec![exposed]));
+    log.say(0, EVENT_SNAPSHOT, of("mail", vec![port(25, None, None)]));
+    log.say(
+        0,
+        EVENT_SNAPSHOT,
+        InventoryRecord { addresses: vec!["192.0.2.1".into()], ..of("ext", vec![port(443, None, None)]) },
+    );
+    let index = log.index(0);
+    let dialled = |address: &str, port| name(index.dialled(ip(address), "tcp", port, at(1))).to_owned();
+    assert_eq!((dialled("192.0.2.50", 80), dialled("192.0.2.50", 25)), ("web".into(), "mail".into()));
+    assert_eq!(dialled("192.0.2.50", 26), "ambiguous", "neither has the port");
+    assert_eq!((dialled("192.0.2.1", 443), dialled("192.0.2.1", 22)), ("ext".into(), "node-a".into()));
+    assert_eq!(dialled("192.0.2.1", 30_080), "web", "by its port on the nodes");
+    assert_eq!(name(index.dialled(ip("192.0.2.1"), "udp", 30_080, at(1))), "node-a");
+    assert_eq!(name(index.resolve(ip("192.0.2.1"), at(1))), "node-a", "who dials is a node, not a Service");
+}
+
+#[test]
+fn a_pod_is_of_its_top_owner_as_far_as_owners_are_known() {
+    let owned = |kind: &str, name: &str, record: InventoryRecord| InventoryRecord {
+        owner_kind: Some(kind.into()),
+        owner: Some(name.into()),
+        ..record
+    };
+    let workload = |kind: &str, name: &str| InventoryRecord {
+        kind: kind::WORKLOAD.into(),
+        namespace: Some("demo".into()),
+        name: name.into(),
+        workload_kind: Some(kind.into()),
+        ..InventoryRecord::default()
+    };
+    let mut log = Log::default();
+    log.say(0, EVENT_SNAPSHOT, owned("Deployment", "web", workload("ReplicaSet", "web-6d5f")));
+    log.say(0, EVENT_SNAPSHOT, owned("CronJob", "nightly", workload("Job", "nightly-1")));
+    log.say(0, EVENT_SNAPSHOT, workload("ReplicaSet", "bare-6d5f"));
+    log.say(0, EVENT_SNAPSHOT, owned("Job", "circle", workload("Job", "circle")));
+    let index = log.index(0);
+    let of = |kind: &str, name: &str, labels: &str| {
+        let (kind, name) = index.workload_of(&owned(kind, name, pod("p", POD_A, labels)));
+        format!("{kind}/{name}")
+    };
+    let hash = r#"{"pod-template-hash":"6d5f"}"#;
+    assert_eq!(of("ReplicaSet", "web-6d5f", "{}"), "Deployment/web");
+    assert_eq!(of("Job", "nightly-1", "{}"), "CronJob/nightly");
+    assert_eq!(of("ReplicaSet", "bare-6d5f", hash), "ReplicaSet/bare-6d5f", "known to have no owner");
+    assert_eq!(of("ReplicaSet", "gone-6d5f", hash), "Deployment/gone", "not known, but its hash tells");
+    assert_eq!(of("ReplicaSet", "gone-6d5f", r#"{"rollouts-pod-template-hash":"6d5f"}"#), "Rollout/gone");
+    assert_eq!(of("ReplicaSet", "gone-7777", hash), "ReplicaSet/gone-7777");
+    assert_eq!(of("StrimziPodSet", "kafka", "{}"), "StrimziPodSet/kafka", "a controller of any kind");
+    assert_eq!(of("Job", "circle", "{}"), "Job/circle", "and nothing goes on for ever");
+    assert_eq!(&*index.workload_of(&pod("p", POD_A, "{}")).0, "Pod");
+}
+
+#[test]
+fn a_lease_begins_when_the_object_says_so_and_what_is_over_is_forgotten() {
+    let mut log = Log::default();
+    log.say(0, EVENT_SNAPSHOT, InventoryRecord { addresses: vec![], ..pod("a", POD_A, "{}") });
+    log.say(5_000, EVENT_UPSERT, InventoryRecord { lease_start: Some(TimestampMs(3_000)), ..pod("a", POD_A, "{}") });
+    log.say(9_000, EVENT_UPSERT, InventoryRecord { labels: Some("{}".into()), ..pod("stays", "10.0.0.2", "{}") });
+    log.say(9_500, EVENT_DELETE, InventoryRecord { lease_end: Some(TimestampMs(8_000)), ..pod("a", POD_A, "{}") });
+    let mut index = log.index(0);
+    assert_eq!(name(index.resolve(ip(POD_A), at(2_999))), "no_owner");
+    assert_eq!(name(index.resolve(ip(POD_A), at(3_000))), "a", "before the news of it");
+    assert_eq!(name(index.resolve(ip(POD_A), at(8_001))), "no_owner", "it ended before the news of that");
+    index.forget(TimestampMs(8_000));
+    assert!(index.pod("uid-a", TimestampMs(5_000)).is_some());
+    index.forget(TimestampMs(10_000));
+    assert!(index.pod("uid-a", TimestampMs(5_000)).is_none());
+    assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "external", "as if it had never been");
+    assert_eq!(name(index.resolve(ip("10.0.0.2"), at(9_000))), "stays");
+    // Its place is taken by another object.
+    index.apply(InventoryRecord {
+        observed_at: TimestampMs(11_000),
+        event: EVENT_UPSERT.into(),
+        ..pod("b", POD_A, "{}")
+    });
+    assert_eq!(name(index.resolve(ip(POD_A), at(11_000))), "b");
 }
 
 proptest! {

@@ -213,10 +213,9 @@ mod tests {
         assert_eq!(told(log.upsert(record(kind::POD, "a", "1.1.1.1"), at)), [""; 0]);
         assert_eq!(told(log.delete(record(kind::POD, "c", "1.1.1.1"), at)), ["4 delete c"]);
         assert_eq!(told(log.end_list(is_pod, at)), ["5 delete b"]);
-        assert_eq!(told(log.replace(vec![record(kind::POD, "d", "1.1.1.1")], at)), [
-            "6 delete n",
-            "7 delete a",
-            "8 upsert d"
-        ]);
+        assert_eq!(
+            told(log.replace(vec![record(kind::POD, "d", "1.1.1.1")], at)),
+            ["6 delete n", "7 delete a", "8 upsert d"]
+        );
     }
 }

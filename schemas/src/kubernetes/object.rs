@@ -238,7 +238,10 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Option<
                     .chain(status.load_balancer.ingress.iter().map(|ingress| &ingress.ip)),
             ),
             ports: spec.ports.iter().filter_map(|port| port.to_port(texts)).collect(),
-            selector: spec.selector.filter(|selector| selector.as_object().is_some_and(|map| !map.is_empty())).map(json),
+            selector: spec
+                .selector
+                .filter(|selector| selector.as_object().is_some_and(|map| !map.is_empty()))
+                .map(json),
             service_type: spec.r#type.map(|text| texts.share(&text)),
             external_name: spec.external_name.map(Arc::from),
             lease_start: created,
@@ -373,7 +376,8 @@ fn annotations(metadata: &ObjectMeta, texts: &mut Texts) -> Option<Arc<str>> {
 
 /// A ReplicationController's selector is a map of labels, as that of a Service.
 fn as_label_selector(selector: serde_json::Value) -> serde_json::Value {
-    let is_map = selector.as_object().is_some_and(|map| !map.is_empty() && map.values().all(serde_json::Value::is_string));
+    let is_map =
+        selector.as_object().is_some_and(|map| !map.is_empty() && map.values().all(serde_json::Value::is_string));
     if is_map { serde_json::json!({ "matchLabels": selector }) } else { selector }
 }
 

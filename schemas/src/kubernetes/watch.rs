@@ -7,7 +7,8 @@ use kube::{
     Api, Client,
     runtime::{
         WatchStreamExt,
-        watcher::{self, Event, ListSemantic, watcher},
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, Event, ListSemantic, watcher},
     },
 };
 use tokio::{sync::mpsc, time::sleep};
@@ -26,7 +27,7 @@ pub struct Start {
 }
 
 /// Lists a resource and follows it, and says what it hears to `listener`, as a `message`; ends when that is gone. An API server that is
-/// away is asked again, with growing pauses up to half a minute; what it has forgotten by then (410 Gone) is listed anew.
+/// away is asked again, with growing pauses up to ten seconds; what it has forgotten by then (410 Gone) is listed anew.
 pub async fn watch<M: Send>(
     client: Client,
     resource: Resource,
@@ -39,29 +40,36 @@ pub async fn watch<M: Send>(
     let config = watcher::Config { field_selector: start.fields, ..watcher::Config::default() };
     let config = config.page_size(PAGE).list_semantic(semantic);
     sleep(start.delay).await;
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, config).backoff(Patience::default()));
     let mut texts = Texts::default();
-    let mut told: Option<Problem> = None;
     loop {
         let change = match events.try_next().await {
             Ok(Some(event)) => change(event, &resource, &mut texts),
             Ok(None) => return,
-            Err(error) => {
-                let problem = problem(&error);
-                if problem.is_none() || problem == told {
-                    continue;
-                }
-                told = problem.clone();
-                problem.map(|problem| Change::Unreadable(resource.clone(), problem))
-            }
+            Err(error) => problem(&error).map(|problem| Change::Unreadable(resource.clone(), problem)),
         };
         let Some(change) = change else { continue };
-        if matches!(change, Change::Listed(_) | Change::There(_) | Change::Gone(_)) {
-            told = None;
-        }
         if listener.send(message(change)).await.is_err() {
             return;
         }
+    }
+}
+
+/// The usual growing and jittered pauses, but short enough that a server that is back is soon heard.
+#[derive(Default)]
+struct Patience(DefaultBackoff);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0.reset();
     }
 }
 
@@ -90,5 +98,6 @@ fn problem(error: &watcher::Error) -> Option<Problem> {
     }
 }
 
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Objects per page of a list: a page of pods is some megabytes of JSON.
 const PAGE: u32 = 250;

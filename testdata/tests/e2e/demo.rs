@@ -7,7 +7,10 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::{support::executable, watching::Site};
+use crate::{
+    support::executable,
+    watching::{Site, read},
+};
 
 #[test]
 #[ignore = "needs kube-apiserver: run .ci/e2e"]
@@ -22,9 +25,12 @@ fn policies_are_the_same_whoever_tells_who_the_pods_are() {
     app.probe(&mut site.lab).expect("probes are answered");
     app.play(&mut site.lab, 4).expect("calls are answered");
     for agent in [local, cluster, file] {
-        agent.stop().expect("it ends well");
+        let log = agent.stop().expect("it ends well");
+        assert!(!log.contains("missing permission"), "the documented rules are enough: {log}");
     }
     inventory.stop();
+    let log = read(&site.path("inventory.log"));
+    assert!(!log.contains("cannot"), "the documented rules are enough: {log}");
 
     let golden = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/apps/microservices-demo.policies.yaml"));
     let golden = golden.expect("the golden policies are committed");
@@ -39,16 +45,20 @@ fn policies_are_the_same_whoever_tells_who_the_pods_are() {
          destination_target_port, destination_kind from flows \
          where observer = 'client' and destination_service = 'emailservice'"
         .replace("label_of(source_labels)", "source_labels");
-    assert_eq!(site.sql(&["cluster"], &email), [concat!(
-        r#"demo,Deployment,checkoutservice,"{""app"":""checkoutservice"",""pod-template-hash"":""6d5f7c9b8""}","#,
-        "demo,emailservice,5000,8080,service"
-    )]);
+    assert_eq!(
+        site.sql(&["cluster"], &email),
+        [concat!(
+            r#"demo,Deployment,checkoutservice,"{""app"":""checkoutservice"",""pod-template-hash"":""6d5f7c9b8""}","#,
+            "demo,emailservice,5000,8080,service"
+        )]
+    );
     let served = "select distinct source_pod, source_workload, destination_pod, destination_workload_kind, \
          destination_workload, destination_port from flows where observer = 'server' \
          and destination_workload = 'emailservice' and source_kind = 'pod'";
-    assert_eq!(site.sql(&["cluster"], served), [
-        "checkoutservice-6d5f7c9b8-00000,checkoutservice,emailservice-6d5f7c9b8-00000,Deployment,emailservice,8080"
-    ]);
+    assert_eq!(
+        site.sql(&["cluster"], served),
+        ["checkoutservice-6d5f7c9b8-00000,checkoutservice,emailservice-6d5f7c9b8-00000,Deployment,emailservice,8080"]
+    );
     let uids = "select count(*) from flows where source_kind = 'pod' and not exists (select 1 from inventory as i \
          where i.uid = source_pod_uid and i.name = source_pod and i.kind = 'Pod')";
     assert_eq!(site.sql(&["cluster", "inventory"], uids), ["0"], "every UID is that of the API server's pod");

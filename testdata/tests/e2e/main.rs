@@ -3,6 +3,8 @@
 //! `.ci/e2e` builds the API server and runs these; without it they are ignored.
 
 mod demo;
+mod hard;
+mod outage;
 #[path = "../it/support.rs"]
 #[expect(dead_code, reason = "the kernel tests use the rest")]
 mod support;

@@ -60,19 +60,31 @@ impl Site {
 
     /// Starts `flowscribe inventory`, and waits until everything is on disk.
     pub(crate) fn inventory(&self, name: &str) -> Running {
-        let output = self.path(name);
-        let log = std::fs::File::create(self.path("inventory.log")).expect("a log");
-        let child = Command::new(executable())
-            .args(["flowscribe", "inventory", "--cluster", "lab", "--output"])
-            .arg(&output)
-            .env("KUBECONFIG", self.cluster.kubeconfig("inventory"))
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn();
-        let running = Running(child.expect("flowscribe starts"));
-        let log = self.path("inventory.log");
+        let (running, log) = self.inventory_waiting(name);
         wait_until("knowing the cluster", || read(&log).contains("objects are known"));
         running
+    }
+
+    /// Starts `flowscribe inventory`, which may have to wait for its turn, and tells where its words are.
+    pub(crate) fn inventory_waiting(&self, name: &str) -> (Running, PathBuf) {
+        let log = self.path(&format!("{name}.log"));
+        let file = std::fs::File::create(&log).expect("a log");
+        let child = self.inventory_command(name).stderr(file).spawn();
+        (Running(child.expect("flowscribe starts")), log)
+    }
+
+    /// Runs `flowscribe inventory --once`; what it said, or what it failed with.
+    pub(crate) fn inventory_once(&self, name: &str) -> Result<String, String> {
+        let output = self.inventory_command(name).arg("--once").output().expect("flowscribe starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(said) } else { Err(said) }
+    }
+
+    fn inventory_command(&self, name: &str) -> Command {
+        let mut command = Command::new(executable());
+        command.args(["flowscribe", "inventory", "--cluster", "lab", "--output"]).arg(self.path(name));
+        command.env("KUBECONFIG", self.cluster.kubeconfig("inventory")).stdin(Stdio::null());
+        command
     }
 
     /// The policies of some captures, and what is said beside them.

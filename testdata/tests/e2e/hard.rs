@@ -1,0 +1,127 @@
+//! Cases in which addresses and names mislead: each end is named rightly, or said to be unknown with the reason.
+
+use std::{thread, time::Duration};
+
+use serde_json::json;
+use testdata::{
+    cluster,
+    lab::{PodId, PodSpec},
+    pod::Exchange,
+};
+
+use crate::{support::spec, watching::Site};
+
+const CALL: Exchange = Exchange::new(10, 20);
+
+/// A pod of the default namespace of the tests.
+fn pod(site: &mut Site, spec: PodSpec) -> PodId {
+    site.lab.pod(spec).expect("the lab takes another pod")
+}
+
+/// Ends a pod as kubelet does when its containers end by themselves: the pod stays in the API and keeps its address.
+fn complete(site: &mut Site, pod: PodId) {
+    let object = site.lab.object(pod).clone();
+    site.lab.end(pod).expect("it ends");
+    site.cluster.set_status(&object, &cluster::succeeded()).expect("the API server takes the status");
+}
+
+fn bare(name: &str) -> PodSpec {
+    let labels = json!({ "app": name });
+    PodSpec { namespace: "demo".into(), name: name.into(), labels, ..PodSpec::default() }
+}
+
+#[test]
+#[ignore = "needs kube-apiserver: run .ci/e2e"]
+fn nobody_is_taken_for_somebody_else() {
+    let mut site = Site::new();
+    let server = pod(&mut site, spec("server"));
+    site.lab.listen(server, 80, CALL).expect("it listens");
+    let to_server = (site.lab.ipv4(server), 80);
+    let inventory = site.inventory("inventory");
+    let agents = ["local", "cluster"].map(|mode| site.agent(mode, &["--remote-metadata", mode]));
+
+    // A Job's pod that lives 300 ms, from the first process to the last.
+    let nightly = json!({ "kind": "CronJob", "name": "nightly" });
+    let job = pod(&mut site, PodSpec { owner: nightly, ..bare("nightly-29400000-x7x2p") });
+    site.lab.dial(job, to_server, 1, CALL).expect("it is served");
+    thread::sleep(Duration::from_millis(200));
+    complete(&mut site, job);
+
+    // Another pod gets that one's address within a second; the completed one keeps it in the API.
+    site.lab.replace(job, bare("successor")).expect("it takes the address");
+    site.lab.dial(job, to_server, 1, CALL).expect("it is served");
+
+    // Two host-network pods and the node itself share an address, and one pod is relabelled while it runs.
+    for name in ["proxy", "monitor"] {
+        let host = pod(&mut site, PodSpec { host_network: true, ..bare(name) });
+        site.lab.dial(host, to_server, 1, CALL).expect("it is served");
+    }
+    site.lab.dial_from_node(to_server, CALL).expect("it is served");
+    // A static pod's cgroup is named after its manifest, which only an annotation tells.
+    let static_hash = Some("0123456789abcdef0123456789abcdef".to_owned());
+    let fixed = pod(&mut site, PodSpec { static_hash, ..bare("static-lab") });
+    site.lab.dial(fixed, to_server, 1, CALL).expect("it is served");
+    let changing = pod(&mut site, bare("changing"));
+    site.lab.dial(changing, to_server, 1, CALL).expect("it is served");
+    thread::sleep(Duration::from_millis(2500));
+    let object = site.lab.object(changing).clone();
+    site.cluster.change(&object, &json!({ "metadata": { "labels": { "app": "changed" } } })).expect("it is relabelled");
+    thread::sleep(Duration::from_millis(2500));
+    site.lab.dial(changing, to_server, 1, CALL).expect("it is served");
+
+    // A process of the node that enters a pod's network sends as the pod.
+    let entered = pod(&mut site, bare("entered"));
+    thread::sleep(Duration::from_millis(2500));
+    site.lab.dial_from_node_within(entered, to_server, CALL).expect("it is served");
+    // And who calls the completed pod's address reaches the successor.
+    site.lab.listen(job, 81, CALL).expect("it listens");
+    let to_successor = (site.lab.ipv4(job), 81);
+    site.lab.dial(changing, to_successor, 1, CALL).expect("it is served");
+    thread::sleep(Duration::from_millis(1500));
+    for agent in agents {
+        agent.stop().expect("it ends well");
+    }
+    inventory.stop();
+
+    for mode in ["local", "cluster"] {
+        let clients = format!(
+            "select source_kind, source_pod, source_workload_kind, source_workload, source_host_network, \
+             source_labels, sum(connections) from flows where observer = 'client' and destination_port = 80 \
+             group by 1, 2, 3, 4, 5, 6 order by 1, 2, 6"
+        );
+        assert_eq!(
+            site.sql(&[mode], &clients),
+            [
+                "node,,,,,,1",
+                r#"pod,changing,Pod,changing,false,"{""app"":""changed""}",1"#,
+                r#"pod,changing,Pod,changing,false,"{""app"":""changing""}",1"#,
+                r#"pod,entered,Pod,entered,false,"{""app"":""entered""}",1"#,
+                r#"pod,monitor,Pod,monitor,true,"{""app"":""monitor""}",1"#,
+                r#"pod,nightly-29400000-x7x2p,Job,nightly-29400000,false,"{""app"":""nightly-29400000-x7x2p""}",1"#,
+                r#"pod,proxy,Pod,proxy,true,"{""app"":""proxy""}",1"#,
+                r#"pod,static-lab,Pod,static-lab,false,"{""app"":""static-lab""}",1"#,
+                r#"pod,successor,Pod,successor,false,"{""app"":""successor""}",1"#,
+            ],
+            "{mode}"
+        );
+        // The edges: owners of owners are known, and the address that moved names nobody wrongly.
+        let edges = "select source_workload_kind, source_workload, source_node, destination_workload, port, \
+             sum(connections) from edges where source_unknown_reason is null and destination_unknown_reason is null \
+             group by 1, 2, 3, 4, 5 order by 5, 1 nulls last, 2";
+        assert_eq!(
+            site.sql(&[mode, "inventory"], edges),
+            [
+                "CronJob,nightly,,server,80,1",
+                "Pod,changing,,server,80,2",
+                "Pod,entered,,server,80,1",
+                "Pod,static-lab,,server,80,1",
+                "Pod,successor,,server,80,1",
+                ",,lab,server,80,3",
+                "Pod,changing,,successor,81,1",
+            ],
+            "{mode}"
+        );
+        let wrong = "select * from flows where destination_port = 81 and destination_pod <> 'successor'";
+        assert_eq!(site.sql(&[mode], wrong), [""; 0], "{mode}");
+    }
+}
