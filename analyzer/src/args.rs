@@ -74,8 +74,8 @@ pub(crate) struct InventoryArgs {
 
     /// Address ranges of the cluster beside the pod ranges of its nodes and its ServiceCIDRs, such as those that a network
     /// plugin takes pods' addresses from: an unknown address in them is not taken for the outside.
-    #[arg(long, env = "FLOWSCRIBE_CIDRS", value_name = "CIDR,…", value_delimiter = ',')]
-    pub(crate) cidrs: Vec<IpNet>,
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER_CIDRS", value_name = "CIDR,…", value_delimiter = ',')]
+    pub(crate) cluster_cidrs: Vec<IpNet>,
 
     /// Name of the Lease whose holder writes.
     #[arg(long, env = "FLOWSCRIBE_LEASE", value_name = "NAME", default_value = "flowscribe-inventory")]

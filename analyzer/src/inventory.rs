@@ -128,12 +128,12 @@ fn watch_all(client: kube::Client) -> (JoinSet<()>, mpsc::Receiver<Change>) {
 
 impl Term {
     fn new(args: &InventoryArgs, now: TimestampMs) -> Result<Self, InventoryError> {
-        let InventoryArgs { output, cluster, cidrs, roll_interval, .. } = args;
+        let InventoryArgs { output, cluster, cluster_cidrs, roll_interval, .. } = args;
         let origin = Origin::new(cluster, WRITER).map_err(|error| InventoryError::System(error.into()))?;
         let roll = Roll { size_bytes: ROLL_SIZE_BYTES, age: *roll_interval };
         let mut log = InventoryLog::new(origin.clone(), SCOPE_PART);
-        if !cidrs.is_empty() {
-            log.upsert(ranges(cidrs), now);
+        if !cluster_cidrs.is_empty() {
+            log.upsert(ranges(cluster_cidrs), now);
         }
         let mut term = Self {
             log,
@@ -328,7 +328,7 @@ fn tell(news: Option<News>) {
 fn ranges(cidrs: &[IpNet]) -> InventoryRecord {
     InventoryRecord {
         kind: kind::SERVICE_CIDR.into(),
-        name: "--cidrs".into(),
+        name: "--cluster-cidrs".into(),
         cidrs: cidrs.iter().map(|cidr| cidr.to_string().into()).collect(),
         ..InventoryRecord::default()
     }

@@ -3,6 +3,7 @@
 //! `cargo cost` prints the report, `cargo cost soak` runs mixed traffic for minutes. Needs root.
 
 mod agent;
+mod cluster;
 mod load;
 mod report;
 
@@ -38,6 +39,15 @@ enum Command {
         #[arg(long, default_value_t = 2000)]
         per_second: u32,
     },
+    /// Fill the API server of KUBECONFIG, and measure an agent that asks it.
+    Cluster {
+        /// Pods, 100 on each node.
+        #[arg(long, default_value_t = 10_000)]
+        pods: u32,
+        /// Services, with five endpoints each.
+        #[arg(long, default_value_t = 2_000)]
+        services: u32,
+    },
     /// The process that makes the load.
     #[command(hide = true)]
     Load {
@@ -49,6 +59,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15, only: Vec::new() }) {
         Command::Load { cgroup } => load::run(&cgroup),
+        Command::Cluster { pods, services } => cluster::run(pods, services),
         Command::Report { pairs, only } => report::run(pairs, &only),
         Command::Soak { seconds, per_second } => report::soak(seconds, per_second),
     };

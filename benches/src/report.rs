@@ -347,17 +347,17 @@ fn interval(values: &mut [f64]) -> (f64, f64, f64) {
     (values[middle.saturating_sub(margin)], values[middle], values[(middle + margin).min(values.len() - 1)])
 }
 
-fn mb(bytes: u64) -> f64 {
+pub(crate) fn mb(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
 /// A cgroup to watch, and the processes in it.
-struct Lab {
-    cgroup: PathBuf,
+pub(crate) struct Lab {
+    pub(crate) cgroup: PathBuf,
 }
 
 impl Lab {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let mounts = fs::read_to_string("/proc/mounts")?;
         let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let mount = mount.into_iter().find(|fields| fields.get(2) == Some(&"cgroup2")).context("cgroup2 is mounted")?;
@@ -366,7 +366,7 @@ impl Lab {
         Ok(Self { cgroup })
     }
 
-    fn load(&self) -> Result<LoadProcess> {
+    pub(crate) fn load(&self) -> Result<LoadProcess> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["load", "--cgroup"])
             .arg(&self.cgroup)
@@ -393,14 +393,14 @@ impl Drop for Lab {
 }
 
 /// A process that makes load; dropped, it ends.
-struct LoadProcess {
+pub(crate) struct LoadProcess {
     child: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
 impl LoadProcess {
-    fn order(&mut self, load: Load, duration: Duration) -> Result<Done> {
+    pub(crate) fn order(&mut self, load: Load, duration: Duration) -> Result<Done> {
         let mut line = serde_json::to_string(&Order { load, duration_ms: duration.as_millis() as u64 })?;
         line.push('\n');
         self.orders.as_mut().context("it has not been ended")?.write_all(line.as_bytes())?;

@@ -4,7 +4,7 @@
 //! path. Both listen on loopback, on ports of their own, and end with the cluster.
 
 use std::{
-    env, fs,
+    env, fs, io,
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -192,6 +192,17 @@ impl Cluster {
             self.runtime.block_on(asked).is_some_and(|answer| answer == "ok")
         })
     }
+}
+
+/// Runs a cluster until standard input ends.
+///
+/// # Errors
+/// As [`Cluster::start`].
+pub fn run() -> Result<()> {
+    let cluster = Cluster::start()?;
+    println!("{}", cluster.kubeconfig("admin").display());
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
 }
 
 impl Drop for Cluster {

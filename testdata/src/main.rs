@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use testdata::{demo, pod};
+use testdata::{cluster, demo, pod};
 
 /// Flowscribe's demo and lab.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         capture: Option<PathBuf>,
     },
+    /// Run an API server with etcd until standard input ends, and print where its kubeconfig is.
+    Cluster,
     /// The process inside a pod of the lab.
     #[command(hide = true)]
     Pod {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Exporter(rest) => return exporter::run_command(named("flowscribe-exporter", rest)),
         Command::Flowscribe(rest) => return analyzer::run_command(named("flowscribe", rest)),
         Command::Demo { capture } => demo::run(capture.as_deref()),
+        Command::Cluster => cluster::run(),
         Command::Pod { cgroup, netns } => pod::run(&cgroup, netns.as_deref(), true),
         Command::Node { cgroup } => pod::run_node(&cgroup),
     };

@@ -55,7 +55,7 @@ impl Ranges {
     /// Adds a range; of two, one holds the other or they are disjoint.
     pub(super) fn add(&mut self, range: IpNet) {
         let (first, last) = (range.network(), range.broadcast());
-        if self.contains(first) && self.contains(last) {
+        if self.0.range(..=first).next_back().is_some_and(|(_, end)| last <= *end) {
             return;
         }
         self.0.retain(|from, _| !range.contains(from));
