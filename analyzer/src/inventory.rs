@@ -180,13 +180,9 @@ impl Term {
         let knew_all = self.knows_all();
         tell(self.troubles.learn(&change, now));
         match &change {
-            Change::Unreadable(resource, problem) => {
-                // A server that only fails will tell; what was known of a resource must not end for it.
-                if !matches!(problem, Problem::Failed(_)) {
-                    self.awaited.remove(resource);
-                }
-            }
-            Change::Listed(resource) => drop(self.awaited.remove(resource)),
+            // A server that only fails will tell; what was known of a resource must not end for it.
+            Change::Unreadable(_, Problem::Failed(_)) => {}
+            Change::Unreadable(resource, _) | Change::Listed(resource) => drop(self.awaited.remove(resource)),
             _ => {}
         }
         if self.log.has_begun() && !self.rows.is_open() && self.log.is_news(&change) {

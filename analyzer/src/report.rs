@@ -88,6 +88,10 @@ fn remarks(tables: &Tables, runs: &[Run], communications: &BTreeSet<Communicatio
     for problem in &tables.problems {
         let _ = writeln!(text, "skipped {problem}");
     }
+    if !tables.index.is_covered() {
+        text += "no inventory of the whole cluster is in the input, so that no address can be told to be outside: record \
+                 one with flowscribe inventory\n";
+    }
     for run in runs {
         run.remark(&mut text);
     }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::{
-    agent::Agent,
+    agent::{self, Agent},
     load::Load,
     report::{Lab, mb},
 };
@@ -49,6 +49,7 @@ pub(crate) fn run(pods: u32, services: u32) -> Result<()> {
 fn measure(mode: &str, runtime: &Runtime, client: &Client) -> Result<()> {
     let (lab, directory) = (Lab::new()?, tempfile::tempdir()?);
     let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string();
+    agent::program()?;
     let watches_before = runtime.block_on(watches(client))?;
     let begun = Instant::now();
     let agent = Agent::start(

@@ -62,7 +62,7 @@ pub struct Args {
 
     /// Learn who the pods of this node are from the Kubernetes API: that of KUBECONFIG, or of the service account of the
     /// pod this runs in. Pods' sockets are told by the cgroups and network namespaces that kubelet made.
-    #[arg(long, env = "FLOWSCRIBE_KUBERNETES", value_parser = FalseyValueParser::new(), requires = "node", conflicts_with = "inventory")]
+    #[arg(long, env = "FLOWSCRIBE_KUBERNETES", value_parser = FalseyValueParser::new())]
     pub kubernetes: bool,
 
     /// With --kubernetes, what is known of the remote end of a flow when it is recorded.

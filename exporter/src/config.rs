@@ -25,6 +25,10 @@ pub(crate) enum ConfigError {
     UnknownName { path: PathBuf, name: String },
     #[error("settings {path}: `{name}` must be a value or a list of values")]
     BadValue { path: PathBuf, name: String },
+    #[error("--kubernetes needs --node, the spec.nodeName of this node's pods (FLOWSCRIBE_NODE from the downward API)")]
+    NodeUnnamed,
+    #[error("--kubernetes and --inventory both say who the pods are: give one of them")]
+    TwoInventories,
 }
 
 /// Parses the command line, with defaults from the file that it or the environment names.
@@ -39,7 +43,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
         Some(path) => with_defaults(Args::command(), &path)?,
         None => Args::command(),
     };
-    Ok(Args::from_arg_matches(&command.try_get_matches_from(arguments)?)?)
+    let args = Args::from_arg_matches(&command.try_get_matches_from(arguments)?)?;
+    // Not by clap, which takes what the file says for absent.
+    match &args {
+        Args { kubernetes: true, node: None, .. } => Err(ConfigError::NodeUnnamed),
+        Args { kubernetes: true, inventory: Some(_), .. } => Err(ConfigError::TwoInventories),
+        _ => Ok(args),
+    }
 }
 
 fn with_defaults(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
@@ -106,6 +116,9 @@ mod tests {
         assert!(said("- window").contains("not a YAML mapping"));
         assert!(said("window: 7s").contains("must divide an hour"));
         assert!(settings("", &["--output", "x"]).is_ok(), "an empty file sets nothing");
+        assert!(said("kubernetes: true").contains("--kubernetes needs --node"));
+        assert!(said("{ kubernetes: true, node: a, inventory: b }").contains("give one of them"));
+        assert!(settings("{ kubernetes: true, node: a }", &["--output", "x"]).is_ok_and(|args| args.kubernetes));
         assert!(parse(["x", "--config", "/nowhere", "--output", "x"].map(OsString::from)).is_err());
     }
 }

@@ -143,8 +143,9 @@ impl Enricher {
     }
 
     /// From now on the node's pods are those of kubelet; with `cluster`, the rest of the cluster is learned too.
-    pub(crate) fn use_kubernetes(&mut self, cluster: Option<Cluster>) {
-        self.kubelet = Some(Kubelet::default());
+    /// `cgroup1_root` is where a hierarchy of cgroup v1 is, if there is one.
+    pub(crate) fn use_kubernetes(&mut self, cluster: Option<Cluster>, cgroup1_root: Option<PathBuf>) {
+        self.kubelet = Some(Kubelet::new(cgroup1_root));
         self.cluster = cluster;
     }
 
@@ -207,6 +208,10 @@ impl Enricher {
                     self.sockets.add_cgroup(id, uid, now);
                 }
             });
+            // Their numbers are of another hierarchy than sockets tell; their processes tell the network.
+            if let Some(root) = kubelet.cgroup1_root() {
+                walk(&root, &mut |path| drop(kubelet.add(path, now)));
+            }
             self.sockets.forget(now);
         }
         for (uid, path) in kubelet.networks(now) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel ──FlowEvent──► probe ──► flow ──Flow──► enrich ──FlowRecord──► sink ──► Parquet
-//!                                     inventory ──InventoryRecord──┘
+//! API server ──Change──────────────► inventory ──InventoryRecord──┘
 //! ```
 //!
 //! `probe` watches sockets with eBPF, `flow` sums what they did per edge and window, `enrich` names both

@@ -49,7 +49,11 @@ use crate::{
     },
     flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
     inventory::Inventory,
-    probe::{self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions, host::cgroup2_mount, netns},
+    probe::{
+        self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions,
+        host::{cgroup1_mount, cgroup2_mount},
+        netns,
+    },
     sink::ParquetSink,
     telemetry::{self, Telemetry},
 };
@@ -187,7 +191,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     if args.kubernetes {
         let remote = others(&args);
         let cluster = || Cluster::new(Arc::clone(&origin.run_id), remote.iter().map(|(of, _)| of.clone()).collect());
-        enricher.use_kubernetes((!remote.is_empty()).then(cluster));
+        enricher.use_kubernetes((!remote.is_empty()).then(cluster), cgroup1_mount());
     }
     let node = Arc::clone(&origin.node);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
@@ -227,7 +231,8 @@ fn others(args: &Args) -> Vec<(Resource, Option<String>)> {
     if args.remote_metadata == RemoteMetadata::Local {
         return Vec::new();
     }
-    let others = args.node.as_ref().map(|node| format!("spec.nodeName!={node}"));
+    // Without those that are on no node yet: their going to one would look like their end.
+    let others = args.node.as_ref().map(|node| format!("spec.nodeName!={node},spec.nodeName!="));
     let rest = [Resource::services(), Resource::endpoint_slices(), Resource::nodes()];
     std::iter::once((Resource::pods(), others)).chain(rest.map(|resource| (resource, None))).collect()
 }

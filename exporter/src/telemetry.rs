@@ -45,6 +45,9 @@ pub(crate) struct Telemetry {
     skipped: Counter,
     lost_cgroups: Counter,
     unidentified: Counter,
+    unnamed: Counter,
+    contradicted: Counter,
+    unreadable: Gauge,
     ring_full: Counter,
     flow_rows: Counter,
     ring_bytes: Gauge,
@@ -72,6 +75,21 @@ impl Telemetry {
             "ends_unidentified",
             "Ends of connections in no known pod",
             Metric::Counter(telemetry.unidentified.clone()),
+        );
+        put(
+            "ends_unnamed",
+            "Ends of connections whose metadata did not come",
+            Metric::Counter(telemetry.unnamed.clone()),
+        );
+        put(
+            "ends_contradicted",
+            "Ends of connections whose cgroup is of another pod than their network namespace",
+            Metric::Counter(telemetry.contradicted.clone()),
+        );
+        put(
+            "api_unreadable",
+            "Resources of the API that can't be watched",
+            Metric::Gauge(telemetry.unreadable.clone()),
         );
         put("closings_lost", "Connections whose end is not known", Metric::Counter(telemetry.lost_closed.clone()));
         put("cgroups_lost", "Cgroups whose making is not known", Metric::Counter(telemetry.lost_cgroups.clone()));
@@ -132,6 +150,9 @@ impl Telemetry {
         add(&self.exported, exported);
         add(&self.filtered, row.filtered);
         add(&self.unidentified, row.unidentified);
+        add(&self.unnamed, row.unnamed);
+        add(&self.contradicted, row.contradicted);
+        self.unreadable.set(row.unreadable.len() as i64);
         add(&self.lost_closed, row.lost_closed);
         add(&self.lost_cgroups, row.lost_cgroups);
         add(&self.skipped, row.lost_recursion);

@@ -222,11 +222,14 @@ impl Index {
         self.move_leases(id, &record, since);
         let object = &mut self.objects[id];
         if !object.writers.contains(&record.node) {
+            object.writers.reserve_exact(1);
             object.writers.push(Arc::clone(&record.node));
         }
         object.ended = None;
         if object.versions.last().is_none_or(|version| !same_object(&version.record, &record)) {
             let from = if object.versions.is_empty() { since } else { record.observed_at };
+            // Most objects never change, and there are many.
+            object.versions.reserve_exact(usize::from(object.versions.is_empty()));
             object.versions.push(Version { from, record, labels: OnceLock::new() });
         }
     }
@@ -394,6 +397,7 @@ impl Index {
             }
             let told = record.lease_start.filter(|start| *start <= record.observed_at);
             let start = if first { since } else { told.unwrap_or(record.observed_at) };
+            leases.reserve_exact(usize::from(leases.is_empty()));
             leases.push(Lease { object: id, start, end: end.max(start) });
         }
     }

@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{self, Cluster},
-    pod::{Answer, Exchange, Order},
+    pod::{self, Answer, Exchange, Order},
 };
 
 /// A lab; dropping it removes everything.
@@ -70,6 +70,8 @@ pub struct PodSpec {
     pub host_network: bool,
     /// Hash of its manifest, if kubelet runs it from a file: then its cgroup is named after that.
     pub static_hash: Option<String>,
+    /// Let its containers be in cgroups of version 1, which its sockets do not tell.
+    pub cgroup1: bool,
 }
 
 struct Pod {
@@ -170,6 +172,14 @@ impl Lab {
             )),
             None => self.cgroup.join(format!("pod{number}")),
         };
+        let (cgroup, cgroup1) = match &object["metadata"]["uid"] {
+            Value::String(uid) if spec.cgroup1 => {
+                let name = self.cgroup.file_name().unwrap_or_default();
+                let below = Path::new(CGROUP1).join(name).join(format!("kubepods/burstable/pod{uid}/{number:064x}"));
+                (self.cgroup.join(format!("pod{number}")), Some(below))
+            }
+            _ => (cgroup, None),
+        };
         fs::create_dir_all(&cgroup)?;
         let (ipv4, ipv6, process) = if spec.host_network {
             let netns = self.node.netns();
@@ -177,6 +187,10 @@ impl Lab {
         } else {
             (ipv4, ipv6, self.connect(&cgroup, ipv4, ipv6)?)
         };
+        if let Some(cgroup1) = cgroup1 {
+            fs::create_dir_all(&cgroup1).with_context(|| format!("make {}", cgroup1.display()))?;
+            fs::write(cgroup1.join("cgroup.procs"), process.child.id().to_string())?;
+        }
         if let Some(api) = self.api.as_ref().filter(|_| !object.is_null()) {
             api.set_status(&object, &cluster::running(ipv4, ipv6))?;
         }
@@ -401,6 +415,9 @@ impl Drop for Lab {
         for pod in &mut self.pods {
             pod.process.end();
         }
+        if let Some(name) = self.cgroup.file_name() {
+            let _ = pod::remove_tree(&Path::new(CGROUP1).join(name));
+        }
         self.node.end();
     }
 }
@@ -495,6 +512,8 @@ pub fn own_executable() -> Result<PathBuf> {
     env::current_exe().context("find this program")
 }
 
+/// A hierarchy of cgroup v1, where there is one.
+const CGROUP1: &str = "/sys/fs/cgroup/pids";
 /// Name of the lab's only node.
 pub const NODE: &str = "lab";
 /// The node's addresses, on the bridge.

@@ -358,7 +358,7 @@ fn remove_cgroups(root: &Path) -> io::Result<()> {
 }
 
 /// Removes a cgroup after those below it.
-fn remove_tree(cgroup: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(cgroup: &Path) -> io::Result<()> {
     for entry in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
         remove_tree(&entry.path())?;
     }

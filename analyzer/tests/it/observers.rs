@@ -103,3 +103,27 @@ fn an_ambiguous_address_is_what_the_other_end_says_it_is() {
     assert_eq!(query(&capture, COUNTS), ["web,cache,6379,both,1,100,0"], "the server itself knows who it is");
     assert_eq!(capture.report().allows("demo/web-network"), lines(["egress app=cache 6379/TCP"]));
 }
+
+#[test]
+fn clocks_two_seconds_apart_name_the_right_pod_or_say_that_they_can_not() {
+    let at = |ms: i64| TimestampMs(START_MS + ms);
+    let dialled = |first_seen_ms: i64| {
+        let mut capture = pods();
+        // db's address was another pod's until 10 s after the start, by the clock of the node that told of both.
+        capture.inventory.retain(|record| &*record.name != "db-10.244.0.20");
+        capture.pod("demo/old", DB);
+        let (mut gone, mut new) = (capture.pod("demo/old", DB).clone(), capture.pod("demo/db", DB).clone());
+        capture.inventory.retain(|record| !record.name.starts_with("db-") && record.event.as_ref() != "upsert");
+        (gone.event, gone.observed_at, gone.seq) = ("delete".into(), at(10_000), 900);
+        (new.event, new.observed_at, new.seq) = ("upsert".into(), at(10_500), 901);
+        capture.inventory.extend([gone, new]);
+        // The client's clock is up to 2 s off.
+        let row = capture.dial(WEB, DB, 5432);
+        (row.first_seen, row.last_seen) = (at(first_seen_ms), at(first_seen_ms + 10));
+        query(&capture, "select destination_workload, destination_unknown_reason from edges")
+    };
+    assert_eq!(dialled(5_000), ["old,"]);
+    assert_eq!(dialled(9_000), [",ambiguous"], "it may have been either's");
+    assert_eq!(dialled(11_500), [",ambiguous"]);
+    assert_eq!(dialled(13_000), ["db,"]);
+}

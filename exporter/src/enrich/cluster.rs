@@ -14,6 +14,9 @@ use schemas::{
 #[derive(Debug)]
 pub(crate) struct Cluster {
     run_id: Arc<str>,
+    /// Texts that every record has.
+    part: Arc<str>,
+    events: [Arc<str>; 2],
     /// Resources that were never listed to the end.
     unlisted: Vec<Resource>,
     /// When a list began that is under way, by kind of record.
@@ -24,7 +27,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Nothing is known yet of any of these.
     pub(crate) fn new(run_id: Arc<str>, resources: Vec<Resource>) -> Self {
-        Self { run_id, unlisted: resources, listing: HashMap::new(), troubles: Troubles::default() }
+        let (part, events) = (SCOPE_PART.into(), [EVENT_SNAPSHOT, EVENT_UPSERT].map(Arc::from));
+        Self { run_id, part, events, unlisted: resources, listing: HashMap::new(), troubles: Troubles::default() }
     }
 
     /// Whether every resource was listed once.
@@ -50,10 +54,10 @@ impl Cluster {
             }
             Change::There(record) => {
                 let listed_at = self.listing.get(&record.kind).copied();
-                let event = if listed_at.is_some() { EVENT_SNAPSHOT } else { EVENT_UPSERT };
+                let event = Arc::clone(&self.events[usize::from(listed_at.is_none())]);
                 index.apply(self.slim(record, event, listed_at.unwrap_or(now)));
             }
-            Change::Gone(record) => index.apply(self.slim(record, EVENT_DELETE, now)),
+            Change::Gone(record) => index.apply(self.slim(record, EVENT_DELETE.into(), now)),
             Change::Listed(resource) => {
                 self.listing.remove(resource.kind);
                 index.settle();
@@ -80,13 +84,13 @@ impl Cluster {
     }
 
     /// Of remote objects, what names an end of a flow.
-    fn slim(&self, record: InventoryRecord, event: &str, observed_at: TimestampMs) -> InventoryRecord {
+    fn slim(&self, record: InventoryRecord, event: Arc<str>, observed_at: TimestampMs) -> InventoryRecord {
         InventoryRecord {
             node: Arc::clone(&record.kind),
             run_id: Arc::clone(&self.run_id),
-            scope: SCOPE_PART.into(),
+            scope: Arc::clone(&self.part),
             observed_at,
-            event: event.into(),
+            event,
             // Where Services are known, so are their EndpointSlices: container ports decide nothing.
             ports: if record.host_network.is_some() { Vec::new() } else { record.ports },
             annotations: None,

@@ -14,9 +14,11 @@ use std::{
 use schemas::table::TimestampMs;
 
 /// The pods of this node as their cgroups show them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kubelet {
     pods: HashMap<Arc<str>, Place>,
+    /// Where a hierarchy of cgroup v1 is, of whose new cgroups nothing is heard.
+    cgroup1_root: Option<PathBuf>,
     next_walk: TimestampMs,
 }
 
@@ -30,6 +32,15 @@ struct Place {
 }
 
 impl Kubelet {
+    pub(super) fn new(cgroup1_root: Option<PathBuf>) -> Self {
+        Self { pods: HashMap::new(), cgroup1_root, next_walk: TimestampMs(0) }
+    }
+
+    /// Where a hierarchy of cgroup v1 is.
+    pub(super) fn cgroup1_root(&self) -> Option<PathBuf> {
+        self.cgroup1_root.clone()
+    }
+
     /// Takes in a cgroup; the UID of the pod it belongs to.
     pub(super) fn add(&mut self, cgroup: &Path, now: TimestampMs) -> Option<Arc<str>> {
         let uid: Arc<str> = pod_uid(cgroup.to_str()?)?.into();
@@ -45,7 +56,8 @@ impl Kubelet {
     pub(super) fn is_walk_due(&mut self, now: TimestampMs) -> bool {
         let is_due = now >= self.next_walk;
         if is_due {
-            self.next_walk = TimestampMs(now.0 + WALK_MS);
+            let pause_ms = if self.cgroup1_root.is_some() { WALK_CGROUP1_MS } else { WALK_MS };
+            self.next_walk = TimestampMs(now.0 + pause_ms);
             self.pods.clear();
         }
         is_due
@@ -133,6 +145,7 @@ fn began(process: u32) -> Option<u64> {
 const PROCESSES: &str = "cgroup.procs";
 const FIRST_PAUSE_MS: i64 = 1000;
 const WALK_MS: i64 = 60_000;
+const WALK_CGROUP1_MS: i64 = 5_000;
 
 #[cfg(test)]
 mod tests {

@@ -44,6 +44,11 @@ impl Coverage {
         self.covered.insert(start, end);
     }
 
+    /// Whether nothing is covered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.covered.is_empty()
+    }
+
     /// Whether the whole span is covered, give or take a tolerance.
     pub(super) fn covers(&self, span: Span, tolerance_ms: i64) -> bool {
         let before = self.covered.range(..=TimestampMs(span.from.0.saturating_add(tolerance_ms))).next_back();

@@ -67,6 +67,11 @@ impl Index {
         top
     }
 
+    /// Whether somebody who knows the whole cluster told of it at any time.
+    pub fn is_covered(&self) -> bool {
+        !self.coverage.is_empty()
+    }
+
     /// Every object of a kind as it was last seen, with its labels, in order of namespace, name and UID.
     pub fn latest<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a InventoryRecord, &'a Labels)> {
         let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();

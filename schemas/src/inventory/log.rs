@@ -103,9 +103,8 @@ impl InventoryLog {
     /// The list is complete: what it did not name is gone.
     pub fn end_list(&mut self, is_listed: impl Fn(&InventoryRecord) -> bool, now: TimestampMs) -> Vec<InventoryRecord> {
         let known = &self.known;
-        let (gone, others) = std::mem::take(&mut self.unnamed)
-            .into_iter()
-            .partition(|key| known.get(key).is_some_and(|record| is_listed(record)));
+        let (gone, others) =
+            std::mem::take(&mut self.unnamed).into_iter().partition(|key| known.get(key).is_some_and(&is_listed));
         self.unnamed = others;
         let gone: BTreeSet<Key> = gone;
         let records: Vec<_> = gone.iter().filter_map(|key| self.known.remove(key)).collect();

@@ -217,7 +217,7 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Option<
     // A static pod is owned by its node, which is no workload.
     let owner = owner.filter(|owner| owner.kind != "Node");
     let base = InventoryRecord {
-        kind: resource.kind.into(),
+        kind: texts.share(resource.kind),
         namespace: metadata.namespace.as_deref().map(|namespace| texts.share(namespace)),
         name: metadata.name.as_deref().unwrap_or_default().into(),
         uid: metadata.uid.as_deref().map(Arc::from),
@@ -228,7 +228,7 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Option<
         ..InventoryRecord::default()
     };
     let created = metadata.creation_timestamp.as_ref().map(moment);
-    Some(match resource.kind {
+    let mut record = match resource.kind {
         kind::POD => pod(base, spec, &status, texts),
         kind::SERVICE => InventoryRecord {
             addresses: addresses(
@@ -282,7 +282,9 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Option<
             }
         }
         _ => base,
-    })
+    };
+    record.ports.shrink_to_fit();
+    Some(record)
 }
 
 /// When a pod got its addresses, and gave them up, is told by its sandbox and its containers, in whole seconds: it began
@@ -394,6 +396,7 @@ fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<Arc<str>> {
             addresses.push(address);
         }
     }
+    addresses.shrink_to_fit();
     addresses
 }
 

@@ -51,6 +51,11 @@ fn nobody_is_taken_for_somebody_else() {
     site.lab.replace(job, bare("successor")).expect("it takes the address");
     site.lab.dial(job, to_server, 1, CALL).expect("it is served");
 
+    // A pod in cgroups of version 1 is told by its network alone, which its processes tell.
+    let older = pod(&mut site, PodSpec { cgroup1: true, ..bare("older") });
+    thread::sleep(Duration::from_secs(8));
+    site.lab.dial(older, to_server, 1, CALL).expect("it is served");
+
     // Two host-network pods and the node itself share an address, and one pod is relabelled while it runs.
     for name in ["proxy", "monitor"] {
         let host = pod(&mut site, PodSpec { host_network: true, ..bare(name) });
@@ -84,13 +89,11 @@ fn nobody_is_taken_for_somebody_else() {
     inventory.stop();
 
     for mode in ["local", "cluster"] {
-        let clients = format!(
-            "select source_kind, source_pod, source_workload_kind, source_workload, source_host_network, \
+        let clients = "select source_kind, source_pod, source_workload_kind, source_workload, source_host_network, \
              source_labels, sum(connections) from flows where observer = 'client' and destination_port = 80 \
-             group by 1, 2, 3, 4, 5, 6 order by 1, 2, 6"
-        );
+             group by 1, 2, 3, 4, 5, 6 order by 1, 2, 6";
         assert_eq!(
-            site.sql(&[mode], &clients),
+            site.sql(&[mode], clients),
             [
                 "node,,,,,,1",
                 r#"pod,changing,Pod,changing,false,"{""app"":""changed""}",1"#,
@@ -98,6 +101,7 @@ fn nobody_is_taken_for_somebody_else() {
                 r#"pod,entered,Pod,entered,false,"{""app"":""entered""}",1"#,
                 r#"pod,monitor,Pod,monitor,true,"{""app"":""monitor""}",1"#,
                 r#"pod,nightly-29400000-x7x2p,Job,nightly-29400000,false,"{""app"":""nightly-29400000-x7x2p""}",1"#,
+                r#"pod,older,Pod,older,false,"{""app"":""older""}",1"#,
                 r#"pod,proxy,Pod,proxy,true,"{""app"":""proxy""}",1"#,
                 r#"pod,static-lab,Pod,static-lab,false,"{""app"":""static-lab""}",1"#,
                 r#"pod,successor,Pod,successor,false,"{""app"":""successor""}",1"#,
@@ -114,6 +118,7 @@ fn nobody_is_taken_for_somebody_else() {
                 "CronJob,nightly,,server,80,1",
                 "Pod,changing,,server,80,2",
                 "Pod,entered,,server,80,1",
+                "Pod,older,,server,80,1",
                 "Pod,static-lab,,server,80,1",
                 "Pod,successor,,server,80,1",
                 ",,lab,server,80,3",
