@@ -106,6 +106,11 @@ impl Lab {
         cgroup2().is_none().then(|| "it needs a cgroup2 mount that can be written".into())
     }
 
+    /// Whether pods can be in cgroups of version 1 here.
+    pub fn has_cgroup1() -> bool {
+        Path::new(CGROUP1).join("cgroup.procs").exists()
+    }
+
     /// Starts a lab without pods. `executable` is this crate's program.
     ///
     /// # Errors

@@ -45,12 +45,14 @@ pub(crate) fn cgroup2_mount() -> Result<PathBuf, ProbeError> {
 /// Where a cgroup v1 hierarchy is mounted that container runtimes put their containers in.
 pub(crate) fn cgroup1_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let has_containers = |options: &str| options.split(',').any(|option| matches!(option, "pids" | "memory"));
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|fields| fields.get(2) == Some(&"cgroup") && fields.get(3).is_some_and(|options| has_containers(options)))
-        .map(|fields| PathBuf::from(fields[1]))
+    let of = |controller: &str| {
+        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mut mounts = fields.filter(|fields| fields.get(2) == Some(&"cgroup"));
+        let mount =
+            mounts.find(|fields| fields.get(3).is_some_and(|options| options.split(',').any(|o| o == controller)));
+        mount.map(|fields| PathBuf::from(fields[1]))
+    };
+    of("pids").or_else(|| of("memory"))
 }
 
 /// `PROC_PID_INIT_INO` of the kernel.
