@@ -110,9 +110,8 @@ async fn once(args: &InventoryArgs, client: kube::Client) -> Result<(), Inventor
         Ok(told) => told?,
         Err(_) => return Err(term.silent()),
     }
-    let objects = term.log.known().count();
     term.finish(now()?)?;
-    eprintln!("{objects} objects of cluster {} are in {}", args.cluster, args.output.display());
+    eprintln!("the inventory of cluster {} is in {}", args.cluster, args.output.display());
     Ok(())
 }
 
@@ -178,7 +177,8 @@ impl Term {
 
     fn learn(&mut self, change: Change, now: TimestampMs) -> Result<(), InventoryError> {
         let knew_all = self.knows_all();
-        tell(self.troubles.learn(&change, now));
+        let news = self.troubles.learn(&change, now);
+        tell(news, self.troubles.failures());
         match &change {
             // A server that only fails will tell; what was known of a resource must not end for it.
             Change::Unreadable(_, Problem::Failed(_)) => {}
@@ -198,7 +198,8 @@ impl Term {
 
     fn tick(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
         let knew_all = self.knows_all();
-        tell(self.troubles.expire(now));
+        let news = self.troubles.expire(now);
+        tell(news, self.troubles.failures());
         self.is_broken |= knew_all != self.knows_all();
         if self.log.has_begun() && (self.is_broken || self.log.is_new_day(now)) {
             self.snapshot(now)?;
@@ -299,10 +300,17 @@ impl Term {
     }
 }
 
-/// Tells what can't be watched and what that costs, and when it can be again.
-fn tell(news: Option<News>) {
+/// Tells what can't be watched and what that costs, and when it can be again. A server that is away fails all at once.
+fn tell(news: Option<News>, failures: usize) {
     let is_told = |trouble: &Trouble| trouble.problem != Problem::NotServed || trouble.resource.is_needed;
     match news {
+        Some(News::Began(Trouble { problem: Problem::Failed(error), .. })) if failures == 1 => {
+            eprintln!("asking the API server again and again: {error}");
+        }
+        Some(News::Over(Trouble { problem: Problem::Failed(_), .. })) if failures == 0 => {
+            eprintln!("the API server answers again");
+        }
+        Some(News::Began(trouble) | News::Over(trouble)) if matches!(trouble.problem, Problem::Failed(_)) => {}
         // That a custom resource is not installed is as it should be.
         Some(News::Began(trouble)) if is_told(&trouble) => {
             let Trouble { resource, problem, .. } = trouble;

@@ -55,7 +55,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return doctor::run(&args);
     }
     probe::share_heap();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();
     match record(args) {
@@ -100,3 +100,6 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+/// What is logged by default. What its client finds wrong with the API server, the agent tells itself, once.
+const LOGGED: &str = "info,kube_client=off,kube_runtime=off";

@@ -64,11 +64,11 @@ pub enum Problem {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No configuration is found.
-    #[error("no Kubernetes API is configured: set KUBECONFIG, or run in a pod with a service account")]
-    NoConfig(#[source] kube::config::InferConfigError),
+    #[error("no Kubernetes API is configured: set KUBECONFIG, or run in a pod with a service account ({0})")]
+    NoConfig(kube::config::InferConfigError),
     /// The configuration can't be used.
-    #[error("cannot use the configuration of the Kubernetes API")]
-    BadConfig(#[source] kube::Error),
+    #[error("cannot use the configuration of the Kubernetes API: {}", reason(.0))]
+    BadConfig(kube::Error),
 }
 
 impl Resource {
@@ -155,6 +155,16 @@ impl Problem {
             Self::Failed(error) => error.clone().into(),
         }
     }
+}
+
+/// What a request failed for, in a line: what the server says, or with its first cause what kept it from being asked.
+pub fn reason(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("{} ({})", status.message, status.code);
+    }
+    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    let (text, first) = (error.to_string(), causes.last().map(ToString::to_string).unwrap_or_default());
+    if text.contains(&first) { text } else { format!("{text}: {first}") }
 }
 
 /// A client for the API of `KUBECONFIG`, of `~/.kube/config` or of the pod's service account, in this order. Nothing is

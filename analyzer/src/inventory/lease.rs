@@ -9,6 +9,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
+use schemas::kubernetes;
 use tokio::time::{Instant, sleep};
 
 /// A lease that this process may hold.
@@ -83,10 +84,13 @@ impl Lease {
             Err(kube::Error::Api(status)) if status.code == 409 => false,
             Err(error) => {
                 let problem = match &error {
+                    kube::Error::Api(status) if status.code == 404 => {
+                        format!("{}: create the namespace, or name another one with --lease-namespace", status.message)
+                    }
                     kube::Error::Api(status) if status.code == 403 => {
                         format!("add to a Role in {}: {RULE}", self.namespace)
                     }
-                    error => error.to_string(),
+                    error => kubernetes::reason(error),
                 };
                 if self.last_problem.as_ref() != Some(&problem) {
                     eprintln!("cannot hold the lease {self}: {problem}");

@@ -248,10 +248,15 @@ impl Recorder {
             Some(News::Began(Trouble { resource, problem, .. })) => {
                 let remedy = problem.remedy(&resource);
                 match problem {
+                    Problem::Failed(_) if self.troubles.failures() > 1 => {}
                     Problem::Forbidden => tracing::warn!(%resource, cost, %remedy, "missing permission"),
                     Problem::NotServed => tracing::warn!(%resource, cost, "not served by this API server"),
-                    Problem::Failed(error) => tracing::warn!(%resource, error, "asking the API server again"),
+                    Problem::Failed(error) => tracing::warn!(error, "asking the API server again and again"),
                 }
+            }
+            Some(News::Over(Trouble { problem: Problem::Failed(_), .. })) if self.troubles.failures() > 0 => {}
+            Some(News::Over(Trouble { problem: Problem::Failed(_), .. })) => {
+                tracing::info!("the API server answers again");
             }
             Some(News::Over(Trouble { resource, .. })) => tracing::info!(%resource, "can be watched again"),
             None => {}

@@ -53,6 +53,11 @@ impl Troubles {
         self.end(|trouble| matches!(trouble.problem, Problem::Failed(_)) && now.0 - trouble.last.0 > FAILURE_MS)
     }
 
+    /// How many resources the server fails to tell of: one that is away fails all at once.
+    pub fn failures(&self) -> usize {
+        self.iter().filter(|trouble| matches!(trouble.problem, Problem::Failed(_))).count()
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Trouble> {
         self.0.iter()

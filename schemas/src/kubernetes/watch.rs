@@ -13,7 +13,7 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::sleep};
 
-use super::{Change, Object, Problem, Resource, object::Texts, record};
+use super::{Change, Object, Problem, Resource, object::Texts, reason, record};
 
 /// How a watch begins.
 #[derive(Clone, Debug, Default)]
@@ -85,16 +85,19 @@ fn change(event: Event<Object>, resource: &Resource, texts: &mut Texts) -> Optio
 /// What keeps a resource from being watched; `None` for what a watch recovers from by itself at once.
 fn problem(error: &watcher::Error) -> Option<Problem> {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
-    let status = match error {
-        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => Some(status),
-        WatchError(status) => Some(status),
-        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
+    let (code, why) = match error {
+        InitialListFailed(cause) | WatchStartFailed(cause) | WatchFailed(cause) => {
+            let code = if let kube::Error::Api(status) = cause { status.code } else { 0 };
+            (code, reason(cause))
+        }
+        WatchError(status) => (status.code, status.message.clone()),
+        NoResourceVersion => (0, error.to_string()),
     };
-    match status.map(|status| status.code) {
-        Some(410) => None,
-        Some(401 | 403) => Some(Problem::Forbidden),
-        Some(404) => Some(Problem::NotServed),
-        _ => Some(Problem::Failed(error.to_string())),
+    match code {
+        410 => None,
+        403 => Some(Problem::Forbidden),
+        404 => Some(Problem::NotServed),
+        _ => Some(Problem::Failed(why)),
     }
 }
 
