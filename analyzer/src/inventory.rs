@@ -86,7 +86,8 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
         eprintln!("writing the inventory of cluster {} to {}", args.cluster, args.output.display());
         let is_stopped = term.write(client.clone(), lease.keep(), stop.as_mut()).await?;
         if is_stopped {
-            lease.release().await;
+            // A server that does not answer sees it run out.
+            let _ = timeout(RELEASE_TIMEOUT, lease.release()).await;
             return Ok(());
         }
         eprintln!("the lease {lease} is lost: another one writes");
@@ -98,10 +99,11 @@ async fn once(args: &InventoryArgs, client: kube::Client) -> Result<(), Inventor
     let mut term = Term::new(args, now()?)?;
     let (_watches, mut changes) = watch_all(client);
     let told = timeout(ONCE_TIMEOUT, async {
-        while let Some(change) = changes.recv().await {
-            term.learn(change, now()?)?;
-            if term.log.has_begun() {
-                break;
+        let mut tick = interval(TICK);
+        while !term.log.has_begun() {
+            tokio::select! {
+                Some(change) = changes.recv() => term.learn(change, now()?)?,
+                _ = tick.tick() => term.tick(now()?)?,
             }
         }
         Ok::<_, InventoryError>(())
@@ -185,7 +187,8 @@ impl Term {
             Change::Unreadable(resource, _) | Change::Listed(resource) => drop(self.awaited.remove(resource)),
             _ => {}
         }
-        if self.log.has_begun() && !self.rows.is_open() && self.log.is_news(&change) {
+        let opens_file = !self.rows.is_open() || self.log.is_new_hour(now);
+        if self.log.has_begun() && opens_file && self.log.is_news(&change) {
             self.snapshot(now)?; // every file opens with what was known before
         }
         let rows = self.log.learn(change, now);
@@ -201,6 +204,13 @@ impl Term {
         let news = self.troubles.expire(now);
         tell(news, self.troubles.failures());
         self.is_broken |= knew_all != self.knows_all();
+        if !self.log.has_begun() && now.0 - self.run_start.0 > OPTIONAL_TIMEOUT.as_millis() as i64 {
+            // What is not needed must not keep the rest from being told.
+            self.awaited.retain(|resource| resource.is_needed);
+            if self.awaited.is_empty() {
+                self.snapshot(now)?;
+            }
+        }
         if self.log.has_begun() && (self.is_broken || self.log.is_new_day(now)) {
             self.snapshot(now)?;
         }
@@ -240,9 +250,13 @@ impl Term {
     }
 
     fn push(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) -> Result<(), InventoryError> {
+        // What follows a failure would look like all there is: nothing more until it is told anew.
         for row in rows {
             let pushed = self.rows.push(row, now);
             self.judge_rows(pushed);
+            if self.is_broken {
+                break;
+            }
         }
         Ok(())
     }
@@ -370,6 +384,9 @@ const WRITER: &str = "_cluster";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const WINDOW: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
+/// How long what is not needed may fail before the rest is told.
+const OPTIONAL_TIMEOUT: Duration = Duration::from_secs(30);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const ONCE_TIMEOUT: Duration = Duration::from_secs(60);
 const ROLL_SIZE_BYTES: u64 = 64 << 20;
 const CHANGES: usize = 1024;

@@ -146,6 +146,7 @@ impl Enricher {
     /// `cgroup1_root` is where a hierarchy of cgroup v1 is, if there is one.
     pub(crate) fn use_kubernetes(&mut self, cluster: Option<Cluster>, cgroup1_root: Option<PathBuf>) {
         self.kubelet = Some(Kubelet::new(cgroup1_root));
+        self.index = Index::new(CLOCK_SKEW_MS);
         self.cluster = cluster;
     }
 
@@ -164,6 +165,13 @@ impl Enricher {
     /// Whether all of the cluster that is to be known is, as far as it may be.
     pub(crate) fn knows_cluster(&self) -> bool {
         self.cluster.as_ref().is_none_or(Cluster::is_settled)
+    }
+
+    /// What is known of this node's pods, or can't be, is a part of what is known of the cluster.
+    pub(crate) fn learn_own(&mut self, change: &Change, now: TimestampMs) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.learn_own(&mut self.index, change, now);
+        }
     }
 
     /// Learns of a cgroup that was made.
@@ -200,7 +208,8 @@ impl Enricher {
     /// Looks where kubelet's pods are.
     fn locate_pods(&mut self, now: TimestampMs) {
         let Some(kubelet) = &mut self.kubelet else { return };
-        if kubelet.is_walk_due(now) {
+        let is_walk_due = kubelet.is_walk_due(now);
+        if is_walk_due {
             walk(&self.cgroup_root, &mut |path| {
                 if let Some(uid) = kubelet.add(path, now)
                     && let Some(id) = inode(path)
@@ -212,13 +221,14 @@ impl Enricher {
             if let Some(root) = kubelet.cgroup1_root() {
                 walk(&root, &mut |path| drop(kubelet.add(path, now)));
             }
-            self.sockets.forget(now);
         }
-        for (uid, path) in kubelet.networks(now) {
-            let is_host = inode(&path).is_none_or(|inode| inode as u32 == self.sockets.host_inode());
-            if !is_host && self.sockets.add_netns(&path, &uid, now) {
+        for (uid, path) in kubelet.networks(now, self.sockets.host_inode()) {
+            if self.sockets.add_netns(&path, &uid, now) {
                 kubelet.found(&uid);
             }
+        }
+        if is_walk_due {
+            self.sockets.forget(now);
         }
     }
 
@@ -238,7 +248,7 @@ impl Enricher {
     }
 
     /// Names a flow. One whose ends may have a name soon has to wait, if it may.
-    pub(crate) fn step(&mut self, flow: &Flow, may_wait: bool) -> Step {
+    pub(crate) fn step(&mut self, flow: &Flow, may_wait: bool, now: TimestampMs) -> Step {
         let key = &flow.key;
         if !self.filter.loopback && key.local_address.is_loopback() && key.remote_address.is_loopback() {
             return Step::Filtered;
@@ -253,7 +263,9 @@ impl Enricher {
             self.remote(key.remote_address, transport, key.server_port, key.role, span)
         };
         let is_unnamed = self.may_come(&local) || (self.cluster.is_some() && self.may_come(&remote));
-        if is_unnamed && may_wait {
+        // The news that an address has moved on may be on its way.
+        let is_fresh = self.cluster.is_some() && remote.kind == "pod" && now.0 - sums.last_seen.0 < CLOCK_SKEW_MS;
+        if may_wait && (is_unnamed || is_fresh) {
             return Step::Wait;
         }
         if !self.filter.wants(key, &local, &remote) {
@@ -447,6 +459,9 @@ impl End {
 fn text(address: IpAddr) -> Arc<str> {
     address.to_string().into()
 }
+
+/// How far clocks of nodes, or a flow and the news of its pods, may be apart; the analyzer's default.
+const CLOCK_SKEW_MS: i64 = 2000;
 
 /// How often what is over is forgotten.
 const PRUNE_MS: i64 = 60_000;

@@ -55,9 +55,9 @@ impl ParquetSink {
         }
     }
 
-    /// Writes an inventory row.
-    pub(crate) fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) {
-        push(&mut self.inventory, record, now);
+    /// Writes an inventory row; whether it is on its way.
+    pub(crate) fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) -> bool {
+        push(&mut self.inventory, record, now)
     }
 
     /// Whether an inventory file is open; the first row of a new one has to be a snapshot's.

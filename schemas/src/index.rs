@@ -18,7 +18,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use coverage::{Coverage, Ranges};
+use coverage::{Coverage, Ranges, SILENCE_MS};
 
 use crate::{
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, SCOPE_PART, kind},
@@ -155,6 +155,8 @@ struct Snapshot {
     /// When the writer was last heard before it: whatever the snapshot names anew began after that.
     heard_before: TimestampMs,
     named: HashSet<usize>,
+    /// Of a writer that knows a part: of the kinds that it names, it names all.
+    is_part: bool,
     settled: bool,
 }
 
@@ -267,7 +269,8 @@ impl Index {
     /// [`Self::settle`]. A list that is under way is given up.
     pub fn begin_list(&mut self, Heard { time, writer, run_id }: Heard) {
         let heard_before = self.last_heard.get(&writer).copied().unwrap_or(time);
-        let snapshot = Snapshot { run_id, observed_at: time, heard_before, named: HashSet::new(), settled: false };
+        let snapshot =
+            Snapshot { run_id, observed_at: time, heard_before, named: HashSet::new(), is_part: false, settled: false };
         self.snapshots.insert(writer, snapshot);
     }
 
@@ -295,22 +298,37 @@ impl Index {
         if is_snapshot {
             let InventoryRecord { observed_at: time, node: writer, run_id, scope, .. } = (**record).clone();
             let heard = Heard { time, writer, run_id };
-            if &*scope != SCOPE_PART {
+            let is_part = &*scope == SCOPE_PART;
+            if is_part {
+                self.coverage.pause(&heard.writer, &heard.run_id, heard.time);
+            } else {
                 self.begin_coverage(heard.clone());
             }
+            let writer = Arc::clone(&heard.writer);
             self.begin_list(heard);
+            if let Some(snapshot) = self.snapshots.get_mut(&writer) {
+                snapshot.is_part = is_part;
+            }
         }
     }
 
-    fn settle_writer(&mut self, writer: &Arc<str>) {
+    /// Ends what a writer's latest list did not name, which [`Self::begin_list`] began.
+    pub fn settle_writer(&mut self, writer: &Arc<str>) {
         let Some(snapshot) = self.snapshots.get_mut(writer).filter(|snapshot| !snapshot.settled) else { return };
         snapshot.settled = true;
-        let (named, ended_at) = (std::mem::take(&mut snapshot.named), snapshot.observed_at);
+        let (named, ended_at, is_part) = (std::mem::take(&mut snapshot.named), snapshot.observed_at, snapshot.is_part);
+        let kind = |object: &Object| object.versions.last().map(|version| Arc::clone(&version.record.kind));
+        let kinds: HashSet<_> = named.iter().filter_map(|id| kind(&self.objects[*id])).collect();
+        let is_silent =
+            |other: &Arc<str>| self.last_heard.get(other).is_none_or(|heard| heard.0 + SILENCE_MS < ended_at.0);
         let mut gone = Vec::new();
         for (id, object) in self.objects.iter_mut().enumerate().filter(|(id, _)| !named.contains(id)) {
-            // What another writer goes on to tell of is there.
+            if is_part && kind(object).is_none_or(|kind| !kinds.contains(&kind)) {
+                continue;
+            }
+            // What another writer goes on to tell of is there, unless who knows all finds that one silent.
             let told = object.writers.len();
-            object.writers.retain(|other| other != writer);
+            object.writers.retain(|other| other != writer && (is_part || !is_silent(other)));
             if object.writers.is_empty() && told > 0 {
                 gone.push(id);
             }

@@ -123,7 +123,9 @@ impl Resource {
 
     /// Whether a record is of this resource.
     pub fn is_of(&self, record: &InventoryRecord) -> bool {
+        // What an operator adds has no UID.
         *record.kind == *self.kind
+            && record.uid.is_some()
             && (self.kind != kind::WORKLOAD || record.workload_kind.as_deref() == Some(&*self.api.kind))
     }
 

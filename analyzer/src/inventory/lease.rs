@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 use schemas::kubernetes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// A lease that this process may hold.
 pub(super) struct Lease {
@@ -23,6 +23,14 @@ pub(super) struct Lease {
     last_problem: Option<String>,
 }
 
+/// What came of an attempt.
+enum Hold {
+    Mine,
+    Others,
+    /// The server did not answer, or not clearly.
+    Unclear,
+}
+
 impl Lease {
     /// In the client's own namespace unless another one is named.
     pub(super) fn new(client: Client, name: &str, namespace: Option<&str>, identity: &str) -> Self {
@@ -33,12 +41,12 @@ impl Lease {
 
     /// Waits until this process holds it.
     pub(super) async fn acquire(&mut self) {
-        while !self.try_hold().await {
+        while !matches!(timeout(RENEW_DEADLINE, self.try_hold()).await, Ok(Hold::Mine)) {
             sleep(RETRY).await;
         }
     }
 
-    /// Renews it for as long as that works; completes when it is lost.
+    /// Renews it for as long as that works; completes when it is lost, before another one may take it.
     pub(super) fn keep(&self) -> impl Future<Output = ()> + use<> {
         let mut lease = Self {
             api: self.api.clone(),
@@ -50,10 +58,13 @@ impl Lease {
         };
         async move {
             let mut held_at = Instant::now();
-            while held_at.elapsed() < RENEW_DEADLINE {
+            loop {
                 sleep(RETRY).await;
-                if lease.try_hold().await {
-                    held_at = Instant::now();
+                let asked_at = Instant::now();
+                match timeout_at(held_at + RENEW_DEADLINE, lease.try_hold()).await {
+                    Ok(Hold::Mine) => held_at = asked_at,
+                    Ok(Hold::Unclear) if held_at.elapsed() < RENEW_DEADLINE => {}
+                    Ok(Hold::Unclear | Hold::Others) | Err(_) => return,
                 }
             }
         }
@@ -74,14 +85,14 @@ impl Lease {
         }
     }
 
-    async fn try_hold(&mut self) -> bool {
+    async fn try_hold(&mut self) -> Hold {
         match self.hold().await {
             Ok(is_held) => {
                 self.last_problem = None;
-                is_held
+                if is_held { Hold::Mine } else { Hold::Others }
             }
             // Another one was faster.
-            Err(kube::Error::Api(status)) if status.code == 409 => false,
+            Err(kube::Error::Api(status)) if status.code == 409 => Hold::Unclear,
             Err(error) => {
                 let problem = match &error {
                     kube::Error::Api(status) if status.code == 404 => {
@@ -96,7 +107,7 @@ impl Lease {
                     eprintln!("cannot hold the lease {self}: {problem}");
                     self.last_problem = Some(problem);
                 }
-                false
+                Hold::Unclear
             }
         }
     }

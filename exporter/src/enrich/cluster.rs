@@ -22,18 +22,30 @@ pub(crate) struct Cluster {
     /// When a list began that is under way, by kind of record.
     listing: HashMap<Arc<str>, TimestampMs>,
     troubles: Troubles,
+    /// Whether this node's own pods were listed, and what keeps them from being watched.
+    is_own_listed: bool,
+    own_troubles: Troubles,
 }
 
 impl Cluster {
     /// Nothing is known yet of any of these.
     pub(crate) fn new(run_id: Arc<str>, resources: Vec<Resource>) -> Self {
         let (part, events) = (SCOPE_PART.into(), [EVENT_SNAPSHOT, EVENT_UPSERT].map(Arc::from));
-        Self { run_id, part, events, unlisted: resources, listing: HashMap::new(), troubles: Troubles::default() }
+        Self {
+            run_id,
+            part,
+            events,
+            unlisted: resources,
+            listing: HashMap::new(),
+            troubles: Troubles::default(),
+            is_own_listed: false,
+            own_troubles: Troubles::default(),
+        }
     }
 
     /// Whether every resource was listed once.
     fn is_known(&self) -> bool {
-        self.unlisted.is_empty()
+        self.unlisted.is_empty() && self.is_own_listed
     }
 
     /// Whether every resource was listed once, or may not be.
@@ -60,21 +72,34 @@ impl Cluster {
             Change::Gone(record) => index.apply(self.slim(record, EVENT_DELETE.into(), now)),
             Change::Listed(resource) => {
                 self.listing.remove(resource.kind);
-                index.settle();
+                index.settle_writer(&resource.kind.into());
                 let was_known = self.is_known();
                 self.unlisted.retain(|other| *other != resource);
-                if self.is_known() && !was_known {
-                    index.begin_coverage(self.heard(&WRITER.into(), now));
-                }
+                self.begin_coverage(index, was_known, now);
             }
             Change::Unreadable(..) => {}
+        }
+    }
+
+    /// Takes in what was heard of this node's own pods, which the index has from their inventory.
+    pub(crate) fn learn_own(&mut self, index: &mut Index, change: &Change, now: TimestampMs) {
+        self.own_troubles.learn(change, now);
+        let was_known = self.is_known();
+        self.is_own_listed |= matches!(change, Change::Listed(_));
+        self.begin_coverage(index, was_known, now);
+    }
+
+    fn begin_coverage(&self, index: &mut Index, was_known: bool, now: TimestampMs) {
+        if self.is_known() && !was_known {
+            index.begin_coverage(self.heard(&WRITER.into(), now));
         }
     }
 
     /// While everything can be watched, what is not known is not there.
     pub(crate) fn tick(&mut self, index: &mut Index, now: TimestampMs) {
         self.troubles.expire(now);
-        if self.troubles.iter().next().is_none() {
+        self.own_troubles.expire(now);
+        if self.troubles.iter().chain(self.own_troubles.iter()).next().is_none() {
             index.hear(self.heard(&WRITER.into(), now));
         }
     }

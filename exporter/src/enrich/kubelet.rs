@@ -13,6 +13,8 @@ use std::{
 
 use schemas::table::TimestampMs;
 
+use super::inode;
+
 /// The pods of this node as their cgroups show them.
 #[derive(Debug)]
 pub(super) struct Kubelet {
@@ -63,14 +65,14 @@ impl Kubelet {
         is_due
     }
 
-    /// Pods whose network is to be looked for now, and the file of it. It may be the node's own: for a moment, or for as
-    /// long as the pod lives.
-    pub(super) fn networks(&mut self, now: TimestampMs) -> Vec<(Arc<str>, PathBuf)> {
+    /// Pods whose network is to be looked for now, and the file of it, if they are in another one than the node's: they
+    /// may not be yet, or never.
+    pub(super) fn networks(&mut self, now: TimestampMs, host_inode: u32) -> Vec<(Arc<str>, PathBuf)> {
         let due = self.pods.iter_mut().filter(|(_, place)| now >= place.next_look);
         due.filter_map(|(uid, place)| {
             place.next_look = TimestampMs(now.0 + place.pause_ms);
             place.pause_ms = (place.pause_ms * 2).min(WALK_MS);
-            Some((Arc::clone(uid), place.network()?))
+            Some((Arc::clone(uid), place.network(host_inode)?))
         })
         .collect()
     }
@@ -88,13 +90,16 @@ impl Place {
         Self { cgroups: Vec::new(), next_look: now, pause_ms: FIRST_PAUSE_MS }
     }
 
-    /// The network namespace of the process that began first.
-    fn network(&self) -> Option<PathBuf> {
+    /// The network namespace of the process that began first, of those that are not in the node's: runtimes watch over a
+    /// container from within its cgroup (CRI-O's conmon).
+    fn network(&self, host_inode: u32) -> Option<PathBuf> {
         let processes = self.cgroups.iter().filter_map(|cgroup| fs::read_to_string(cgroup.join(PROCESSES)).ok());
         // The numbers of a cgroup's processes are in no order; a process of another PID namespace is 0.
         let ids = processes.flat_map(|text| text.lines().filter_map(|id| id.parse::<u32>().ok()).collect::<Vec<_>>());
-        let began = ids.filter(|id| *id != 0).filter_map(|id| Some((began(id)?, id)));
-        began.min().map(|(_, id)| format!("/proc/{id}/ns/net").into())
+        let mut began: Vec<_> = ids.filter(|id| *id != 0).filter_map(|id| Some((began(id)?, id))).collect();
+        began.sort_unstable();
+        let mut paths = began.iter().map(|(_, id)| PathBuf::from(format!("/proc/{id}/ns/net")));
+        paths.find(|path| inode(path).is_some_and(|inode| inode as u32 != host_inode))
     }
 }
 

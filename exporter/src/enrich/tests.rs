@@ -54,7 +54,7 @@ fn enricher(filter: Filter, records: Vec<InventoryRecord>) -> (Enricher, u32) {
 
 /// The record of a flow, if the filter keeps it.
 fn named(enricher: &mut Enricher, flow: &Flow) -> Option<FlowRecord> {
-    match enricher.step(flow, false) {
+    match enricher.step(flow, false, TimestampMs(i64::MAX)) {
         Step::Record { record, .. } => Some(*record),
         Step::Filtered | Step::Wait => None,
     }

@@ -42,6 +42,8 @@ pub(super) struct Recorder {
     /// Flows that wait for the name of an end, and until when they do.
     waiting: VecDeque<(TimestampMs, Flow)>,
     metadata_wait: Duration,
+    /// Windows that are told of once none of their flows waits any more, and when that is.
+    reports: VecDeque<(TimestampMs, WindowReport)>,
     troubles: Troubles,
     since: Since,
     summary: RunSummary,
@@ -82,6 +84,7 @@ impl Recorder {
             is_inventory_broken: false,
             waiting: VecDeque::new(),
             metadata_wait: args.metadata_wait,
+            reports: VecDeque::new(),
             troubles: Troubles::default(),
             since: Since::default(),
             summary: RunSummary::default(),
@@ -102,6 +105,7 @@ impl Recorder {
                     self.record_inventory_changes(now);
                     self.enricher.tick(now);
                     self.record_waiting(now);
+                    self.record_reports(now, now);
                     let over = self.troubles.expire(now);
                     self.tell(over, "");
                     self.is_inventory_broken |= !self.sink.roll(now);
@@ -109,7 +113,8 @@ impl Recorder {
                 // Written when everything else is.
                 Message::Window(report) if report.is_last => last_report = Some(report),
                 Message::Window(report) => {
-                    self.record_health(&report, now);
+                    self.reports.push_back((self.waiting.back().map_or(now, |(until, _)| *until), report));
+                    self.record_reports(now, now);
                     return_memory();
                 }
             }
@@ -118,6 +123,7 @@ impl Recorder {
         for (_, flow) in std::mem::take(&mut self.waiting) {
             self.record_flow(&flow, false, now);
         }
+        self.record_reports(TimestampMs(i64::MAX), now);
         self.sink.finish_flows();
         self.sink.finish_inventory();
         if let Some(report) = last_report {
@@ -142,10 +148,17 @@ impl Recorder {
         }
     }
 
+    /// Tells of the windows of which no flow waits longer than until `due`.
+    fn record_reports(&mut self, due: TimestampMs, now: TimestampMs) {
+        while let Some((_, report)) = self.reports.pop_front_if(|(until, _)| *until <= due) {
+            self.record_health(&report, now);
+        }
+    }
+
     /// Whether the flow is done with; otherwise it waits.
     fn record_flow(&mut self, flow: &Flow, may_wait: bool, now: TimestampMs) -> bool {
         let ends = flow.ends();
-        match self.enricher.step(flow, may_wait) {
+        match self.enricher.step(flow, may_wait, now) {
             Step::Wait => return false,
             Step::Filtered => self.since.filtered += ends,
             Step::Record { record, is_unnamed, is_contradicted } => {
@@ -205,10 +218,12 @@ impl Recorder {
     /// What the API server says of this node's pods.
     fn record_own_pods(&mut self, change: Change, now: TimestampMs) {
         let is_listed = matches!(change, Change::Listed(_));
+        self.enricher.learn_own(&change, now);
         let news = self.troubles.learn(&change, now);
         self.tell(news, "pods of this node have no names, only UIDs");
         // Every file opens with what was known before.
-        let opens_file = self.inventory.log.has_begun() && !self.sink.has_open_inventory();
+        let log = &self.inventory.log;
+        let opens_file = log.has_begun() && (!self.sink.has_open_inventory() || log.is_new_hour(now));
         if opens_file && self.inventory.log.is_news(&change) {
             self.record_snapshot(now);
         }
@@ -265,12 +280,13 @@ impl Recorder {
 
     /// Writes rows and learns from them; returns whether they are on their way to disk.
     fn write_inventory(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) -> bool {
-        let is_empty = rows.is_empty();
+        let mut is_whole = true;
         for row in rows {
             self.enricher.learn(row.clone());
-            self.sink.inventory(row, now);
+            // What follows a failure would look like all there is.
+            is_whole = is_whole && self.sink.inventory(row, now);
         }
-        is_empty || self.sink.has_open_inventory()
+        is_whole
     }
 
     fn record_health(&mut self, report: &WindowReport, now: TimestampMs) {

@@ -32,6 +32,17 @@ impl Coverage {
         self.hear(writer, run_id, time);
     }
 
+    /// A writer knows less from now on: it has to begin again.
+    pub(super) fn pause(&mut self, writer: &Arc<str>, run_id: &Arc<str>, time: TimestampMs) {
+        self.hear(writer, run_id, time);
+        let Some((_, heard)) = self.runs.remove(&(Arc::clone(writer), Arc::clone(run_id))) else { return };
+        if let Some((_, end)) = self.covered.range_mut(..=heard).next_back()
+            && *end == TimestampMs(heard.0 + SILENCE_MS)
+        {
+            *end = heard;
+        }
+    }
+
     /// A writer is there: its run has told everything up to now.
     pub(super) fn hear(&mut self, writer: &Arc<str>, run_id: &Arc<str>, time: TimestampMs) {
         let Some((start, end)) = self.runs.get_mut(&(Arc::clone(writer), Arc::clone(run_id))) else { return };
@@ -75,7 +86,7 @@ impl Ranges {
 
 /// How long after a writer was last heard what it told counts as everything: its health comes once a window, and a
 /// killed one is missed by then.
-const SILENCE_MS: i64 = 600_000;
+pub(super) const SILENCE_MS: i64 = 600_000;
 
 #[cfg(test)]
 mod tests {
@@ -99,6 +110,12 @@ mod tests {
         assert!(!covers(&coverage, 5_000_000, 9_000_000) && covers(&coverage, 9_000_000, 9_000_001));
         coverage.hear(&writer, &one, TimestampMs(8_500_000));
         assert!(covers(&coverage, 5_000_000, 9_000_001));
+        coverage.pause(&writer, &two, TimestampMs(9_800_000));
+        coverage.hear(&writer, &two, TimestampMs(9_900_000));
+        assert!(covers(&coverage, 8_999_000, 9_000_000), "the other run's silence");
+        assert!(!covers(&coverage, 9_900_000, 9_900_001), "it knows less, and says so");
+        coverage.begin(&writer, &two, TimestampMs(9_950_000));
+        assert!(covers(&coverage, 9_950_000, 9_950_001) && !covers(&coverage, 9_900_000, 9_950_000));
     }
 
     proptest! {

@@ -59,10 +59,15 @@ impl Index {
             let Some(workload) = self.ids.get(&key).and_then(|id| self.object(*id).versions.last()) else {
                 return by_template_hash(pod, &top).unwrap_or(top);
             };
-            match workload.record.owner_kind.clone().zip(workload.record.owner.clone()) {
-                Some(owner) => top = owner,
-                None => break,
+            let Some(owner) = workload.record.owner_kind.clone().zip(workload.record.owner.clone()) else { break };
+            // What an operator made is a workload; the operator's own object, which no record tells of, is none.
+            let is_made_for_it = matches!(&*top.0, "ReplicaSet" | "Job");
+            let key =
+                (Arc::from(kind::WORKLOAD), pod.namespace.clone(), Arc::clone(&owner.1), Some(Arc::clone(&owner.0)));
+            if !is_made_for_it && !self.ids.contains_key(&key) {
+                break;
             }
+            top = owner;
         }
         top
     }
@@ -135,11 +140,16 @@ impl Index {
     fn by_node_port(&self, transport: &str, port: u16, span: Span) -> Option<Owner<'_>> {
         let widened = self.widened(span);
         let ids = self.services_by_node_port.get(&port)?;
-        let versions = ids.iter().flat_map(|id| self.versions_within(*id, widened));
         let has_port = |record: &InventoryRecord| {
             record.ports.iter().any(|p| p.node_port == Some(port) && &*p.protocol == transport)
         };
-        versions.map(|version| &*version.record).filter(|record| has_port(record)).last().map(Owner::Service)
+        let service = |id: &usize| {
+            let records = self.versions_within(*id, widened).map(|version| &*version.record);
+            records.filter(|record| has_port(record)).last()
+        };
+        let mut services = ids.iter().filter_map(service);
+        let found = services.next()?;
+        Some(if services.next().is_some() { Owner::Unknown(UnknownReason::Ambiguous) } else { Owner::Service(found) })
     }
 
     fn backends_within(&self, service: &InventoryRecord, service_port: &Port, span: Span) -> Vec<Backend<'_>> {

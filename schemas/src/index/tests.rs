@@ -248,6 +248,23 @@ fn endpoint_slices_tell_the_backends_of_their_time() {
     assert_eq!(addresses(at(1_000)), ["198.51.100.2:6443"]);
     let both = Span { from: TimestampMs(500), to: TimestampMs(1_500) };
     assert_eq!(addresses(both), ["198.51.100.1:6443", "198.51.100.2:6443"]);
+    // A named port has another number in each slice; a slice of another Service is none of its.
+    let more = |name: &str, of: &str, address: &str, number| InventoryRecord {
+        name: name.into(),
+        owner: Some(of.into()),
+        ports: vec![port(number, None, Some("https")), port(9_000, None, Some("other"))],
+        ..slice(address)
+    };
+    log.say(2_000, "upsert", more("web-y", "web", "198.51.100.3", 8443));
+    log.say(2_000, "upsert", more("api-z", "api", "198.51.100.4", 8443));
+    log.say(3_000, EVENT_DELETE, slice("198.51.100.2"));
+    let index = log.index(0);
+    let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };
+    let addresses = |span| -> Vec<String> {
+        index.backends(web, "tcp", 443, span).iter().map(|b| format!("{}:{}", b.address, b.port)).collect()
+    };
+    assert_eq!(addresses(at(2_500)), ["198.51.100.2:6443", "198.51.100.3:8443"]);
+    assert_eq!(addresses(at(3_001)), ["198.51.100.3:8443"]);
 }
 
 #[test]
@@ -267,6 +284,46 @@ fn a_pod_that_two_writers_tell_of_ends_when_neither_names_it_or_one_tells_its_en
     say(6_000, EVENT_UPSERT, "cluster", pod("more", "10.0.0.8", "{}"));
     assert_eq!(name(index.resolve(ip(POD_A), at(6_000))), "no_owner", "nobody names it any more");
     assert_eq!(name(index.resolve(ip(POD_A), at(4_999))), "a");
+}
+
+#[test]
+fn a_writer_that_knows_less_than_before_ends_nothing_that_it_may_not_see() {
+    let mut log = Log::default();
+    let node = || InventoryRecord {
+        kind: kind::NODE.into(),
+        name: "n".into(),
+        addresses: vec!["192.0.2.1".into()],
+        ..InventoryRecord::default()
+    };
+    log.say(0, EVENT_SNAPSHOT, pod("a", POD_A, "{}"));
+    log.say(0, EVENT_SNAPSHOT, node());
+    log.say(1_000, EVENT_SNAPSHOT, InventoryRecord { scope: SCOPE_PART.into(), ..node() });
+    log.say(2_000, EVENT_UPSERT, InventoryRecord { scope: SCOPE_PART.into(), zone: Some("z".into()), ..node() });
+    let index = log.index(0);
+    assert_eq!(name(index.resolve(ip(POD_A), at(2_000))), "a", "it may not see pods any more");
+    assert_eq!(name(index.resolve(ip("198.51.100.7"), at(900))), "external");
+    assert_eq!(name(index.resolve(ip("198.51.100.7"), at(2_000))), "no_inventory");
+}
+
+#[test]
+fn what_only_a_dead_agent_told_of_ends_with_the_next_full_snapshot() {
+    let by = |writer: &str, record| InventoryRecord { node: writer.into(), run_id: writer.into(), ..record };
+    let mut index = Index::new(0);
+    let mut say = |time, writer: &str, scope: &str, record| {
+        let record = InventoryRecord {
+            observed_at: TimestampMs(time),
+            event: EVENT_SNAPSHOT.into(),
+            scope: scope.into(),
+            ..record
+        };
+        index.apply(by(writer, record));
+    };
+    say(0, "agent", SCOPE_PART, pod("a", POD_A, "{}"));
+    say(500_000, "cluster", "cluster", pod("other", "10.0.0.9", "{}"));
+    say(1_200_000, "cluster", "cluster", pod("other", "10.0.0.9", "{}"));
+    index.settle();
+    assert_eq!(name(index.resolve(ip(POD_A), at(600_000))), "a", "the agent was heard of late");
+    assert_eq!(name(index.resolve(ip(POD_A), at(1_300_000))), "no_owner");
 }
 
 #[test]
@@ -332,6 +389,8 @@ fn a_pod_is_of_its_top_owner_as_far_as_owners_are_known() {
     log.say(0, EVENT_SNAPSHOT, owned("Deployment", "web", workload("ReplicaSet", "web-6d5f")));
     log.say(0, EVENT_SNAPSHOT, owned("CronJob", "nightly", workload("Job", "nightly-1")));
     log.say(0, EVENT_SNAPSHOT, workload("ReplicaSet", "bare-6d5f"));
+    log.say(0, EVENT_SNAPSHOT, owned("ArgoCD", "argo", workload("Deployment", "argo-server")));
+    log.say(0, EVENT_SNAPSHOT, owned("Deployment", "argo-server", workload("ReplicaSet", "argo-server-6d5f")));
     log.say(0, EVENT_SNAPSHOT, owned("Job", "circle", workload("Job", "circle")));
     let index = log.index(0);
     let of = |kind: &str, name: &str, labels: &str| {
@@ -346,6 +405,7 @@ fn a_pod_is_of_its_top_owner_as_far_as_owners_are_known() {
     assert_eq!(of("ReplicaSet", "gone-6d5f", r#"{"rollouts-pod-template-hash":"6d5f"}"#), "Rollout/gone");
     assert_eq!(of("ReplicaSet", "gone-7777", hash), "ReplicaSet/gone-7777");
     assert_eq!(of("StrimziPodSet", "kafka", "{}"), "StrimziPodSet/kafka", "a controller of any kind");
+    assert_eq!(of("ReplicaSet", "argo-server-6d5f", "{}"), "Deployment/argo-server", "whatever made the Deployment");
     assert_eq!(of("Job", "circle", "{}"), "Job/circle", "and nothing goes on for ever");
     assert_eq!(&*index.workload_of(&pod("p", POD_A, "{}")).0, "Pod");
 }

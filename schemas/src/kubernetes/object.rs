@@ -89,6 +89,7 @@ struct Status {
     pod_ips: Vec<PodIp>,
     conditions: Vec<Condition>,
     container_statuses: Vec<ContainerStatus>,
+    init_container_statuses: Vec<ContainerStatus>,
     /// Of ReplicaSets.
     replicas: i64,
     /// Of nodes.
@@ -209,9 +210,16 @@ impl Texts {
     }
 }
 
-/// The record of an object; its writer, number and time are filled in by who writes it. `None` for what is of no use: a
-/// ReplicaSet of an earlier revision, which has no pods.
-pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Option<InventoryRecord> {
+impl Object {
+    /// Whether it tells of anything: a ReplicaSet of an earlier revision, which has no pods, does not.
+    pub fn is_of_use(&self, resource: &Resource) -> bool {
+        let has_no_pods = self.spec.replicas == Some(0) && self.status.replicas == 0;
+        resource.api.kind != "ReplicaSet" || !has_no_pods || self.metadata.owner_references.is_none()
+    }
+}
+
+/// The record of an object; its writer, number and time are filled in by who writes it.
+pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> InventoryRecord {
     let Object { metadata, spec, status, endpoints, ports } = object;
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     // A static pod is owned by its node, which is no workload.
@@ -270,31 +278,28 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Option<
         kind::SERVICE_CIDR => {
             InventoryRecord { cidrs: spec.cidrs.into_iter().map(Arc::from).collect(), labels: None, ..base }
         }
-        kind::WORKLOAD => {
-            let has_no_pods = spec.replicas == Some(0) && status.replicas == 0;
-            if has_no_pods && resource.api.kind == "ReplicaSet" && base.owner.is_some() {
-                return None;
-            }
-            InventoryRecord {
-                workload_kind: Some(texts.share(&resource.api.kind)),
-                selector: spec.selector.map(|selector| json(as_label_selector(selector))),
-                ..base
-            }
-        }
+        kind::WORKLOAD => InventoryRecord {
+            workload_kind: Some(texts.share(&resource.api.kind)),
+            selector: spec.selector.map(|selector| json(as_label_selector(selector))),
+            ..base
+        },
         _ => base,
     };
     record.ports.shrink_to_fit();
-    Some(record)
+    record
 }
 
 /// When a pod got its addresses, and gave them up, is told by its sandbox and its containers, in whole seconds: it began
 /// at that second's start at the earliest, and ended at its end at the latest.
 fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) -> InventoryRecord {
-    let states = || status.container_statuses.iter().map(|container| &container.state);
+    let statuses = || status.container_statuses.iter().chain(&status.init_container_statuses);
+    let states = || statuses().map(|container| &container.state);
     let sandbox = status.conditions.iter().find(|condition| condition.r#type == SANDBOX_READY);
     let sandbox_time = |wanted: &str| sandbox.filter(|c| c.status == wanted)?.last_transition_time.as_ref().map(moment);
     let started = states().filter_map(|s| s.running.as_ref().or(s.terminated.as_ref())?.started_at.as_ref());
+    let have_all_ended = states().all(|state| state.terminated.is_some());
     let finished = states().filter_map(|s| s.terminated.as_ref()?.finished_at.as_ref()).map(moment).max();
+    let finished = finished.filter(|_| have_all_ended);
     let is_over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let end = if is_over { finished.or(sandbox_time("False")) } else { sandbox_time("False") };
     let pod_ips = status.pod_ips.iter().map(|pod_ip| &pod_ip.ip).chain(&status.pod_ip);
@@ -310,7 +315,8 @@ fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) ->
         object_node: spec.node_name.as_deref().filter(|node| !node.is_empty()).map(|node| texts.share(node)),
         host_network: Some(spec.host_network),
         phase: status.phase.as_deref().map(|phase| texts.share(phase)),
-        lease_start: sandbox_time("True").or_else(|| started.map(moment).min()).filter(|_| has_network),
+        // kubelet may report the sandbox later than what runs in it.
+        lease_start: started.map(moment).chain(sandbox_time("True")).min().filter(|_| has_network),
         lease_end: end.filter(|_| has_network).map(|TimestampMs(ms)| TimestampMs(ms + SECOND_MS - 1)),
         addresses,
         ..base

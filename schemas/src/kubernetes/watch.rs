@@ -5,11 +5,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use kube::{
     Api, Client,
-    runtime::{
-        WatchStreamExt,
-        utils::Backoff,
-        watcher::{self, DefaultBackoff, Event, ListSemantic, watcher},
-    },
+    runtime::watcher::{self, Event, ListSemantic, watcher},
 };
 use tokio::{sync::mpsc, time::sleep};
 
@@ -22,12 +18,13 @@ pub struct Start {
     pub delay: Duration,
     /// Field selector, such as `spec.nodeName=node-a`.
     pub fields: Option<String>,
-    /// Take the first list from the API server's memory: for lists that are short, or that many ask for.
+    /// Take lists from the API server's memory, which may be a moment behind: for lists that many ask for.
     pub is_cached: bool,
 }
 
 /// Lists a resource and follows it, and says what it hears to `listener`, as a `message`; ends when that is gone. An API server that is
-/// away is asked again, with growing pauses up to ten seconds; what it has forgotten by then (410 Gone) is listed anew.
+/// away is asked again, with growing pauses up to ten seconds, one that refuses up to a minute; what it has forgotten by
+/// then (410 Gone) is listed anew.
 pub async fn watch<M: Send>(
     client: Client,
     resource: Resource,
@@ -40,13 +37,33 @@ pub async fn watch<M: Send>(
     let config = watcher::Config { field_selector: start.fields, ..watcher::Config::default() };
     let config = config.page_size(PAGE).list_semantic(semantic);
     sleep(start.delay).await;
-    let mut events = std::pin::pin!(watcher(api, config).backoff(Patience::default()));
+    let mut events = std::pin::pin!(watcher(api, config));
     let mut texts = Texts::default();
+    let mut pause = FIRST_PAUSE;
     loop {
         let change = match events.try_next().await {
-            Ok(Some(event)) => change(event, &resource, &mut texts),
+            Ok(Some(event)) => {
+                // That a list begins is said before the server is asked.
+                if !matches!(event, Event::Init) {
+                    pause = FIRST_PAUSE;
+                }
+                change(event, &resource, &mut texts)
+            }
             Ok(None) => return,
-            Err(error) => problem(&error).map(|problem| Change::Unreadable(resource.clone(), problem)),
+            Err(error) => {
+                let problem = problem(&error);
+                let is_refused = matches!(problem, Some(Problem::Forbidden | Problem::NotServed));
+                let unreadable = problem.map(|problem| Change::Unreadable(resource.clone(), problem));
+                if let Some(unreadable) = unreadable
+                    && listener.send(message(unreadable)).await.is_err()
+                {
+                    return;
+                }
+                sleep(spread(pause)).await;
+                // One that has just started may refuse what it allows in a moment.
+                pause = (pause * 2).min(if is_refused { LONGEST_PAUSE_REFUSED } else { LONGEST_PAUSE });
+                None
+            }
         };
         let Some(change) = change else { continue };
         if listener.send(message(change)).await.is_err() {
@@ -55,29 +72,20 @@ pub async fn watch<M: Send>(
     }
 }
 
-/// The usual growing and jittered pauses, but short enough that a server that is back is soon heard.
-#[derive(Default)]
-struct Patience(DefaultBackoff);
-
-impl Iterator for Patience {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
-    }
-}
-
-impl Backoff for Patience {
-    fn reset(&mut self) {
-        self.0.reset();
-    }
+/// Half to one and a half of a pause, so that not all who wait ask at once.
+fn spread(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    pause.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX))
 }
 
 fn change(event: Event<Object>, resource: &Resource, texts: &mut Texts) -> Option<Change> {
     match event {
         Event::Init => Some(Change::Listing(resource.clone())),
-        Event::InitApply(object) | Event::Apply(object) => record(resource, object, texts).map(Change::There),
-        Event::Delete(object) => record(resource, object, texts).map(Change::Gone),
+        Event::InitApply(object) if !object.is_of_use(resource) => None,
+        // What is of no use any more is as good as gone.
+        Event::Apply(object) if !object.is_of_use(resource) => Some(Change::Gone(record(resource, object, texts))),
+        Event::InitApply(object) | Event::Apply(object) => Some(Change::There(record(resource, object, texts))),
+        Event::Delete(object) => Some(Change::Gone(record(resource, object, texts))),
         Event::InitDone => Some(Change::Listed(resource.clone())),
     }
 }
@@ -101,6 +109,8 @@ fn problem(error: &watcher::Error) -> Option<Problem> {
     }
 }
 
+const FIRST_PAUSE: Duration = Duration::from_millis(800);
+const LONGEST_PAUSE_REFUSED: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Objects per page of a list: a page of pods is some megabytes of JSON.
 const PAGE: u32 = 250;

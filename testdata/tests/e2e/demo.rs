@@ -62,6 +62,9 @@ fn policies_are_the_same_whoever_tells_who_the_pods_are() {
     let uids = "select count(*) from flows where source_kind = 'pod' and not exists (select 1 from inventory as i \
          where i.uid = source_pod_uid and i.name = source_pod and i.kind = 'Pod')";
     assert_eq!(site.sql(&["cluster", "inventory"], uids), ["0"], "every UID is that of the API server's pod");
+    let ranges =
+        "select distinct name, array_to_string(cidrs, ' ') from inventory where kind = 'ServiceCIDR' order by 1";
+    assert_eq!(site.sql(&["inventory"], ranges), ["--cluster-cidrs,172.31.0.0/16", "kubernetes,10.96.0.0/16"]);
     for end in ["source", "destination"] {
         let unnamed = format!(
             "select distinct {end}_kind, {end}_unknown_reason, {end}_address from flows where {end}_kind not in ('pod', 'service', 'node')"

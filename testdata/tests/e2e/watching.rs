@@ -83,6 +83,7 @@ impl Site {
     fn inventory_command(&self, name: &str) -> Command {
         let mut command = Command::new(executable());
         command.args(["flowscribe", "inventory", "--cluster", "lab", "--output"]).arg(self.path(name));
+        command.args(["--cluster-cidrs", "172.31.0.0/16"]);
         command.env("KUBECONFIG", self.cluster.kubeconfig("inventory")).stdin(Stdio::null());
         command
     }
