@@ -11,13 +11,13 @@
 //! which end with the lab, also when it is killed. The cgroups are removed by the node's process, which outlives the
 //! lab by that moment.
 
+mod process;
+
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{self, Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{self as system, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -26,12 +26,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
+use process::Process;
 use serde_json::{Value, json};
 
 use crate::{
     cluster::{self, Cluster},
-    pod::{self, Answer, Exchange, Order},
+    pod::{self, Exchange, Order},
 };
 
 /// A lab; dropping it removes everything.
@@ -84,13 +85,6 @@ struct Pod {
     process: Process,
 }
 
-/// A pod's process, from outside.
-struct Process {
-    child: Child,
-    orders: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
-}
-
 impl Lab {
     /// Why there can't be a lab on this machine; `None` when there can.
     pub fn missing() -> Option<String> {
@@ -131,7 +125,7 @@ impl Lab {
     fn start(executable: &Path, api: Option<Arc<Cluster>>) -> Result<Self> {
         let mount = cgroup2().context("find cgroup2")?;
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let cgroup = mount.join(format!("flowscribe-lab-{}-{number}", process::id()));
+        let cgroup = mount.join(format!("flowscribe-lab-{}-{number}", system::id()));
         fs::create_dir(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
         fs::create_dir(cgroup.join("node"))?;
         let mut node = Process::start(executable, "node", &cgroup.join("node"), None)?;
@@ -194,7 +188,7 @@ impl Lab {
         };
         if let Some(cgroup1) = cgroup1 {
             fs::create_dir_all(&cgroup1).with_context(|| format!("make {}", cgroup1.display()))?;
-            fs::write(cgroup1.join("cgroup.procs"), process.child.id().to_string())?;
+            fs::write(cgroup1.join("cgroup.procs"), process.id().to_string())?;
         }
         if let Some(api) = self.api.as_ref().filter(|_| !object.is_null()) {
             api.set_status(&object, &cluster::running(ipv4, ipv6))?;
@@ -270,7 +264,7 @@ impl Lab {
         self.links += 1;
         let pair = format!(
             "link add p{link} type veth peer name eth0 netns {}\nlink set p{link} master br0 up\n",
-            process.child.id()
+            process.id()
         );
         self.node.run("ip", &["-batch", "-"], &pair)?;
         let addresses = format!(
@@ -447,57 +441,6 @@ impl Pod {
             pod.retain(|_, value| !value.is_null());
         }
         pod
-    }
-}
-
-impl Process {
-    /// In a network of its own, or in that of a file.
-    fn start(executable: &Path, role: &str, cgroup: &Path, netns: Option<&Path>) -> Result<Self> {
-        let mut child = Command::new(executable)
-            .arg(role)
-            .arg("--cgroup")
-            .arg(cgroup)
-            .args(netns.map(|netns| format!("--netns={}", netns.display())))
-            // Ctrl-C is for the lab; its processes end when it does.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {}", executable.display()))?;
-        let orders = child.stdin.take();
-        let answers = BufReader::new(child.stdout.take().context("its standard output is piped")?);
-        let mut process = Self { child, orders, answers };
-        process.answer()?;
-        Ok(process)
-    }
-
-    fn order(&mut self, order: &Order) -> Result<u64> {
-        let mut line = serde_json::to_string(order)?;
-        line.push('\n');
-        self.orders.as_mut().context("it has not been ended")?.write_all(line.as_bytes())?;
-        self.answer().with_context(|| format!("{order:?}"))
-    }
-
-    fn answer(&mut self) -> Result<u64> {
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            bail!("a process of the lab ended");
-        }
-        serde_json::from_str::<Answer>(&line)?.map_err(|error| anyhow!(error))
-    }
-
-    fn run(&mut self, program: &str, arguments: &[&str], input: &str) -> Result<()> {
-        let arguments = arguments.iter().map(ToString::to_string).collect();
-        self.order(&Order::Run { program: program.into(), arguments, input: input.into() }).map(drop)
-    }
-
-    fn netns(&self) -> PathBuf {
-        format!("/proc/{}/ns/net", self.child.id()).into()
-    }
-
-    fn end(&mut self) {
-        drop(self.orders.take());
-        let _ = self.child.wait();
     }
 }
 

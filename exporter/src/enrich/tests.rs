@@ -215,3 +215,70 @@ fn a_namespace_is_kept_by_either_end_and_so_is_what_is_not_known() {
     assert!(named(&mut enricher, &flow(netns, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_none());
     assert!(named(&mut enricher, &flow(99, Role::Client, "10.0.0.9", "198.51.100.1", 80)).is_some(), "whose socket?");
 }
+
+const UID: &str = "1f0c9a2e-7c0f-4a52-9b1d-0123456789ab";
+
+/// An enricher of a node whose pods are kubelet's; one of them is in cgroup 9.
+fn on_kubernetes(cluster: Option<Cluster>) -> Enricher {
+    let (mut enricher, _) = enricher(Filter::default(), Vec::new());
+    enricher.use_kubernetes(cluster, None);
+    let mut event = CgroupEvent { id: 9, path: [0; schemas::event::CGROUP_PATH_BYTES] };
+    let path = format!("/kubepods/burstable/pod{UID}/container");
+    event.path[..path.len()].copy_from_slice(path.as_bytes());
+    enricher.learn_cgroup(&event, TimestampMs(0));
+    enricher
+}
+
+fn from_cgroup(cgroup_id: u64) -> Flow {
+    let mut flow = flow(5, Role::Client, "10.0.0.1", "10.0.0.2", 80);
+    flow.key.socket.cgroup_id = cgroup_id;
+    flow
+}
+
+#[test]
+fn a_pod_that_the_api_does_not_tell_of_yet_waits_and_is_recorded_by_its_uid() {
+    let mut enricher = on_kubernetes(None);
+    let now = TimestampMs(10_000);
+    assert!(matches!(enricher.step(&from_cgroup(9), true, now), Step::Wait));
+    let Step::Record { record, is_unnamed, .. } = enricher.step(&from_cgroup(9), false, now) else {
+        panic!("it need not wait for ever")
+    };
+    assert_eq!((&*record.source_kind, record.source_pod_uid.as_deref(), record.source_pod), ("pod", Some(UID), None));
+    assert!(is_unnamed);
+    assert_eq!(record.destination_unknown_reason.as_deref(), Some("no_inventory"), "that is left to the report");
+    enricher.learn(InventoryRecord { uid: Some(UID.into()), scope: "part".into(), ..pod("web", "10.0.0.1") });
+    let Step::Record { record, is_unnamed: false, .. } = enricher.step(&from_cgroup(9), true, now) else {
+        panic!("it has a name now")
+    };
+    assert_eq!(record.source_pod.as_deref(), Some("web"));
+}
+
+#[test]
+fn a_cgroup_of_another_pod_than_the_network_namespaces_counts_as_a_contradiction() {
+    let mut enricher = on_kubernetes(None);
+    enricher.learn(InventoryRecord { uid: Some(UID.into()), scope: "part".into(), ..pod("web", "10.0.0.1") });
+    enricher.learn(InventoryRecord { scope: "part".into(), ..pod("entered", "10.0.0.3") });
+    let located = Located { uid: "uid-entered".into(), last: TimestampMs(0) };
+    enricher.sockets.by_cookie.insert(7, located);
+    let Step::Record { record, is_contradicted, .. } = enricher.step(&from_cgroup(9), false, TimestampMs(10_000))
+    else {
+        panic!("it is kept")
+    };
+    assert_eq!((record.source_pod.as_deref(), is_contradicted), (Some("entered"), true), "the network decides");
+}
+
+#[test]
+fn an_agent_that_names_remote_ends_waits_for_the_news_that_an_address_has_moved_on() {
+    let resources = vec![schemas::kubernetes::Resource::pods()];
+    let mut enricher = on_kubernetes(Some(Cluster::new("run".into(), resources)));
+    enricher.learn(InventoryRecord { uid: Some(UID.into()), scope: "part".into(), ..pod("web", "10.0.0.1") });
+    let there = |name: &str| Change::There(pod(name, "10.0.0.2"));
+    enricher.learn_cluster(there("old"), TimestampMs(0));
+    assert!(matches!(enricher.step(&from_cgroup(9), true, TimestampMs(3_999)), Step::Wait), "seen 2 s ago");
+    enricher.learn_cluster(Change::Gone(pod("old", "10.0.0.2")), TimestampMs(2_500));
+    enricher.learn_cluster(there("new"), TimestampMs(2_600));
+    let Step::Record { record, .. } = enricher.step(&from_cgroup(9), false, TimestampMs(5_000)) else {
+        panic!("it is kept")
+    };
+    assert_eq!((record.destination_pod, record.destination_unknown_reason.as_deref()), (None, Some("ambiguous")));
+}
