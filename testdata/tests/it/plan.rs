@@ -313,7 +313,7 @@ fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() {
     std::fs::write(output.join("flows"), "in the way").expect("written");
     let recording = Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
     lab.dial(client, (lab.ipv4(server), 7001), 3, Exchange::new(1, 1)).expect("the server answers");
-    thread::sleep(Duration::from_millis(1500));
+    thread::sleep(Duration::from_millis(2500));
     std::fs::remove_file(output.join("flows")).expect("it can be removed");
     lab.dial(client, (lab.ipv4(server), 7001), 2, Exchange::new(1, 1)).expect("the server answers");
     let log = recording.stop().expect("the exporter ends well");
