@@ -1,15 +1,21 @@
 //! Communications: who talked to whom on which port, over the whole capture, with the evidence.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
 
-use datafusion::error::DataFusionError;
+use roaring::RoaringBitmap;
 use schemas::table::TimestampMs;
 
-use crate::{rows::Rows, tables::Tables};
+/// All communications of a capture, ordered by who talks to whom.
+pub(crate) type Communications = BTreeMap<Edge, Evidence>;
 
-/// One communication; sets of them are ordered by who talks to whom.
+/// Who talks to whom, on which port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Communication {
+pub(crate) struct Edge {
     /// Who initiated.
     pub(crate) source: Endpoint,
     /// Who answered, or was meant to.
@@ -20,21 +26,29 @@ pub(crate) struct Communication {
     pub(crate) port: u16,
     /// The source is the destination's own node.
     pub(crate) own_node: bool,
-    /// A Service was dialled.
-    pub(crate) via_service: bool,
-    /// Ports of the Services that were dialled.
-    pub(crate) service_ports: Vec<u16>,
-    /// The destination certainly answered: it saw the connection itself, or is the only one behind what was dialled.
-    pub(crate) answered: bool,
-    /// What was observed.
-    pub(crate) evidence: Evidence,
 }
 
 /// What was observed of a communication.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Evidence {
-    /// `client`, `server` or `both`.
-    pub(crate) seen_by: Arc<str>,
+    /// A Service was dialled.
+    pub(crate) via_service: bool,
+    /// The Services that were dialled, as namespace/name.
+    pub(crate) services: BTreeSet<Arc<str>>,
+    /// Ports of the Services that were dialled.
+    pub(crate) service_ports: BTreeSet<u16>,
+    /// The destination certainly answered: it saw the connection itself, or is the only one behind what was dialled.
+    pub(crate) answered: bool,
+    pub(crate) seen_by_client: bool,
+    pub(crate) seen_by_server: bool,
+    /// Hours since the Unix epoch in which data could pass.
+    pub(crate) hours: RoaringBitmap,
+    /// Those of them in which the source was scanning.
+    pub(crate) scan_hours: RoaringBitmap,
+    /// UIDs of the source's pods.
+    pub(crate) source_pods: BTreeSet<Arc<str>>,
+    /// UIDs of the destination's pods.
+    pub(crate) destination_pods: BTreeSet<Arc<str>>,
     /// Connections established.
     pub(crate) connections: i64,
     /// Connections that failed to establish.
@@ -43,12 +57,102 @@ pub(crate) struct Evidence {
     pub(crate) closed: i64,
     /// Most connections that one pair of addresses had open at the end of a window.
     pub(crate) max_active: i64,
-    /// Why connections failed, comma-separated.
-    pub(crate) failures: Option<Arc<str>>,
+    /// Payload bytes from source to destination, as far as they are known.
+    pub(crate) bytes_sent: i64,
+    /// Payload bytes from destination to source, as far as they are known.
+    pub(crate) bytes_received: i64,
+    /// Why connections failed.
+    pub(crate) failures: BTreeSet<Arc<str>>,
     /// First observation.
     pub(crate) first_seen: TimestampMs,
     /// Last observation.
     pub(crate) last_seen: TimestampMs,
+}
+
+impl Default for Evidence {
+    fn default() -> Self {
+        Self {
+            via_service: false,
+            services: BTreeSet::new(),
+            service_ports: BTreeSet::new(),
+            answered: false,
+            seen_by_client: false,
+            seen_by_server: false,
+            hours: RoaringBitmap::new(),
+            scan_hours: RoaringBitmap::new(),
+            source_pods: BTreeSet::new(),
+            destination_pods: BTreeSet::new(),
+            connections: 0,
+            failed: 0,
+            closed: 0,
+            max_active: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            failures: BTreeSet::new(),
+            first_seen: TimestampMs(i64::MAX),
+            last_seen: TimestampMs(i64::MIN),
+        }
+    }
+}
+
+impl Evidence {
+    /// Whether data could pass: a connection was established, was open, or ended.
+    pub(crate) const fn is_established(&self) -> bool {
+        self.connections + self.closed + self.max_active > 0
+    }
+
+    /// Which ends saw it: `client`, `server` or `both`.
+    pub(crate) const fn seen_by(&self) -> &'static str {
+        match (self.seen_by_client, self.seen_by_server) {
+            (true, true) => "both",
+            (false, true) => "server",
+            _ => "client",
+        }
+    }
+
+    /// Adds what was observed at other times.
+    pub(crate) fn add(&mut self, other: Self) {
+        let Self {
+            via_service,
+            services,
+            service_ports,
+            answered,
+            seen_by_client,
+            seen_by_server,
+            hours,
+            scan_hours,
+            source_pods,
+            destination_pods,
+            connections,
+            failed,
+            closed,
+            max_active,
+            bytes_sent,
+            bytes_received,
+            failures,
+            first_seen,
+            last_seen,
+        } = other;
+        self.via_service |= via_service;
+        self.services.extend(services);
+        self.service_ports.extend(service_ports);
+        self.answered |= answered;
+        self.seen_by_client |= seen_by_client;
+        self.seen_by_server |= seen_by_server;
+        self.hours |= hours;
+        self.scan_hours |= scan_hours;
+        self.source_pods.extend(source_pods);
+        self.destination_pods.extend(destination_pods);
+        self.connections += connections;
+        self.failed += failed;
+        self.closed += closed;
+        self.max_active = self.max_active.max(max_active);
+        self.bytes_sent += bytes_sent;
+        self.bytes_received += bytes_received;
+        self.failures.extend(failures);
+        self.first_seen = self.first_seen.min(first_seen);
+        self.last_seen = self.last_seen.max(last_seen);
+    }
 }
 
 /// One end of a communication.
@@ -75,13 +179,6 @@ pub(crate) struct Workload {
     pub(crate) kind: Arc<str>,
 }
 
-impl Communication {
-    /// Whether data could pass: a connection was established, was open, or ended.
-    pub(crate) const fn is_established(&self) -> bool {
-        self.evidence.connections + self.evidence.closed + self.evidence.max_active > 0
-    }
-}
-
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -100,64 +197,3 @@ impl fmt::Display for Endpoint {
         }
     }
 }
-
-/// Derives the communications of a capture.
-///
-/// # Errors
-/// A file can't be read.
-pub(crate) async fn derive(tables: &Tables) -> Result<BTreeSet<Communication>, DataFusionError> {
-    let batches = tables.sql(COMMUNICATIONS).await?.collect().await?;
-    let mut communications = BTreeSet::new();
-    for batch in &batches {
-        let rows = Rows::new(batch)?;
-        communications.extend((0..batch.num_rows()).map(|row| rows.communication(row)));
-    }
-    Ok(communications)
-}
-
-/// Reads a row of `communications.sql`.
-impl Rows<'_> {
-    fn ports(&self, name: &str, row: usize) -> Vec<u16> {
-        self.text(name, row).iter().flat_map(|ports| ports.split(',')).filter_map(|port| port.parse().ok()).collect()
-    }
-
-    fn communication(&self, row: usize) -> Communication {
-        Communication {
-            source: self.endpoint("source", row),
-            destination: self.endpoint("destination", row),
-            transport: self.text("transport", row).unwrap_or_default(),
-            port: u16::try_from(self.number("port", row)).unwrap_or_default(),
-            own_node: self.flag("own_node", row),
-            via_service: self.flag("via_service", row),
-            service_ports: self.ports("service_ports", row),
-            answered: self.flag("answered", row),
-            evidence: Evidence {
-                seen_by: self.text("seen_by", row).unwrap_or_default(),
-                connections: self.number("connections", row),
-                failed: self.number("failed", row),
-                closed: self.number("closed", row),
-                max_active: self.number("max_active", row),
-                failures: self.text("failures", row).filter(|failures| !failures.is_empty()),
-                first_seen: TimestampMs(self.number("first_seen", row)),
-                last_seen: TimestampMs(self.number("last_seen", row)),
-            },
-        }
-    }
-
-    fn endpoint(&self, end: &str, row: usize) -> Endpoint {
-        let text = |column: &str| self.text(&format!("{end}_{column}"), row);
-        let address = text("address").and_then(|address| address.parse::<IpAddr>().ok());
-        match (text("kind").as_deref(), text("namespace"), text("workload"), text("workload_kind"), address) {
-            (Some("pod"), Some(namespace), Some(name), Some(kind), _) => {
-                Endpoint::Workload(Workload { namespace, name, kind })
-            }
-            (Some("node"), .., Some(address)) => Endpoint::Node { name: text("node"), address },
-            (Some("external"), .., Some(address)) => Endpoint::External { address },
-            (.., address) => {
-                Endpoint::Unknown { address, reason: text("unknown_reason").unwrap_or_else(|| "no_workload".into()) }
-            }
-        }
-    }
-}
-
-const COMMUNICATIONS: &str = include_str!("sql/communications.sql");

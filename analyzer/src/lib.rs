@@ -10,11 +10,11 @@
 
 mod args;
 mod communication;
+mod edge;
 mod inventory;
 mod output;
 mod policy;
 mod report;
-mod resolve;
 mod rows;
 mod sql;
 mod tables;

@@ -21,7 +21,7 @@ use k8s_openapi::{
 };
 use schemas::{index::Index, inventory::kind};
 
-use crate::communication::{Communication, Endpoint, Workload};
+use crate::communication::{Communications, Edge, Endpoint, Evidence, Workload};
 use selector::{Selector, Selectors};
 
 /// Policies, and what a person should know about them.
@@ -135,7 +135,7 @@ struct Rules {
 /// # Errors
 /// A policy would allow or select more than intended: a defect of ours, never of the input.
 pub(crate) fn synthesize(
-    communications: &BTreeSet<Communication>,
+    communications: &Communications,
     index: &Index,
     wish: &Wish,
 ) -> Result<PolicySet, PolicyError> {
@@ -147,11 +147,11 @@ pub(crate) fn synthesize(
         asks_names: BTreeSet::new(),
         rules: BTreeMap::new(),
     };
-    for communication in communications {
-        let ends = [&communication.source, &communication.destination];
+    for (edge, evidence) in communications {
+        let ends = [&edge.source, &edge.destination];
         let is_concerned = ends.iter().any(|end| matches!(end, Endpoint::Workload(workload) if wish.wants(workload)));
         if wish.namespaces.is_empty() || is_concerned {
-            draft.add(communication);
+            draft.add(edge, evidence);
         }
     }
     draft.add_without_rules(index);
@@ -175,13 +175,14 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn add(&mut self, communication: &'a Communication) {
-        let Communication { source, destination, transport, port, own_node, answered, evidence, .. } = communication;
+    fn add(&mut self, edge: &'a Edge, evidence: &Evidence) {
+        let Edge { source, destination, transport, port, own_node } = edge;
         let what = format!("{destination} {port}/{}", transport.to_uppercase());
         let rule = format!("{source} → {what}");
-        if !communication.is_established() {
+        if !evidence.is_established() {
             if evidence.failed > 0 {
-                let failures = evidence.failures.as_deref().unwrap_or("failed");
+                let failures = evidence.failures.iter().map(|failure| &**failure).collect::<Vec<_>>().join(", ");
+                let failures = if failures.is_empty() { "failed" } else { &failures };
                 let attempt = format!("{what} ({} × {failures})", evidence.failed);
                 self.failed.entry(source).or_default().push(attempt);
             }
@@ -194,7 +195,7 @@ impl<'a> Draft<'a> {
             self.findings.insert(Finding::Unresolved { rule });
             return;
         }
-        let is_dns = *port == DNS_PORT || communication.service_ports.contains(&DNS_PORT);
+        let is_dns = *port == DNS_PORT || evidence.service_ports.contains(&DNS_PORT);
         // Who asks over UDP asks again over TCP when the answer is too long (RFC 7766).
         let transports: &[&str] = match destination {
             Endpoint::Workload(_) | Endpoint::Node { .. } if is_dns => &["tcp", "udp"],
@@ -213,13 +214,13 @@ impl<'a> Draft<'a> {
                 let ports = rules.egress.entry(peer).or_default();
                 ports.extend(allowed(*port));
                 if self.wish.service_ports {
-                    ports.extend(communication.service_ports.iter().flat_map(|port| allowed(*port)));
+                    ports.extend(evidence.service_ports.iter().flat_map(|port| allowed(*port)));
                 }
             }
         }
         if let Endpoint::Workload(workload) = destination
             && self.wish.wants(workload)
-            && *answered
+            && evidence.answered
         {
             let peer = self.peer(source, &rule);
             let rules = self.rules.entry(workload.clone()).or_default();

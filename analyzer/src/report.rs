@@ -1,6 +1,6 @@
 //! `flowscribe report`: policies on standard output, what a person should know on standard error.
 
-use std::{collections::BTreeSet, fmt::Write, path::PathBuf, sync::Arc};
+use std::{fmt::Write, path::PathBuf, sync::Arc};
 
 use datafusion::error::DataFusionError;
 use schemas::{
@@ -13,7 +13,7 @@ use schemas::{
 
 use crate::{
     args::ReportArgs,
-    communication::{self, Communication},
+    communication::Communications,
     output::{self, OutputError},
     policy::{self, PolicyError, PolicySet, Wish},
     rows::Rows,
@@ -66,8 +66,8 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     Ok(())
 }
 
-async fn read(tables: &Tables) -> Result<(BTreeSet<Communication>, Vec<Run>), DataFusionError> {
-    Ok((communication::derive(tables).await?, runs(tables).await?))
+async fn read(tables: &Tables) -> Result<(Communications, Vec<Run>), DataFusionError> {
+    Ok((tables.communications().await?, runs(tables).await?))
 }
 
 /// What to say where there is no capture: that an input is empty is said with it.
@@ -83,7 +83,7 @@ fn nothing(tables: &Tables, inputs: &[PathBuf]) -> String {
 }
 
 /// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
-fn remarks(tables: &Tables, runs: &[Run], communications: &BTreeSet<Communication>, set: &PolicySet) -> String {
+fn remarks(tables: &Tables, runs: &[Run], communications: &Communications, set: &PolicySet) -> String {
     let mut text = String::new();
     for problem in &tables.problems {
         let _ = writeln!(text, "skipped {problem}");
@@ -98,8 +98,8 @@ fn remarks(tables: &Tables, runs: &[Run], communications: &BTreeSet<Communicatio
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");
     }
-    let established = communications.iter().filter(|communication| communication.is_established());
-    let one_sided = established.clone().filter(|communication| &*communication.evidence.seen_by != "both").count();
+    let established = communications.values().filter(|evidence| evidence.is_established());
+    let one_sided = established.clone().filter(|evidence| evidence.seen_by() != "both").count();
     let _ = write!(
         text,
         "{} policies from {} communications ({one_sided} seen from one end only), {} rows of flows in {} files",

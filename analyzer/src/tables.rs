@@ -18,6 +18,7 @@ use datafusion::{
     execution::context::SQLOptions,
     prelude::{DataFrame, SessionConfig, SessionContext},
 };
+use indicatif::ProgressBar;
 use schemas::{
     capture::{self, CaptureFile, Listing, Problem},
     flow::FlowRecord,
@@ -25,11 +26,15 @@ use schemas::{
     index::{Heard, Index},
     inventory::InventoryRecord,
     kubernetes::Resource,
-    table::{Record, TimestampMs},
+    table::{Record, Table, TimestampMs},
 };
 use url::Url;
 
-use crate::{args::InputArgs, resolve};
+use crate::{
+    args::InputArgs,
+    communication::Communications,
+    edge::{EdgeTable, Flows},
+};
 
 /// A capture that is open for questions.
 pub(crate) struct Tables {
@@ -40,6 +45,7 @@ pub(crate) struct Tables {
     pub(crate) files: Vec<CaptureFile>,
     /// What is not, and why.
     pub(crate) problems: Vec<Problem>,
+    flows: Arc<Flows>,
 }
 
 /// Why a capture can't be asked.
@@ -163,14 +169,25 @@ impl Tables {
             // DataFusion 55.2 gives extracted struct fields names that clash when a table is joined with itself.
             .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false);
         let context = SessionContext::new_with_config(config);
-        for function in resolve::functions(&index) {
-            context.register_udf(function);
-        }
         register(&context, FlowRecord::DATASET, FlowRecord::schema(), &usable).await?;
         register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &usable).await?;
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), &usable).await?;
-        view(&context, "edges", EDGES).await?;
-        Ok(Self { context, index, files: usable, problems })
+        let flow_files: Vec<CaptureFile> =
+            usable.iter().filter(|file| file.dataset == FlowRecord::DATASET).cloned().collect();
+        let flows = Arc::new(Flows::new(&flow_files, Arc::clone(&index), ProgressBar::hidden(), Arc::default()));
+        context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
+        Ok(Self { context, index, files: usable, problems, flows })
+    }
+
+    /// Who talked to whom, over the whole capture.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub(crate) async fn communications(&self) -> Result<Communications, DataFusionError> {
+        let flows = Arc::clone(&self.flows);
+        let folded = tokio::task::spawn_blocking(move || flows.communications()).await;
+        let folded = folded.map_err(|error| DataFusionError::External(error.into()))?;
+        folded.map_err(|error| DataFusionError::External(error.into()))
     }
 }
 
@@ -251,5 +268,4 @@ fn table_url(file: &CaptureFile) -> Result<ListingTableUrl, TablesError> {
     Ok(ListingTableUrl::try_new(Url::from_file_path(path).map_err(not_a_path)?, None)?)
 }
 
-const EDGES: &str = include_str!("sql/edges.sql");
 const DEDUPLICATED: &str = include_str!("sql/deduplicated.sql");

@@ -113,7 +113,7 @@ dataset! {
     last_seen: TimestampMs => "flow.last_seen", "";
 
     // A window that ends at the full hour belongs to the hour it lies in.
-    partition by |row| TimestampMs(row.window_end.0 - 1);
+    partition by window_end, |row| TimestampMs(row.window_end.0 - 1);
     sort by |a, b| {
         (a.window_start, &a.source_workload, &a.destination_address, a.destination_port, &a.source_address, a.seq)
             .cmp(&(b.window_start, &b.source_workload, &b.destination_address, b.destination_port, &b.source_address, b.seq))

@@ -93,6 +93,6 @@ dataset! {
     /// Whether this is the last row of a run that ended as it should.
     clean_shutdown: bool => "health.clean_shutdown", "";
 
-    partition by |row| TimestampMs(row.window_end.0 - 1);
+    partition by window_end, |row| TimestampMs(row.window_end.0 - 1);
     sort by |a, b| (a.window_start, a.seq).cmp(&(b.window_start, b.seq));
 }

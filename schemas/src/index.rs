@@ -13,9 +13,12 @@ mod coverage;
 mod lookup;
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    iter::Peekable,
     net::IpAddr,
     sync::{Arc, OnceLock},
+    vec,
 };
 
 use coverage::{Coverage, Ranges, SILENCE_MS};
@@ -166,8 +169,112 @@ impl Span {
         Self { from: time, to: time }
     }
 
-    fn overlaps(self, start: TimestampMs, end: TimestampMs) -> bool {
-        start <= self.to && self.from <= end
+    /// The span and so much more on either side; less, where the margin is negative.
+    #[must_use]
+    pub const fn widened(self, margin_ms: i64) -> Self {
+        Self {
+            from: TimestampMs(self.from.0.saturating_sub(margin_ms)),
+            to: TimestampMs(self.to.0.saturating_add(margin_ms)),
+        }
+    }
+
+    /// Whether two spans share a moment.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.from.0 <= other.to.0 && other.from.0 <= self.to.0
+    }
+
+    /// The shortest span that contains both.
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        Self { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
+
+    /// Whether all of another span is in this one.
+    pub const fn contains(self, other: Self) -> bool {
+        self.from.0 <= other.from.0 && other.to.0 <= self.to.0
+    }
+}
+
+/// For which spans an answer of the index holds: for every one within [`Self::span`]. It learns from being asked, and
+/// starts with all of time.
+#[derive(Debug)]
+pub struct Holds(Cell<Span>);
+
+impl Default for Holds {
+    fn default() -> Self {
+        Self(Cell::new(Span { from: TimestampMs(i64::MIN), to: FOREVER }))
+    }
+}
+
+impl Holds {
+    /// What is known so far. The span that was asked for is not in it where the answer is of a moment of change.
+    pub const fn span(&self) -> Span {
+        self.0.get()
+    }
+
+    /// Asks for a span that is wider by a margin on either side.
+    pub fn ask_near<T>(&self, margin_ms: i64, ask: impl FnOnce(&Self) -> T) -> T {
+        let near = Self::default();
+        let answer = ask(&near);
+        let Span { from, to } = near.span().widened(-margin_ms);
+        self.narrow(from, to);
+        answer
+    }
+
+    fn narrow(&self, from: TimestampMs, to: TimestampMs) {
+        let Span { from: first, to: last } = self.0.get();
+        self.0.set(Span { from: first.max(from), to: last.min(to) });
+    }
+
+    /// Whether `span`, give or take a tolerance, overlaps with what was from `start` to `end`; for how long that is so.
+    fn overlaps(&self, span: Span, tolerance_ms: i64, start: TimestampMs, end: TimestampMs) -> bool {
+        let Span { from: earliest, .. } = Span::at(start).widened(tolerance_ms);
+        let Span { to: latest, .. } = Span::at(end).widened(tolerance_ms);
+        let (always, never) = (TimestampMs(i64::MIN), FOREVER);
+        if span.to < earliest {
+            self.narrow(always, TimestampMs(earliest.0.saturating_sub(1)));
+            return false;
+        }
+        if span.from > latest {
+            self.narrow(TimestampMs(latest.0.saturating_add(1)), never);
+            return false;
+        }
+        self.narrow(earliest, latest);
+        true
+    }
+}
+
+/// Makes an index of a log that comes in parts, so that it never has to be in memory whole.
+pub struct IndexBuilder {
+    index: Index,
+    heard: Peekable<vec::IntoIter<Heard>>,
+}
+
+impl IndexBuilder {
+    /// A builder that knows when the log's writers were there.
+    pub fn new(mut heard: Vec<Heard>, tolerance_ms: i64) -> Self {
+        heard.sort();
+        Self { index: Index::new(tolerance_ms), heard: heard.into_iter().peekable() }
+    }
+
+    /// Takes in a part of one cluster's log: its records in any order, with repetitions, none of them older than any of
+    /// the parts before.
+    pub fn add(&mut self, mut records: Vec<InventoryRecord>) {
+        records.sort_by(|a, b| (a.observed_at, &a.run_id, a.seq).cmp(&(b.observed_at, &b.run_id, b.seq)));
+        records.dedup_by(|a, b| (&a.node, &a.run_id, a.seq) == (&b.node, &b.run_id, b.seq));
+        for record in records {
+            while let Some(heard) = self.heard.next_if(|heard| heard.time < record.observed_at) {
+                self.index.hear(heard);
+            }
+            self.index.apply(record);
+        }
+    }
+
+    /// The index of all parts.
+    pub fn finish(mut self) -> Index {
+        self.heard.for_each(|heard| self.index.hear(heard));
+        self.index.settle();
+        self.index
     }
 }
 
@@ -179,21 +286,10 @@ impl Index {
     }
 
     /// Builds an index from one cluster's log in any order, with repetitions, and from when its writers were there.
-    pub fn from_log(mut records: Vec<InventoryRecord>, mut heard: Vec<Heard>, tolerance_ms: i64) -> Self {
-        records.sort_by(|a, b| (a.observed_at, &a.run_id, a.seq).cmp(&(b.observed_at, &b.run_id, b.seq)));
-        records.dedup_by(|a, b| (&a.node, &a.run_id, a.seq) == (&b.node, &b.run_id, b.seq));
-        heard.sort();
-        let mut heard = heard.into_iter().peekable();
-        let mut index = Self::new(tolerance_ms);
-        for record in records {
-            while let Some(heard) = heard.next_if(|heard| heard.time < record.observed_at) {
-                index.hear(heard);
-            }
-            index.apply(record);
-        }
-        heard.for_each(|heard| index.hear(heard));
-        index.settle();
-        index
+    pub fn from_log(records: Vec<InventoryRecord>, heard: Vec<Heard>, tolerance_ms: i64) -> Self {
+        let mut builder = IndexBuilder::new(heard, tolerance_ms);
+        builder.add(records);
+        builder.finish()
     }
 
     /// Takes in that a writer was there.
@@ -439,9 +535,20 @@ impl Index {
 }
 
 impl Object {
-    /// The version at `time`, or the first one when it is older than that.
-    fn version_at(&self, time: TimestampMs) -> Option<&Version> {
-        self.versions.iter().rev().find(|version| version.from <= time).or(self.versions.first())
+    /// The version at `time`, or the first one when it is older than that, with the times between which it is the answer.
+    fn version_at(&self, time: TimestampMs) -> Option<(&Version, TimestampMs, TimestampMs)> {
+        let next = self.versions.partition_point(|version| version.from <= time).max(1);
+        let from = if next == 1 { TimestampMs(i64::MIN) } else { self.versions.get(next - 1)?.from };
+        let to = self.versions.get(next).map_or(FOREVER, |version| TimestampMs(version.from.0 - 1));
+        self.versions.get(next - 1).map(|version| (version, from, to))
+    }
+
+    /// The versions, each with its first and last moment.
+    fn intervals(&self) -> impl Iterator<Item = (&Version, TimestampMs, TimestampMs)> {
+        let end = self.ended.unwrap_or(FOREVER);
+        let until =
+            move |at: usize| self.versions.get(at + 1).map_or(end, |next| TimestampMs(next.from.0 - 1).min(end));
+        self.versions.iter().enumerate().map(move |(at, version)| (version, version.from, until(at)))
     }
 }
 

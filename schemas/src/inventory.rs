@@ -95,6 +95,6 @@ dataset! {
     /// Until when the object had its addresses; null while it has them.
     lease_end: Option<TimestampMs> => "inventory.lease.end", "";
 
-    partition by |row| row.observed_at;
+    partition by observed_at, |row| row.observed_at;
     sort by |a, b| (a.observed_at, a.seq).cmp(&(b.observed_at, b.seq));
 }

@@ -1,14 +1,14 @@
 //! How a dataset is defined: one table of columns, from which everything else about it is derived.
 //!
-//! `dataset!` takes the table and makes the record type, its list of [`Column`]s and its conversion to and from
-//! Arrow. A column's Arrow type follows from its Rust type through [`Cell`].
+//! `table!` takes the table and makes the type of its rows, its list of [`Column`]s and its conversion to Arrow;
+//! `dataset!` makes a table that is kept in captures. A column's Arrow type follows from its Rust type through [`Cell`].
 
 use std::sync::Arc;
 
 use arrow::{
     array::{
         Array, ArrayRef, AsArray, BooleanArray, FixedSizeListArray, Int64Array, ListBuilder, RecordBatch,
-        StringBuilder, StringDictionaryBuilder, StructArray, TimestampMillisecondArray, UInt16Array,
+        StringBuilder, StringDictionaryBuilder, StructArray, TimestampMillisecondArray, UInt16Array, UInt16Builder,
     },
     buffer::OffsetBuffer,
     compute::cast,
@@ -21,19 +21,40 @@ use arrow::{
 
 use crate::event::{RTT_BUCKETS, rtt_bucket};
 
-/// One row of a dataset.
-pub trait Record: Clone + Sized + Send + 'static {
-    /// The dataset's name: its table in SQL and its folder in a capture.
-    const DATASET: &'static str;
-    /// The OpenTelemetry EventName of a row.
-    const EVENT_NAME: &'static str;
-    /// What the dataset holds, in a sentence or two.
+/// One row of a table, whose columns all have a meaning.
+pub trait Table: Clone + Sized + Send + 'static {
+    /// The table's name in SQL.
+    const NAME: &'static str;
+    /// What the table holds, in a sentence or two.
     const MEANING: &'static str;
     /// The columns, in order.
     const COLUMNS: &'static [Column];
 
+    /// What makes the array of each column.
+    const ENCODERS: &'static [fn(&[Self]) -> ArrayRef];
+
     /// Converts rows to a batch of [`Self::schema`].
-    fn encode(rows: &[Self]) -> RecordBatch;
+    fn encode(rows: &[Self]) -> RecordBatch {
+        let columns = Self::ENCODERS.iter().map(|encode| encode(rows)).collect();
+        RecordBatch::try_new(Self::schema(), columns).expect("schema and columns come from the same table")
+    }
+
+    /// The Arrow schema of the table.
+    fn schema() -> SchemaRef {
+        let fields: Vec<Field> =
+            Self::COLUMNS.iter().map(|c| Field::new(c.name, (c.data_type)(), c.nullable)).collect();
+        Arc::new(Schema::new(fields))
+    }
+}
+
+/// One row of a dataset: of a table that is kept in a capture.
+pub trait Record: Table {
+    /// The dataset's name: its table in SQL and its folder in a capture.
+    const DATASET: &'static str = Self::NAME;
+    /// The OpenTelemetry EventName of a row.
+    const EVENT_NAME: &'static str;
+    /// The column of time that tells which hour a row is of.
+    const TIME: &'static str;
 
     /// Converts a batch to rows. Columns are found by name and cast to their type; unknown ones are ignored.
     ///
@@ -49,16 +70,9 @@ pub trait Record: Clone + Sized + Send + 'static {
 
     /// The agent run that wrote the row, and the row's number in that run.
     fn origin(&self) -> (&Arc<str>, i64);
-
-    /// The Arrow schema of the dataset.
-    fn schema() -> SchemaRef {
-        let fields: Vec<Field> =
-            Self::COLUMNS.iter().map(|c| Field::new(c.name, (c.data_type)(), c.nullable)).collect();
-        Arc::new(Schema::new(fields))
-    }
 }
 
-/// One column of a dataset.
+/// One column of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     /// Name in Arrow, Parquet and SQL.
@@ -298,6 +312,25 @@ impl Cell for Vec<Arc<str>> {
     }
 }
 
+impl Cell for Vec<u16> {
+    const NULLABLE: bool = false;
+    fn data_type() -> DataType {
+        DataType::List(item(DataType::UInt16))
+    }
+    fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
+        let mut builder = ListBuilder::new(UInt16Builder::new()).with_field(item(DataType::UInt16));
+        for list in values {
+            builder.values().append_slice(list);
+            builder.append(true);
+        }
+        Arc::new(builder.finish())
+    }
+    fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
+        let lists = array.as_list::<i32>();
+        lists.iter().map(|list| list.map(|numbers| numbers.as_primitive::<UInt16Type>().values().to_vec())).collect()
+    }
+}
+
 fn port_fields() -> Fields {
     Fields::from(vec![
         Field::new("name", DataType::Utf8, true),
@@ -374,26 +407,24 @@ pub fn decode_column<T: Cell>(
     cells.filter(|cells| cells.len() == batch.num_rows()).ok_or(SchemaError::UnexpectedNull { dataset, column })
 }
 
-/// Defines a dataset: the record type and its [`Record`] tables from one list of columns.
+/// Defines a table: the type of its rows and its [`Table`] from one list of columns.
 ///
-/// A column is `/// meaning`, then `name: type => "OpenTelemetry attribute", "unit";`. The tail names the functions
-/// for what a table cannot say: partition time and sort order.
-macro_rules! dataset {
+/// A column is `/// meaning`, then `name: type => "OpenTelemetry attribute", "unit";`.
+#[macro_export]
+macro_rules! table {
     (
         $(#[doc = $about:literal])+
-        $record:ident, $name:literal, $event:literal;
+        $row:ident, $name:literal;
         $($(#[doc = $meaning:literal])+ $field:ident: $type:ty => $attribute:literal, $unit:literal;)+
-        partition by $partition:expr; sort by $key:expr;
     ) => {
         $(#[doc = $about])+
         #[derive(Clone, Debug, Default, PartialEq)]
-        pub struct $record {
+        pub struct $row {
             $($(#[doc = $meaning])+ pub $field: $type,)+
         }
 
-        impl $crate::table::Record for $record {
-            const DATASET: &'static str = $name;
-            const EVENT_NAME: &'static str = $event;
+        impl $crate::table::Table for $row {
+            const NAME: &'static str = $name;
             const MEANING: &'static str = concat!($($about),+);
             const COLUMNS: &'static [$crate::table::Column] = &[$($crate::table::Column {
                 name: stringify!($field),
@@ -404,11 +435,30 @@ macro_rules! dataset {
                 meaning: concat!($($meaning),+),
             }),+];
 
-            fn encode(rows: &[Self]) -> arrow::array::RecordBatch {
-                let columns = vec![$(<$type as $crate::table::Cell>::encode(rows.iter().map(|row| &row.$field))),+];
-                arrow::array::RecordBatch::try_new(Self::schema(), columns)
-                    .expect("schema and columns come from the same table")
-            }
+            const ENCODERS: &'static [fn(&[Self]) -> arrow::array::ArrayRef] =
+                &[$(|rows| <$type as $crate::table::Cell>::encode(rows.iter().map(|row| &row.$field))),+];
+        }
+    };
+}
+
+/// Defines a dataset: a [`table!`](crate::table!), and its [`Record`]. The tail names the functions for what a table
+/// cannot say: partition time, with its column, and sort order.
+macro_rules! dataset {
+    (
+        $(#[doc = $about:literal])+
+        $record:ident, $name:literal, $event:literal;
+        $($(#[doc = $meaning:literal])+ $field:ident: $type:ty => $attribute:literal, $unit:literal;)+
+        partition by $time:ident, $partition:expr; sort by $key:expr;
+    ) => {
+        $crate::table! {
+            $(#[doc = $about])+
+            $record, $name;
+            $($(#[doc = $meaning])+ $field: $type => $attribute, $unit;)+
+        }
+
+        impl $crate::table::Record for $record {
+            const EVENT_NAME: &'static str = $event;
+            const TIME: &'static str = stringify!($time);
 
             fn decode(batch: &arrow::array::RecordBatch) -> Result<Vec<Self>, $crate::table::SchemaError> {
                 $(let mut $field = $crate::table::decode_column::<$type>(batch, $name, stringify!($field))?.into_iter();)+

@@ -10,7 +10,12 @@ use std::{
 use parquet::{
     arrow::{arrow_reader::ParquetRecordBatchReaderBuilder, parquet_to_arrow_schema},
     errors::ParquetError,
-    file::{metadata::ParquetMetaData, reader::FileReader, serialized_reader::SerializedFileReader},
+    file::{
+        metadata::{ParquetMetaData, RowGroupMetaData},
+        reader::FileReader,
+        serialized_reader::SerializedFileReader,
+        statistics::Statistics,
+    },
 };
 
 use super::{DATASETS, PARQUET, UNFINISHED, key};
@@ -19,7 +24,7 @@ use crate::{
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
-    table::{Column, Record, SchemaError},
+    table::{Column, Record, SchemaError, Table, TimestampMs},
 };
 
 /// Everything below the inputs: the files that can be read, and what can't be.
@@ -46,6 +51,20 @@ pub struct CaptureFile {
     pub size_bytes: u64,
     /// Run that wrote it, with its first and last `seq`; `None` when the file does not say.
     pub run: Option<(String, i64, i64)>,
+    /// Earliest and latest [`Record::TIME`] of each of its row groups; all of time where one does not say.
+    pub times: Vec<(TimestampMs, TimestampMs)>,
+}
+
+impl CaptureFile {
+    /// Earliest [`Record::TIME`] in it.
+    pub fn first_time(&self) -> TimestampMs {
+        self.times.iter().map(|(first, _)| *first).min().unwrap_or_default()
+    }
+
+    /// Latest [`Record::TIME`] in it.
+    pub fn last_time(&self) -> TimestampMs {
+        self.times.iter().map(|(_, last)| *last).max().unwrap_or_default()
+    }
 }
 
 /// Something among the input that is not used.
@@ -197,7 +216,25 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let number = |key| value(metadata, key)?.parse::<i64>().ok();
     let run = value(metadata, key::RUN_ID).and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
     let cluster = value(metadata, key::CLUSTER).unwrap_or_default();
-    Ok(CaptureFile { path: path.into(), dataset, cluster, rows: metadata.file_metadata().num_rows(), size_bytes, run })
+    let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
+    Ok(CaptureFile { path, dataset, cluster, rows, size_bytes, run, times })
+}
+
+fn times(metadata: &ParquetMetaData, dataset: &'static str) -> Vec<(TimestampMs, TimestampMs)> {
+    let column = match dataset {
+        FlowRecord::DATASET => FlowRecord::TIME,
+        InventoryRecord::DATASET => InventoryRecord::TIME,
+        _ => HealthRecord::TIME,
+    };
+    let time = |group: &RowGroupMetaData| {
+        let column = group.columns().iter().find(|chunk| chunk.column_path().string() == column)?;
+        match column.statistics()? {
+            Statistics::Int64(told) => Some((TimestampMs(*told.min_opt()?), TimestampMs(*told.max_opt()?))),
+            _ => None,
+        }
+    };
+    let unknown = (TimestampMs(i64::MIN), TimestampMs(i64::MAX));
+    metadata.row_groups().iter().map(|group| time(group).unwrap_or(unknown)).collect()
 }
 
 fn check_version(version: &str) -> Result<(), ProblemKind> {

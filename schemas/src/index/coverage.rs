@@ -4,12 +4,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    ops::Bound,
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
-use super::Span;
+use super::{FOREVER, Holds, Span};
 use crate::table::TimestampMs;
 
 /// Times at which a writer that knows the whole cluster was there.
@@ -60,10 +61,21 @@ impl Coverage {
         self.covered.is_empty()
     }
 
-    /// Whether the whole span is covered, give or take a tolerance.
-    pub(super) fn covers(&self, span: Span, tolerance_ms: i64) -> bool {
-        let before = self.covered.range(..=TimestampMs(span.from.0.saturating_add(tolerance_ms))).next_back();
-        before.is_some_and(|(_, end)| span.to <= *end)
+    /// Whether the whole span is covered, give or take a tolerance; for how long that is so.
+    pub(super) fn covers(&self, span: Span, tolerance_ms: i64, holds: &Holds) -> bool {
+        let from = TimestampMs(span.from.0.saturating_add(tolerance_ms));
+        let before = self.covered.range(..=from).next_back();
+        if let Some((start, end)) = before {
+            if span.to <= *end {
+                holds.narrow(TimestampMs(start.0.saturating_sub(tolerance_ms)), *end);
+                return true;
+            }
+            holds.narrow(TimestampMs(end.0.saturating_add(1)), FOREVER);
+        }
+        if let Some((next, _)) = self.covered.range((Bound::Excluded(from), Bound::Unbounded)).next() {
+            holds.narrow(TimestampMs(i64::MIN), TimestampMs(next.0.saturating_sub(tolerance_ms).saturating_sub(1)));
+        }
+        false
     }
 }
 
@@ -98,8 +110,9 @@ mod tests {
     fn what_is_covered_ends_with_silence_and_joins_with_the_next_run() {
         let mut coverage = Coverage::default();
         let (writer, [one, two]) = (Arc::from("w"), ["1", "2"].map(Arc::from));
-        let covers =
-            |coverage: &Coverage, from, to| coverage.covers(Span { from: TimestampMs(from), to: TimestampMs(to) }, 10);
+        let covers = |coverage: &Coverage, from, to| {
+            coverage.covers(Span { from: TimestampMs(from), to: TimestampMs(to) }, 10, &Holds::default())
+        };
         coverage.hear(&writer, &one, TimestampMs(0));
         assert!(!covers(&coverage, 0, 0), "it has not told everything yet");
         coverage.begin(&writer, &one, TimestampMs(100));

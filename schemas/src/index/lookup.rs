@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{Backend, Index, Labels, Lease, Owner, Span, UnknownReason, Version, addresses, is_over, parse_labels};
+use super::{
+    Backend, Holds, Index, Labels, Lease, Owner, Span, UnknownReason, Version, addresses, is_over, parse_labels,
+};
 use crate::{
     inventory::{InventoryRecord, kind},
     table::{Port, TimestampMs},
@@ -12,24 +14,34 @@ impl Index {
     /// Who had `address` throughout `span`, give or take the clocks' tolerance. A Service has it only where no pod and
     /// no node does: to ask who was dialled, use [`Self::dialled`].
     pub fn resolve(&self, address: IpAddr, span: Span) -> Owner<'_> {
+        self.resolve_while(address, span, &Holds::default())
+    }
+
+    /// As [`Self::resolve`]; `holds` learns for which other spans the answer is the same.
+    pub fn resolve_while(&self, address: IpAddr, span: Span, holds: &Holds) -> Owner<'_> {
         let address = address.to_canonical();
-        let (hosts, services) = self.holders(address, span, |_| true);
-        hosts.or(services).unwrap_or_else(|| self.nobody(address, span))
+        let (hosts, services) = self.holders(address, span, |_| true, holds);
+        hosts.or(services).unwrap_or_else(|| self.nobody(address, span, holds))
     }
 
     /// Who was dialled at `address` and `port`: the Service that has both, also by its node ports, or else whoever had
     /// the address.
     pub fn dialled(&self, address: IpAddr, transport: &str, port: u16, span: Span) -> Owner<'_> {
+        self.dialled_while(address, transport, port, span, &Holds::default())
+    }
+
+    /// As [`Self::dialled`]; `holds` learns for which other spans the answer is the same.
+    pub fn dialled_while(&self, address: IpAddr, transport: &str, port: u16, span: Span, holds: &Holds) -> Owner<'_> {
         let address = address.to_canonical();
         let offers = |service: &InventoryRecord| service_port(service, transport, port).is_some();
-        let (hosts, services) = self.holders(address, span, offers);
+        let (hosts, services) = self.holders(address, span, offers, holds);
         if let Some(service) = services {
             return service;
         }
         match hosts {
-            Some(Owner::Node(node)) => self.by_node_port(transport, port, span).unwrap_or(Owner::Node(node)),
+            Some(Owner::Node(node)) => self.by_node_port(transport, port, span, holds).unwrap_or(Owner::Node(node)),
             Some(owner) => owner,
-            None => self.resolve(address, span),
+            None => self.resolve_while(address, span, holds),
         }
     }
 
@@ -37,15 +49,37 @@ impl Index {
     /// within the clocks' tolerance of it: from its EndpointSlices, or, where there are none, from its selector. Sorted,
     /// without repetitions.
     pub fn backends(&self, service: &InventoryRecord, transport: &str, port: u16, span: Span) -> Vec<Backend<'_>> {
+        self.backends_while(service, transport, port, span, &Holds::default())
+    }
+
+    /// As [`Self::backends`]; `holds` learns for which other spans the answer is the same.
+    pub fn backends_while(
+        &self,
+        service: &InventoryRecord,
+        transport: &str,
+        port: u16,
+        span: Span,
+        holds: &Holds,
+    ) -> Vec<Backend<'_>> {
         let Some(service_port) = service_port(service, transport, port) else { return Vec::new() };
-        let found = self.backends_within(service, service_port, span);
-        if found.is_empty() { self.backends_within(service, service_port, self.widened(span)) } else { found }
+        let found = self.backends_within(service, service_port, span, 0, holds);
+        if found.is_empty() {
+            self.backends_within(service, service_port, span, self.tolerance_ms, holds)
+        } else {
+            found
+        }
     }
 
     /// A pod by its UID, or a static one by the hash of its manifest, as it was at `time`.
     pub fn pod(&self, uid: &str, time: TimestampMs) -> Option<&InventoryRecord> {
-        let object = self.object(*self.pods_by_uid.get(uid)?);
-        object.version_at(time).map(|version| &*version.record)
+        self.pod_while(uid, time, &Holds::default())
+    }
+
+    /// As [`Self::pod`]; `holds` learns at which other times the answer is the same.
+    pub fn pod_while(&self, uid: &str, time: TimestampMs, holds: &Holds) -> Option<&InventoryRecord> {
+        let (version, from, to) = self.object(*self.pods_by_uid.get(uid)?).version_at(time)?;
+        holds.narrow(from, to);
+        Some(&*version.record)
     }
 
     /// The workload a pod belongs to, by kind and name: its top owner, as far as owners are known, or itself when it has
@@ -77,6 +111,22 @@ impl Index {
         !self.coverage.is_empty()
     }
 
+    /// Whether an owner of pods, by kind, namespace and name, is there for all that is known.
+    pub fn is_there(&self, workload_kind: &Arc<str>, namespace: &Arc<str>, name: &Arc<str>) -> bool {
+        let (namespace, told_apart) = (Some(Arc::clone(namespace)), Some(Arc::clone(workload_kind)));
+        let key = (Arc::from(kind::WORKLOAD), namespace, Arc::clone(name), told_apart);
+        self.ids.get(&key).is_some_and(|id| self.object(*id).ended.is_none())
+    }
+
+    /// When every pod was what: each of its versions with the first and last moment of it, in order of namespace, name,
+    /// UID and time. One that goes on ends at the end of time.
+    pub fn pod_intervals(&self) -> impl Iterator<Item = (&InventoryRecord, Span)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
+        ids.sort();
+        let versions = ids.into_iter().flat_map(|(_, id)| self.object(*id).intervals());
+        versions.map(|(version, from, to)| (&*version.record, Span { from, to }))
+    }
+
     /// Every object of a kind as it was last seen, with its labels, in order of namespace, name and UID.
     pub fn latest<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a InventoryRecord, &'a Labels)> {
         let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();
@@ -99,13 +149,17 @@ impl Index {
         address: IpAddr,
         span: Span,
         is_wanted: impl Fn(&InventoryRecord) -> bool,
+        holds: &Holds,
     ) -> (Option<Owner<'_>>, Option<Owner<'_>>) {
         // An address that changed hands within the tolerance of the span may have been either's.
-        let widened = self.widened(span);
         let leases = self.leases.get(&address).map_or(&[][..], Vec::as_slice);
         let mut found: [Option<(usize, Owner<'_>)>; 2] = [None, None];
-        for Lease { object, .. } in leases.iter().filter(|lease| widened.overlaps(lease.start, lease.end)) {
-            let Some(version) = self.object(*object).version_at(span.to) else { continue };
+        for Lease { object, start, end } in leases {
+            if !holds.overlaps(span, self.tolerance_ms, *start, *end) {
+                continue;
+            }
+            let Some((version, from, to)) = self.object(*object).version_at(span.to) else { continue };
+            holds.narrow(from, to);
             let record = &*version.record;
             let (slot, owner) = match &*record.kind {
                 kind::POD => (0, Owner::Pod(record)),
@@ -127,8 +181,8 @@ impl Index {
     }
 
     /// What an address is that nobody had.
-    fn nobody(&self, address: IpAddr, span: Span) -> Owner<'_> {
-        if !self.coverage.covers(span, self.tolerance_ms) {
+    fn nobody(&self, address: IpAddr, span: Span, holds: &Holds) -> Owner<'_> {
+        if !self.coverage.covers(span, self.tolerance_ms, holds) {
             return Owner::Unknown(UnknownReason::NoInventory);
         }
         if self.leases.contains_key(&address) || self.ranges.contains(address) {
@@ -137,51 +191,63 @@ impl Index {
         Owner::External
     }
 
-    fn by_node_port(&self, transport: &str, port: u16, span: Span) -> Option<Owner<'_>> {
-        let widened = self.widened(span);
+    fn by_node_port(&self, transport: &str, port: u16, span: Span, holds: &Holds) -> Option<Owner<'_>> {
         let ids = self.services_by_node_port.get(&port)?;
         let has_port = |record: &InventoryRecord| {
             record.ports.iter().any(|p| p.node_port == Some(port) && &*p.protocol == transport)
         };
         let service = |id: &usize| {
-            let records = self.versions_within(*id, widened).map(|version| &*version.record);
-            records.filter(|record| has_port(record)).last()
+            let versions = self.versions_within(*id, span, self.tolerance_ms, holds);
+            versions.map(|version| &*version.record).filter(|record| has_port(record)).last()
         };
         let mut services = ids.iter().filter_map(service);
         let found = services.next()?;
         Some(if services.next().is_some() { Owner::Unknown(UnknownReason::Ambiguous) } else { Owner::Service(found) })
     }
 
-    fn backends_within(&self, service: &InventoryRecord, service_port: &Port, span: Span) -> Vec<Backend<'_>> {
+    fn backends_within(
+        &self,
+        service: &InventoryRecord,
+        service_port: &Port,
+        span: Span,
+        tolerance_ms: i64,
+        holds: &Holds,
+    ) -> Vec<Backend<'_>> {
         let mut endpoints: BTreeMap<(IpAddr, u16), Owner<'_>> = BTreeMap::new();
         let namespace = service.namespace.clone().unwrap_or_default();
         let slices = self.slices_by_service.get(&(namespace, Arc::clone(&service.name)));
-        for slice in slices.into_iter().flatten().flat_map(|id| self.versions_within(*id, span)) {
+        let near = span.widened(tolerance_ms);
+        let resolve = |at| holds.ask_near(tolerance_ms, |holds| self.resolve_while(at, near, holds));
+        for slice in slices.into_iter().flatten().flat_map(|id| self.versions_within(*id, span, tolerance_ms, holds)) {
             let ports = slice.record.ports.iter();
             for port in ports.filter(|p| p.name == service_port.name && p.protocol == service_port.protocol) {
-                endpoints.extend(addresses(&slice.record).map(|at| ((at, port.port), self.resolve(at, span))));
+                endpoints.extend(addresses(&slice.record).map(|at| ((at, port.port), resolve(at))));
             }
         }
         if slices.is_none()
             && let Some(selector) = service.selector.as_deref().map(parse_labels)
         {
-            for pod in self.pods_within(service.namespace.as_ref(), &selector, span) {
+            for pod in self.pods_within(service.namespace.as_ref(), &selector, span, tolerance_ms, holds) {
                 let Some(port) = target_port(service_port, pod) else { continue };
                 let shares_node = pod.host_network == Some(true);
-                let owner = |at| if shares_node { self.resolve(at, span) } else { Owner::Pod(pod) };
+                let owner = |at| if shares_node { resolve(at) } else { Owner::Pod(pod) };
                 endpoints.extend(addresses(pod).map(|at| ((at, port), owner(at))));
             }
         }
         endpoints.into_iter().map(|((address, port), owner)| Backend { address, port, owner }).collect()
     }
 
-    fn versions_within(&self, id: usize, span: Span) -> impl Iterator<Item = &Version> {
-        let object = self.object(id);
-        let end = object.ended.unwrap_or(TimestampMs(i64::MAX));
-        let until =
-            move |at: usize| object.versions.get(at + 1).map_or(end, |next| TimestampMs(next.from.0 - 1).min(end));
-        let versions = object.versions.iter().enumerate();
-        versions.filter(move |(at, version)| span.overlaps(version.from, until(*at))).map(|(_, version)| version)
+    fn versions_within(
+        &self,
+        id: usize,
+        span: Span,
+        tolerance_ms: i64,
+        holds: &Holds,
+    ) -> impl Iterator<Item = &Version> {
+        let versions = self.object(id).intervals();
+        versions
+            .filter(move |(_, from, to)| holds.overlaps(span, tolerance_ms, *from, *to))
+            .map(|(version, ..)| version)
     }
 
     fn pods_within(
@@ -189,25 +255,21 @@ impl Index {
         namespace: Option<&Arc<str>>,
         selector: &Labels,
         span: Span,
+        tolerance_ms: i64,
+        holds: &Holds,
     ) -> impl Iterator<Item = &InventoryRecord> {
-        let pods = self.pods_by_uid.values().flat_map(move |id| self.versions_within(*id, span));
-        pods.filter(move |version| {
+        let versions = self.pods_by_uid.values().flat_map(|id| self.object(*id).intervals());
+        let is_selected = move |version: &Version| {
             version.record.namespace.as_ref() == namespace
                 && !is_over(&version.record)
                 && !selector.is_empty()
                 && selector.iter().all(|(key, value)| version.labels().get(key) == Some(value))
-        })
-        .map(|version| &*version.record)
-    }
-
-    fn widened(&self, span: Span) -> Span {
-        Span {
-            from: TimestampMs(span.from.0.saturating_sub(self.tolerance_ms)),
-            to: TimestampMs(span.to.0.saturating_add(self.tolerance_ms)),
-        }
+        };
+        versions
+            .filter(move |(version, from, to)| is_selected(version) && holds.overlaps(span, tolerance_ms, *from, *to))
+            .map(|(version, ..)| &*version.record)
     }
 }
-
 /// A Service's port by its number, or else by its number on the nodes.
 fn service_port<'a>(service: &'a InventoryRecord, transport: &str, port: u16) -> Option<&'a Port> {
     let ports = || service.ports.iter().filter(|p| &*p.protocol == transport);

@@ -467,3 +467,44 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    /// An answer is the same for every span within what it is said to hold for.
+    #[test]
+    fn an_answer_holds_for_as_long_as_it_says(
+        tenancies in prop::collection::vec((0_i64..50, 1_i64..50), 1..12),
+        asked in 0_i64..600,
+        length in 0_i64..30,
+        within in (0.0..=1.0_f64, 0.0..=1.0_f64),
+        tolerance_ms in 0_i64..8,
+    ) {
+        let mut log = Log::default();
+        log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(r#"{"app":"web"}"#), vec![port(80, Some("8080"), None)]));
+        let mut time = 0;
+        for (number, (gap, stay)) in tenancies.into_iter().enumerate() {
+            let tenant = pod(&format!("pod-{number}"), POD_A, r#"{"app":"web"}"#);
+            log.say(time + gap, EVENT_UPSERT, tenant.clone());
+            log.say(time + gap + stay, EVENT_DELETE, tenant);
+            time += gap + stay;
+        }
+        let index = log.index(tolerance_ms);
+        let answers = |span: Span| {
+            let holds = Holds::default();
+            let owners: Vec<_> = [POD_A, "198.51.100.7"].map(|at| name(index.resolve_while(ip(at), span, &holds))).into();
+            let dialled = index.dialled_while(ip("10.96.0.1"), "tcp", 80, span, &holds);
+            let Owner::Service(service) = dialled else { return (owners, Vec::new(), holds.span()) };
+            let backends = index.backends_while(service, "tcp", 80, span, &holds);
+            let backends: Vec<_> = backends.into_iter().map(|b| (b.address, b.port, name(b.owner))).collect();
+            (owners, backends, holds.span())
+        };
+        let span = Span { from: TimestampMs(asked), to: TimestampMs(asked + length) };
+        let (owners, backends, holds) = answers(span);
+        prop_assume!(holds.from <= holds.to);
+        let (first, last) = (holds.from.0.max(-50), holds.to.0.min(700));
+        prop_assume!(first <= last);
+        let pick = |share: f64| first + ((last - first) as f64 * share) as i64;
+        let (a, b) = (pick(within.0).min(pick(within.1)), pick(within.0).max(pick(within.1)));
+        let other = answers(Span { from: TimestampMs(a), to: TimestampMs(b) });
+        prop_assert_eq!((&owners, &backends), (&other.0, &other.1), "{:?} and {}..{}", span, a, b);
+    }
+}

@@ -10,7 +10,7 @@ use parquet::{arrow::ArrowWriter, file::metadata::KeyValue, file::properties::Wr
 use schemas::{
     capture::{self, DatasetWriter, Origin, ProblemKind, Roll},
     flow::FlowRecord,
-    table::{Record, TimestampMs},
+    table::{Table, TimestampMs},
 };
 
 const HOUR_MS: i64 = 3_600_000;

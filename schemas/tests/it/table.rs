@@ -12,7 +12,7 @@ use schemas::{
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
-    table::{Port, Record, RttHistogram, SchemaError, TimestampMs},
+    table::{Port, Record, RttHistogram, SchemaError, Table, TimestampMs},
 };
 
 fn text() -> impl Strategy<Value = Arc<str>> {

@@ -1,0 +1,706 @@
+//! Rows of flows to edges per hour, a row at a time: the path that every row of a capture goes.
+//!
+//! Who is at the ends is looked up once for all rows that say the same, for as long as the answer holds; a row then costs
+//! one look into a table and some additions.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::{
+    array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, UInt16Array},
+    datatypes::{Int64Type, TimestampMillisecondType, UInt16Type},
+};
+use foldhash::fast::RandomState;
+use roaring::RoaringTreemap;
+use schemas::{
+    index::{Holds, Index, Span},
+    table::TimestampMs,
+};
+
+use super::{
+    resolve::{Destination, End, Resolver, Told, direct},
+    text::{TextColumn, Texts},
+};
+
+/// Everything that is counted of an edge, from one of its ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) is_seen: bool,
+    pub(super) connections: i64,
+    pub(super) failed: i64,
+    pub(super) closed: i64,
+    pub(super) max_active: i64,
+    pub(super) bytes_sent: Option<i64>,
+    pub(super) bytes_received: Option<i64>,
+    pub(super) retransmits: i64,
+    pub(super) duration_ms_sum: i64,
+}
+
+/// What an edge is, by numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EdgeKey {
+    pub(super) transport: u32,
+    pub(super) source: u32,
+    pub(super) destination: u32,
+    pub(super) port: u16,
+    /// The source is the destination's own node.
+    pub(super) own_node: bool,
+}
+
+/// What an end is, by numbers of texts: replicas are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EndKey {
+    pub(super) kind: u32,
+    pub(super) namespace: u32,
+    pub(super) workload_kind: u32,
+    pub(super) workload: u32,
+    /// Of a node only.
+    pub(super) node: u32,
+    pub(super) address: u32,
+    pub(super) unknown_reason: u32,
+}
+
+/// One end of one row: the end's number, and the pod and node that it was, where known.
+#[derive(Clone, Copy, Debug)]
+struct Resolved {
+    end: u32,
+    pod: u32,
+    host: u32,
+}
+
+/// An edge within an hour.
+#[derive(Debug)]
+pub(super) struct HourEdge {
+    pub(super) edge: u32,
+    pub(super) client: Counts,
+    pub(super) server: Counts,
+    pub(super) via_service: bool,
+    pub(super) answered: bool,
+    pub(super) services: Vec<u32>,
+    pub(super) dialled_ports: Vec<u16>,
+    pub(super) failures: Vec<u32>,
+    pub(super) source_pods: Vec<u32>,
+    pub(super) destination_pods: Vec<u32>,
+    pub(super) first_seen: i64,
+    pub(super) last_seen: i64,
+}
+
+/// The edges of one hour.
+#[derive(Debug)]
+pub(super) struct Hour {
+    /// Hours since the Unix epoch.
+    pub(super) number: i64,
+    pub(super) edges: Vec<HourEdge>,
+    places: HashMap<u32, u32, RandomState>,
+}
+
+/// What rows are told apart by: observer, transport, addresses, port, and what the row says of its local end.
+type RowKey = [u32; 12];
+
+/// What rows that say the same are counted as.
+#[derive(Debug)]
+struct Memo {
+    /// Spans for which it is right.
+    holds: Span,
+    /// Spans for which nobody has to be told who the local end was.
+    certain: Span,
+    own: Option<Resolved>,
+    /// The other end is not known, unless its own row tells.
+    is_pending: bool,
+    targets: Vec<Target>,
+}
+
+/// An edge that rows are counted for.
+#[derive(Clone, Debug)]
+struct Target {
+    edge: u32,
+    source_pod: u32,
+    destination_pod: u32,
+    service: u32,
+    answered: bool,
+    /// Where its counts are, and of which hour.
+    place: (i64, usize),
+}
+
+/// A row that waits for what its other end says.
+#[derive(Debug)]
+struct Pending {
+    conversation: Conversation,
+    own: Option<Resolved>,
+    target: Target,
+    hour: i64,
+    span: Span,
+    failure: u32,
+    counts: Counts,
+}
+
+/// Transport, addresses and port of a conversation, and whether its client tells of it.
+type Conversation = (u32, u32, u32, u16, bool);
+
+/// Folds rows into hours. What it learns of names serves all hours; counts are kept for the hours of one unit of work.
+pub(super) struct Folder<'a> {
+    index: &'a Index,
+    pub(super) texts: Texts,
+    ends: HashMap<EndKey, u32, RandomState>,
+    pub(super) end_keys: Vec<EndKey>,
+    edges: HashMap<EdgeKey, u32, RandomState>,
+    pub(super) edge_keys: Vec<EdgeKey>,
+    places: HashMap<RowKey, u32, RandomState>,
+    memos: Vec<Memo>,
+    hours: Vec<Hour>,
+    pending: Vec<Pending>,
+    witnesses: HashMap<Conversation, Vec<(Span, Resolved)>, RandomState>,
+    /// Rows of files that may repeat one another, by run.
+    seen: HashMap<u32, RoaringTreemap>,
+    /// Rows whose direction the kernel could not tell, by run.
+    undirected: HashMap<u32, i64>,
+    columns: [TextColumn; TEXTS.len()],
+    client: u32,
+}
+
+impl<'a> Folder<'a> {
+    pub(super) fn new(index: &'a Index) -> Self {
+        let mut texts = Texts::default();
+        let client = texts.number("client");
+        Self {
+            index,
+            texts,
+            ends: HashMap::default(),
+            end_keys: Vec::new(),
+            edges: HashMap::default(),
+            edge_keys: Vec::new(),
+            places: HashMap::default(),
+            memos: Vec::new(),
+            hours: Vec::new(),
+            pending: Vec::new(),
+            witnesses: HashMap::default(),
+            seen: HashMap::new(),
+            undirected: HashMap::new(),
+            columns: Default::default(),
+            client,
+        }
+    }
+
+    /// Takes in a batch; rows of other hours than `hours` are another unit's. `repeats` tells that rows may have been met
+    /// before.
+    pub(super) fn add(&mut self, batch: &RecordBatch, hours: (i64, i64), repeats: bool) {
+        for (column, name) in self.columns.iter_mut().zip(TEXTS) {
+            let array = batch.column_by_name(name).expect("every column in TEXTS is read");
+            column.load(array.as_dictionary(), &mut self.texts);
+        }
+        let columns = std::mem::take(&mut self.columns);
+        let rows = Rows::new(batch);
+        for row in 0..batch.num_rows() {
+            let text = |column: Text| columns[column as usize].rows()[row];
+            let hour = (rows.window_end[row] - 1).div_euclid(HOUR_MS);
+            if hour < hours.0 || hour > hours.1 {
+                continue;
+            }
+            if repeats && !self.seen.entry(text(Text::RunId)).or_default().insert(rows.seq[row] as u64) {
+                continue;
+            }
+            if !rows.direction_known.value(row) {
+                *self.undirected.entry(text(Text::RunId)).or_default() += 1;
+                continue;
+            }
+            let is_client = text(Text::Observer) == self.client;
+            let side = if is_client { SOURCE } else { DESTINATION };
+            let host_network = &rows.host_network[usize::from(!is_client)];
+            let is_host = host_network.is_valid(row) && host_network.value(row);
+            let port = rows.port.value(row);
+            let key: RowKey = [
+                u32::from(is_client) << 1 | u32::from(is_host),
+                text(Text::Transport),
+                text(Text::SourceAddress),
+                text(Text::DestinationAddress),
+                u32::from(port),
+                text(Text::Node),
+                text(side[0]),
+                text(side[1]),
+                text(side[2]),
+                text(side[3]),
+                text(side[4]),
+                text(side[5]),
+            ];
+            let span = Span { from: TimestampMs(rows.first_seen[row]), to: TimestampMs(rows.last_seen[row]) };
+            let failure = text(Text::Failure);
+            self.count(key, span, hour, failure, &rows.counts(row));
+        }
+        self.columns = columns;
+    }
+
+    /// The edges of the hours since it was asked before, in order of time.
+    pub(super) fn finish(&mut self) -> Vec<Hour> {
+        for pending in std::mem::take(&mut self.pending) {
+            self.settle(pending);
+        }
+        self.witnesses.clear();
+        self.seen.clear();
+        if self.memos.len() > MEMOS {
+            self.places.clear();
+            self.memos.clear();
+        }
+        let mut hours = std::mem::take(&mut self.hours);
+        hours.sort_unstable_by_key(|hour| hour.number);
+        hours
+    }
+
+    /// How many rows of each run had no known direction.
+    pub(super) fn undirected(&self) -> impl Iterator<Item = (Arc<str>, i64)> {
+        self.undirected.iter().filter_map(|(run, rows)| Some((Arc::clone(self.texts.text(*run)?), *rows)))
+    }
+
+    fn count(&mut self, key: RowKey, span: Span, hour: i64, failure: u32, counts: &Counts) {
+        let at = match self.places.get(&key) {
+            Some(at) => {
+                let at = *at as usize;
+                if !self.memos[at].holds.contains(span) {
+                    self.memos[at] = self.resolve(&key, span);
+                }
+                at
+            }
+            None => {
+                let memo = self.resolve(&key, span);
+                self.memos.push(memo);
+                self.places.insert(key, self.memos.len() as u32 - 1);
+                self.memos.len() - 1
+            }
+        };
+        let Self { memos, hours, pending, witnesses, .. } = self;
+        let memo = &mut memos[at];
+        let is_client = key[0] & 2 != 0;
+        if let Some(own) = memo.own
+            && !memo.certain.contains(span)
+        {
+            let told = witnesses.entry(conversation(&key, is_client)).or_default();
+            match told.iter_mut().find(|(known, other)| other.identity() == own.identity() && known.overlaps(span)) {
+                Some((known, _)) => *known = known.hull(span),
+                None => told.push((span, own)),
+            }
+        }
+        for target in &mut memo.targets {
+            if memo.is_pending {
+                let conversation = conversation(&key, !is_client);
+                let (own, target, counts) = (memo.own, target.clone(), *counts);
+                pending.push(Pending { conversation, own, target, hour, span, failure, counts });
+                continue;
+            }
+            let hour = hour_of(hours, hour);
+            if target.place.0 != hour.number {
+                target.place = (hour.number, hour.place(target, is_client.then_some(key[4] as u16)));
+            }
+            hour.edges[target.place.1].add(is_client, counts, failure, span);
+        }
+    }
+
+    /// Looks up who is at the ends of a row.
+    fn resolve(&mut self, key: &RowKey, span: Span) -> Memo {
+        let holds = Holds::default();
+        let resolver = Resolver { index: self.index, span, holds: &holds };
+        let (is_client, is_host) = (key[0] & 2 != 0, key[0] & 1 != 0);
+        let text = |number| self.texts.text(number);
+        let empty: Arc<str> = "".into();
+        let filled = |number| text(number).unwrap_or(&empty);
+        let (source_address, destination_address) = (filled(key[2]), filled(key[3]));
+        let own_address = if is_client { source_address } else { destination_address };
+        if is_loopback(source_address) {
+            let holds = holds.span();
+            return Memo { holds, certain: holds, own: None, is_pending: false, targets: Vec::new() };
+        }
+        let told = Told {
+            kind: filled(key[6]),
+            namespace: text(key[7]),
+            workload_kind: text(key[8]),
+            workload: text(key[9]),
+            pod_uid: text(key[10]),
+            node: text(key[11]),
+            host_network: is_host,
+            address: own_address,
+        };
+        let (transport, port) = (filled(key[1]), key[4] as u16);
+        let local = resolver.local(&told, filled(key[5]));
+        let (source, destinations) = if is_client {
+            let source = local.unwrap_or_else(|| resolver.unmapped(source_address));
+            (source, resolver.dialled(destination_address, transport, port))
+        } else {
+            let source = resolver.remote(source_address);
+            let destinations = local.map(|end| direct(end, port));
+            // A node's own row may tell the Service's address, where the network is translated on the node.
+            let unmapped = || {
+                let dialled = resolver.dialled(destination_address, transport, port);
+                if dialled.iter().any(|destination| destination.service.is_some()) {
+                    return dialled;
+                }
+                direct(resolver.unmapped(destination_address), port)
+            };
+            (source, destinations.unwrap_or_else(unmapped))
+        };
+        let certain = resolver.certain(own_address);
+        let is_uncertain = |end: &End| end.is_uncertain();
+        let is_pending = if is_client {
+            destinations.iter().any(|d| d.service.is_none() && is_uncertain(&d.end))
+        } else {
+            is_uncertain(&source)
+        };
+        let own = if is_client { Some(&source) } else { destinations.first().map(|destination| &destination.end) };
+        let own = own.filter(|end| matches!(end.kind, "pod" | "node")).map(|end| self.resolved(end));
+        let source = self.resolved(&source);
+        let mut targets = Vec::with_capacity(destinations.len());
+        for Destination { end, port, service, sole } in &destinations {
+            let destination = self.resolved(end);
+            let answered = !is_client || *sole;
+            let service = self.texts.number_of(service.as_deref());
+            let target = |edge| Target {
+                edge,
+                source_pod: source.pod,
+                destination_pod: destination.pod,
+                service,
+                answered,
+                place: (i64::MIN, 0),
+            };
+            // What stays within a pod needs no rule.
+            if is_pending || !is_same_pod(source, destination) {
+                targets.push(target(self.edge(key[1], source, destination, *port)));
+            }
+        }
+        Memo { holds: holds.span(), certain, own, is_pending, targets }
+    }
+
+    /// Counts a row whose other end was not known, with what the other end said of itself.
+    fn settle(&mut self, pending: Pending) {
+        let Pending { conversation, own, mut target, hour, span, failure, counts } = pending;
+        let is_client = !conversation.4;
+        let EdgeKey { transport, source, destination, port, .. } = self.edge_keys[target.edge as usize];
+        let told = self.witnesses.get(&conversation).map_or(&[][..], Vec::as_slice);
+        let mut told = told.iter().filter(|(known, _)| known.overlaps(span)).map(|(_, end)| *end);
+        let other = told.next().filter(|one| told.all(|other| other.identity() == one.identity()));
+        if let Some(other) = other {
+            let unknown = |end, pod| Resolved { end, pod, host: Texts::NONE };
+            let (source, destination) = if is_client {
+                (own.unwrap_or(unknown(source, target.source_pod)), other)
+            } else {
+                (other, own.unwrap_or(unknown(destination, target.destination_pod)))
+            };
+            if is_same_pod(source, destination) {
+                return;
+            }
+            target.edge = self.edge(transport, source, destination, port);
+            (target.source_pod, target.destination_pod) = (source.pod, destination.pod);
+        }
+        let dialled = is_client.then_some(conversation.3);
+        let hour = hour_of(&mut self.hours, hour);
+        let place = hour.place(&target, dialled);
+        hour.edges[place].add(is_client, &counts, failure, span);
+    }
+
+    fn resolved(&mut self, end: &End) -> Resolved {
+        let End { kind, namespace, workload_kind, workload, pod_uid, node, address, unknown_reason } = end;
+        let is_node = *kind == "node";
+        let texts = &mut self.texts;
+        let host = texts.number_of(node.as_deref());
+        let key = EndKey {
+            kind: texts.number(kind),
+            namespace: texts.number_of(namespace.as_deref()),
+            workload_kind: texts.number_of(workload_kind.as_deref()),
+            workload: texts.number_of(workload.as_deref()),
+            node: if is_node { host } else { Texts::NONE },
+            address: texts.number_of(address.as_deref()),
+            unknown_reason: texts.number_of(*unknown_reason),
+        };
+        let pod = texts.number_of(pod_uid.as_deref());
+        let end = *self.ends.entry(key).or_insert_with(|| {
+            self.end_keys.push(key);
+            self.end_keys.len() as u32 - 1
+        });
+        Resolved { end, pod, host }
+    }
+
+    fn edge(&mut self, transport: u32, source: Resolved, destination: Resolved, port: u16) -> u32 {
+        let is_node = self.end_keys[source.end as usize].node != Texts::NONE;
+        let own_node = is_node && source.host == destination.host;
+        let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node };
+        *self.edges.entry(key).or_insert_with(|| {
+            self.edge_keys.push(key);
+            self.edge_keys.len() as u32 - 1
+        })
+    }
+}
+
+impl Resolved {
+    /// What tells two ends apart: the pod, or else the node.
+    const fn identity(self) -> (u32, u32) {
+        if self.pod == Texts::NONE { (Texts::NONE, self.host) } else { (self.pod, Texts::NONE) }
+    }
+}
+
+impl Hour {
+    /// Where the counts of an edge are, with what is the same for all rows that say the same.
+    fn place(&mut self, target: &Target, dialled_port: Option<u16>) -> usize {
+        let Self { edges, places, .. } = self;
+        let place = *places.entry(target.edge).or_insert_with(|| {
+            edges.push(HourEdge::new(target.edge));
+            edges.len() as u32 - 1
+        }) as usize;
+        let edge = &mut edges[place];
+        edge.answered |= target.answered;
+        insert_text(&mut edge.source_pods, target.source_pod);
+        insert_text(&mut edge.destination_pods, target.destination_pod);
+        if target.service != Texts::NONE {
+            edge.via_service = true;
+            insert_text(&mut edge.services, target.service);
+        }
+        if let Some(port) = dialled_port {
+            insert(&mut edge.dialled_ports, port);
+        }
+        place
+    }
+}
+
+impl HourEdge {
+    fn new(edge: u32) -> Self {
+        Self {
+            edge,
+            client: Counts::default(),
+            server: Counts::default(),
+            via_service: false,
+            answered: false,
+            services: Vec::new(),
+            dialled_ports: Vec::new(),
+            failures: Vec::new(),
+            source_pods: Vec::new(),
+            destination_pods: Vec::new(),
+            first_seen: i64::MAX,
+            last_seen: i64::MIN,
+        }
+    }
+
+    fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span) {
+        let sums = if is_client { &mut self.client } else { &mut self.server };
+        let Counts {
+            is_seen: _,
+            connections,
+            failed,
+            closed,
+            max_active,
+            bytes_sent,
+            bytes_received,
+            retransmits,
+            duration_ms_sum,
+        } = counts;
+        sums.is_seen = true;
+        sums.connections += connections;
+        sums.failed += failed;
+        sums.closed += closed;
+        sums.max_active = sums.max_active.max(*max_active);
+        sums.bytes_sent = add(sums.bytes_sent, *bytes_sent);
+        sums.bytes_received = add(sums.bytes_received, *bytes_received);
+        sums.retransmits += retransmits;
+        sums.duration_ms_sum += duration_ms_sum;
+        self.first_seen = self.first_seen.min(span.from.0);
+        self.last_seen = self.last_seen.max(span.to.0);
+        if failure != Texts::NONE {
+            insert(&mut self.failures, failure);
+        }
+    }
+
+    /// The counts of the edge: of the two ends' sums the larger one, never both. Only what each end does itself adds up.
+    pub(super) fn counts(&self) -> Counts {
+        let (a, b) = (&self.client, &self.server);
+        Counts {
+            is_seen: true,
+            connections: a.connections.max(b.connections),
+            failed: a.failed.max(b.failed),
+            closed: a.closed.max(b.closed),
+            max_active: a.max_active.max(b.max_active),
+            bytes_sent: a.bytes_sent.max(b.bytes_sent),
+            bytes_received: a.bytes_received.max(b.bytes_received),
+            retransmits: a.retransmits + b.retransmits,
+            duration_ms_sum: a.duration_ms_sum.max(b.duration_ms_sum),
+        }
+    }
+}
+
+impl Counts {
+    /// Whether data could pass: a connection was established, was open, or ended.
+    pub(super) const fn is_established(&self) -> bool {
+        self.connections + self.closed + self.max_active > 0
+    }
+}
+
+/// The columns of a batch that are not text.
+struct Rows<'a> {
+    direction_known: &'a BooleanArray,
+    host_network: [&'a BooleanArray; 2],
+    port: &'a UInt16Array,
+    seq: &'a [i64],
+    window_end: &'a [i64],
+    first_seen: &'a [i64],
+    last_seen: &'a [i64],
+    counts: [&'a [i64]; 6],
+    bytes: [&'a Int64Array; 2],
+}
+
+impl<'a> Rows<'a> {
+    fn new(batch: &'a RecordBatch) -> Self {
+        let column = |name: &str| batch.column_by_name(name).expect("every column in NUMBERS is read");
+        let time = |name: &str| column(name).as_primitive::<TimestampMillisecondType>().values().as_ref();
+        let number = |name: &str| column(name).as_primitive::<Int64Type>().values().as_ref();
+        let [direction, port, source_host, destination_host, seq, end, first, last, sent, received, counts @ ..] =
+            NUMBERS;
+        Self {
+            direction_known: column(direction).as_boolean(),
+            host_network: [source_host, destination_host].map(|name| column(name).as_boolean()),
+            port: column(port).as_primitive::<UInt16Type>(),
+            seq: number(seq),
+            window_end: time(end),
+            first_seen: time(first),
+            last_seen: time(last),
+            bytes: [sent, received].map(|name| column(name).as_primitive()),
+            counts: counts.map(number),
+        }
+    }
+
+    fn counts(&self, row: usize) -> Counts {
+        let [connections, failed, closed, max_active, retransmits, duration_ms_sum] = self.counts.map(|c| c[row]);
+        let [bytes_sent, bytes_received] = self.bytes.map(|c| c.is_valid(row).then(|| c.value(row)));
+        Counts {
+            is_seen: true,
+            connections,
+            failed,
+            closed,
+            max_active,
+            bytes_sent,
+            bytes_received,
+            retransmits,
+            duration_ms_sum,
+        }
+    }
+}
+
+/// The columns that are read.
+pub(super) fn columns() -> impl Iterator<Item = &'static str> {
+    TEXTS.into_iter().chain(NUMBERS)
+}
+
+fn hour_of(hours: &mut Vec<Hour>, number: i64) -> &mut Hour {
+    // Rows come mostly in order of time.
+    let at = hours.iter().rposition(|hour| hour.number == number).unwrap_or_else(|| {
+        hours.push(Hour { number, edges: Vec::new(), places: HashMap::default() });
+        hours.len() - 1
+    });
+    &mut hours[at]
+}
+
+const fn conversation(key: &RowKey, is_client: bool) -> Conversation {
+    (key[1], key[2], key[3], key[4] as u16, is_client)
+}
+
+const fn is_same_pod(source: Resolved, destination: Resolved) -> bool {
+    source.pod != Texts::NONE && source.pod == destination.pod
+}
+
+fn is_loopback(address: &str) -> bool {
+    address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+fn add(sum: Option<i64>, more: Option<i64>) -> Option<i64> {
+    match (sum, more) {
+        (Some(sum), Some(more)) => Some(sum + more),
+        (sum, more) => sum.or(more),
+    }
+}
+
+fn insert_text(sorted: &mut Vec<u32>, text: u32) {
+    if text != Texts::NONE {
+        insert(sorted, text);
+    }
+}
+
+fn insert<T: Ord>(sorted: &mut Vec<T>, value: T) {
+    if let Err(at) = sorted.binary_search(&value) {
+        sorted.insert(at, value);
+    }
+}
+
+/// Places in [`TEXTS`].
+#[derive(Clone, Copy)]
+enum Text {
+    Observer,
+    Transport,
+    SourceAddress,
+    DestinationAddress,
+    Node,
+    RunId,
+    Failure,
+    SourceKind,
+    SourceNamespace,
+    SourceWorkloadKind,
+    SourceWorkload,
+    SourcePodUid,
+    SourceNode,
+    DestinationKind,
+    DestinationNamespace,
+    DestinationWorkloadKind,
+    DestinationWorkload,
+    DestinationPodUid,
+    DestinationNode,
+}
+
+const SOURCE: [Text; 6] = [
+    Text::SourceKind,
+    Text::SourceNamespace,
+    Text::SourceWorkloadKind,
+    Text::SourceWorkload,
+    Text::SourcePodUid,
+    Text::SourceNode,
+];
+const DESTINATION: [Text; 6] = [
+    Text::DestinationKind,
+    Text::DestinationNamespace,
+    Text::DestinationWorkloadKind,
+    Text::DestinationWorkload,
+    Text::DestinationPodUid,
+    Text::DestinationNode,
+];
+/// In the order of [`Text`].
+const TEXTS: [&str; 19] = [
+    "observer",
+    "transport",
+    "source_address",
+    "destination_address",
+    "node",
+    "run_id",
+    "failure",
+    "source_kind",
+    "source_namespace",
+    "source_workload_kind",
+    "source_workload",
+    "source_pod_uid",
+    "source_node",
+    "destination_kind",
+    "destination_namespace",
+    "destination_workload_kind",
+    "destination_workload",
+    "destination_pod_uid",
+    "destination_node",
+];
+const NUMBERS: [&str; 16] = [
+    "direction_known",
+    "destination_port",
+    "source_host_network",
+    "destination_host_network",
+    "seq",
+    "window_end",
+    "first_seen",
+    "last_seen",
+    "bytes_sent",
+    "bytes_received",
+    "connections",
+    "failed",
+    "closed",
+    "active",
+    "retransmits",
+    "duration_ms_sum",
+];
+pub(super) const HOUR_MS: i64 = 3_600_000;
+/// Different rows that are remembered from one unit of work to the next: some 200 bytes each.
+const MEMOS: usize = 200_000;
