@@ -10,6 +10,7 @@
 pub mod app;
 pub mod cluster;
 pub mod demo;
+pub mod generator;
 pub mod lab;
 mod names;
 pub mod pod;

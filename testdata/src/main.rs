@@ -3,7 +3,11 @@
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use testdata::{cluster, demo, pod};
+use testdata::{
+    cluster, demo,
+    generator::{self, Plan},
+    pod,
+};
 
 /// Flowscribe's demo and lab.
 #[derive(Parser)]
@@ -20,6 +24,18 @@ enum Command {
         /// Directory to record into; a capture that is there is replaced.
         #[arg(long, value_name = "DIR")]
         capture: Option<PathBuf>,
+    },
+    /// Write a capture whose truth is known, as agents would have of a made-up cluster.
+    Generate {
+        /// Directory to write into.
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// About so many rows of flows of a cluster of 200 Deployments, instead of a month of a small one.
+        #[arg(long, value_name = "N")]
+        rows: Option<u64>,
+        /// The same seed makes the same capture.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Run an API server with etcd until standard input ends, and print where its kubeconfig is.
     Cluster,
@@ -57,6 +73,11 @@ fn main() -> ExitCode {
         Command::Exporter(rest) => return exporter::run_command(named("flowscribe-exporter", rest)),
         Command::Flowscribe(rest) => return analyzer::run_command(named("flowscribe", rest)),
         Command::Demo { capture } => demo::run(capture.as_deref()),
+        Command::Generate { output, rows, seed } => {
+            let plan = rows.map_or_else(|| Plan::month(seed), Plan::bench);
+            generator::generate(&plan, &output)
+                .map(|truth| println!("{} rows, {} edges", truth.rows, truth.edges.len()))
+        }
         Command::Cluster => cluster::run(),
         Command::Pod { cgroup, netns } => pod::run(&cgroup, netns.as_deref(), true),
         Command::Node { cgroup } => pod::run_node(&cgroup),
