@@ -11,11 +11,12 @@
 mod args;
 mod communication;
 mod edge;
+mod identity;
 mod inventory;
 mod output;
 mod policy;
 mod report;
-mod rows;
+mod runs;
 mod sql;
 mod tables;
 

@@ -23,17 +23,18 @@ use schemas::{
     capture::{self, CaptureFile, Listing, Problem},
     flow::FlowRecord,
     health::HealthRecord,
-    index::{Heard, Index},
+    index::Index,
     inventory::InventoryRecord,
-    kubernetes::Resource,
-    table::{Record, Table, TimestampMs},
+    table::{Record, Table},
 };
 use url::Url;
 
 use crate::{
     args::InputArgs,
     communication::Communications,
-    edge::{EdgeTable, Flows},
+    edge::{EdgeTable, Flows, Undirected},
+    identity,
+    runs::{self, Run},
 };
 
 /// A capture that is open for questions.
@@ -41,6 +42,8 @@ pub(crate) struct Tables {
     context: SessionContext,
     /// Who was who.
     pub(crate) index: Arc<Index>,
+    /// What agents say of their recording.
+    pub(crate) runs: Vec<Run>,
     /// What of the input is used.
     pub(crate) files: Vec<CaptureFile>,
     /// What is not, and why.
@@ -150,17 +153,14 @@ impl Tables {
     }
 
     async fn over(listing: Listing, clock_skew_ms: u32) -> Result<Self, TablesError> {
-        let Listing { files, mut problems } = listing;
-        let (mut log, mut heard, mut usable) = (Vec::new(), BTreeMap::new(), Vec::with_capacity(files.len()));
-        for file in files {
-            match learn(&file, &mut log, &mut heard) {
-                Ok(()) => usable.push(file),
-                Err(problem) => problems.push(problem),
-            }
-        }
+        let Listing { mut files, mut problems } = listing;
+        let (runs, damaged) = runs::read(&files);
+        let heard = runs.iter().filter_map(Run::heard).collect();
+        let (index, more) = identity::read(&files, heard, clock_skew_ms);
+        problems.extend(damaged.into_iter().chain(more));
         problems.sort();
-        let heard = heard.into_iter().map(|((writer, run_id), time)| Heard { time, writer, run_id }).collect();
-        let index = Arc::new(Index::from_log(log, heard, clock_skew_ms.into()));
+        files.retain(|file| problems.iter().all(|problem| problem.path != file.path));
+        let index = Arc::new(index);
 
         let config = SessionConfig::new()
             .with_information_schema(true)
@@ -169,51 +169,26 @@ impl Tables {
             // DataFusion 55.2 gives extracted struct fields names that clash when a table is joined with itself.
             .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false);
         let context = SessionContext::new_with_config(config);
-        register(&context, FlowRecord::DATASET, FlowRecord::schema(), &usable).await?;
-        register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &usable).await?;
-        register(&context, HealthRecord::DATASET, HealthRecord::schema(), &usable).await?;
+        register(&context, FlowRecord::DATASET, FlowRecord::schema(), &files).await?;
+        register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &files).await?;
+        register(&context, HealthRecord::DATASET, HealthRecord::schema(), &files).await?;
         let flow_files: Vec<CaptureFile> =
-            usable.iter().filter(|file| file.dataset == FlowRecord::DATASET).cloned().collect();
+            files.iter().filter(|file| file.dataset == FlowRecord::DATASET).cloned().collect();
         let flows = Arc::new(Flows::new(&flow_files, Arc::clone(&index), ProgressBar::hidden(), Arc::default()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
-        Ok(Self { context, index, files: usable, problems, flows })
+        Ok(Self { context, index, runs, files, problems, flows })
     }
 
     /// Who talked to whom, over the whole capture.
     ///
     /// # Errors
     /// A file can't be read.
-    pub(crate) async fn communications(&self) -> Result<Communications, DataFusionError> {
+    pub(crate) async fn communications(&self) -> Result<(Communications, Undirected), DataFusionError> {
         let flows = Arc::clone(&self.flows);
         let folded = tokio::task::spawn_blocking(move || flows.communications()).await;
         let folded = folded.map_err(|error| DataFusionError::External(error.into()))?;
         folded.map_err(|error| DataFusionError::External(error.into()))
     }
-}
-
-/// Reads what the index needs of a file: all of inventory, and of health how long each run of a writer was there.
-fn learn(
-    file: &CaptureFile,
-    log: &mut Vec<InventoryRecord>,
-    heard: &mut BTreeMap<(Arc<str>, Arc<str>), TimestampMs>,
-) -> Result<(), Problem> {
-    match file.dataset {
-        InventoryRecord::DATASET => log.extend(capture::read::<InventoryRecord>(file)?),
-        HealthRecord::DATASET => {
-            let needed: Vec<_> =
-                Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
-            for row in capture::read::<HealthRecord>(file)? {
-                // Who can't watch what tells of addresses has not heard everything.
-                if row.unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
-                    continue;
-                }
-                let until = heard.entry((row.node, row.run_id)).or_insert(row.window_end);
-                *until = row.window_end.max(*until);
-            }
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 /// Registers a dataset's files as one table, without repeated rows.

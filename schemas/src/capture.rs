@@ -12,7 +12,7 @@
 mod reader;
 mod writer;
 
-pub use reader::{CaptureFile, Listing, Problem, ProblemKind, list, read, verify};
+pub use reader::{CaptureFile, Listing, Problem, ProblemKind, list, read, read_columns, read_where, verify};
 pub use writer::{CaptureError, DatasetWriter, Roll};
 
 use std::sync::Arc;

@@ -270,6 +270,11 @@ impl IndexBuilder {
         }
     }
 
+    /// Takes in that a writer was there, and that nothing is new.
+    pub fn hear(&mut self, heard: Heard) {
+        self.index.hear(heard);
+    }
+
     /// The index of all parts.
     pub fn finish(mut self) -> Index {
         self.heard.for_each(|heard| self.index.hear(heard));

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BooleanArray, FixedSizeListArray, Int64Array, ListBuilder, RecordBatch,
+        Array, ArrayRef, AsArray, BooleanArray, FixedSizeListArray, Float64Array, Int64Array, ListBuilder, RecordBatch,
         StringBuilder, StringDictionaryBuilder, StructArray, TimestampMillisecondArray, UInt16Array, UInt16Builder,
     },
     buffer::OffsetBuffer,
     compute::cast,
     datatypes::{
-        DataType, Field, Fields, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType,
-        UInt16Type,
+        DataType, Field, Fields, Float64Type, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit,
+        TimestampMillisecondType, UInt16Type,
     },
     error::ArrowError,
 };
@@ -228,6 +228,7 @@ macro_rules! primitive_cell {
 
 primitive_cell!(i64, DataType::Int64, Int64Array, |v| *v, |a| a.as_primitive::<Int64Type>(), |v| v);
 primitive_cell!(u16, DataType::UInt16, UInt16Array, |v| *v, |a| a.as_primitive::<UInt16Type>(), |v| v);
+primitive_cell!(f64, DataType::Float64, Float64Array, |v| *v, |a| a.as_primitive::<Float64Type>(), |v| v);
 primitive_cell!(bool, DataType::Boolean, BooleanArray, |v| *v, |a| a.as_boolean(), |v| v);
 
 fn timestamp_type() -> DataType {

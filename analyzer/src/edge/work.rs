@@ -69,6 +69,9 @@ struct FlowFile {
     hours: Vec<(i64, i64)>,
 }
 
+/// How many rows of each run had no known direction, and are no edge.
+pub(crate) type Undirected = HashMap<Arc<str>, i64>;
+
 /// Hours, and the files and row groups that have rows of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Unit {
@@ -123,7 +126,7 @@ impl Flows {
     ///
     /// # Errors
     /// A file can't be read.
-    pub(crate) fn communications(&self) -> Result<Communications, WorkError> {
+    pub(crate) fn communications(&self) -> Result<(Communications, Undirected), WorkError> {
         let next = AtomicUsize::new(0);
         let work = || {
             let (mut folder, mut tally) = (Folder::new(&self.index), Tally::default());
@@ -133,21 +136,25 @@ impl Flows {
                     tally.add(&folder, &hour);
                 }
             }
-            Ok(tally.finish(&folder))
+            Ok((tally.finish(&folder), folder.undirected().collect()))
         };
         let workers = thread::available_parallelism().map_or(1, usize::from).min(self.units.len()).max(1);
-        let parts: Vec<Result<Communications, WorkError>> = thread::scope(|scope| {
+        let parts: Vec<Result<(Communications, Undirected), WorkError>> = thread::scope(|scope| {
             let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
             workers.into_iter().map(|worker| worker.join().expect("the fold does not panic")).collect()
         });
         let mut parts = parts.into_iter();
-        let mut communications = parts.next().transpose()?.unwrap_or_default();
+        let (mut communications, mut undirected) = parts.next().transpose()?.unwrap_or_default();
         for part in parts {
-            for (edge, evidence) in part? {
+            let (more, runs) = part?;
+            for (edge, evidence) in more {
                 merge(&mut communications, edge, evidence);
             }
+            for (run, rows) in runs {
+                *undirected.entry(run).or_default() += rows;
+            }
         }
-        Ok(communications)
+        Ok((communications, undirected))
     }
 
     /// Makes the rows of every `parts`-th unit, for the given columns.

@@ -7,8 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use arrow::{
+    array::{BooleanArray, RecordBatch},
+    error::ArrowError,
+};
 use parquet::{
-    arrow::{arrow_reader::ParquetRecordBatchReaderBuilder, parquet_to_arrow_schema},
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection},
+        parquet_to_arrow_schema,
+    },
     errors::ParquetError,
     file::{
         metadata::{ParquetMetaData, RowGroupMetaData},
@@ -45,6 +53,8 @@ pub struct CaptureFile {
     pub dataset: &'static str,
     /// Cluster it tells of; all rows of a file have one writer.
     pub cluster: String,
+    /// Node of its writer.
+    pub node: String,
     /// Rows in it.
     pub rows: i64,
     /// Size in bytes.
@@ -59,6 +69,11 @@ impl CaptureFile {
     /// Earliest [`Record::TIME`] in it.
     pub fn first_time(&self) -> TimestampMs {
         self.times.iter().map(|(first, _)| *first).min().unwrap_or_default()
+    }
+
+    /// A reason not to use it.
+    pub fn problem(&self, kind: ProblemKind) -> Problem {
+        Problem { path: self.path.clone(), kind }
     }
 
     /// Latest [`Record::TIME`] in it.
@@ -142,19 +157,54 @@ pub fn list(inputs: &[PathBuf]) -> io::Result<Listing> {
 /// # Errors
 /// The file is not of the dataset, or is damaged.
 pub fn read<R: Record>(file: &CaptureFile) -> Result<Vec<R>, Problem> {
-    let problem = |kind| Problem { path: file.path.clone(), kind };
-    let damaged = |reason: String| problem(ProblemKind::Damaged { reason });
-    let open = File::open(&file.path).map_err(|error| damaged(error.to_string()))?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(open)
-        .and_then(|builder| builder.build())
-        .map_err(|error| damaged(error.to_string()))?;
+    read_where(file, None)
+}
+
+/// Reads the rows of one file that are selected; all of them for `None`.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_where<R: Record>(file: &CaptureFile, selected: Option<BooleanArray>) -> Result<Vec<R>, Problem> {
     let mut rows = Vec::with_capacity(file.rows.max(0) as usize);
-    for batch in reader {
-        let batch = batch.map_err(|error| damaged(error.to_string()))?;
-        let decoded = R::decode(&batch);
-        rows.extend(decoded.map_err(|error| problem(ProblemKind::WrongColumns { reason: error.to_string() }))?);
+    for batch in batches(file, None, selected)? {
+        let decoded = R::decode(&batch?);
+        rows.extend(decoded.map_err(|error| file.problem(ProblemKind::WrongColumns { reason: error.to_string() }))?);
     }
     Ok(rows)
+}
+
+/// Reads the named columns of one file, for [`decode_column`](crate::table::decode_column).
+///
+/// # Errors
+/// The file is damaged, here or in one of the batches.
+pub fn read_columns(
+    file: &CaptureFile,
+    columns: &[&str],
+) -> Result<impl Iterator<Item = Result<RecordBatch, Problem>>, Problem> {
+    batches(file, Some(columns), None)
+}
+
+fn batches(
+    file: &CaptureFile,
+    columns: Option<&[&str]>,
+    selected: Option<BooleanArray>,
+) -> Result<impl Iterator<Item = Result<RecordBatch, Problem>>, Problem> {
+    let damaged = |reason: String| file.problem(ProblemKind::Damaged { reason });
+    let open = File::open(&file.path).map_err(|error| damaged(error.to_string()))?;
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(open).map_err(|error| damaged(error.to_string()))?;
+    if let Some(columns) = columns {
+        let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+        builder = builder.with_projection(mask);
+    }
+    if let Some(selected) = selected {
+        builder = builder.with_row_selection(RowSelection::from_filters(&[selected]));
+    }
+    let reader = builder.build().map_err(|error| damaged(error.to_string()))?;
+    let path = file.path.clone();
+    Ok(reader.map(move |batch| {
+        let damaged = |error: ArrowError| ProblemKind::Damaged { reason: error.to_string() };
+        batch.map_err(|error| Problem { path: path.clone(), kind: damaged(error) })
+    }))
 }
 
 /// Reads a whole file to see whether it can be read: what a footer cannot tell.
@@ -216,8 +266,9 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let number = |key| value(metadata, key)?.parse::<i64>().ok();
     let run = value(metadata, key::RUN_ID).and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
     let cluster = value(metadata, key::CLUSTER).unwrap_or_default();
+    let node = value(metadata, key::NODE).unwrap_or_default();
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
-    Ok(CaptureFile { path, dataset, cluster, rows, size_bytes, run, times })
+    Ok(CaptureFile { path, dataset, cluster, node, rows, size_bytes, run, times })
 }
 
 fn times(metadata: &ParquetMetaData, dataset: &'static str) -> Vec<(TimestampMs, TimestampMs)> {

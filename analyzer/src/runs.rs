@@ -1,0 +1,270 @@
+//! What every agent's run says of itself, against the rows that are there: what it lost, and when it watched.
+//!
+//! A claim that something was *not* seen counts only where somebody watched: where there is health, little was lost, and
+//! all rows that were written are in the capture.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use schemas::{
+    capture::{self, CaptureFile, Problem, ProblemKind},
+    flow::FlowRecord,
+    health::HealthRecord,
+    index::{Heard, Span},
+    inventory::InventoryRecord,
+    kubernetes::Resource,
+    table::{Cell, Record, TimestampMs, decode_column},
+};
+
+/// What one agent's run says of itself.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) node: Arc<str>,
+    pub(crate) run_id: Arc<str>,
+    pub(crate) run_start: TimestampMs,
+    pub(crate) clean_shutdown: bool,
+    /// Up to here every row that was written is in a finished file.
+    pub(crate) whole_until: TimestampMs,
+    /// Rows that were written and are not there, by dataset.
+    pub(crate) missing_rows: [(&'static str, i64); 3],
+    /// Ends of connections.
+    pub(crate) lost: i64,
+    /// Ends of connections.
+    pub(crate) unidentified: i64,
+    /// What recording was limited to, besides namespaces.
+    pub(crate) filters: BTreeSet<Arc<str>>,
+    /// Times at which the run watched its node, in order, apart from each other.
+    pub(crate) watched: Vec<Watch>,
+    /// Where it heard all that there is to hear of the cluster.
+    heard: Option<TimestampMs>,
+    next_seq: [i64; 3],
+    flows_told: i64,
+}
+
+/// A time at which an agent watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub(crate) span: Span,
+    /// Namespaces that it was limited to; empty for all.
+    pub(crate) namespaces: Vec<Arc<str>>,
+    /// Why it does not count as watched.
+    pub(crate) gap: Option<&'static str>,
+}
+
+/// Rows of one run in the capture.
+#[derive(Debug, Default)]
+struct Rows {
+    /// First and last numbers, disjoint and in order.
+    ranges: Vec<(i64, i64)>,
+    rows: i64,
+}
+
+/// Reads what the runs say. Files that turn out to be damaged are left out, and returned.
+pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
+    let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
+    let flows = rows(files, FlowRecord::DATASET);
+    let mut health: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == HealthRecord::DATASET).collect();
+    health.sort_by_key(|file| (&file.run, file.first_time()));
+    for file in health {
+        if let Err(problem) = read_file(file, &flows, &mut runs) {
+            problems.push(problem);
+        }
+    }
+    let inventory = rows(files, InventoryRecord::DATASET);
+    for file in files {
+        // A run that was killed before its first word of health.
+        if let Some((run_id, ..)) = &file.run {
+            let run_id: Arc<str> = run_id.as_str().into();
+            let start = TimestampMs((file.first_time().0 - 1).div_euclid(HOUR_MS) * HOUR_MS);
+            let new =
+                || Run { whole_until: start, run_start: start, ..Run::new(file.node.as_str().into(), run_id.clone()) };
+            runs.entry(Arc::clone(&run_id)).or_insert_with(new);
+        }
+    }
+    for run in runs.values_mut() {
+        let missing = |told: i64, rows: Option<&Rows>| rows.map_or(told, |rows| rows.missing(told));
+        run.missing_rows[0].1 = missing(run.next_seq[0], flows.get(&*run.run_id));
+        run.missing_rows[1].1 = missing(run.next_seq[1], inventory.get(&*run.run_id));
+    }
+    let mut runs: Vec<Run> = runs.into_values().collect();
+    runs.sort_by(|a, b| (&a.node, a.run_start, &a.run_id).cmp(&(&b.node, b.run_start, &b.run_id)));
+    (runs, problems)
+}
+
+impl Run {
+    fn new(node: Arc<str>, run_id: Arc<str>) -> Self {
+        Self {
+            node,
+            run_id,
+            run_start: TimestampMs::default(),
+            clean_shutdown: false,
+            whole_until: TimestampMs::default(),
+            missing_rows: [(FlowRecord::DATASET, 0), (InventoryRecord::DATASET, 0), (HealthRecord::DATASET, 0)],
+            lost: 0,
+            unidentified: 0,
+            filters: BTreeSet::new(),
+            watched: Vec::new(),
+            heard: None,
+            next_seq: [0; 3],
+            flows_told: 0,
+        }
+    }
+
+    /// When the run had told all that it knew; `None` where it could not watch what tells of addresses.
+    pub(crate) fn heard(&self) -> Option<Heard> {
+        let (writer, run_id) = (Arc::clone(&self.node), Arc::clone(&self.run_id));
+        self.heard.map(|time| Heard { time, writer, run_id })
+    }
+
+    fn watch(&mut self, span: Span, namespaces: Vec<Arc<str>>, gap: Option<&'static str>) {
+        match self.watched.last_mut() {
+            Some(last) if last.span.to >= span.from && last.namespaces == namespaces && last.gap == gap => {
+                last.span.to = span.to.max(last.span.to);
+            }
+            _ => self.watched.push(Watch { span, namespaces, gap }),
+        }
+    }
+}
+
+impl Rows {
+    /// Whether all rows from one number to another, exclusive, are there.
+    fn has(&self, from: i64, to: i64) -> bool {
+        let at = self.ranges.partition_point(|(first, _)| *first <= from);
+        from >= to || at.checked_sub(1).is_some_and(|at| to - 1 <= self.ranges[at].1)
+    }
+
+    /// How many of the rows numbered up to `told`, exclusive, are missing.
+    fn missing(&self, told: i64) -> i64 {
+        let next = self.ranges.last().map_or(0, |(_, last)| last + 1).max(told);
+        let numbers: i64 = self.ranges.iter().map(|(first, last)| last - first + 1).sum();
+        (next - numbers.min(self.rows)).max(0)
+    }
+}
+
+/// Rows of a dataset by run, from what files say of themselves.
+fn rows(files: &[CaptureFile], dataset: &str) -> HashMap<String, Rows> {
+    let mut runs: HashMap<String, Rows> = HashMap::new();
+    for file in files.iter().filter(|file| file.dataset == dataset) {
+        if let Some((run, first, last)) = &file.run {
+            let rows = runs.entry(run.clone()).or_default();
+            rows.ranges.push((*first, *last));
+            rows.rows += file.rows;
+        }
+    }
+    for rows in runs.values_mut() {
+        rows.ranges.sort_unstable();
+        let mut joined: Vec<(i64, i64)> = Vec::new();
+        for (first, last) in rows.ranges.drain(..) {
+            match joined.last_mut().filter(|(_, end)| first <= *end + 1) {
+                Some((_, end)) => *end = last.max(*end),
+                None => joined.push((first, last)),
+            }
+        }
+        rows.ranges = joined;
+    }
+    runs
+}
+
+fn read_file(
+    file: &CaptureFile,
+    flows: &HashMap<String, Rows>,
+    runs: &mut BTreeMap<Arc<str>, Run>,
+) -> Result<(), Problem> {
+    let needed: Vec<_> = Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
+    let lacks = |unreadable: &[Arc<str>]| unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name));
+    for batch in capture::read_columns(file, &COLUMNS)? {
+        let batch = batch?;
+        let columns = Columns { batch: &batch, file };
+        let texts = |name| columns.read::<Arc<str>>(name);
+        let lists = |name| columns.read::<Vec<Arc<str>>>(name);
+        let numbers = |name| columns.read::<i64>(name);
+        let times = |name| columns.read::<TimestampMs>(name);
+        let (nodes, run_ids, seqs) = (texts("node")?, texts("run_id")?, numbers("seq")?);
+        let (starts, ends, run_starts) = (times("window_start")?, times("window_end")?, times("run_start")?);
+        let (namespaces, filters, unreadable) = (lists("namespaces")?, lists("filters")?, lists("unreadable")?);
+        let (seen, unidentified) = (numbers("seen")?, numbers("unidentified")?);
+        let (flows_next, inventory_next) = (numbers("flows_next_seq")?, numbers("inventory_next_seq")?);
+        let clean = columns.read::<bool>("clean_shutdown")?;
+        let lost = LOST.into_iter().map(numbers).collect::<Result<Vec<_>, _>>()?;
+        let mut order: Vec<usize> = (0..batch.num_rows()).collect();
+        order.sort_by_key(|row| seqs[*row]);
+        for row in order {
+            let run_id = &run_ids[row];
+            let new = || Run::new(Arc::clone(&nodes[row]), Arc::clone(run_id));
+            let run = runs.entry(Arc::clone(run_id)).or_insert_with(new);
+            if seqs[row] < run.next_seq[2] {
+                continue; // a second delivery
+            }
+            run.missing_rows[2].1 += seqs[row] - run.next_seq[2];
+            let is_next = seqs[row] == run.next_seq[2];
+            run.next_seq = [flows_next[row], inventory_next[row], seqs[row] + 1];
+            run.run_start = run_starts[row];
+            run.clean_shutdown |= clean[row];
+            run.unidentified += unidentified[row];
+            run.filters.extend(filters[row].iter().cloned());
+            let lost: i64 = lost.iter().map(|column| column[row]).sum();
+            run.lost += lost;
+            if !lacks(&unreadable[row]) {
+                run.heard = Some(ends[row].max(run.heard.unwrap_or(ends[row])));
+            }
+            let none = Rows::default();
+            let rows = flows.get(&**run_id).unwrap_or(&none);
+            let written = rows.ranges.last().map_or(0, |(_, last)| last + 1);
+            if flows_next[row] <= written || run.whole_until == TimestampMs::default() {
+                run.whole_until = if flows_next[row] <= written { ends[row] } else { run_starts[row] };
+            }
+            let told_before = if is_next { run.flows_told } else { flows_next[row] };
+            run.flows_told = flows_next[row];
+            let gap = if !rows.has(told_before, flows_next[row]) {
+                Some("rows are missing")
+            } else if lost * 100 > seen[row] {
+                Some("more than 1 % was lost")
+            } else {
+                None
+            };
+            let span = Span { from: starts[row].max(run_starts[row]), to: ends[row] };
+            run.watch(span, namespaces[row].clone(), gap);
+        }
+    }
+    Ok(())
+}
+
+/// A batch's columns by name.
+struct Columns<'a> {
+    batch: &'a arrow::array::RecordBatch,
+    file: &'a CaptureFile,
+}
+
+impl Columns<'_> {
+    fn read<T: Cell>(&self, name: &'static str) -> Result<Vec<T>, Problem> {
+        decode_column(self.batch, HealthRecord::DATASET, name)
+            .map_err(|error| self.file.problem(ProblemKind::WrongColumns { reason: error.to_string() }))
+    }
+}
+
+const HOUR_MS: i64 = 3_600_000;
+const LOST: [&str; 6] = ["lost_ring", "lost_map", "lost_parse", "lost_queue", "lost_sink", "lost_end"];
+const COLUMNS: [&str; 20] = [
+    "node",
+    "run_id",
+    "seq",
+    "window_start",
+    "window_end",
+    "run_start",
+    "namespaces",
+    "filters",
+    "unreadable",
+    "seen",
+    "unidentified",
+    "flows_next_seq",
+    "inventory_next_seq",
+    "clean_shutdown",
+    "lost_ring",
+    "lost_map",
+    "lost_parse",
+    "lost_queue",
+    "lost_sink",
+    "lost_end",
+];
