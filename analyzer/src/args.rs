@@ -5,6 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::{
+    sets::{Decisions, DecisionsError, Thresholds},
+    tables::Learning,
+};
+
 /// Turns captures of flowscribe-exporter into NetworkPolicies, and answers questions about them in SQL.
 #[derive(Debug, Parser)]
 #[command(name = "flowscribe", version)]
@@ -21,7 +26,9 @@ pub(crate) enum Command {
     /// Write what the Kubernetes API knows of the whole cluster into a capture: who had which address when, what owns
     /// it, and what stands behind Services. Of several that run, one writes.
     Inventory(InventoryArgs),
-    /// Run a SQL query over the tables flows, inventory and health and the view edges.
+    /// List the communication sets of all workloads with their evidence, those first that need attention.
+    Sets(SetsArgs),
+    /// Run a SQL query over a capture; --tables explains the tables.
     Sql(SqlArgs),
 }
 
@@ -29,6 +36,9 @@ pub(crate) enum Command {
 pub(crate) struct ReportArgs {
     #[command(flatten)]
     pub(crate) input: InputArgs,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
 
     /// Namespaces to write policies for; all by default.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
@@ -45,17 +55,83 @@ pub(crate) struct ReportArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct SetsArgs {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
+
+    /// Namespaces to list; all by default.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub(crate) namespaces: Vec<String>,
+
+    /// How to print the sets.
+    #[arg(long, value_enum, default_value_t = SetsFormat::Table)]
+    pub(crate) format: SetsFormat,
+
+    /// File to write the sets to, instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct SqlArgs {
     #[command(flatten)]
     pub(crate) input: InputArgs,
 
-    /// The query, such as 'select * from edges limit 10'.
-    #[arg(value_name = "QUERY")]
-    pub(crate) query: String,
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
 
-    /// How to print the result.
+    /// The query, such as 'select * from edges limit 10'. What it calls $NAME is given with --param.
+    #[arg(value_name = "QUERY", required_unless_present = "query_file")]
+    pub(crate) query: Option<String>,
+
+    /// File with the query; - for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "query")]
+    pub(crate) query_file: Option<PathBuf>,
+
+    /// A value for $NAME in the query: a number, true or false, or else text; may be repeated.
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
+    pub(crate) params: Vec<(String, String)>,
+
+    /// How to write the result.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
+
+    /// File to write the result to, instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Explain every table, column and function, and end.
+    #[arg(long, exclusive = true)]
+    pub(crate) tables: bool,
+}
+
+/// What communication sets are learned by. Times count hours in which the workload ran and was watched.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct LearnArgs {
+    /// YAML file with edges that are pinned or forbidden, whatever was recorded: lists `pin` and `forbid` of
+    /// {from, to, port, reason}.
+    #[arg(long, env = "FLOWSCRIBE_DECISIONS", value_name = "FILE")]
+    pub(crate) decisions: Option<PathBuf>,
+
+    /// A workload observed for less is learning.
+    #[arg(long, env = "FLOWSCRIBE_LEARN_FOR", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub(crate) learn_for: Duration,
+
+    /// A set without a change for so long is stable.
+    #[arg(long, env = "FLOWSCRIBE_STABLE_AFTER", value_name = "DURATION", default_value = "3d", value_parser = humantime::parse_duration)]
+    pub(crate) stable_after: Duration,
+
+    /// An edge that was not seen for so long, and for two of its periods if it recurs, is decaying.
+    #[arg(long, env = "FLOWSCRIBE_DECAY_AFTER", value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration)]
+    pub(crate) decay_after: Duration,
+
+    /// What one pod did once, and what was gone within 3 hours, is held for review if it did not come again for so long,
+    /// or three times so long.
+    #[arg(long, env = "FLOWSCRIBE_HOLD_AFTER", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub(crate) hold_after: Duration,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -104,9 +180,13 @@ pub(crate) struct InputArgs {
     /// that changed hands within it is not resolved.
     #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = 2000)]
     pub(crate) clock_skew_ms: u32,
+
+    /// Memory that sorts, joins and groups of a query may take before they use temporary files, in MiB.
+    #[arg(long, env = "FLOWSCRIBE_MEMORY_MIB", value_name = "MIB", default_value_t = 512)]
+    pub(crate) memory_mib: u32,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// A table for people.
     Table,
@@ -114,4 +194,39 @@ pub(crate) enum Format {
     Csv,
     /// One JSON array of objects.
     Json,
+    /// A JSON object per line.
+    Jsonl,
+    /// Parquet.
+    Parquet,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SetsFormat {
+    /// For people.
+    Table,
+    /// One JSON array, an object per workload.
+    Json,
+}
+
+impl LearnArgs {
+    /// What sets are learned by.
+    ///
+    /// # Errors
+    /// The decisions can't be read, or are not valid.
+    pub(crate) fn learning(&self) -> Result<Learning, DecisionsError> {
+        let Self { decisions, learn_for, stable_after, decay_after, hold_after } = self;
+        let hours = |duration: &Duration| duration.as_secs().div_ceil(3600);
+        let thresholds = Thresholds {
+            learn_hours: hours(learn_for),
+            stable_hours: hours(stable_after),
+            decay_hours: hours(decay_after),
+            hold_hours: hours(hold_after),
+        };
+        Ok(Learning { decisions: Decisions::read(decisions.as_deref())?.into(), thresholds })
+    }
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("it is not NAME=VALUE")?;
+    Ok((name.trim_start_matches('$').to_owned(), value.to_owned()))
 }

@@ -31,6 +31,8 @@ pub(crate) struct Edge {
 /// What was observed of a communication.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Evidence {
+    /// A person said that it is to be allowed, seen or not.
+    pub(crate) is_pinned: bool,
     /// A Service was dialled.
     pub(crate) via_service: bool,
     /// The Services that were dialled, as namespace/name.
@@ -72,6 +74,7 @@ pub(crate) struct Evidence {
 impl Default for Evidence {
     fn default() -> Self {
         Self {
+            is_pinned: false,
             via_service: false,
             services: BTreeSet::new(),
             service_ports: BTreeSet::new(),
@@ -113,6 +116,7 @@ impl Evidence {
     /// Adds what was observed at other times.
     pub(crate) fn add(&mut self, other: Self) {
         let Self {
+            is_pinned,
             via_service,
             services,
             service_ports,
@@ -133,6 +137,7 @@ impl Evidence {
             first_seen,
             last_seen,
         } = other;
+        self.is_pinned |= is_pinned;
         self.via_service |= via_service;
         self.services.extend(services);
         self.service_ports.extend(service_ports);

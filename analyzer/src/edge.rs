@@ -24,7 +24,7 @@ use std::sync::Arc;
 use schemas::table::TimestampMs;
 
 use fold::{EdgeKey, Folder, HOUR_MS, Hour};
-pub(crate) use work::{EdgeTable, Flows, Undirected};
+pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError};
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both

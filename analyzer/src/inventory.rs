@@ -380,7 +380,7 @@ fn now() -> Result<TimestampMs, InventoryError> {
 }
 
 /// Name of the writer, in place of a node's: no node can have it.
-const WRITER: &str = "_cluster";
+pub(crate) const WRITER: &str = "_cluster";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const WINDOW: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);

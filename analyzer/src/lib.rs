@@ -1,12 +1,14 @@
 //! Flowscribe's batch analyzer.
 //!
 //! ```text
-//! *.parquet ──tables──► SQL tables, view edges ──communication──► BTreeSet<Communication> ──policy──► NetworkPolicies ──output──► YAML
-//!                          └ resolve: who had an address when
+//! *.parquet ──identity──► Index ──┐
+//!           ──runs──► Vec<Run> ───┤
+//!           ──edge──► Communications ──sets──► Sets ──policy──► NetworkPolicies ──output──► YAML
+//!           └───────────────── tables: all of it in SQL
 //! ```
 //!
-//! SQL owns joins and aggregation (`src/sql`), Rust owns what a policy may say (`policy`); a capture is all they know.
-//! `inventory` talks to a cluster, and only writes.
+//! `edge` reads the flows, `sets` tells what is believed of them, `policy` what a policy may say; a capture is all they
+//! know. `inventory` talks to a cluster, and only writes.
 
 mod args;
 mod communication;
@@ -17,18 +19,20 @@ mod output;
 mod policy;
 mod report;
 mod runs;
+mod sets;
 mod sql;
 mod tables;
 
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
+use tokio::runtime::Runtime;
 
 use args::{Args, Command};
 
 /// The program: parses the command line and runs one command.
 ///
-/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line.
+/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
@@ -37,8 +41,22 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("flowscribe: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(run(&args));
+    // What still reads for an answer that nobody waits for ends with the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("flowscribe: interrupted, nothing was written");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("flowscribe: {error:#}");
             ExitCode::FAILURE
@@ -46,12 +64,26 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn run(args: &Args) -> anyhow::Result<()> {
-    match &args.command {
-        Command::Report(args) => report::run(args).await?,
-        Command::Inventory(args) => inventory::run(args).await?,
-        Command::Sql(args) => sql::run(args).await?,
+/// Runs a command; whether it came to its end, and was not interrupted.
+async fn run(args: &Args) -> anyhow::Result<bool> {
+    let command = async {
+        match &args.command {
+            Command::Report(args) => report::run(args).await?,
+            Command::Inventory(args) => inventory::run(args).await?,
+            Command::Sets(args) => sets::run(args).await?,
+            Command::Sql(args) => sql::run(args).await?,
+        }
+        anyhow::Ok(true)
+    };
+    // Recording ends by itself, with what it has yet to write.
+    if matches!(args.command, Command::Inventory(_)) {
+        return command.await;
     }
-    Ok(())
+    tokio::select! {
+        done = Box::pin(command) => done,
+        _ = tokio::signal::ctrl_c() => Ok(false),
+    }
 }
+
+/// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;

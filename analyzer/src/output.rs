@@ -1,25 +1,33 @@
-//! Results for the reader: policies as YAML, query results as a table, CSV or JSON.
+//! Results for the reader: policies as YAML, query results as a table, CSV, JSON or Parquet. What goes to a file is there
+//! whole or not at all.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs::{self, File, Permissions},
+    io::{self, BufWriter, Seek, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process,
     sync::Arc,
 };
 
 use arrow::{
     array::{Array, RecordBatch, StringArray},
     csv,
-    datatypes::{DataType, Field, Schema},
+    datatypes::{DataType, Field, Schema, SchemaRef},
     error::ArrowError,
-    json::ArrayWriter,
+    json::{ArrayWriter, LineDelimitedWriter},
     util::{
         display::{ArrayFormatter, FormatOptions},
         pretty::pretty_format_batches,
     },
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, ZstdLevel},
+    errors::ParquetError,
+    file::properties::WriterProperties,
+};
+use tempfile::NamedTempFile;
 
 use crate::args::Format;
 
@@ -32,6 +40,9 @@ pub(crate) enum OutputError {
     /// A result can't be printed in the wanted format.
     #[error("cannot print the result")]
     Print(#[from] ArrowError),
+    /// A result can't be written as Parquet.
+    #[error("cannot write the result as Parquet")]
+    Parquet(#[from] ParquetError),
     /// The output refuses.
     #[error("cannot write {path}")]
     Write {
@@ -50,60 +61,169 @@ pub(crate) fn yaml(policies: &[NetworkPolicy]) -> Result<String, OutputError> {
     Ok(documents?.join("---\n"))
 }
 
-/// Writes text to standard output or to a file: an ordinary one is replaced whole or not at all, a device or a link is
-/// written through. A reader that went away is no error.
+/// Writes text to standard output or to a file, as [`Output`] does.
 ///
 /// # Errors
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
-    let written = match file {
-        None => io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()),
-        Some(path) => match fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.is_file() => fs::write(path, text),
-            _ => replace(path, text),
-        },
-    };
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => {
-            let path = file.map_or_else(|| PathBuf::from("standard output"), Path::to_path_buf);
-            written.map_err(|source| OutputError::Write { path, source })
+    let mut output = Output::new(file)?;
+    let written = output.file.write_all(text.as_bytes());
+    written.map_err(|source| output.error(source))?;
+    output.finish()
+}
+
+/// A result in the making. It appears when it is finished, and leaves nothing behind if it never is: an ordinary file is
+/// replaced whole, a device or a link is written through, and so is standard output. A reader that went away is no error.
+pub(crate) struct Output {
+    file: BufWriter<NamedTempFile>,
+    /// `None` for standard output.
+    target: Option<PathBuf>,
+}
+
+impl Output {
+    /// Begins.
+    ///
+    /// # Errors
+    /// There is no room for what is unfinished.
+    pub(crate) fn new(target: Option<&Path>) -> Result<Self, OutputError> {
+        let is_replaced = |path: &&Path| fs::symlink_metadata(path).map_or(true, |metadata| metadata.is_file());
+        let folder = target.filter(is_replaced).map(|path| match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        });
+        let mut unfinished = tempfile::Builder::new();
+        unfinished.prefix(".flowscribe-").suffix(".tmp").permissions(Permissions::from_mode(ANYBODY));
+        let made = folder.map_or_else(|| unfinished.tempfile(), |folder| unfinished.tempfile_in(folder));
+        let target = target.map(Path::to_path_buf);
+        match made {
+            Ok(file) => Ok(Self { file: BufWriter::new(file), target }),
+            Err(source) => Err(OutputError::Write { path: named(target.as_deref()), source }),
         }
     }
-}
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy();
-    let unfinished = path.with_file_name(format!(".{name}.{}.tmp", process::id()));
-    let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
-}
-
-/// A query's result as text.
-///
-/// # Errors
-/// A value can't be printed in the format.
-pub(crate) fn table(batches: &[RecordBatch], format: Format) -> Result<String, OutputError> {
-    let mut text = Vec::new();
-    match format {
-        Format::Table => return Ok(format!("{}\n", pretty_format_batches(batches)?)),
-        Format::Csv => {
-            let mut writer = csv::WriterBuilder::new().with_header(true).build(&mut text);
-            for batch in batches {
-                writer.write(&flat(batch)?)?;
+    /// Makes it appear.
+    ///
+    /// # Errors
+    /// The file or standard output refuses.
+    pub(crate) fn finish(self) -> Result<(), OutputError> {
+        let Self { file, target } = self;
+        let done = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|mut file| {
+            let path = match &target {
+                None => return copy(&mut file, &mut io::stdout()),
+                Some(path) => path,
+            };
+            match fs::symlink_metadata(path) {
+                Ok(metadata) if !metadata.is_file() => copy(&mut file, &mut File::options().write(true).open(path)?),
+                _ => file.persist(path).map(drop).map_err(|error| error.error),
             }
-        }
-        Format::Json => {
-            let mut writer = ArrayWriter::new(&mut text);
-            writer.write_batches(&batches.iter().collect::<Vec<_>>())?;
-            writer.finish()?;
-            text.push(b'\n');
+        });
+        match done {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            done => done.map_err(|source| OutputError::Write { path: named(target.as_deref()), source }),
         }
     }
-    Ok(String::from_utf8_lossy(&text).into_owned())
+
+    fn error(&self, source: io::Error) -> OutputError {
+        OutputError::Write { path: named(self.target.as_deref()), source }
+    }
+}
+
+fn named(target: Option<&Path>) -> PathBuf {
+    target.map_or_else(|| PathBuf::from("standard output"), Path::to_path_buf)
+}
+
+fn copy(file: &mut NamedTempFile, to: &mut impl Write) -> io::Result<()> {
+    file.rewind()?;
+    io::copy(file, to)?;
+    to.flush()
+}
+
+/// Writes a query's result, batch by batch.
+pub(crate) enum ResultWriter {
+    /// Columns are as wide as their widest value: all is needed first.
+    Table(Vec<RecordBatch>, Output),
+    Csv(Box<csv::Writer<Output>>),
+    Json(Box<ArrayWriter<Output>>),
+    Jsonl(Box<LineDelimitedWriter<Output>>),
+    Parquet(Box<ArrowWriter<Output>>),
+}
+
+impl ResultWriter {
+    /// Begins a result of a schema.
+    ///
+    /// # Errors
+    /// There is no room for what is unfinished.
+    pub(crate) fn new(format: Format, schema: &SchemaRef, target: Option<&Path>) -> Result<Self, OutputError> {
+        let output = Output::new(target)?;
+        Ok(match format {
+            Format::Table => Self::Table(vec![RecordBatch::new_empty(Arc::clone(schema))], output),
+            Format::Csv => {
+                let mut writer = csv::WriterBuilder::new().with_header(true).build(output);
+                // A result without rows has its header too.
+                writer.write(&flat(&RecordBatch::new_empty(Arc::clone(schema)))?)?;
+                Self::Csv(Box::new(writer))
+            }
+            Format::Json => Self::Json(Box::new(ArrayWriter::new(output))),
+            Format::Jsonl => Self::Jsonl(Box::new(LineDelimitedWriter::new(output))),
+            Format::Parquet => {
+                let zstd = Compression::ZSTD(ZstdLevel::default());
+                let properties = WriterProperties::builder().set_compression(zstd).build();
+                Self::Parquet(Box::new(ArrowWriter::try_new(output, Arc::clone(schema), Some(properties))?))
+            }
+        })
+    }
+
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// A value can't be written in the format, or there is no room.
+    pub(crate) fn add(&mut self, batch: RecordBatch) -> Result<(), OutputError> {
+        match self {
+            Self::Table(batches, _) => batches.push(batch),
+            Self::Csv(writer) => writer.write(&flat(&batch)?)?,
+            Self::Json(writer) => writer.write(&batch)?,
+            Self::Jsonl(writer) => writer.write(&batch)?,
+            Self::Parquet(writer) => writer.write(&batch)?,
+        }
+        Ok(())
+    }
+
+    /// Makes the result appear.
+    ///
+    /// # Errors
+    /// As [`Output::finish`].
+    pub(crate) fn finish(self) -> Result<(), OutputError> {
+        let output = match self {
+            Self::Table(batches, mut output) => {
+                let written = writeln!(output.file, "{}", pretty_format_batches(&batches)?);
+                written.map_err(|source| output.error(source))?;
+                output
+            }
+            Self::Csv(writer) => writer.into_inner(),
+            Self::Json(mut writer) => {
+                writer.finish()?;
+                let mut output = writer.into_inner();
+                writeln!(output.file).map_err(|source| output.error(source))?;
+                output
+            }
+            Self::Jsonl(mut writer) => {
+                writer.finish()?;
+                writer.into_inner()
+            }
+            Self::Parquet(writer) => writer.into_inner()?,
+        };
+        output.finish()
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// The batch with lists and structs as text: CSV has no nesting.
@@ -125,3 +245,6 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }
+
+/// Permissions of new files, of which the process's mask takes some away.
+const ANYBODY: u32 = 0o666;

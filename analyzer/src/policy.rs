@@ -81,7 +81,7 @@ impl fmt::Display for Finding {
                 write!(f, "{source}: left out, never established: {told}")?;
                 match attempts.len().saturating_sub(ATTEMPTS_TOLD) {
                     0 => Ok(()),
-                    more => write!(f, " and {more} more (flowscribe sql: edges where failed > 0)"),
+                    more => write!(f, " and {more} more (flowscribe sql: failed_attempts)"),
                 }
             }
             Self::NoTraffic { workload } => {
@@ -179,7 +179,7 @@ impl<'a> Draft<'a> {
         let Edge { source, destination, transport, port, own_node } = edge;
         let what = format!("{destination} {port}/{}", transport.to_uppercase());
         let rule = format!("{source} → {what}");
-        if !evidence.is_established() {
+        if !evidence.is_established() && !evidence.is_pinned {
             if evidence.failed > 0 {
                 let failures = evidence.failures.iter().map(|failure| &**failure).collect::<Vec<_>>().join(", ");
                 let failures = if failures.is_empty() { "failed" } else { &failures };
@@ -220,7 +220,7 @@ impl<'a> Draft<'a> {
         }
         if let Endpoint::Workload(workload) = destination
             && self.wish.wants(workload)
-            && evidence.answered
+            && (evidence.answered || evidence.is_pinned)
         {
             let peer = self.peer(source, &rule);
             let rules = self.rules.entry(workload.clone()).or_default();

@@ -11,11 +11,11 @@ use schemas::{
 
 use crate::{
     args::ReportArgs,
-    communication::Communications,
     edge::Undirected,
     output::{self, OutputError},
     policy::{self, PolicyError, PolicySet, Wish},
     runs::Run,
+    sets::{DecisionsError, Sets},
     tables::{Tables, TablesError},
 };
 
@@ -24,6 +24,8 @@ use crate::{
 pub(crate) enum ReportError {
     #[error(transparent)]
     Tables(#[from] TablesError),
+    #[error(transparent)]
+    Decisions(#[from] DecisionsError),
     #[error("cannot read the capture")]
     Read(#[from] DataFusionError),
     #[error("refusing to write an unsafe policy, please report this")]
@@ -37,16 +39,19 @@ pub(crate) enum ReportError {
 /// # Errors
 /// An input is not there, or the output can't be written. A broken file among the input is no error.
 pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
-    let question = async |tables: &Tables| tables.communications().await;
-    let (tables, (communications, undirected)) = Tables::ask::<_, ReportError>(&args.input, question).await?;
+    let learning = args.learn.learning()?;
+    let question = async |tables: &Tables| Ok(tables.learned().await?);
+    let (tables, learned) = Tables::ask::<_, ReportError>(&args.input, &learning, question).await?;
+    let (sets, undirected) = &*learned;
     let named = args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
     let wish = Wish { namespaces: named.map(Arc::from).collect(), service_ports: args.service_ports };
+    let communications = sets.allowed();
     let set = policy::synthesize(&communications, &tables.index, &wish)?;
     output::write(&output::yaml(&set.policies)?, args.output.as_deref())?;
     if tables.files.is_empty() {
         eprint!("{}", nothing(&tables, &args.input.input));
     } else {
-        eprint!("{}", remarks(&tables, &undirected, &communications, &set));
+        eprint!("{}", remarks(&tables, undirected, sets, &set));
     }
     Ok(())
 }
@@ -64,7 +69,7 @@ fn nothing(tables: &Tables, inputs: &[PathBuf]) -> String {
 }
 
 /// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
-fn remarks(tables: &Tables, undirected: &Undirected, communications: &Communications, set: &PolicySet) -> String {
+fn remarks(tables: &Tables, undirected: &Undirected, sets: &Sets, set: &PolicySet) -> String {
     let mut text = String::new();
     for problem in &tables.problems {
         let _ = writeln!(text, "skipped {problem}");
@@ -73,13 +78,14 @@ fn remarks(tables: &Tables, undirected: &Undirected, communications: &Communicat
         text += "no inventory of the whole cluster is in the input, so that no address can be told to be outside: record \
                  one with flowscribe inventory\n";
     }
-    for run in &tables.runs {
+    for run in tables.runs.iter() {
         remark(run, undirected.get(&run.run_id).copied().unwrap_or_default(), &mut text);
     }
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");
     }
-    let established = communications.values().filter(|evidence| evidence.is_established());
+    text += &sets.remarks();
+    let established = sets.edges.values().map(|(evidence, _)| evidence).filter(|evidence| evidence.is_established());
     let one_sided = established.clone().filter(|evidence| evidence.seen_by() != "both").count();
     let _ = write!(
         text,

@@ -1,14 +1,19 @@
 //! `flowscribe sql`: any query over the capture's tables.
 
-use std::sync::Arc;
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
 
-use arrow::array::RecordBatch;
-use datafusion::error::DataFusionError;
+use datafusion::{common::ParamValues, error::DataFusionError, scalar::ScalarValue};
+use futures::StreamExt;
 
 use crate::{
-    args::SqlArgs,
-    output::{self, OutputError},
-    tables::{Tables, TablesError},
+    args::{Format, SqlArgs},
+    output::{self, OutputError, ResultWriter},
+    sets::DecisionsError,
+    tables::{self, Tables, TablesError},
 };
 
 /// Why a query can't be answered.
@@ -19,27 +24,61 @@ pub(crate) enum SqlError {
     #[error("the query failed")]
     Query(#[from] DataFusionError),
     #[error(transparent)]
+    Decisions(#[from] DecisionsError),
+    #[error("cannot read the query {path}")]
+    QueryFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("Parquet is not for terminals: name a file with --output")]
+    ParquetOnTerminal,
+    #[error(transparent)]
     Output(#[from] OutputError),
 }
 
-/// Runs the query and prints its result; files that can't be read are told on standard error.
+/// Runs the query and writes its result; files that can't be read are told on standard error.
 ///
 /// # Errors
 /// An input is not there, the query is wrong, or the output can't be written.
 pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
-    let SqlArgs { input, query, format } = args;
-    let (tables, batches) = Tables::ask::<_, SqlError>(input, async |tables| result(tables, query).await).await?;
+    let SqlArgs { input, learn, query, query_file, params, format, output, tables } = args;
+    if *tables {
+        return Ok(output::write(&tables::explain(), None)?);
+    }
+    if *format == Format::Parquet && output.is_none() && io::stdout().is_terminal() {
+        return Err(SqlError::ParquetOnTerminal);
+    }
+    let query = match query_file {
+        Some(path) => read(path).map_err(|source| SqlError::QueryFile { path: path.clone(), source })?,
+        None => query.clone().unwrap_or_default(),
+    };
+    let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
+    let question = async |tables: &Tables| -> Result<ResultWriter, SqlError> {
+        let frame = tables.sql(&query, ParamValues::from(params.clone())).await?;
+        let mut writer = ResultWriter::new(*format, frame.schema().inner(), output.as_deref())?;
+        let mut batches = frame.execute_stream().await?;
+        while let Some(batch) = batches.next().await {
+            writer.add(batch?)?;
+        }
+        Ok(writer)
+    };
+    let learning = learn.learning()?;
+    let (tables, writer) = Tables::ask::<_, SqlError>(input, &learning, question).await?;
     for problem in &tables.problems {
         eprintln!("skipped {problem}");
     }
-    output::write(&output::table(&batches, *format)?, None)?;
-    Ok(())
+    Ok(writer.finish()?)
 }
 
-/// A query's result: at least one batch, so that even an empty one has its columns.
-async fn result(tables: &Tables, query: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
-    let frame = tables.sql(query).await?;
-    let empty = RecordBatch::new_empty(Arc::clone(frame.schema().inner()));
-    let batches = frame.collect().await?;
-    Ok(if batches.is_empty() { vec![empty] } else { batches })
+fn read(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(path) }
+}
+
+/// A parameter's value: what looks like a number or a truth is one.
+fn value(text: &str) -> ScalarValue {
+    let number = || text.parse::<i64>().map(ScalarValue::from).ok();
+    let fraction = || text.parse::<f64>().map(ScalarValue::from).ok();
+    let truth = || text.parse::<bool>().map(ScalarValue::from).ok();
+    number().or_else(fraction).or_else(truth).unwrap_or_else(|| ScalarValue::from(text))
 }

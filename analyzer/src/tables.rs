@@ -1,4 +1,8 @@
-//! A capture as SQL tables: `flows`, `inventory`, `health`, and the view `edges`.
+//! A capture as SQL tables: the datasets `flows`, `inventory` and `health`, what is derived of them, and functions.
+
+mod function;
+mod help;
+mod learned;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -9,13 +13,18 @@ use std::{
 
 use arrow::datatypes::SchemaRef;
 use datafusion::{
+    common::ParamValues,
     datasource::{
         MemTable, TableProvider,
         file_format::parquet::ParquetFormat,
         listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl},
     },
     error::DataFusionError,
-    execution::context::SQLOptions,
+    execution::{
+        context::SQLOptions,
+        disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        runtime_env::RuntimeEnvBuilder,
+    },
     prelude::{DataFrame, SessionConfig, SessionContext},
 };
 use indicatif::ProgressBar;
@@ -27,15 +36,18 @@ use schemas::{
     inventory::InventoryRecord,
     table::{Record, Table},
 };
+use tempfile::TempDir;
 use url::Url;
 
 use crate::{
     args::InputArgs,
-    communication::Communications,
     edge::{EdgeTable, Flows, Undirected},
     identity,
     runs::{self, Run},
+    sets::{Decisions, Sets, Thresholds},
 };
+pub(crate) use help::explain;
+use learned::Learned;
 
 /// A capture that is open for questions.
 pub(crate) struct Tables {
@@ -43,12 +55,22 @@ pub(crate) struct Tables {
     /// Who was who.
     pub(crate) index: Arc<Index>,
     /// What agents say of their recording.
-    pub(crate) runs: Vec<Run>,
+    pub(crate) runs: Arc<Vec<Run>>,
     /// What of the input is used.
     pub(crate) files: Vec<CaptureFile>,
     /// What is not, and why.
     pub(crate) problems: Vec<Problem>,
-    flows: Arc<Flows>,
+    learned: Arc<Learned>,
+    progress: ProgressBar,
+    /// Where queries put what does not fit into memory; removed with this.
+    _spill: TempDir,
+}
+
+/// What communication sets are learned by.
+#[derive(Clone, Debug)]
+pub(crate) struct Learning {
+    pub(crate) decisions: Arc<Decisions>,
+    pub(crate) thresholds: Thresholds,
 }
 
 /// Why a capture can't be asked.
@@ -67,9 +89,12 @@ pub(crate) enum TablesError {
     /// The named cluster is not there.
     #[error("the input holds no cluster `{wanted}`, only {clusters}")]
     NoSuchCluster { wanted: String, clusters: String },
-    /// A query failed, or was wrong.
-    #[error(transparent)]
-    Query(#[from] DataFusionError),
+    /// The query engine can't be set up.
+    #[error("cannot set up the query engine")]
+    Engine(#[from] DataFusionError),
+    /// There is no room for temporary files, or no thread.
+    #[error("cannot set up the query engine")]
+    System(#[from] io::Error),
 }
 
 impl Tables {
@@ -79,18 +104,22 @@ impl Tables {
     /// The inputs can't be opened, or the question fails for another reason.
     pub(crate) async fn ask<T, E>(
         args: &InputArgs,
-        question: impl AsyncFn(&Self) -> Result<T, DataFusionError>,
+        learning: &Learning,
+        question: impl AsyncFn(&Self) -> Result<T, E>,
     ) -> Result<(Self, T), E>
     where
-        E: From<TablesError> + From<DataFusionError>,
+        E: From<TablesError>,
     {
-        let tables = Self::open(args).await?;
-        match question(&tables).await {
+        let tables = Self::open(args, learning).await?;
+        let answer = question(&tables).await;
+        tables.progress.finish_and_clear();
+        match answer {
             Ok(answer) => Ok((tables, answer)),
             // A file whose footer is whole may still be damaged.
             Err(error) => {
-                let whole = tables.without_damaged(args).await?.ok_or(error)?;
+                let whole = tables.without_damaged(args, learning).await?.ok_or(error)?;
                 let answer = question(&whole).await?;
+                whole.progress.finish_and_clear();
                 Ok((whole, answer))
             }
         }
@@ -100,8 +129,8 @@ impl Tables {
     ///
     /// # Errors
     /// An input does not exist, or the query engine can't be set up.
-    async fn open(args: &InputArgs) -> Result<Self, TablesError> {
-        let InputArgs { input, cluster, clock_skew_ms } = args;
+    async fn open(args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
+        let InputArgs { input, cluster, .. } = args;
         for path in input {
             fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
         }
@@ -117,7 +146,7 @@ impl Tables {
             None if clusters.len() > 1 => return Err(TablesError::SeveralClusters { clusters: named() }),
             None => {}
         }
-        Self::over(listing, *clock_skew_ms).await
+        Self::over(listing, args, learning).await
     }
 
     /// Opens the input again without the files that turned out to be damaged when they were read; `None` when all are
@@ -125,7 +154,7 @@ impl Tables {
     ///
     /// # Errors
     /// As [`Self::open`].
-    async fn without_damaged(&self, args: &InputArgs) -> Result<Option<Self>, TablesError> {
+    async fn without_damaged(&self, args: &InputArgs, learning: &Learning) -> Result<Option<Self>, TablesError> {
         let damaged: Vec<Problem> = self.files.iter().filter_map(|file| capture::verify(file).err()).collect();
         if damaged.is_empty() {
             return Ok(None);
@@ -135,16 +164,24 @@ impl Tables {
         let mut problems = self.problems.clone();
         problems.extend(damaged.iter().cloned());
         problems.sort();
-        Self::over(Listing { files, problems }, args.clock_skew_ms).await.map(Some)
+        Self::over(Listing { files, problems }, args, learning).await.map(Some)
     }
 
     /// Plans a query; a capture can only be read.
     ///
     /// # Errors
-    /// The query is wrong, or would write.
-    pub(crate) async fn sql(&self, query: &str) -> Result<DataFrame, DataFusionError> {
+    /// The query is wrong, would write, or names a parameter that has no value.
+    pub(crate) async fn sql(&self, query: &str, params: ParamValues) -> Result<DataFrame, DataFusionError> {
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        self.context.sql_with_options(query, read_only).await
+        self.context.sql_with_options(query, read_only).await?.with_param_values(params)
+    }
+
+    /// The communication sets, and how many rows of each run had no known direction.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub(crate) async fn learned(&self) -> Result<Arc<(Sets, Undirected)>, DataFusionError> {
+        self.learned.get().await
     }
 
     /// Rows of a dataset, repetitions counted.
@@ -152,42 +189,50 @@ impl Tables {
         self.files.iter().filter(|file| file.dataset == dataset).map(|file| file.rows).sum()
     }
 
-    async fn over(listing: Listing, clock_skew_ms: u32) -> Result<Self, TablesError> {
-        let Listing { mut files, mut problems } = listing;
-        let (runs, damaged) = runs::read(&files);
-        let heard = runs.iter().filter_map(Run::heard).collect();
-        let (index, more) = identity::read(&files, heard, clock_skew_ms);
-        problems.extend(damaged.into_iter().chain(more));
-        problems.sort();
-        files.retain(|file| problems.iter().all(|problem| problem.path != file.path));
-        let index = Arc::new(index);
+    async fn over(listing: Listing, args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
+        let clock_skew_ms = args.clock_skew_ms;
+        let read = move || {
+            let Listing { mut files, mut problems } = listing;
+            let (runs, damaged) = runs::read(&files);
+            let heard = runs.iter().filter_map(Run::heard).collect();
+            let (index, more) = identity::read(&files, heard, clock_skew_ms);
+            problems.extend(damaged.into_iter().chain(more));
+            problems.sort();
+            files.retain(|file| problems.iter().all(|problem| problem.path != file.path));
+            (files, problems, Arc::new(runs), Arc::new(index))
+        };
+        // In a thread that nobody has to wait for after Ctrl-C.
+        let (files, problems, runs, index) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
 
+        let spill = tempfile::tempdir()?;
+        let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill.path().into()]));
+        let memory_bytes = args.memory_mib as usize * (1 << 20);
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_limit(memory_bytes, 1.0)
+            .with_disk_manager_builder(disk)
+            .build_arc()?;
         let config = SessionConfig::new()
             .with_information_schema(true)
             // The generic dialect takes a column named `cluster` for the keyword of Hive's `cluster by`.
             .set_str("datafusion.sql_parser.dialect", "PostgreSQL")
             // DataFusion 55.2 gives extracted struct fields names that clash when a table is joined with itself.
             .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false);
-        let context = SessionContext::new_with_config(config);
+        let context = SessionContext::new_with_config_rt(config, runtime);
+        function::register(&context);
         register(&context, FlowRecord::DATASET, FlowRecord::schema(), &files).await?;
         register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &files).await?;
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), &files).await?;
-        let flow_files: Vec<CaptureFile> =
-            files.iter().filter(|file| file.dataset == FlowRecord::DATASET).cloned().collect();
-        let flows = Arc::new(Flows::new(&flow_files, Arc::clone(&index), ProgressBar::hidden(), Arc::default()));
-        context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
-        Ok(Self { context, index, runs, files, problems, flows })
-    }
 
-    /// Who talked to whom, over the whole capture.
-    ///
-    /// # Errors
-    /// A file can't be read.
-    pub(crate) async fn communications(&self) -> Result<(Communications, Undirected), DataFusionError> {
-        let flows = Arc::clone(&self.flows);
-        let folded = tokio::task::spawn_blocking(move || flows.communications()).await;
-        let folded = folded.map_err(|error| DataFusionError::External(error.into()))?;
-        folded.map_err(|error| DataFusionError::External(error.into()))
+        let of_flows = files.iter().filter(|file| file.dataset == FlowRecord::DATASET).cloned();
+        let progress = ProgressBar::no_length();
+        let flows = Arc::new(Flows::new(&of_flows.collect::<Vec<_>>(), Arc::clone(&index), progress.clone()));
+        context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
+        let learned = Arc::new(Learned::new(flows, Arc::clone(&index), Arc::clone(&runs), learning.clone()));
+        learned.register(&context)?;
+        for (name, _, query) in help::VIEWS {
+            view(&context, name, query).await?;
+        }
+        Ok(Self { context, index, runs, files, problems, learned, progress, _spill: spill })
     }
 }
 

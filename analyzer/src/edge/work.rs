@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
 };
@@ -32,7 +32,7 @@ use datafusion::{
         streaming::{PartitionStream, StreamingTableExec},
     },
 };
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use parquet::{
     arrow::{
         ProjectionMask,
@@ -53,12 +53,11 @@ use crate::communication::Communications;
 /// The flows of a capture, and who was who.
 pub(crate) struct Flows {
     cluster: Arc<str>,
+    rows: u64,
     files: Vec<FlowFile>,
     units: Vec<Unit>,
     index: Arc<Index>,
     progress: ProgressBar,
-    /// Set when nobody waits for the answer any more.
-    cancelled: Arc<AtomicBool>,
 }
 
 struct FlowFile {
@@ -96,20 +95,14 @@ pub(crate) enum WorkError {
     },
     #[error("cannot make rows of edges")]
     Encode(#[source] ArrowError),
-    #[error("interrupted")]
-    Cancelled,
 }
 
 impl Flows {
     /// Divides the files that hold flows.
-    pub(crate) fn new(
-        files: &[CaptureFile],
-        index: Arc<Index>,
-        progress: ProgressBar,
-        cancelled: Arc<AtomicBool>,
-    ) -> Self {
+    pub(crate) fn new(files: &[CaptureFile], index: Arc<Index>, progress: ProgressBar) -> Self {
         let repeats = repeats(files);
         let cluster = files.first().map(|file| file.cluster.as_str().into()).unwrap_or_default();
+        let rows = files.iter().map(|file| file.rows.max(0) as u64).sum();
         let hour = |time: i64| time.saturating_sub(1).div_euclid(HOUR_MS);
         let flow_file = |(file, repeats): (&CaptureFile, bool)| FlowFile {
             path: file.path.clone(),
@@ -118,7 +111,8 @@ impl Flows {
         };
         let files: Vec<FlowFile> = files.iter().zip(repeats).map(flow_file).collect();
         let units = units(&files);
-        Self { cluster, files, units, index, progress, cancelled }
+        progress.set_style(style());
+        Self { cluster, rows, files, units, index, progress }
     }
 
     /// Folds everything into one total per edge, on as many threads as there are processors. Memory goes by the edges of
@@ -127,6 +121,7 @@ impl Flows {
     /// # Errors
     /// A file can't be read.
     pub(crate) fn communications(&self) -> Result<(Communications, Undirected), WorkError> {
+        self.begin();
         let next = AtomicUsize::new(0);
         let work = || {
             let (mut folder, mut tally) = (Folder::new(&self.index), Tally::default());
@@ -155,6 +150,11 @@ impl Flows {
             }
         }
         Ok((communications, undirected))
+    }
+
+    fn begin(&self) {
+        self.progress.reset();
+        self.progress.set_length(self.rows);
     }
 
     /// Makes the rows of every `parts`-th unit, for the given columns.
@@ -201,9 +201,6 @@ impl Flows {
                     .build()
                     .map_err(read_error)?;
                 for batch in reader {
-                    if self.cancelled.load(Ordering::Relaxed) {
-                        return Err(WorkError::Cancelled);
-                    }
                     let batch = batch.map_err(|source| WorkError::Decode { path: file.path.clone(), source })?;
                     folder.add(&batch, unit.hours, file.repeats);
                     self.progress.inc(batch.num_rows() as u64);
@@ -242,6 +239,7 @@ impl TableProvider for EdgeTable {
             let (flows, schema, columns) = (Arc::clone(&self.0), Arc::clone(&schema), columns.clone());
             Arc::new(EdgeStream { flows, schema, columns, part: (part, parts) })
         };
+        self.0.begin();
         let streams = (0..parts).map(stream).collect();
         Ok(Arc::new(StreamingTableExec::try_new(schema, streams, None, None, false, limit)?))
     }
@@ -276,6 +274,12 @@ impl fmt::Debug for Flows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flows").field("files", &self.files.len()).finish_non_exhaustive()
     }
+}
+
+/// How work is shown to people; nothing is, where standard error is no terminal.
+fn style() -> ProgressStyle {
+    let template = "{bar:40} {percent:>3} % of {human_len} rows of flows, {per_sec}, {eta} left";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// Units in order of time, which share no hour.

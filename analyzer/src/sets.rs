@@ -1,0 +1,251 @@
+//! Communication sets: of every workload, with whom it talks on which port, and how sure that is.
+//!
+//! ```text
+//! Communications ──judge──► what is held for review     ┐
+//! Index, Runs ──exposure──► when it could have been seen ├──► Sets: one entry per workload, direction, peer and port
+//! Decisions (pin, forbid)                               ┘
+//! ```
+//!
+//! The unit of time is the hour. An hour is *observable* for a workload when its pods ran in it and at least half of their
+//! time was watched; silence in other hours says nothing.
+
+mod decision;
+mod exposure;
+mod judge;
+mod list;
+mod recurrence;
+mod row;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use roaring::RoaringBitmap;
+use schemas::{index::Index, table::TimestampMs};
+
+pub(crate) use decision::{Decisions, DecisionsError};
+pub(crate) use exposure::{CoverageRow, GapRow};
+pub(crate) use list::run;
+pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
+
+use crate::{
+    communication::{Communications, Edge, Endpoint, Evidence, Workload},
+    runs::Run,
+};
+use exposure::Exposure;
+
+/// How much has to be observed before something is believed, in hours that are observable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Thresholds {
+    /// Fewer: the workload is learning.
+    pub(crate) learn_hours: u64,
+    /// So many without a change: its set is stable.
+    pub(crate) stable_hours: u64,
+    /// So many without being seen: an edge is decaying.
+    pub(crate) decay_hours: u64,
+    /// So many in which a passing edge did not come again: it is held.
+    pub(crate) hold_hours: u64,
+}
+
+/// Everything that was learned.
+#[derive(Debug, Default)]
+pub(crate) struct Sets {
+    pub(crate) workloads: BTreeMap<Workload, Set>,
+    /// All communications, and of those that could be learned what became of them.
+    pub(crate) edges: BTreeMap<Edge, (Evidence, Fate)>,
+    pub(crate) exposure: Exposure,
+    /// Decisions that concern nothing.
+    pub(crate) idle_decisions: Vec<String>,
+}
+
+/// What a workload talks to.
+#[derive(Debug)]
+pub(crate) struct Set {
+    pub(crate) status: Status,
+    pub(crate) reason: String,
+    /// Since when the set is what it is.
+    pub(crate) since: Option<TimestampMs>,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// One edge as one of its ends sees it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) direction: Direction,
+    pub(crate) edge: Edge,
+    pub(crate) status: Status,
+    pub(crate) reason: String,
+    pub(crate) recurrence: Option<recurrence::Recurrence>,
+    /// Hours in which it was seen, and hours in which it could have been.
+    pub(crate) seen_hours: u64,
+    pub(crate) observable_hours: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// How sure an edge or a set is; in order of how much it needs attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Status {
+    /// Not seen any more.
+    Decaying,
+    /// Not observed for long enough to tell.
+    Learning,
+    /// Changed lately.
+    Stabilizing,
+    /// The same for long.
+    Stable,
+}
+
+/// What becomes of an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is learned.
+    Learned,
+    /// A person said that it is to be allowed.
+    Pinned(String),
+    /// A person said that it is not.
+    Forbidden(String),
+    /// It is not learned before a person has looked at it.
+    Held(String),
+    /// Nothing passed.
+    Failed,
+    /// A pod's own node may always reach it.
+    OwnNode,
+}
+
+impl Entry {
+    /// Direction, peer and port in words.
+    pub(crate) fn told(&self) -> String {
+        let Edge { source, destination, transport, port, .. } = &self.edge;
+        let transport = transport.to_uppercase();
+        match self.direction {
+            Direction::Ingress => format!("ingress from {source} {port}/{transport}"),
+            Direction::Egress => format!("egress to {destination} {port}/{transport}"),
+        }
+    }
+}
+
+impl Direction {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl Status {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Learning => "learning",
+            Self::Stabilizing => "stabilizing",
+            Self::Stable => "stable",
+            Self::Decaying => "decaying",
+        }
+    }
+}
+
+impl Fate {
+    /// Whether policies allow it.
+    pub(crate) const fn is_allowed(&self) -> bool {
+        matches!(self, Self::Learned | Self::Pinned(_))
+    }
+
+    /// In a word, and why.
+    pub(crate) fn told(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::Learned => ("learned", None),
+            Self::Pinned(reason) => ("pinned", Some(reason)),
+            Self::Forbidden(reason) => ("forbidden", Some(reason)),
+            Self::Held(reason) => ("held", Some(reason)),
+            Self::Failed => ("failed", None),
+            Self::OwnNode => ("own_node", None),
+        }
+    }
+}
+
+impl Sets {
+    /// Learns the sets of a capture.
+    pub(crate) fn learn(
+        communications: Communications,
+        index: &Index,
+        runs: &[Run],
+        decisions: &Decisions,
+        thresholds: Thresholds,
+    ) -> Self {
+        let exposure = Exposure::new(index, runs, &communications);
+        let judge = judge::Judge { index, exposure: &exposure, thresholds };
+        let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
+        let mut concerned = BTreeSet::new();
+        for (edge, evidence) in communications {
+            let fate = match decisions.of(&edge, &mut concerned) {
+                _ if edge.own_node => Fate::OwnNode,
+                Some(fate) if evidence.is_established() => fate,
+                Some(fate @ Fate::Pinned(_)) => fate,
+                _ if !evidence.is_established() => Fate::Failed,
+                _ => judge.held(&edge, &evidence).map_or(Fate::Learned, Fate::Held),
+            };
+            edges.insert(edge, (evidence, fate));
+        }
+        // What a person pinned is there even when this capture has not seen it.
+        for (edge, fate) in decisions.pinned_edges(index, &mut concerned) {
+            edges.entry(edge).or_insert_with(|| (Evidence::default(), fate));
+        }
+        let mut entries: BTreeMap<Workload, Vec<Entry>> = BTreeMap::new();
+        for (edge, (evidence, fate)) in &edges {
+            if matches!(fate, Fate::Failed | Fate::OwnNode) {
+                continue;
+            }
+            let ends = [(Direction::Egress, &edge.source), (Direction::Ingress, &edge.destination)];
+            for (direction, end) in ends {
+                let Endpoint::Workload(workload) = end else { continue };
+                // Behind a Service with several workloads, who answered is not told.
+                if direction == Direction::Ingress && !evidence.answered && !matches!(fate, Fate::Pinned(_)) {
+                    continue;
+                }
+                let entry = judge.entry(workload, direction, edge, evidence);
+                entries.entry(workload.clone()).or_default().push(entry);
+            }
+        }
+        let known: Vec<Workload> = exposure.workloads().cloned().collect();
+        for workload in known {
+            entries.entry(workload).or_default();
+        }
+        let set = |(workload, entries): (Workload, Vec<Entry>)| {
+            let set = judge.set(&workload, entries, &edges);
+            (workload, set)
+        };
+        let workloads = entries.into_iter().map(set).collect();
+        let idle_decisions = decisions.idle(&concerned);
+        Self { workloads, edges, exposure, idle_decisions }
+    }
+
+    /// What policies are made of.
+    pub(crate) fn allowed(&self) -> Communications {
+        let allowed = self.edges.iter().filter(|(_, (_, fate))| fate.is_allowed() || matches!(fate, Fate::Failed));
+        let evidence = |(evidence, fate): &(Evidence, Fate)| Evidence {
+            is_pinned: matches!(fate, Fate::Pinned(_)),
+            ..evidence.clone()
+        };
+        allowed.map(|(edge, told)| (edge.clone(), evidence(told))).collect()
+    }
+}
+
+/// Hours since the Unix epoch, in time.
+pub(crate) fn hour_start(hour: u32) -> TimestampMs {
+    TimestampMs(i64::from(hour) * HOUR_MS)
+}
+
+/// The hour that a moment is in.
+fn hour_of(time: TimestampMs) -> u32 {
+    u32::try_from(time.0.div_euclid(HOUR_MS)).unwrap_or_default()
+}
+
+/// Of some hours, how many there are from one on.
+fn hours_from(hours: &RoaringBitmap, first: u32) -> u64 {
+    hours.len() - hours.range_cardinality(..first)
+}
+
+const HOUR_MS: i64 = 3_600_000;

@@ -1,0 +1,256 @@
+//! What people decided: edges that are pinned or forbidden, whatever a capture says. The file is theirs, and survives.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use schemas::{index::Index, inventory::kind};
+use serde::Deserialize;
+
+use super::Fate;
+use crate::communication::{Edge, Endpoint, Workload};
+
+/// The decisions of a file.
+#[derive(Debug, Default)]
+pub(crate) struct Decisions {
+    list: Vec<Decision>,
+}
+
+/// Which decisions concern anything.
+pub(super) type Concerned = BTreeSet<usize>;
+
+#[derive(Debug)]
+struct Decision {
+    is_pin: bool,
+    from: Party,
+    to: Party,
+    /// Number, and transport unless it is any; `None` for all ports.
+    port: Option<(u16, Option<Arc<str>>)>,
+    reason: String,
+}
+
+/// Whom a decision is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Party {
+    /// A workload, or with `*` all of a namespace.
+    Workload { namespace: Arc<str>, name: Arc<str> },
+    /// Addresses.
+    Addresses(IpNet),
+}
+
+/// Why decisions can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DecisionsError {
+    #[error("cannot read decisions {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("decisions {path} are not valid")]
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: serde_yaml::Error,
+    },
+    #[error("decisions {path}: {list}[{number}]: {reason}")]
+    Invalid { path: PathBuf, list: &'static str, number: usize, reason: String },
+}
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DecisionFile {
+    #[serde(default)]
+    pin: Vec<DecisionEntry>,
+    #[serde(default)]
+    forbid: Vec<DecisionEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DecisionEntry {
+    from: String,
+    to: String,
+    port: Option<PortText>,
+    #[serde(default)]
+    reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PortText {
+    Number(u16),
+    Text(String),
+}
+
+impl Decisions {
+    /// Reads a file: lists `pin` and `forbid` of `{from, to, port, reason}`. `from` and `to` are `NAMESPACE/NAME` of a
+    /// workload, `NAMESPACE/*`, an address or a CIDR; `port` is a number, or one with its transport such as `53/udp`,
+    /// or is left out for all.
+    ///
+    /// # Errors
+    /// The file can't be read, or says something else.
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self, DecisionsError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = fs::read_to_string(path).map_err(|source| DecisionsError::Read { path: path.into(), source })?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let DecisionFile { pin, forbid } =
+            serde_yaml::from_str(&text).map_err(|source| DecisionsError::Parse { path: path.into(), source })?;
+        let mut list = Vec::new();
+        for (name, entries) in [("forbid", forbid), ("pin", pin)] {
+            for (number, entry) in entries.into_iter().enumerate() {
+                let invalid = |reason| DecisionsError::Invalid { path: path.into(), list: name, number, reason };
+                list.push(Decision::new(entry, name == "pin").map_err(invalid)?);
+            }
+        }
+        Ok(Self { list })
+    }
+
+    /// What was decided of an edge: what forbids comes before what pins.
+    pub(super) fn of(&self, edge: &Edge, concerned: &mut Concerned) -> Option<Fate> {
+        let mut decided = None;
+        for (number, decision) in self.list.iter().enumerate().filter(|(_, decision)| decision.is_about(edge)) {
+            concerned.insert(number);
+            decided.get_or_insert_with(|| decision.fate());
+        }
+        decided
+    }
+
+    /// Edges that are pinned by name and port, and that nothing seen is an example of.
+    pub(super) fn pinned_edges(&self, index: &Index, concerned: &mut Concerned) -> Vec<(Edge, Fate)> {
+        let mut edges = Vec::new();
+        let unseen: Vec<_> = self.list.iter().enumerate().filter(|(number, _)| !concerned.contains(number)).collect();
+        for (number, decision) in unseen.into_iter().filter(|(_, decision)| decision.is_pin) {
+            let Some((port, transport)) = &decision.port else { continue };
+            for source in decision.from.endpoints(index) {
+                for destination in decision.to.endpoints(index) {
+                    let transport = transport.clone().unwrap_or_else(|| "tcp".into());
+                    let edge = Edge { source: source.clone(), destination, transport, port: *port, own_node: false };
+                    let is_forbidden = self.list.iter().any(|other| !other.is_pin && other.is_about(&edge));
+                    concerned.insert(number);
+                    if !is_forbidden {
+                        edges.push((edge, decision.fate()));
+                    }
+                }
+            }
+        }
+        edges
+    }
+
+    /// Decisions that concern nothing, in words.
+    pub(super) fn idle(&self, concerned: &Concerned) -> Vec<String> {
+        let idle = self.list.iter().enumerate().filter(|(number, _)| !concerned.contains(number));
+        idle.map(|(_, decision)| decision.to_string()).collect()
+    }
+}
+
+impl Decision {
+    fn new(entry: DecisionEntry, is_pin: bool) -> Result<Self, String> {
+        let DecisionEntry { from, to, port, reason } = entry;
+        let port = match port {
+            None => None,
+            Some(PortText::Number(port)) => Some((port, None)),
+            Some(PortText::Text(text)) => {
+                let (number, transport) = text.split_once('/').map_or((&*text, None), |(n, t)| (n, Some(t)));
+                let number = number.parse().map_err(|_| format!("port `{text}` is no number"))?;
+                let transport = transport.map(str::to_lowercase);
+                if let Some(other) = transport.as_deref().filter(|transport| !matches!(*transport, "tcp" | "udp")) {
+                    return Err(format!("port `{text}`: `{other}` is neither tcp nor udp"));
+                }
+                Some((number, transport.map(Arc::from)))
+            }
+        };
+        Ok(Self { is_pin, from: Party::new(&from)?, to: Party::new(&to)?, port, reason })
+    }
+
+    fn is_about(&self, edge: &Edge) -> bool {
+        let Edge { source, destination, transport, port, .. } = edge;
+        let is_port = self
+            .port
+            .as_ref()
+            .is_none_or(|(number, of)| number == port && of.as_ref().is_none_or(|of| of == transport));
+        is_port && self.from.is(source) && self.to.is(destination)
+    }
+
+    fn fate(&self) -> Fate {
+        let reason = self.reason.clone();
+        if self.is_pin { Fate::Pinned(reason) } else { Fate::Forbidden(reason) }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} → {}", if self.is_pin { "pin" } else { "forbid" }, self.from, self.to)?;
+        match &self.port {
+            Some((port, Some(transport))) => write!(f, " {port}/{transport}"),
+            Some((port, None)) => write!(f, " {port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Party {
+    fn new(text: &str) -> Result<Self, String> {
+        if let Ok(addresses) = text.parse::<IpNet>() {
+            return Ok(Self::Addresses(addresses.trunc()));
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Addresses(address.into()));
+        }
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self::Workload { namespace: namespace.into(), name: name.into() })
+            }
+            _ => Err(format!("`{text}` is neither NAMESPACE/NAME, nor an address or a CIDR")),
+        }
+    }
+
+    fn is(&self, end: &Endpoint) -> bool {
+        match (self, end) {
+            (Self::Workload { namespace, name }, Endpoint::Workload(workload)) => {
+                *namespace == workload.namespace && (&**name == "*" || *name == workload.name)
+            }
+            (Self::Addresses(addresses), Endpoint::Node { address, .. } | Endpoint::External { address }) => {
+                addresses.contains(address)
+            }
+            _ => false,
+        }
+    }
+
+    /// The ends that it names: of workloads those with pods, of addresses a single one.
+    fn endpoints(&self, index: &Index) -> BTreeSet<Endpoint> {
+        match self {
+            Self::Workload { name, .. } if &**name == "*" => BTreeSet::new(),
+            Self::Workload { namespace, name } => {
+                let of = |pod: &schemas::inventory::InventoryRecord| {
+                    let (kind, workload) = index.workload_of(pod);
+                    let is_named = pod.namespace.as_ref() == Some(namespace) && workload == *name;
+                    let workload = Workload { namespace: Arc::clone(namespace), name: workload, kind };
+                    is_named.then_some(Endpoint::Workload(workload))
+                };
+                index.latest(kind::POD).filter_map(|(pod, _)| of(pod)).collect()
+            }
+            Self::Addresses(addresses) if addresses.prefix_len() == addresses.max_prefix_len() => {
+                BTreeSet::from([Endpoint::External { address: addresses.addr() }])
+            }
+            Self::Addresses(_) => BTreeSet::new(),
+        }
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload { namespace, name } => write!(f, "{namespace}/{name}"),
+            Self::Addresses(addresses) => write!(f, "{addresses}"),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! When something could have been seen: the time that pods ran, and that part of it in which their node was watched.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use roaring::RoaringBitmap;
+use schemas::{
+    index::{Index, Span},
+    inventory::kind,
+    table::TimestampMs,
+};
+
+use super::{HOUR_MS, hour_of};
+use crate::{
+    communication::{Communications, Endpoint, Workload},
+    inventory::WRITER,
+    runs::{Run, Watch},
+};
+
+schemas::table! {
+    /// How much of a workload's time was watched: one row per workload and hour in which its pods ran.
+    CoverageRow, "coverage";
+
+    /// Namespace of the workload.
+    namespace: Arc<str> => "", "";
+    /// Its kind.
+    workload_kind: Arc<str> => "", "";
+    /// Its name.
+    workload: Arc<str> => "", "";
+    /// Start of the hour.
+    hour: TimestampMs => "", "";
+    /// Time that its pods ran in the hour, by the inventory, summed over pods.
+    pod_ms: i64 => "", "ms";
+    /// That part of it in which the pod's node was watched.
+    observed_ms: i64 => "", "ms";
+    /// Whether the hour counts as observable: at least half of `pod_ms` was observed.
+    observable: bool => "", "";
+}
+
+schemas::table! {
+    /// When a node was not watched, within the time of the capture.
+    GapRow, "capture_gaps";
+
+    /// The node.
+    node: Arc<str> => "", "";
+    /// Since when.
+    gap_start: TimestampMs => "", "";
+    /// Until when.
+    gap_end: TimestampMs => "", "";
+    /// Why: no agent ever told of the node, nobody told of that time, more than 1 % was lost, or rows are missing.
+    reason: Arc<str> => "", "";
+}
+
+/// The time of every workload.
+#[derive(Debug, Default)]
+pub(crate) struct Exposure {
+    workloads: BTreeMap<Workload, Time>,
+    pub(crate) gaps: Vec<GapRow>,
+    /// Hours in which anything was watched.
+    watched: RoaringBitmap,
+    /// First and last moment of the capture.
+    pub(crate) capture: Option<Span>,
+}
+
+/// The time of a workload.
+#[derive(Debug, Default)]
+pub(crate) struct Time {
+    /// By hour: how long its pods ran, and were observed, in milliseconds.
+    hours: BTreeMap<u32, (i64, i64)>,
+    /// Hours in which its pods ran.
+    pub(crate) ran: RoaringBitmap,
+    /// Those of them that are observable.
+    pub(crate) observable: RoaringBitmap,
+    /// When its last pod was last there.
+    pub(crate) until: TimestampMs,
+    pub(crate) pods: u64,
+}
+
+impl Exposure {
+    pub(super) fn new(index: &Index, runs: &[Run], communications: &Communications) -> Self {
+        let mut watches: HashMap<&str, Vec<&Watch>> = HashMap::new();
+        for run in runs.iter().filter(|run| *run.node != *WRITER) {
+            watches.entry(&run.node).or_default().extend(&run.watched);
+        }
+        let seen = communications.values().flat_map(|evidence| [evidence.first_seen, evidence.last_seen]);
+        let told = watches.values().flatten().flat_map(|watch| [watch.span.from, watch.span.to]);
+        let (first, last) =
+            seen.chain(told).fold((TimestampMs(i64::MAX), TimestampMs(i64::MIN)), |a, b| (a.0.min(b), a.1.max(b)));
+        if first > last {
+            return Self::default();
+        }
+        let capture = Span { from: first, to: last };
+        let mut exposure = Self { capture: Some(capture), ..Self::default() };
+        for list in watches.values_mut() {
+            list.sort_by_key(|watch| (watch.span.from, watch.span.to));
+            for watch in list.iter().filter(|watch| watch.gap.is_none()) {
+                exposure.watched.insert_range(hour_of(watch.span.from)..=hour_of(TimestampMs(watch.span.to.0 - 1)));
+            }
+        }
+        let mut last_uid: Option<(Workload, Arc<str>)> = None;
+        for (pod, span) in index.pod_intervals() {
+            let runs = matches!(pod.phase.as_deref(), None | Some("Running" | "Unknown"));
+            if !runs || pod.host_network == Some(true) {
+                continue;
+            }
+            let (from, to) = (span.from.max(capture.from), span.to.min(capture.to));
+            if from >= to {
+                continue;
+            }
+            let (kind, name) = index.workload_of(pod);
+            let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
+            let time = exposure.workloads.entry(workload.clone()).or_default();
+            let this = (workload, pod.uid.clone().unwrap_or_else(|| Arc::clone(&pod.name)));
+            if last_uid.as_ref() != Some(&this) {
+                time.pods += 1;
+                last_uid = Some(this);
+            }
+            let none = Vec::new();
+            let watches = pod.object_node.as_deref().and_then(|node| watches.get(node)).unwrap_or(&none);
+            time.add(Span { from, to }, watches, pod.namespace.as_ref());
+        }
+        for time in exposure.workloads.values_mut() {
+            time.ran = time.hours.keys().copied().collect();
+            let is_observable = |(_, (ran, observed)): &(&u32, &(i64, i64))| *observed * 2 >= *ran && *observed > 0;
+            time.observable = time.hours.iter().filter(is_observable).map(|(hour, _)| *hour).collect();
+        }
+        exposure.gaps = gaps(index, &watches, capture);
+        exposure
+    }
+
+    /// All workloads whose pods ran.
+    pub(crate) fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.workloads.keys()
+    }
+
+    pub(crate) fn of(&self, workload: &Workload) -> Option<&Time> {
+        self.workloads.get(workload)
+    }
+
+    /// Hours in which an edge from or to an end could have happened; `None` for ends that are always there.
+    pub(super) fn ran(&self, end: &Endpoint) -> Option<&RoaringBitmap> {
+        match end {
+            Endpoint::Workload(workload) => self.of(workload).map(|time| &time.ran),
+            _ => None,
+        }
+    }
+
+    /// Hours in which a workload's set could have been seen to change. A job could have run in any hour since its first.
+    pub(super) fn observable(&self, workload: &Workload) -> RoaringBitmap {
+        let Some(time) = self.of(workload) else { return RoaringBitmap::new() };
+        match (&*workload.kind, time.ran.min()) {
+            ("CronJob", Some(first)) => {
+                let mut hours = self.watched.clone();
+                hours.remove_range(..first);
+                hours
+            }
+            _ => time.observable.clone(),
+        }
+    }
+
+    /// The rows of table `coverage`.
+    pub(crate) fn coverage(&self) -> Vec<CoverageRow> {
+        let row = |workload: &Workload, hour: u32, (pod_ms, observed_ms): (i64, i64), observable| CoverageRow {
+            namespace: Arc::clone(&workload.namespace),
+            workload_kind: Arc::clone(&workload.kind),
+            workload: Arc::clone(&workload.name),
+            hour: super::hour_start(hour),
+            pod_ms,
+            observed_ms,
+            observable,
+        };
+        let rows = self.workloads.iter().flat_map(|(workload, time)| {
+            time.hours.iter().map(move |(hour, sums)| row(workload, *hour, *sums, time.observable.contains(*hour)))
+        });
+        rows.collect()
+    }
+}
+
+impl Time {
+    /// Milliseconds that its pods ran, and of them those observed.
+    pub(crate) fn sums(&self) -> (i64, i64) {
+        self.hours.values().fold((0, 0), |sums, hour| (sums.0 + hour.0, sums.1 + hour.1))
+    }
+
+    fn add(&mut self, span: Span, watches: &[&Watch], namespace: Option<&Arc<str>>) {
+        self.until = self.until.max(span.to);
+        let mut each_hour = |from: i64, to: i64, is_observed: bool| {
+            let mut start = from;
+            while start < to {
+                let hour = start.div_euclid(HOUR_MS);
+                let end = to.min((hour + 1) * HOUR_MS);
+                let sums = self.hours.entry(u32::try_from(hour).unwrap_or_default()).or_default();
+                *(if is_observed { &mut sums.1 } else { &mut sums.0 }) += end - start;
+                start = end;
+            }
+        };
+        each_hour(span.from.0, span.to.0, false);
+        let mut until = span.from.0;
+        // Watches of two runs may overlap; each moment counts once.
+        for watch in watches {
+            if watch.span.from > span.to {
+                break;
+            }
+            let is_recorded =
+                watch.namespaces.is_empty() || namespace.is_some_and(|own| watch.namespaces.contains(own));
+            if watch.gap.is_some() || !is_recorded {
+                continue;
+            }
+            let (from, to) = (watch.span.from.0.max(until), watch.span.to.0.min(span.to.0));
+            if from < to {
+                each_hour(from, to, true);
+                until = to;
+            }
+        }
+    }
+}
+
+/// Times of the capture in which nodes were not watched.
+fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> Vec<GapRow> {
+    let mut rows = Vec::new();
+    let row = |node: &Arc<str>, from, to, reason: &str| GapRow {
+        node: Arc::clone(node),
+        gap_start: from,
+        gap_end: to,
+        reason: reason.into(),
+    };
+    for (node, _) in index.latest(kind::NODE) {
+        let Some(watches) = watches.get(&*node.name) else {
+            rows.push(row(&node.name, capture.from, capture.to, "no agent"));
+            continue;
+        };
+        let mut until = capture.from;
+        for watch in watches {
+            if watch.span.from > until {
+                rows.push(row(&node.name, until, watch.span.from, "no news"));
+            }
+            if let Some(reason) = watch.gap {
+                rows.push(row(&node.name, watch.span.from, watch.span.to, reason));
+            }
+            until = until.max(watch.span.to);
+        }
+        if until < capture.to {
+            rows.push(row(&node.name, until, capture.to, "no news"));
+        }
+    }
+    rows
+}

@@ -1,0 +1,232 @@
+//! How sure an edge and a set are, and which edges a person has to look at first.
+
+use std::collections::BTreeMap;
+
+use roaring::RoaringBitmap;
+use schemas::{index::Index, inventory::kind, table::TimestampMs};
+
+use super::{
+    Direction, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
+    recurrence::Recurrence,
+};
+use crate::communication::{Edge, Endpoint, Evidence, Workload};
+
+pub(super) struct Judge<'a> {
+    pub(super) index: &'a Index,
+    pub(super) exposure: &'a Exposure,
+    pub(super) thresholds: Thresholds,
+}
+
+impl Judge<'_> {
+    /// Why an edge is not to be learned before a person has looked at it; `None` if it may be.
+    pub(super) fn held(&self, edge: &Edge, evidence: &Evidence) -> Option<String> {
+        let Evidence { hours, scan_hours, .. } = evidence;
+        let (first, last) = (hours.min()?, hours.max()?);
+        if hours.len() == scan_hours.len() && self.scans_only(&edge.source, scan_hours) {
+            return Some(format!("scan: seen only while {} tried many others, and almost all failed", edge.source));
+        }
+        let ends = [&edge.source, &edge.destination];
+        for end in ends {
+            if let Endpoint::Workload(workload) = end
+                && let Some(ran) = self.passing(workload)
+            {
+                return Some(format!(
+                    "one-off: {workload} is a pod without an owner, ran for {}, and is gone",
+                    hours_told(ran)
+                ));
+            }
+        }
+        let since = self.hours_without(edge, last);
+        let hold = self.thresholds.hold_hours;
+        if evidence.source_pods.len() <= 1 && last - first < SESSION_HOURS && since >= hold {
+            return Some(format!(
+                "one-off: one pod, at {}, and not in the {} in which it could have been seen again",
+                hour_start(first),
+                hours_told(since)
+            ));
+        }
+        if last - first < BURST_HOURS && since >= BURST_PATIENCE * hold {
+            return Some(format!(
+                "burst: within {} from {}, and not in the {} in which it could have been seen again",
+                hours_told(u64::from(last - first) + 1),
+                hour_start(first),
+                hours_told(since)
+            ));
+        }
+        None
+    }
+
+    /// An edge as one of its ends sees it.
+    pub(super) fn entry(&self, workload: &Workload, direction: Direction, edge: &Edge, evidence: &Evidence) -> Entry {
+        let seen = &evidence.hours;
+        let exposed = self.exposure.observable(workload) | seen;
+        let ran = self.exposure.of(workload).map(|time| &time.observable | seen).unwrap_or_else(|| seen.clone());
+        let recurrence = Recurrence::find(seen, &exposed);
+        let (status, reason) = self.status(workload, edge, seen, &exposed, recurrence);
+        Entry {
+            direction,
+            edge: edge.clone(),
+            status,
+            reason,
+            recurrence,
+            seen_hours: seen.len(),
+            observable_hours: ran.len(),
+        }
+    }
+
+    /// A workload's set.
+    pub(super) fn set(
+        &self,
+        workload: &Workload,
+        mut entries: Vec<Entry>,
+        edges: &BTreeMap<Edge, (Evidence, Fate)>,
+    ) -> Set {
+        let allowed = |entry: &&Entry| edges.get(&entry.edge).is_some_and(|(_, fate)| fate.is_allowed());
+        let exposed = self.exposure.observable(workload);
+        let learned = entries.iter().filter(allowed);
+        let first_seen = |entry: &Entry| edges.get(&entry.edge).and_then(|(evidence, _)| evidence.hours.min());
+        let appeared = learned.clone().filter_map(|entry| Some((first_seen(entry)?, format!("+ {}", entry.told()))));
+        let decayed = learned.filter(|entry| entry.status == Status::Decaying).filter_map(|entry| {
+            let last = edges.get(&entry.edge)?.0.hours.max()?;
+            // When so many hours had passed without it.
+            let at =
+                exposed.iter().filter(|hour| *hour > last).nth(self.thresholds.decay_hours.saturating_sub(1) as usize);
+            Some((at.unwrap_or(last), format!("- {}", entry.told())))
+        });
+        let change = appeared.chain(decayed).max();
+        let since = change.as_ref().map(|(hour, _)| hour_start(*hour));
+        let (status, reason) = self.set_status(workload, &exposed, change);
+        entries.sort_by(|a, b| (a.direction, &a.edge).cmp(&(b.direction, &b.edge)));
+        Set { status, reason, since, entries }
+    }
+
+    fn set_status(
+        &self,
+        workload: &Workload,
+        exposed: &RoaringBitmap,
+        change: Option<(u32, String)>,
+    ) -> (Status, String) {
+        let Thresholds { learn_hours, stable_hours, .. } = self.thresholds;
+        if let Some(gone) = self.gone(workload) {
+            return (Status::Decaying, gone);
+        }
+        if exposed.len() < learn_hours {
+            return (Status::Learning, format!("observed for {} of {}", exposed.len(), hours_told(learn_hours)));
+        }
+        let Some((hour, what)) = change else {
+            return (Status::Stable, format!("nothing seen in {}", hours_told(exposed.len())));
+        };
+        let since = hours_from(exposed, hour);
+        if since < stable_hours {
+            return (Status::Stabilizing, format!("changed {} ago ({what}), of {stable_hours}", hours_told(since)));
+        }
+        (Status::Stable, format!("unchanged for {}", hours_told(since)))
+    }
+
+    fn status(
+        &self,
+        workload: &Workload,
+        edge: &Edge,
+        seen: &RoaringBitmap,
+        exposed: &RoaringBitmap,
+        recurrence: Option<Recurrence>,
+    ) -> (Status, String) {
+        let Thresholds { learn_hours, stable_hours, decay_hours, .. } = self.thresholds;
+        let (Some(first), Some(last)) = (seen.min(), seen.max()) else {
+            return (Status::Learning, "not seen in this capture".into());
+        };
+        if let Some(gone) = self.gone(workload) {
+            return (Status::Decaying, gone);
+        }
+        let since_last = hours_from(exposed, last + 1);
+        let patience = decay_hours.max(recurrence.map_or(0, |recurrence| PERIODS * recurrence.period_hours()));
+        if since_last >= patience && !self.is_scheduled(edge) {
+            return (Status::Decaying, format!("not seen in {}, last at {}", hours_told(since_last), hour_start(last)));
+        }
+        if let Some(recurrence) = recurrence {
+            let recurrence = recurrence.as_str();
+            return (Status::Stable, format!("comes back {recurrence}, seen in {}", hours_told(seen.len())));
+        }
+        if exposed.len() < learn_hours {
+            return (Status::Learning, format!("observed for {} of {}", exposed.len(), hours_told(learn_hours)));
+        }
+        let since_first = hours_from(exposed, first);
+        if since_first < stable_hours {
+            return (Status::Stabilizing, format!("first seen {} ago, of {stable_hours}", hours_told(since_first)));
+        }
+        (Status::Stable, format!("seen in {} of {}", seen.len(), hours_told(since_first)))
+    }
+
+    /// Since when a workload's pods are gone for so long that it will not come back; `None` if it may.
+    fn gone(&self, workload: &Workload) -> Option<String> {
+        let until = self.exposure.of(workload)?.until;
+        let Workload { kind, namespace, name } = workload;
+        let hours = self.hours_since(until);
+        let is_over = hours >= self.thresholds.decay_hours
+            && !(&**kind == CRON_JOB && self.index.is_there(kind, namespace, name));
+        is_over.then(|| format!("its last pod is gone since {until}"))
+    }
+
+    /// Whether a source that scans has nothing else to do, or was there for long without the edge when it did not scan.
+    fn scans_only(&self, source: &Endpoint, scan_hours: &RoaringBitmap) -> bool {
+        let Endpoint::Workload(workload) = source else { return true };
+        let observable = self.exposure.of(workload).map(|time| &time.observable - scan_hours).unwrap_or_default();
+        &*workload.kind == kind::POD || observable.len() >= self.thresholds.hold_hours
+    }
+
+    /// The hours that a pod without an owner ran, if it was there once, for a while, and is gone.
+    fn passing(&self, workload: &Workload) -> Option<u64> {
+        let time = self.exposure.of(workload).filter(|_| &*workload.kind == kind::POD)?;
+        let is_gone = self.hours_since(time.until) >= self.thresholds.hold_hours;
+        (is_gone && time.ran.len() <= PASSING_HOURS).then(|| time.ran.len())
+    }
+
+    /// Hours that the capture goes on after a moment.
+    fn hours_since(&self, time: TimestampMs) -> u64 {
+        let end = self.exposure.capture.map_or(time, |capture| capture.to);
+        u64::from(hour_of(end).saturating_sub(hour_of(time)))
+    }
+
+    /// Hours after the last one in which both ends were there, and one of them observable.
+    fn hours_without(&self, edge: &Edge, last: u32) -> u64 {
+        let ends = [&edge.source, &edge.destination];
+        let mut hours = RoaringBitmap::new();
+        for end in ends {
+            if let Endpoint::Workload(workload) = end
+                && let Some(time) = self.exposure.of(workload)
+            {
+                hours |= &time.observable;
+            }
+        }
+        for ran in ends.into_iter().filter_map(|end| self.exposure.ran(end)) {
+            hours &= ran;
+        }
+        hours_from(&hours, last + 1)
+    }
+
+    /// Whether an end is a job that is still scheduled: it comes when its time comes.
+    fn is_scheduled(&self, edge: &Edge) -> bool {
+        [&edge.source, &edge.destination].into_iter().any(|end| match end {
+            Endpoint::Workload(Workload { namespace, name, kind }) => {
+                &**kind == CRON_JOB && self.index.is_there(kind, namespace, name)
+            }
+            _ => false,
+        })
+    }
+}
+
+fn hours_told(hours: u64) -> String {
+    if hours == 1 { "1 hour".into() } else { format!("{hours} hours") }
+}
+
+const CRON_JOB: &str = "CronJob";
+/// A session is over within so many hours.
+const SESSION_HOURS: u32 = 2;
+/// A burst is.
+const BURST_HOURS: u32 = 3;
+/// So many times longer than after a session has to be waited after a burst.
+const BURST_PATIENCE: u64 = 3;
+/// A pod without an owner that ran for longer is somebody's server.
+const PASSING_HOURS: u64 = 24;
+/// Periods after which what recurs is missed.
+const PERIODS: u64 = 2;

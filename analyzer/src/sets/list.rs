@@ -1,0 +1,188 @@
+//! `flowscribe sets`: the sets for people, those first that need attention, or as JSON.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use arrow::{error::ArrowError, json::ArrayWriter};
+use datafusion::error::DataFusionError;
+use schemas::table::Table;
+use serde_json::{Value, json};
+
+use super::{DecisionsError, Entry, Fate, Set, Sets, Status};
+use crate::{
+    args::{SetsArgs, SetsFormat},
+    communication::{Edge, Workload},
+    output::{self, OutputError},
+    tables::{Tables, TablesError},
+};
+
+/// Why sets can't be listed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetsError {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error("cannot read the capture")]
+    Read(#[from] DataFusionError),
+    #[error(transparent)]
+    Decisions(#[from] DecisionsError),
+    #[error("cannot write the sets as JSON")]
+    Encode(#[from] ArrowError),
+    #[error("cannot write the sets as JSON")]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Learns the sets and prints them.
+///
+/// # Errors
+/// An input is not there, decisions are not valid, or the output can't be written.
+pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
+    let SetsArgs { input, learn, namespaces, format, output } = args;
+    let learning = learn.learning()?;
+    let question = async |tables: &Tables| Ok(tables.learned().await?);
+    let (tables, learned) = Tables::ask::<_, SetsError>(input, &learning, question).await?;
+    let sets = &learned.0;
+    let is_wanted = |workload: &Workload| {
+        namespaces.is_empty() || namespaces.iter().any(|name| name.trim() == &*workload.namespace)
+    };
+    let text = match format {
+        SetsFormat::Table => sets.told(is_wanted),
+        SetsFormat::Json => format!("{}\n", serde_json::to_string_pretty(&sets.json(is_wanted)?)?),
+    };
+    output::write(&text, output.as_deref())?;
+    for problem in &tables.problems {
+        eprintln!("skipped {problem}");
+    }
+    for decision in &sets.idle_decisions {
+        eprintln!("{decision}: concerns nothing that was seen or is known");
+    }
+    Ok(())
+}
+
+impl Sets {
+    /// What a person should know before trusting policies made of the sets, a line each.
+    pub(crate) fn remarks(&self) -> String {
+        let mut text = String::new();
+        for (edge, (_, fate)) in &self.edges {
+            let Edge { source, destination, transport, port, .. } = edge;
+            let rule = format!("{source} → {destination} {port}/{}", transport.to_uppercase());
+            let _ = match fate {
+                Fate::Held(reason) => writeln!(text, "{rule}: held for review, {reason}"),
+                Fate::Forbidden(reason) if reason.is_empty() => writeln!(text, "{rule}: forbidden"),
+                Fate::Forbidden(reason) => writeln!(text, "{rule}: forbidden, {reason}"),
+                _ => Ok(()),
+            };
+        }
+        for (workload, set) in &self.workloads {
+            for entry in set.entries.iter().filter(|entry| entry.status == Status::Decaying) {
+                if self.edges.get(&entry.edge).is_some_and(|(_, fate)| fate.is_allowed()) {
+                    let _ = writeln!(text, "{workload}: {} is decaying, {}", entry.told(), entry.reason);
+                }
+            }
+        }
+        let count = |status| self.workloads.values().filter(|set| set.status == status).count();
+        let unsure: Vec<String> = [Status::Learning, Status::Stabilizing, Status::Decaying]
+            .into_iter()
+            .filter(|status| count(*status) > 0)
+            .map(|status| format!("{} {}", count(status), status.as_str()))
+            .collect();
+        if !unsure.is_empty() {
+            let all = self.workloads.len();
+            let _ = writeln!(
+                text,
+                "not all sets of the {all} workloads are stable: {} (flowscribe sets)",
+                unsure.join(", ")
+            );
+        }
+        for decision in &self.idle_decisions {
+            let _ = writeln!(text, "{decision}: concerns nothing that was seen or is known");
+        }
+        text
+    }
+
+    /// The sets as text: first those with something to review, then by how unsure they are.
+    fn told(&self, is_wanted: impl Fn(&Workload) -> bool) -> String {
+        let mut wanted: Vec<(&Workload, &Set)> = self.workloads.iter().filter(|(name, _)| is_wanted(name)).collect();
+        wanted.sort_by_key(|(name, set)| (!self.has_held(set), set.status, *name));
+        let mut text = String::new();
+        for (workload, set) in wanted {
+            let time = self.exposure.of(workload);
+            let (ran, observed) = time.map(super::exposure::Time::sums).unwrap_or_default();
+            let _ = write!(text, "{workload} ({}): {}, {}", workload.kind, set.status.as_str(), set.reason);
+            if let Some(time) = time.filter(|_| ran > 0) {
+                let coverage = 100.0 * observed as f64 / ran as f64;
+                let _ = write!(text, "; {} pods, {} h, {coverage:.0} % observed", time.pods, time.ran.len());
+            }
+            text.push('\n');
+            let mut entries: Vec<&Entry> = set.entries.iter().collect();
+            entries.sort_by_key(|entry| (self.rank(entry), entry.status));
+            let width = entries.iter().map(|entry| entry.told().chars().count()).max().unwrap_or(0);
+            for entry in entries {
+                self.tell_entry(&mut text, entry, width);
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn tell_entry(&self, text: &mut String, entry: &Entry, width: usize) {
+        let Some((evidence, fate)) = self.edges.get(&entry.edge) else { return };
+        let status = match fate {
+            Fate::Learned => entry.status.as_str(),
+            other => other.told().0,
+        };
+        let why = fate.told().1.filter(|reason| !reason.is_empty()).unwrap_or(&entry.reason);
+        let _ = writeln!(
+            text,
+            "  {status:<11} {:<width$}  {} of {} h, {} connections, seen by {}; {why}",
+            entry.told(),
+            entry.seen_hours,
+            entry.observable_hours,
+            evidence.connections,
+            evidence.seen_by(),
+        );
+    }
+
+    fn has_held(&self, set: &Set) -> bool {
+        set.entries.iter().any(|entry| self.rank(entry) == 0)
+    }
+
+    fn rank(&self, entry: &Entry) -> u8 {
+        match self.edges.get(&entry.edge) {
+            Some((_, Fate::Held(_))) => 0,
+            Some((_, Fate::Forbidden(_))) => 1,
+            _ => 2,
+        }
+    }
+
+    /// The sets as JSON: every workload as in table `workloads`, with its rows of `communication_sets`.
+    fn json(&self, is_wanted: impl Fn(&Workload) -> bool) -> Result<Value, SetsError> {
+        let key =
+            |row: &Value| ["namespace", "workload_kind", "workload"].map(|name| row[name].as_str().map(str::to_owned));
+        let mut entries: BTreeMap<_, Vec<Value>> = BTreeMap::new();
+        for mut row in objects(&self.rows())? {
+            let of = key(&row);
+            if let Some(columns) = row.as_object_mut() {
+                columns.retain(|name, _| !["namespace", "workload_kind", "workload"].contains(&name.as_str()));
+            }
+            entries.entry(of).or_default().push(row);
+        }
+        let mut wanted: Vec<(&Workload, &Set, Value)> = Vec::new();
+        for ((workload, set), mut row) in self.workloads.iter().zip(objects(&self.workload_rows())?) {
+            row["set"] = json!(entries.remove(&key(&row)).unwrap_or_default());
+            if is_wanted(workload) {
+                wanted.push((workload, set, row));
+            }
+        }
+        wanted.sort_by_key(|(name, set, _)| (!self.has_held(set), set.status, *name));
+        Ok(wanted.into_iter().map(|(.., row)| row).collect())
+    }
+}
+
+/// Rows of a table as JSON objects.
+fn objects<T: Table>(rows: &[T]) -> Result<Vec<Value>, SetsError> {
+    let mut writer = ArrayWriter::new(Vec::new());
+    writer.write(&T::encode(rows))?;
+    writer.finish()?;
+    Ok(serde_json::from_slice(&writer.into_inner())?)
+}

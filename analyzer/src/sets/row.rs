@@ -1,0 +1,332 @@
+//! The sets as tables.
+
+use std::sync::Arc;
+
+use schemas::table::TimestampMs;
+
+use super::{Direction, Entry, Set, Sets};
+use crate::communication::{Edge, Endpoint, Evidence, Workload};
+
+schemas::table! {
+    /// Who talked to whom over the whole capture, one row per edge: what `edges` tells per hour, with what became of it.
+    CommunicationRow, "communications";
+
+    /// `tcp` or `udp`.
+    transport: Arc<str> => "", "";
+    /// What the source, who initiated, is: `pod`, `node`, `external` or `unknown`.
+    source_kind: Arc<str> => "", "";
+    /// Namespace of the source.
+    source_namespace: Option<Arc<str>> => "", "";
+    /// Kind of the source's workload: Deployment, StatefulSet and so on.
+    source_workload_kind: Option<Arc<str>> => "", "";
+    /// Name of the source's workload: of its top owner.
+    source_workload: Option<Arc<str>> => "", "";
+    /// Node that the source is; null for a pod.
+    source_node: Option<Arc<str>> => "", "";
+    /// Address of the source; null for a pod.
+    source_address: Option<Arc<str>> => "", "";
+    /// Why the source is `unknown`.
+    source_unknown_reason: Option<Arc<str>> => "", "";
+    /// What the destination, who was dialled, is: `pod`, `node`, `external` or `unknown`.
+    destination_kind: Arc<str> => "", "";
+    /// Namespace of the destination.
+    destination_namespace: Option<Arc<str>> => "", "";
+    /// Kind of the destination's workload.
+    destination_workload_kind: Option<Arc<str>> => "", "";
+    /// Name of the destination's workload.
+    destination_workload: Option<Arc<str>> => "", "";
+    /// Node that the destination is; null for a pod.
+    destination_node: Option<Arc<str>> => "", "";
+    /// Address of the destination; null for a pod.
+    destination_address: Option<Arc<str>> => "", "";
+    /// Why the destination is `unknown`.
+    destination_unknown_reason: Option<Arc<str>> => "", "";
+    /// Port of the destination itself: behind a Service, the endpoint's.
+    port: u16 => "", "";
+    /// What became of it: `learned`, `held` for review, `pinned`, `forbidden`, `failed` (nothing passed), or `own_node`
+    /// (a pod's own node, which needs no rule).
+    fate: Arc<str> => "", "";
+    /// Why it is held, pinned or forbidden.
+    fate_reason: Option<Arc<str>> => "", "";
+    /// A Service was dialled.
+    via_service: bool => "", "";
+    /// The destination surely answered: it saw the connection itself, or is the only one behind what was dialled.
+    answered: bool => "", "";
+    /// Which ends saw it: `client`, `server` or `both`.
+    seen_by: Arc<str> => "", "";
+    /// Services that were dialled, as namespace/name.
+    services: Vec<Arc<str>> => "", "";
+    /// Why connections failed.
+    failures: Vec<Arc<str>> => "", "";
+    /// Distinct hours in which data could pass.
+    hours: i64 => "", "h";
+    /// Distinct days (UTC) in which data could pass.
+    days: i64 => "", "d";
+    /// Distinct pods of the source.
+    source_pods: i64 => "", "{pod}";
+    /// Distinct pods of the destination; those behind a Service count where they saw the connection themselves.
+    destination_pods: i64 => "", "{pod}";
+    /// Connections established.
+    connections: i64 => "", "{connection}";
+    /// Connections that failed to establish.
+    failed: i64 => "", "{connection}";
+    /// Payload bytes from source to destination, as far as they are known.
+    bytes_sent: i64 => "", "By";
+    /// Payload bytes from destination to source, as far as they are known.
+    bytes_received: i64 => "", "By";
+    /// First observation.
+    first_seen: TimestampMs => "", "";
+    /// Last observation.
+    last_seen: TimestampMs => "", "";
+}
+
+schemas::table! {
+    /// With whom every workload talks: one row per workload, direction, peer, transport and port, with the evidence and
+    /// how sure it is. What only failed is in `failed_attempts`.
+    SetRow, "communication_sets";
+
+    /// Namespace of the workload.
+    namespace: Arc<str> => "", "";
+    /// Its kind: Deployment, StatefulSet, DaemonSet, CronJob and so on.
+    workload_kind: Arc<str> => "", "";
+    /// Its name.
+    workload: Arc<str> => "", "";
+    /// `ingress` or `egress`, as the workload sees it.
+    direction: Arc<str> => "", "";
+    /// What the peer is: `pod`, `node`, `external` or `unknown`.
+    peer_kind: Arc<str> => "", "";
+    /// Namespace of the peer.
+    peer_namespace: Option<Arc<str>> => "", "";
+    /// Kind of the peer's workload.
+    peer_workload_kind: Option<Arc<str>> => "", "";
+    /// Name of the peer's workload.
+    peer_workload: Option<Arc<str>> => "", "";
+    /// Address of the peer; null for a pod.
+    peer_address: Option<Arc<str>> => "", "";
+    /// `tcp` or `udp`.
+    transport: Arc<str> => "", "";
+    /// Port of whoever answered.
+    port: u16 => "", "";
+    /// `learning`, `stabilizing`, `stable` or `decaying`.
+    status: Arc<str> => "", "";
+    /// Why, in words.
+    reason: Arc<str> => "", "";
+    /// What became of it: `learned`, `held` for review, `pinned` or `forbidden`.
+    fate: Arc<str> => "", "";
+    /// Why it is held, pinned or forbidden.
+    fate_reason: Option<Arc<str>> => "", "";
+    /// `daily`, `weekly` or `monthly`, if it comes back by the calendar.
+    recurrence: Option<Arc<str>> => "", "";
+    /// Hours in which it was seen.
+    seen_hours: i64 => "", "h";
+    /// Hours in which it could have been: the workload ran, and was watched.
+    observable_hours: i64 => "", "h";
+    /// Distinct days (UTC) in which it was seen.
+    days: i64 => "", "d";
+    /// Distinct pods of the workload.
+    pods: i64 => "", "{pod}";
+    /// Distinct pods of the peer.
+    peer_pods: i64 => "", "{pod}";
+    /// Connections established.
+    connections: i64 => "", "{connection}";
+    /// Connections that failed to establish.
+    failed: i64 => "", "{connection}";
+    /// Payload bytes that the workload sent.
+    bytes_out: i64 => "", "By";
+    /// Payload bytes that the workload received.
+    bytes_in: i64 => "", "By";
+    /// Which ends saw it: `client`, `server` or `both`.
+    seen_by: Arc<str> => "", "";
+    /// A Service was dialled.
+    via_service: bool => "", "";
+    /// First observation; null if it is pinned and was never seen.
+    first_seen: Option<TimestampMs> => "", "";
+    /// Last observation.
+    last_seen: Option<TimestampMs> => "", "";
+}
+
+schemas::table! {
+    /// Every workload whose pods ran or talked, with how sure its communication set is.
+    WorkloadRow, "workloads";
+
+    /// Namespace.
+    namespace: Arc<str> => "", "";
+    /// Kind: Deployment, StatefulSet, DaemonSet, CronJob and so on.
+    workload_kind: Arc<str> => "", "";
+    /// Name.
+    workload: Arc<str> => "", "";
+    /// Of its set: `learning`, `stabilizing`, `stable` or `decaying`.
+    status: Arc<str> => "", "";
+    /// Why, in words.
+    reason: Arc<str> => "", "";
+    /// When the set last changed; null if nothing was learned.
+    since: Option<TimestampMs> => "", "";
+    /// Edges that are learned or pinned.
+    edges: i64 => "", "";
+    /// Edges that are held for review.
+    held: i64 => "", "";
+    /// Distinct pods.
+    pods: i64 => "", "{pod}";
+    /// Time that its pods ran, by the inventory, summed over pods.
+    pod_ms: i64 => "", "ms";
+    /// That part of it in which the pod's node was watched.
+    observed_ms: i64 => "", "ms";
+    /// `observed_ms` over `pod_ms`; null if no pod ran.
+    coverage: Option<f64> => "", "1";
+    /// Hours in which its pods ran.
+    ran_hours: i64 => "", "h";
+    /// Those of them that are observable: at least half of the pods' time was watched.
+    observable_hours: i64 => "", "h";
+}
+
+/// An end as columns: kind, namespace, workload kind, workload, node, address, reason.
+type End = (&'static str, [Option<Arc<str>>; 6]);
+
+fn end(endpoint: &Endpoint) -> End {
+    let address = |address: &std::net::IpAddr| Some(address.to_string().into());
+    match endpoint {
+        Endpoint::Workload(Workload { namespace, name, kind }) => {
+            let [namespace, kind, name] = [namespace, kind, name].map(|text| Some(Arc::clone(text)));
+            ("pod", [namespace, kind, name, None, None, None])
+        }
+        Endpoint::Node { name, address: at } => ("node", [None, None, None, name.clone(), address(at), None]),
+        Endpoint::External { address: at } => ("external", [None, None, None, None, address(at), None]),
+        Endpoint::Unknown { address: at, reason } => {
+            let at = at.as_ref().and_then(address);
+            ("unknown", [None, None, None, None, at, Some(Arc::clone(reason))])
+        }
+    }
+}
+
+impl Sets {
+    /// The rows of table `communications`.
+    pub(crate) fn communications(&self) -> Vec<CommunicationRow> {
+        let row = |(edge, (evidence, fate)): (&Edge, &(Evidence, super::Fate))| {
+            let (source_kind, source) = end(&edge.source);
+            let (destination_kind, destination) = end(&edge.destination);
+            let [source_namespace, source_workload_kind, source_workload, source_node, source_address, source_reason] =
+                source;
+            let [namespace, workload_kind, workload, node, address, reason] = destination;
+            let (fate, fate_reason) = fate.told();
+            CommunicationRow {
+                transport: Arc::clone(&edge.transport),
+                source_kind: source_kind.into(),
+                source_namespace,
+                source_workload_kind,
+                source_workload,
+                source_node,
+                source_address,
+                source_unknown_reason: source_reason,
+                destination_kind: destination_kind.into(),
+                destination_namespace: namespace,
+                destination_workload_kind: workload_kind,
+                destination_workload: workload,
+                destination_node: node,
+                destination_address: address,
+                destination_unknown_reason: reason,
+                port: edge.port,
+                fate: fate.into(),
+                fate_reason: fate_reason.map(Into::into),
+                via_service: evidence.via_service,
+                answered: evidence.answered,
+                seen_by: evidence.seen_by().into(),
+                services: evidence.services.iter().cloned().collect(),
+                failures: evidence.failures.iter().cloned().collect(),
+                hours: evidence.hours.len() as i64,
+                days: days(evidence),
+                source_pods: evidence.source_pods.len() as i64,
+                destination_pods: evidence.destination_pods.len() as i64,
+                connections: evidence.connections,
+                failed: evidence.failed,
+                bytes_sent: evidence.bytes_sent,
+                bytes_received: evidence.bytes_received,
+                first_seen: evidence.first_seen,
+                last_seen: evidence.last_seen,
+            }
+        };
+        let seen = self.edges.iter().filter(|(_, (evidence, _))| evidence.first_seen <= evidence.last_seen);
+        seen.map(row).collect()
+    }
+
+    /// The rows of table `communication_sets`.
+    pub(crate) fn rows(&self) -> Vec<SetRow> {
+        let rows =
+            self.workloads.iter().flat_map(|(workload, set)| set.entries.iter().map(move |entry| (workload, entry)));
+        rows.filter_map(|(workload, entry)| self.row(workload, entry)).collect()
+    }
+
+    fn row(&self, workload: &Workload, entry: &Entry) -> Option<SetRow> {
+        let (evidence, fate) = self.edges.get(&entry.edge)?;
+        let is_egress = entry.direction == Direction::Egress;
+        let peer = if is_egress { &entry.edge.destination } else { &entry.edge.source };
+        let (peer_kind, [peer_namespace, peer_workload_kind, peer_workload, _, peer_address, _]) = end(peer);
+        let (fate, fate_reason) = fate.told();
+        let pods = (evidence.source_pods.len() as i64, evidence.destination_pods.len() as i64);
+        let bytes = (evidence.bytes_sent, evidence.bytes_received);
+        let turned = |(source, destination)| if is_egress { (source, destination) } else { (destination, source) };
+        let ((pods, peer_pods), (bytes_out, bytes_in)) = (turned(pods), turned(bytes));
+        let was_seen = evidence.first_seen <= evidence.last_seen;
+        Some(SetRow {
+            namespace: Arc::clone(&workload.namespace),
+            workload_kind: Arc::clone(&workload.kind),
+            workload: Arc::clone(&workload.name),
+            direction: entry.direction.as_str().into(),
+            peer_kind: peer_kind.into(),
+            peer_namespace,
+            peer_workload_kind,
+            peer_workload,
+            peer_address,
+            transport: Arc::clone(&entry.edge.transport),
+            port: entry.edge.port,
+            status: entry.status.as_str().into(),
+            reason: entry.reason.as_str().into(),
+            fate: fate.into(),
+            fate_reason: fate_reason.map(Into::into),
+            recurrence: entry.recurrence.map(|recurrence| recurrence.as_str().into()),
+            seen_hours: entry.seen_hours as i64,
+            observable_hours: entry.observable_hours as i64,
+            days: days(evidence),
+            pods,
+            peer_pods,
+            connections: evidence.connections,
+            failed: evidence.failed,
+            bytes_out,
+            bytes_in,
+            seen_by: evidence.seen_by().into(),
+            via_service: evidence.via_service,
+            first_seen: was_seen.then_some(evidence.first_seen),
+            last_seen: was_seen.then_some(evidence.last_seen),
+        })
+    }
+
+    /// The rows of table `workloads`.
+    pub(crate) fn workload_rows(&self) -> Vec<WorkloadRow> {
+        let row = |(workload, set): (&Workload, &Set)| {
+            let fates = || set.entries.iter().filter_map(|entry| self.edges.get(&entry.edge)).map(|(_, fate)| fate);
+            let time = self.exposure.of(workload);
+            let (pod_ms, observed_ms) = time.map(super::exposure::Time::sums).unwrap_or_default();
+            WorkloadRow {
+                namespace: Arc::clone(&workload.namespace),
+                workload_kind: Arc::clone(&workload.kind),
+                workload: Arc::clone(&workload.name),
+                status: set.status.as_str().into(),
+                reason: set.reason.as_str().into(),
+                since: set.since,
+                edges: fates().filter(|fate| fate.is_allowed()).count() as i64,
+                held: fates().filter(|fate| matches!(fate, super::Fate::Held(_))).count() as i64,
+                pods: time.map_or(0, |time| time.pods as i64),
+                pod_ms,
+                observed_ms,
+                coverage: (pod_ms > 0).then(|| observed_ms as f64 / pod_ms as f64),
+                ran_hours: time.map_or(0, |time| time.ran.len() as i64),
+                observable_hours: time.map_or(0, |time| time.observable.len() as i64),
+            }
+        };
+        self.workloads.iter().map(row).collect()
+    }
+}
+
+fn days(evidence: &Evidence) -> i64 {
+    let days: std::collections::BTreeSet<u32> = evidence.hours.iter().map(|hour| hour / 24).collect();
+    days.len() as i64
+}
