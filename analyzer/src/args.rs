@@ -83,7 +83,8 @@ pub(crate) struct SqlArgs {
     #[command(flatten)]
     pub(crate) learn: LearnArgs,
 
-    /// The query, such as 'select * from edges limit 10'. What it calls $NAME is given with --param.
+    /// The query, such as 'select * from edges limit 10', or several that semicolons separate. What it calls $NAME is given
+    /// with --param.
     #[arg(value_name = "QUERY", required_unless_present = "query_file")]
     pub(crate) query: Option<String>,
 

@@ -63,6 +63,8 @@ pub(crate) struct Evidence {
     pub(crate) bytes_sent: i64,
     /// Payload bytes from destination to source, as far as they are known.
     pub(crate) bytes_received: i64,
+    /// Payload bytes both ways between nodes of different zones, as far as the nodes of both ends are known.
+    pub(crate) cross_zone_bytes: i64,
     /// Why connections failed.
     pub(crate) failures: BTreeSet<Arc<str>>,
     /// First observation.
@@ -91,6 +93,7 @@ impl Default for Evidence {
             max_active: 0,
             bytes_sent: 0,
             bytes_received: 0,
+            cross_zone_bytes: 0,
             failures: BTreeSet::new(),
             first_seen: TimestampMs(i64::MAX),
             last_seen: TimestampMs(i64::MIN),
@@ -133,6 +136,7 @@ impl Evidence {
             max_active,
             bytes_sent,
             bytes_received,
+            cross_zone_bytes,
             failures,
             first_seen,
             last_seen,
@@ -154,6 +158,7 @@ impl Evidence {
         self.max_active = self.max_active.max(max_active);
         self.bytes_sent += bytes_sent;
         self.bytes_received += bytes_received;
+        self.cross_zone_bytes += cross_zone_bytes;
         self.failures.extend(failures);
         self.first_seen = self.first_seen.min(first_seen);
         self.last_seen = self.last_seen.max(last_seen);

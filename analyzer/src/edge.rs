@@ -102,6 +102,8 @@ schemas::table! {
     bytes_sent: Option<i64> => "", "By";
     /// Payload bytes from destination to source; null when unknown.
     bytes_received: Option<i64> => "", "By";
+    /// Payload bytes both ways between nodes of different zones, as far as the nodes of both ends are known.
+    cross_zone_bytes: i64 => "", "By";
     /// TCP segments that either end sent again.
     retransmits: i64 => "", "{segment}";
     /// Sum of the durations of the connections in `closed`.
@@ -161,6 +163,7 @@ fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &Hour) -> Vec<EdgeRow> {
             max_active: counts.max_active,
             bytes_sent: counts.bytes_sent,
             bytes_received: counts.bytes_received,
+            cross_zone_bytes: counts.cross_zone_bytes,
             retransmits: counts.retransmits,
             duration_ms_sum: counts.duration_ms_sum,
             first_seen: TimestampMs(edge.first_seen),

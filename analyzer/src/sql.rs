@@ -22,7 +22,9 @@ pub(crate) enum SqlError {
     #[error(transparent)]
     Tables(#[from] TablesError),
     #[error("the query failed")]
-    Query(#[from] DataFusionError),
+    Query(#[source] DataFusionError),
+    #[error("the query needs more memory: allow it with --memory-mib")]
+    Memory(#[source] DataFusionError),
     #[error(transparent)]
     Decisions(#[from] DecisionsError),
     #[error("cannot read the query {path}")]
@@ -31,13 +33,15 @@ pub(crate) enum SqlError {
         #[source]
         source: io::Error,
     },
+    #[error("a file and Parquet take one result: ask one query, or print to standard output")]
+    SeveralResults,
     #[error("Parquet is not for terminals: name a file with --output")]
     ParquetOnTerminal,
     #[error(transparent)]
     Output(#[from] OutputError),
 }
 
-/// Runs the query and writes its result; files that can't be read are told on standard error.
+/// Runs the queries and writes their results; files that can't be read are told on standard error.
 ///
 /// # Errors
 /// An input is not there, the query is wrong, or the output can't be written.
@@ -54,21 +58,44 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         None => query.clone().unwrap_or_default(),
     };
     let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
-    let question = async |tables: &Tables| -> Result<ResultWriter, SqlError> {
-        let frame = tables.sql(&query, ParamValues::from(params.clone())).await?;
-        let mut writer = ResultWriter::new(*format, frame.schema().inner(), output.as_deref())?;
-        let mut batches = frame.execute_stream().await?;
-        while let Some(batch) = batches.next().await {
-            writer.add(batch?)?;
+    let params = ParamValues::from(params);
+    let question = async |tables: &Tables| -> Result<Vec<ResultWriter>, SqlError> {
+        let frames = tables.sql(&query, &params).await?;
+        if frames.len() > 1 && (output.is_some() || *format == Format::Parquet) {
+            return Err(SqlError::SeveralResults);
         }
-        Ok(writer)
+        let mut writers = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let mut writer = ResultWriter::new(*format, frame.schema().inner(), output.as_deref())?;
+            let mut batches = frame.execute_stream().await?;
+            while let Some(batch) = batches.next().await {
+                writer.add(batch?)?;
+            }
+            writers.push(writer);
+        }
+        Ok(writers)
     };
     let learning = learn.learning()?;
-    let (tables, writer) = Tables::ask::<_, SqlError>(input, &learning, question).await?;
+    let (tables, writers) = Tables::ask::<_, SqlError>(input, &learning, question).await?;
     for problem in &tables.problems {
         eprintln!("skipped {problem}");
     }
-    Ok(writer.finish()?)
+    for (number, writer) in writers.into_iter().enumerate() {
+        if number > 0 {
+            output::write("\n", None)?;
+        }
+        writer.finish()?;
+    }
+    Ok(())
+}
+
+impl From<DataFusionError> for SqlError {
+    fn from(error: DataFusionError) -> Self {
+        match error.find_root() {
+            DataFusionError::ResourcesExhausted(_) => Self::Memory(error),
+            _ => Self::Query(error),
+        }
+    }
 }
 
 fn read(path: &Path) -> io::Result<String> {

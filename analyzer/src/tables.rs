@@ -26,6 +26,7 @@ use datafusion::{
         runtime_env::RuntimeEnvBuilder,
     },
     prelude::{DataFrame, SessionConfig, SessionContext},
+    sql::{parser::DFParser, sqlparser::dialect::PostgreSqlDialect},
 };
 use indicatif::ProgressBar;
 use schemas::{
@@ -135,7 +136,9 @@ impl Tables {
             fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
         }
         let first = input.first().cloned().unwrap_or_default();
-        let mut listing = capture::list(input).map_err(|source| TablesError::Input { path: first, source })?;
+        let paths = input.clone();
+        let listing = tokio::task::spawn_blocking(move || capture::list(&paths)).await.map_err(io::Error::other)?;
+        let mut listing = listing.map_err(|source| TablesError::Input { path: first, source })?;
         let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
         let named = || clusters.iter().cloned().collect::<Vec<_>>().join(", ");
         match cluster {
@@ -167,13 +170,19 @@ impl Tables {
         Self::over(Listing { files, problems }, args, learning).await.map(Some)
     }
 
-    /// Plans a query; a capture can only be read.
+    /// Plans queries, which semicolons separate; a capture can only be read.
     ///
     /// # Errors
-    /// The query is wrong, would write, or names a parameter that has no value.
-    pub(crate) async fn sql(&self, query: &str, params: ParamValues) -> Result<DataFrame, DataFusionError> {
+    /// A query is wrong, would write, or names a parameter that has no value.
+    pub(crate) async fn sql(&self, queries: &str, params: &ParamValues) -> Result<Vec<DataFrame>, DataFusionError> {
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        self.context.sql_with_options(query, read_only).await?.with_param_values(params)
+        let mut frames = Vec::new();
+        for statement in DFParser::parse_sql_with_dialect(queries, &PostgreSqlDialect {})? {
+            let plan = self.context.state().statement_to_plan(statement).await?;
+            read_only.verify_plan(&plan)?;
+            frames.push(self.context.execute_logical_plan(plan).await?.with_param_values(params.clone())?);
+        }
+        Ok(frames)
     }
 
     /// The communication sets, and how many rows of each run had no known direction.

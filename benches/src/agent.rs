@@ -116,13 +116,22 @@ pub(crate) fn program() -> Result<&'static Path> {
     if let Some(program) = PROGRAM.get() {
         return Ok(program);
     }
+    let program = beside("exporter", "flowscribe-exporter")?;
+    Ok(PROGRAM.get_or_init(|| program))
+}
+
+/// A program of a package, built as this one is.
+///
+/// # Errors
+/// It can't be built.
+pub(crate) fn beside(package: &str, program: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = ["build", "--quiet", "--release", "--locked", "--package", "exporter"];
+    let build = ["build", "--quiet", "--release", "--locked", "--package", package];
     let built = Command::new(cargo).args(build).current_dir(env!("CARGO_MANIFEST_DIR")).status();
     ensure!(built.context("start cargo")?.success(), "cargo {}", build.join(" "));
-    let program = std::env::current_exe()?.with_file_name("flowscribe-exporter");
+    let program = std::env::current_exe()?.with_file_name(program);
     ensure!(program.exists(), "{} was not built", program.display());
-    Ok(PROGRAM.get_or_init(|| program))
+    Ok(program)
 }
 
 /// What a process's clock of CPU time shows, in seconds.

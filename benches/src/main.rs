@@ -4,6 +4,7 @@
 
 mod agent;
 mod cluster;
+mod edges;
 mod load;
 mod report;
 
@@ -48,6 +49,18 @@ enum Command {
         #[arg(long, default_value_t = 2_000)]
         services: u32,
     },
+    /// Derive edges from captures, beside polars and DuckDB (Python packages).
+    Edges {
+        /// Rows of flows of the captures.
+        #[arg(long, value_delimiter = ',', default_value = "5000000,20000000,80000000")]
+        rows: Vec<u64>,
+        /// Runs of everybody, of which the best counts.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Directory for the captures, which stay there and are used again.
+        #[arg(long, value_name = "DIR")]
+        keep: Option<PathBuf>,
+    },
     /// The process that makes the load.
     #[command(hide = true)]
     Load {
@@ -59,6 +72,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15, only: Vec::new() }) {
         Command::Load { cgroup } => load::run(&cgroup),
+        Command::Edges { rows, runs, keep } => edges::run(&rows, runs, keep.as_deref()),
         Command::Cluster { pods, services } => cluster::run(pods, services),
         Command::Report { pairs, only } => report::run(pairs, &only),
         Command::Soak { seconds, per_second } => report::soak(seconds, per_second),

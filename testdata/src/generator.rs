@@ -95,7 +95,7 @@ impl Plan {
                 Story::Debug(192),
                 Story::Decommission(360),
                 Story::Burst(120),
-                Story::Newcomer(660),
+                Story::Newcomer(700),
             ],
         }
     }

@@ -13,6 +13,7 @@ use foldhash::fast::RandomState;
 use roaring::RoaringTreemap;
 use schemas::{
     index::{Holds, Index, Span},
+    inventory::{InventoryRecord, kind},
     table::TimestampMs,
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Counts {
     pub(super) max_active: i64,
     pub(super) bytes_sent: Option<i64>,
     pub(super) bytes_received: Option<i64>,
+    /// Both ways, between nodes of different zones.
+    pub(super) cross_zone_bytes: i64,
     pub(super) retransmits: i64,
     pub(super) duration_ms_sum: i64,
 }
@@ -117,6 +120,8 @@ struct Target {
     destination_pod: u32,
     service: u32,
     answered: bool,
+    /// Both ends' nodes are known, and in different zones.
+    crosses_zones: bool,
     /// Where its counts are, and of which hour.
     place: (i64, usize),
 }
@@ -153,6 +158,8 @@ pub(super) struct Folder<'a> {
     seen: HashMap<u32, RoaringTreemap>,
     /// Rows whose direction the kernel could not tell, by run.
     undirected: HashMap<u32, i64>,
+    /// The zone of each node.
+    zones: HashMap<u32, Arc<str>>,
     columns: [TextColumn; TEXTS.len()],
     client: u32,
 }
@@ -161,6 +168,8 @@ impl<'a> Folder<'a> {
     pub(super) fn new(index: &'a Index) -> Self {
         let mut texts = Texts::default();
         let client = texts.number("client");
+        let zone = |(node, _): (&InventoryRecord, _)| Some((texts.number(&node.name), Arc::clone(node.zone.as_ref()?)));
+        let zones = index.latest(kind::NODE).filter_map(zone).collect();
         Self {
             index,
             texts,
@@ -175,6 +184,7 @@ impl<'a> Folder<'a> {
             witnesses: HashMap::default(),
             seen: HashMap::new(),
             undirected: HashMap::new(),
+            zones,
             columns: Default::default(),
             client,
         }
@@ -288,7 +298,7 @@ impl<'a> Folder<'a> {
             if target.place.0 != hour.number {
                 target.place = (hour.number, hour.place(target, is_client.then_some(key[4] as u16)));
             }
-            hour.edges[target.place.1].add(is_client, counts, failure, span);
+            hour.edges[target.place.1].add(is_client, counts, failure, span, target.crosses_zones);
         }
     }
 
@@ -349,12 +359,14 @@ impl<'a> Folder<'a> {
             let destination = self.resolved(end);
             let answered = !is_client || *sole;
             let service = self.texts.number_of(service.as_deref());
+            let crosses_zones = self.crosses_zones(source, destination);
             let target = |edge| Target {
                 edge,
                 source_pod: source.pod,
                 destination_pod: destination.pod,
                 service,
                 answered,
+                crosses_zones,
                 place: (i64::MIN, 0),
             };
             // What stays within a pod needs no rule.
@@ -385,11 +397,17 @@ impl<'a> Folder<'a> {
             }
             target.edge = self.edge(transport, source, destination, port);
             (target.source_pod, target.destination_pod) = (source.pod, destination.pod);
+            target.crosses_zones = self.crosses_zones(source, destination);
         }
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
         let place = hour.place(&target, dialled);
-        hour.edges[place].add(is_client, &counts, failure, span);
+        hour.edges[place].add(is_client, &counts, failure, span, target.crosses_zones);
+    }
+
+    fn crosses_zones(&self, source: Resolved, destination: Resolved) -> bool {
+        let zone = |end: Resolved| self.zones.get(&end.host);
+        zone(source).zip(zone(destination)).is_some_and(|(a, b)| a != b)
     }
 
     fn resolved(&mut self, end: &End) -> Resolved {
@@ -473,7 +491,7 @@ impl HourEdge {
         }
     }
 
-    fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span) {
+    fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span, crosses_zones: bool) {
         let sums = if is_client { &mut self.client } else { &mut self.server };
         let Counts {
             is_seen: _,
@@ -483,6 +501,7 @@ impl HourEdge {
             max_active,
             bytes_sent,
             bytes_received,
+            cross_zone_bytes: _,
             retransmits,
             duration_ms_sum,
         } = counts;
@@ -493,6 +512,9 @@ impl HourEdge {
         sums.max_active = sums.max_active.max(*max_active);
         sums.bytes_sent = add(sums.bytes_sent, *bytes_sent);
         sums.bytes_received = add(sums.bytes_received, *bytes_received);
+        if crosses_zones {
+            sums.cross_zone_bytes += bytes_sent.unwrap_or_default() + bytes_received.unwrap_or_default();
+        }
         sums.retransmits += retransmits;
         sums.duration_ms_sum += duration_ms_sum;
         self.first_seen = self.first_seen.min(span.from.0);
@@ -513,6 +535,7 @@ impl HourEdge {
             max_active: a.max_active.max(b.max_active),
             bytes_sent: a.bytes_sent.max(b.bytes_sent),
             bytes_received: a.bytes_received.max(b.bytes_received),
+            cross_zone_bytes: a.cross_zone_bytes.max(b.cross_zone_bytes),
             retransmits: a.retransmits + b.retransmits,
             duration_ms_sum: a.duration_ms_sum.max(b.duration_ms_sum),
         }
@@ -570,6 +593,7 @@ impl<'a> Rows<'a> {
             max_active,
             bytes_sent,
             bytes_received,
+            cross_zone_bytes: 0,
             retransmits,
             duration_ms_sum,
         }

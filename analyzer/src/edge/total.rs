@@ -53,6 +53,7 @@ impl Tally {
             evidence.max_active = evidence.max_active.max(counts.max_active);
             evidence.bytes_sent += counts.bytes_sent.unwrap_or_default();
             evidence.bytes_received += counts.bytes_received.unwrap_or_default();
+            evidence.cross_zone_bytes += counts.cross_zone_bytes;
             evidence.first_seen = evidence.first_seen.min(TimestampMs(edge.first_seen));
             evidence.last_seen = evidence.last_seen.max(TimestampMs(edge.last_seen));
             if counts.is_established() {

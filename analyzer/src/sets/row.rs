@@ -74,6 +74,8 @@ schemas::table! {
     bytes_sent: i64 => "", "By";
     /// Payload bytes from destination to source, as far as they are known.
     bytes_received: i64 => "", "By";
+    /// Payload bytes both ways between nodes of different zones, as far as the nodes of both ends are known.
+    cross_zone_bytes: i64 => "", "By";
     /// First observation.
     first_seen: TimestampMs => "", "";
     /// Last observation.
@@ -240,6 +242,7 @@ impl Sets {
                 failed: evidence.failed,
                 bytes_sent: evidence.bytes_sent,
                 bytes_received: evidence.bytes_received,
+                cross_zone_bytes: evidence.cross_zone_bytes,
                 first_seen: evidence.first_seen,
                 last_seen: evidence.last_seen,
             }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, StringArray, StringBuilder},
-    datatypes::{DataType, Field, Float64Type, Int64Type},
+    datatypes::{DataType, Float64Type, Int64Type},
 };
 use datafusion::{
     error::Result,
@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use schemas::{
     event::RTT_BUCKETS,
     index::{Labels, parse_labels},
+    table::{Cell, RttHistogram},
 };
 
 /// What the functions are called with, and what they do.
@@ -42,10 +43,9 @@ pub(super) fn register(context: &SessionContext) {
     context.register_udf(create_udf("in_cidr", two(), DataType::Boolean, Volatility::Immutable, Arc::new(in_cidr)));
     let prefixed = vec![DataType::Utf8, DataType::Int64];
     context.register_udf(create_udf("network", prefixed, text, Volatility::Immutable, Arc::new(network)));
-    let counts = DataType::FixedSizeList(Arc::new(Field::new("item", DataType::Int64, true)), RTT_BUCKETS as i32);
     context.register_udaf(create_udaf(
         "rtt_quantile_us",
-        vec![counts, DataType::Float64],
+        vec![<RttHistogram as Cell>::data_type(), DataType::Float64],
         Arc::new(DataType::Int64),
         Volatility::Immutable,
         Arc::new(|_| Ok(Box::new(Quantile::default()))),

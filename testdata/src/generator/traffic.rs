@@ -14,7 +14,8 @@ use schemas::{
 
 use super::{
     HOUR_MS, MINUTE_MS, Plan, Story, TrueEdge, Truth,
-    world::{API_SERVICE, CONTROL, Pod, World},
+    truth::Observed,
+    world::{API_SERVICE, CONTROL, Pod, World, ZONES},
 };
 
 /// Who calls whom.
@@ -89,6 +90,8 @@ struct Passed {
     window: i64,
     connections: i64,
     failed: i64,
+    /// Of each connection.
+    duration_ms: i64,
 }
 
 impl<'a> Traffic<'a> {
@@ -272,7 +275,8 @@ impl<'a> Traffic<'a> {
             if self.rng.u8(..100) >= call.busy_percent {
                 continue;
             }
-            let passed = Passed { window, connections: self.rng.i64(1..20), failed: 0 };
+            let duration_ms = client.as_ref().map_or(5, |client| 5 * (client.workload as i64 + 1));
+            let passed = Passed { window, connections: self.rng.i64(1..20), failed: 0, duration_ms };
             match &call.to {
                 Callee::Workload(to, by_service) => {
                     let servers = self.ready(*to, window);
@@ -293,7 +297,7 @@ impl<'a> Traffic<'a> {
         let Some(scanner) = self.world.find("tools", "scanner") else { return Ok(()) };
         let Some(Some(client)) = self.ready(scanner, window).pop() else { return Ok(()) };
         let targets = self.world.addresses(window);
-        let failed = Passed { window, connections: 0, failed: 1 };
+        let failed = Passed { window, connections: 0, failed: 1, duration_ms: 0 };
         for (number, address) in targets.iter().filter(|(number, _)| *number != scanner) {
             let workload = &self.world.workloads[*number];
             let edge = self.edge(scanner, format!("{}/{}", workload.namespace, workload.name), "tcp", 22);
@@ -314,7 +318,7 @@ impl<'a> Traffic<'a> {
 
     fn try_address(&mut self, client: &Pod, edge: &TrueEdge, address: &Arc<str>, passed: Passed) -> Result<()> {
         if self.agents[client.node].is_some() {
-            self.truth.see(edge.clone(), 0, 0, passed.failed, 0);
+            self.truth.see(edge.clone(), 0, Observed { failed: passed.failed, ..Observed::default() });
             let mut row = self.row(client, true, edge.transport, (&client.address, address, edge.port), passed);
             row.failure = Some(Arc::clone(&self.words.refused));
             self.write(client.node, row, passed.window)?;
@@ -355,9 +359,24 @@ impl<'a> Traffic<'a> {
         let is_watched = |pod: Option<&Pod>| pod.is_some_and(|pod| self.agents[pod.node].is_some());
         let at_client = is_watched(client);
         let at_server = is_watched(server) && (self.plan.both_observers || client.is_none());
-        let bytes = passed.connections * BYTES_SENT;
-        for (end, _) in [at_client, at_server].into_iter().enumerate().filter(|(_, sees)| *sees) {
-            self.truth.see(edge.clone(), end, passed.connections, 0, bytes);
+        // The node of the API server is the one after those that run pods.
+        let is_api = matches!(call.to, Callee::Api);
+        let server_node = server.map(|pod| pod.node).or(is_api.then_some(self.world.nodes.len()));
+        let crosses = client.zip(server_node).is_some_and(|(pod, node)| pod.node % ZONES != node % ZONES);
+        let seen = Observed {
+            connections: passed.connections,
+            bytes_sent: passed.connections * BYTES_SENT,
+            duration_ms: passed.connections * passed.duration_ms,
+            ..Observed::default()
+        };
+        let crossed = if crosses { passed.connections * (BYTES_SENT + BYTES_RECEIVED) } else { 0 };
+        if at_client {
+            // A client of a Service can't tell who of several answered.
+            let crossed = if by_service { 0 } else { crossed };
+            self.truth.see(edge.clone(), 0, Observed { cross_zone_bytes: crossed, ..seen });
+        }
+        if at_server {
+            self.truth.see(edge.clone(), 1, Observed { cross_zone_bytes: crossed, ..seen });
         }
         if at_client || at_server {
             let is_server_known = at_server || !by_service;
@@ -406,7 +425,7 @@ impl<'a> Traffic<'a> {
     ) -> FlowRecord {
         let Words { client, server, tcp, udp, unknown, .. } = &self.words;
         let workload = &self.world.workloads[pod.workload];
-        let Passed { window, connections, failed } = passed;
+        let Passed { window, connections, failed, duration_ms } = passed;
         let mut rtt_us_hist = RttHistogram::default();
         rtt_us_hist.0[pod.workload % 4] = connections;
         let first = window + 1_000 + self.rng.i64(0..20_000);
@@ -427,7 +446,7 @@ impl<'a> Traffic<'a> {
             closed: connections,
             bytes_sent: Some(connections * BYTES_SENT),
             bytes_received: Some(connections * BYTES_RECEIVED),
-            duration_ms_sum: connections * 5,
+            duration_ms_sum: connections * duration_ms,
             rtt_us_hist,
             first_seen: TimestampMs(first),
             last_seen: TimestampMs(first + self.rng.i64(0..30_000)),
@@ -459,6 +478,9 @@ impl<'a> Traffic<'a> {
             let seq = agent.flows_next_seq;
             agent.flows_next_seq += 1;
             self.truth.rows += 1;
+            if let Some((namespace, name)) = row.source_namespace.as_ref().zip(row.source_workload.as_ref()) {
+                *self.truth.client_rows.entry(format!("{namespace}/{name}")).or_default() += 1;
+            }
             agent.flows.push(FlowRecord { cluster, node, run_id, seq, ..row }, TimestampMs(window))?;
         }
         Ok(())

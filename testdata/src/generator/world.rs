@@ -240,7 +240,7 @@ impl World {
                     format!("192.0.2.{}", number + 1).into()
                 }],
                 cidrs: vec![format!("10.{}.0.0/16", 100 + number).into()],
-                zone: Some(format!("zone-{}", number % 2).into()),
+                zone: Some(format!("zone-{}", number % ZONES).into()),
                 ..object(kind::NODE, None, name)
             };
             self.tell(time, node, true);
@@ -364,6 +364,8 @@ fn service_record(workload: &Workload) -> InventoryRecord {
     }
 }
 
+/// Zones that nodes are in, in turn.
+pub(super) const ZONES: usize = 2;
 /// Address of the API server's node.
 pub(super) const CONTROL: &str = "192.0.2.250";
 /// Address of the Service `default/kubernetes`.

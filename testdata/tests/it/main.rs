@@ -1,11 +1,13 @@
-//! Everything at once: real pods, the real exporter, the real analyzer. Needs root and eBPF; without, every test says
-//! SKIPPED with the reason.
+//! Everything at once: real pods, the real exporter, the real analyzer; and the analyzer on generated months. What needs
+//! root and eBPF says SKIPPED with the reason where they are missing.
 
 mod complete;
+mod cookbook;
 mod demo;
 mod interop;
 mod kill;
 mod loss;
+mod months;
 mod plan;
 mod support;
 mod telemetry;

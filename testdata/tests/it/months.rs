@@ -1,0 +1,303 @@
+//! A generated month against its truth: edges, sets, coverage, and every question of the cookbook.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use serde_json::Value;
+use testdata::generator::{Plan, Story, TrueEdge, TrueEvidence, Truth, generate};
+
+use crate::support::executable;
+
+/// A month with every story, made once for all tests.
+pub(crate) struct Month {
+    pub(crate) directory: PathBuf,
+    pub(crate) truth: Truth,
+}
+
+/// The month.
+pub(crate) fn month() -> &'static Month {
+    static MONTH: OnceLock<Month> = OnceLock::new();
+    MONTH.get_or_init(|| {
+        // Among what the build leaves: nothing drops it when the tests end.
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("month");
+        let _ = fs::remove_dir_all(&directory);
+        let truth = generate(&Plan::month(1), &directory).expect("the month is written");
+        Month { directory, truth }
+    })
+}
+
+/// Runs `flowscribe` and returns what it wrote and said.
+pub(crate) fn flowscribe(arguments: &[&str]) -> (String, String) {
+    let output = Command::new(executable()).arg("flowscribe").args(arguments).output().expect("flowscribe starts");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    let (out, said) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    (out, said)
+}
+
+/// The rows of a query over a capture, as JSON objects.
+fn rows(directory: &Path, arguments: &[&str]) -> Vec<Value> {
+    let input = directory.to_string_lossy();
+    let (out, _) = flowscribe(&[&["sql", "--input", &*input, "--format", "jsonl"], arguments].concat());
+    out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn text(row: &Value, column: &str) -> String {
+    row[column].as_str().unwrap_or_default().to_owned()
+}
+
+fn number(row: &Value, column: &str) -> i64 {
+    row[column].as_i64().unwrap_or_else(|| panic!("{column} is a number in {row}"))
+}
+
+/// What a capture's table `communications` says, in the words of the truth.
+fn communications(directory: &Path) -> BTreeMap<TrueEdge, TrueEvidence> {
+    let query = "select coalesce(source_namespace || '/' || source_workload, source_address) as source, \
+        coalesce(destination_namespace || '/' || destination_workload, destination_address) as destination, * \
+        from communications";
+    let hours = hours_of_edges(directory);
+    let mut found = BTreeMap::new();
+    for row in rows(directory, &[query]) {
+        let edge = TrueEdge {
+            source: text(&row, "source"),
+            destination: text(&row, "destination"),
+            transport: if text(&row, "transport") == "udp" { "udp" } else { "tcp" },
+            port: number(&row, "port") as u16,
+        };
+        let seen_by = text(&row, "seen_by");
+        let hours = hours.get(&edge).cloned().unwrap_or_default();
+        assert_eq!(number(&row, "hours"), hours.len() as i64, "{edge:?}: the sum and its hours are of one kind");
+        let evidence = TrueEvidence {
+            hours,
+            // Numbers are compared below; who they are is in the table of hours.
+            source_pods: (0..number(&row, "source_pods")).map(|pod| pod.to_string()).collect(),
+            destination_pods: (0..number(&row, "destination_pods")).map(|pod| pod.to_string()).collect(),
+            connections: number(&row, "connections"),
+            failed: number(&row, "failed"),
+            bytes_sent: number(&row, "bytes_sent"),
+            cross_zone_bytes: number(&row, "cross_zone_bytes"),
+            duration_ms: 0,
+            seen_by: (seen_by != "server", seen_by != "client"),
+            via_service: row["via_service"].as_bool().expect("a truth"),
+        };
+        assert!(found.insert(edge.clone(), evidence).is_none(), "{edge:?} is there twice");
+    }
+    found
+}
+
+/// The hours of every edge, from table `edges`.
+fn hours_of_edges(directory: &Path) -> BTreeMap<TrueEdge, BTreeSet<u32>> {
+    let query = "select coalesce(source_namespace || '/' || source_workload, source_address) as source, \
+        coalesce(destination_namespace || '/' || destination_workload, destination_address) as destination, \
+        transport, port, array_agg(cast(extract(epoch from hour) / 3600 as bigint)) as hours \
+        from edges where connections + closed + max_active > 0 group by 1, 2, 3, 4";
+    let edge = |row: &Value| TrueEdge {
+        source: text(row, "source"),
+        destination: text(row, "destination"),
+        transport: if text(row, "transport") == "udp" { "udp" } else { "tcp" },
+        port: number(row, "port") as u16,
+    };
+    let hours = |row: &Value| {
+        row["hours"].as_array().into_iter().flatten().filter_map(Value::as_u64).map(|h| h as u32).collect()
+    };
+    rows(directory, &[query]).iter().map(|row| (edge(row), hours(row))).collect()
+}
+
+/// The truth with pods as numbers, as [`communications`] has them.
+fn comparable(truth: &Truth) -> BTreeMap<TrueEdge, TrueEvidence> {
+    let count = |pods: &BTreeSet<String>| (0..pods.len()).map(|pod| pod.to_string()).collect();
+    let evidence = |evidence: &TrueEvidence| TrueEvidence {
+        source_pods: count(&evidence.source_pods),
+        destination_pods: count(&evidence.destination_pods),
+        duration_ms: 0,
+        ..evidence.clone()
+    };
+    truth.edges.iter().map(|(edge, told)| (edge.clone(), evidence(told))).collect()
+}
+
+fn assert_same(found: &BTreeMap<TrueEdge, TrueEvidence>, expected: &BTreeMap<TrueEdge, TrueEvidence>) {
+    for (edge, expected) in expected {
+        let found = found.get(edge).unwrap_or_else(|| panic!("{edge:?} was observed"));
+        let differ: Vec<_> = found.hours.symmetric_difference(&expected.hours).collect();
+        assert!(differ.is_empty(), "{edge:?} differs in the hours {differ:?}");
+        let rest = |told: &TrueEvidence| TrueEvidence { hours: BTreeSet::new(), ..told.clone() };
+        assert_eq!(rest(found), rest(expected), "{edge:?}");
+    }
+    let invented: Vec<_> = found.keys().filter(|edge| !expected.contains_key(edge)).collect();
+    assert!(invented.is_empty(), "never observed: {invented:?}");
+}
+
+#[test]
+fn a_month_of_edges_is_what_was_observed_and_a_reused_address_names_nobody_else() {
+    let month = month();
+    assert!(month.truth.reused_addresses > 30, "addresses were taken again: {}", month.truth.reused_addresses);
+    assert!(month.truth.edges.len() > 200 && month.truth.rows > 100_000, "{} rows", month.truth.rows);
+    assert_same(&communications(&month.directory), &comparable(&month.truth));
+}
+
+#[test]
+fn edges_are_what_was_observed_whatever_the_seed_and_with_one_observer() {
+    for (seed, both_observers) in [(2, true), (3, false)] {
+        let plan = Plan {
+            hours: 8,
+            rollout_hours: 3,
+            both_observers,
+            gaps: vec![(0, 3, 5)],
+            stories: vec![Story::Nightly, Story::Scan(4), Story::Burst(1)],
+            ..Plan::month(seed)
+        };
+        let directory = tempfile::tempdir().expect("a directory");
+        let truth = generate(&plan, directory.path()).expect("written");
+        assert!(truth.edges.len() > 30);
+        assert_same(&communications(directory.path()), &comparable(&truth));
+        let again = tempfile::tempdir().expect("a directory");
+        assert_eq!(generate(&plan, again.path()).expect("written").edges, truth.edges, "the same seed, the same truth");
+    }
+}
+
+/// Namespace/name of a workload, direction and peer of a set's entry: status, fate, recurrence.
+fn sets(directory: &Path, more: &[&str]) -> BTreeMap<(String, String, String, i64), (String, String, String)> {
+    let query = "select namespace || '/' || workload as workload, direction, port, status, fate, recurrence, \
+        coalesce(peer_namespace || '/' || peer_workload, peer_address) as peer from communication_sets";
+    let key = |row: &Value| (text(row, "workload"), text(row, "direction"), text(row, "peer"), number(row, "port"));
+    let value = |row: &Value| (text(row, "status"), text(row, "fate"), text(row, "recurrence"));
+    rows(directory, &[&[query], more].concat()).iter().map(|row| (key(row), value(row))).collect()
+}
+
+#[test]
+fn sets_keep_what_recurs_hold_what_passes_and_miss_what_is_gone() {
+    let sets = sets(&month().directory, &[]);
+    let entry = |workload: &str, direction: &str, peer: &str, port: i64| {
+        let key = (workload.to_owned(), direction.to_owned(), peer.to_owned(), port);
+        let (status, fate, recurrence) = sets.get(&key).unwrap_or_else(|| panic!("{key:?} is in {sets:#?}"));
+        [status.clone(), fate.clone(), recurrence.clone()]
+    };
+    for (workload, direction, peer) in
+        [("batch/nightly", "egress", "shop/app-0"), ("shop/app-0", "ingress", "batch/nightly")]
+    {
+        assert_eq!(entry(workload, direction, peer, 8080), ["stable", "learned", "daily"]);
+    }
+    assert_eq!(entry("batch/weekly", "egress", "shop/app-0", 8080), ["stable", "learned", "weekly"]);
+    assert_eq!(entry("batch/month-end", "egress", "shop/app-1", 8080)[1], "learned", "it ran once, an hour ago");
+    assert_eq!(entry("shop/app-0", "ingress", "tools/scanner", 8080)[1], "held");
+    assert_eq!(entry("shop/app-2", "ingress", "tools/debug", 8080)[1], "held");
+    assert_eq!(entry("shop/app-4", "egress", "shop/app-5", 9999)[1], "held");
+    assert_eq!(entry("shop/app-3", "egress", "shop/ledger", 8080), ["decaying", "learned", ""]);
+    assert_eq!(entry("shop/app-6", "egress", "shop/app-7", 7070)[..2], ["stabilizing", "learned"]);
+    let odd = ["batch", "tools", "ledger", "9999", "7070", "shop/app-1 ingress batch"];
+    for ((workload, direction, peer, port), (status, fate, _)) in &sets {
+        let told = format!("{workload} {direction} {peer} {port}");
+        if !odd.iter().any(|word| told.contains(word)) {
+            assert_eq!((&**status, &**fate), ("stable", "learned"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_gap_lowers_coverage_and_drops_no_edge() {
+    let month = month();
+    let query = "select namespace || '/' || workload as workload, sum(pod_ms) as pod_ms, sum(observed_ms) as observed_ms \
+        from coverage group by 1";
+    let found: BTreeMap<String, (i64, i64)> = rows(&month.directory, &[query])
+        .iter()
+        .map(|row| (text(row, "workload"), (number(row, "pod_ms"), number(row, "observed_ms"))))
+        .collect();
+    assert_eq!(found, month.truth.pod_time_ms);
+    let gaps = rows(&month.directory, &["select node, gap_start, gap_end, reason from capture_gaps order by node"]);
+    let told = |row: &Value| ["node", "gap_start", "gap_end", "reason"].map(|column| text(row, column)).join(" ");
+    assert_eq!(
+        gaps.iter().map(told).collect::<Vec<_>>(),
+        [
+            "control-plane 2026-03-01T00:00:00Z 2026-04-01T00:00:00Z no agent",
+            "node-1 2026-03-11T00:00:00Z 2026-03-12T12:00:00Z no news",
+            "node-3 2026-03-01T00:00:00Z 2026-04-01T00:00:00Z no agent",
+        ]
+    );
+}
+
+#[test]
+fn decisions_are_kept_in_the_sets_and_in_the_policies() {
+    let month = month();
+    let input = month.directory.to_string_lossy().into_owned();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let decisions = "pin:\n\
+        - { from: shop/app-4, to: shop/app-5, port: 9999/tcp, reason: the quarterly migration }\n\
+        - { from: shop/app-9, to: shop/app-0, port: 4444 }\n\
+        forbid:\n\
+        - { from: 'shop/*', to: shop/ledger, reason: it is gone }\n\
+        - { from: shop/nobody, to: shop/ledger }\n";
+    fs::write(file.path(), decisions).expect("written");
+    let path = file.path().to_string_lossy().into_owned();
+    let sets = sets(&month.directory, &["--decisions", &path]);
+    let fate = |workload: &str, peer: &str, port: i64| {
+        let key = (workload.to_owned(), "egress".to_owned(), peer.to_owned(), port);
+        sets.get(&key).map(|(_, fate, _)| fate.clone())
+    };
+    assert_eq!(fate("shop/app-4", "shop/app-5", 9999).as_deref(), Some("pinned"));
+    assert_eq!(fate("shop/app-9", "shop/app-0", 4444).as_deref(), Some("pinned"), "though nobody has seen it");
+    assert_eq!(fate("shop/app-3", "shop/ledger", 8080).as_deref(), Some("forbidden"));
+    let (policies, said) = flowscribe(&["report", "--input", &input, "--decisions", &path]);
+    let policy = |name: &str| {
+        let of = |policy: &&str| policy.contains(&format!("name: {name}-network\n"));
+        policies.split("---\n").find(of).unwrap_or_else(|| panic!("{name} has a policy")).to_owned()
+    };
+    assert!(policy("app-4").contains("port: 9999") && policy("app-9").contains("port: 4444"));
+    assert!(!policy("app-3").contains("app: ledger"), "{}", policy("app-3"));
+    assert!(!policy("app-0").contains("app: scanner") && policy("app-0").contains("app: nightly"));
+    assert!(said.contains("shop/app-3 → shop/ledger 8080/TCP: forbidden, it is gone\n"), "{said}");
+    assert!(said.contains("tools/scanner → shop/app-0 8080/TCP: held for review, scan: "), "{said}");
+    assert!(said.contains("forbid shop/nobody → shop/ledger: concerns nothing"), "{said}");
+}
+
+#[test]
+fn sets_are_listed_with_those_first_that_need_attention() {
+    let input = month().directory.to_string_lossy().into_owned();
+    let (table, _) = flowscribe(&["sets", "--input", &input]);
+    let position = |what: &str| table.find(what).unwrap_or_else(|| panic!("{what} is in\n{table}"));
+    assert!(position("\nshop/app-0 (Deployment)") < position("\nshop/app-7 (Deployment)"), "something of it is held");
+    assert!(position("\nbatch/month-end (CronJob)") < position("\nbatch/nightly (CronJob)"), "it is learning");
+    let (json, _) = flowscribe(&["sets", "--input", &input, "--format", "json", "--namespaces", "batch"]);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    let names: Vec<&str> = json.as_array().expect("a list").iter().filter_map(|w| w["workload"].as_str()).collect();
+    assert_eq!(names, ["month-end", "nightly", "weekly"]);
+    assert_eq!(json[1]["set"][0]["recurrence"], "daily", "{json}");
+}
+
+#[test]
+fn ctrl_c_ends_at_once_and_leaves_nothing_half_written() {
+    let input = month().directory.to_string_lossy().into_owned();
+    let (scratch, target) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let policies = target.path().join("policies.yaml");
+    for wait_ms in [50, 600, 2000] {
+        let mut child = Command::new(executable())
+            .args(["flowscribe", "report", "--input", &input, "--output"])
+            .arg(&policies)
+            .env("TMPDIR", scratch.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("flowscribe starts");
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
+        let begun = Instant::now();
+        let status = child.wait().expect("it ends");
+        assert!(begun.elapsed() < Duration::from_secs(3), "after {wait_ms} ms it took {:?}", begun.elapsed());
+        // Before it listens to signals, Ctrl-C ends it as it does everybody.
+        assert!(status.code() == Some(130) || status.signal() == Some(2), "{status}");
+        for directory in [&scratch, &target] {
+            let left: Vec<_> = fs::read_dir(directory.path()).expect("readable").flatten().collect();
+            assert!(left.is_empty(), "after {wait_ms} ms: {left:?}");
+        }
+    }
+}
