@@ -296,17 +296,16 @@ impl<'a> Traffic<'a> {
     fn scan(&mut self, minute: i64, window: i64) -> Result<()> {
         let Some(scanner) = self.world.find("tools", "scanner") else { return Ok(()) };
         let Some(Some(client)) = self.ready(scanner, window).pop() else { return Ok(()) };
-        let targets = self.world.addresses(window);
         let failed = Passed { window, connections: 0, failed: 1, duration_ms: 0 };
-        for (number, address) in targets.iter().filter(|(number, _)| *number != scanner) {
-            let workload = &self.world.workloads[*number];
+        for target in self.world.everyone(window).iter().filter(|target| target.workload != scanner) {
+            let workload = &self.world.workloads[target.workload];
             let edge = self.edge(scanner, format!("{}/{}", workload.namespace, workload.name), "tcp", 22);
-            self.try_address(&client, &edge, address, failed)?;
+            self.try_address(&client, &edge, &target.address, Some(&target.uid), failed)?;
         }
         for host in 0..10 {
             let address: Arc<str> = format!("10.100.200.{}", minute * 10 + host - 70).into();
             let edge = self.edge(scanner, address.to_string(), "tcp", 22);
-            self.try_address(&client, &edge, &address, failed)?;
+            self.try_address(&client, &edge, &address, None, failed)?;
         }
         Ok(())
     }
@@ -316,8 +315,16 @@ impl<'a> Traffic<'a> {
         TrueEdge { source: format!("{}/{}", workload.namespace, workload.name), destination, transport, port }
     }
 
-    fn try_address(&mut self, client: &Pod, edge: &TrueEdge, address: &Arc<str>, passed: Passed) -> Result<()> {
+    fn try_address(
+        &mut self,
+        client: &Pod,
+        edge: &TrueEdge,
+        address: &Arc<str>,
+        owner: Option<&str>,
+        passed: Passed,
+    ) -> Result<()> {
         if self.agents[client.node].is_some() {
+            self.truth.pods(edge, Some(&client.uid), owner, false);
             self.truth.see(edge.clone(), 0, Observed { failed: passed.failed, ..Observed::default() });
             let mut row = self.row(client, true, edge.transport, (&client.address, address, edge.port), passed);
             row.failure = Some(Arc::clone(&self.words.refused));

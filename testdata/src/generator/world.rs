@@ -7,7 +7,7 @@ use schemas::{
     table::{Port, TimestampMs},
 };
 
-use super::{HOUR_MS, Plan, Story};
+use super::{HOUR_MS, MINUTE_MS, Plan, Story};
 
 /// A pod, from when to when it has its address.
 #[derive(Clone, Debug)]
@@ -96,10 +96,10 @@ impl World {
         self.tenants.values().filter(|tenants| **tenants > 1).count()
     }
 
-    /// Everyone's address at a time, for a scan.
-    pub(super) fn addresses(&self, time: i64) -> Vec<(usize, Arc<str>)> {
+    /// Everyone who is there at a time, for a scan.
+    pub(super) fn everyone(&self, time: i64) -> Vec<Pod> {
         let pods = self.workloads.iter().flat_map(|workload| &workload.pods);
-        pods.filter(|pod| pod.is_there(time, time)).map(|pod| (pod.workload, Arc::clone(&pod.address))).collect()
+        pods.filter(|pod| pod.is_there(time, time + MINUTE_MS)).cloned().collect()
     }
 
     /// Replaces the pods of the Deployments whose turn it is, half an hour into the hour.

@@ -66,11 +66,11 @@ fn of_sets(truth: &Truth) -> BTreeMap<&'static str, Vec<String>> {
     let gone =
         TrueEdge { source: "shop/app-3".into(), destination: "shop/ledger".into(), transport: "tcp", port: 8080 };
     let last = time(*truth.edges[&gone].hours.last().expect("it was there"));
-    let coverage = truth.pod_time_ms.iter().map(|(name, (ran, observed))| (*observed as f64 / *ran as f64, name));
-    let mut coverage: Vec<_> = coverage.filter(|(share, _)| *share < 0.95).collect();
+    let share = |(ran, observed): &(i64, i64)| *observed as f64 / *ran as f64;
+    let coverage = truth.pod_time_ms.iter().map(|(name, time)| (share(time), name)).filter(|(share, _)| *share < 0.95);
+    let mut coverage: Vec<_> = coverage.map(|(share, name)| ((share * 1000.0).round() / 1000.0, name)).collect();
     coverage.sort_by(|a, b| a.0.total_cmp(&b.0).then(short(a.1).cmp(short(b.1))));
-    let coverage =
-        coverage.into_iter().map(|(share, name)| format!("{},{:?}", named(name), (share * 1000.0).round() / 1000.0));
+    let coverage = coverage.into_iter().map(|(share, name)| format!("{},{share:?}", named(name)));
     let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
     BTreeMap::from([
         ("Everything that one workload talks to", of_app),
