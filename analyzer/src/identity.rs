@@ -5,7 +5,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
 };
 
 use arrow::array::BooleanArray;
@@ -34,36 +35,49 @@ pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32)
     let mut files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == InventoryRecord::DATASET).collect();
     files.sort_by_key(|file| (file.first_time(), file.run.as_ref().map(|(_, first, _)| *first), &file.path));
     let mut builder = IndexBuilder::new(heard, clock_skew_ms.into());
-    let (mut runs, mut problems) = (HashMap::new(), Vec::new());
+    let mut problems = Vec::new();
     let mut waiting: BTreeMap<TimestampMs, Vec<InventoryRecord>> = BTreeMap::new();
-    for (at, file) in files.iter().enumerate() {
-        match read_file(file, &mut runs, &mut builder) {
-            Ok(records) => {
-                for record in records {
-                    waiting.entry(record.observed_at).or_default().push(record);
+    // Files are read while the ones before are taken in.
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel(FILES_AHEAD);
+        let ahead = &files;
+        scope.spawn(move || {
+            let mut runs = HashMap::new();
+            for file in ahead {
+                if sender.send(read_file(file, &mut runs)).is_err() {
+                    return;
                 }
             }
-            Err(problem) => problems.push(problem),
+        });
+        for (at, read) in receiver.into_iter().enumerate() {
+            match read {
+                Ok((records, heard)) => {
+                    heard.into_iter().for_each(|heard| builder.hear(heard));
+                    for record in records {
+                        waiting.entry(record.observed_at).or_default().push(record);
+                    }
+                }
+                Err(problem) => problems.push(problem),
+            }
+            // What no other file can have anything before of.
+            let later = files.get(at + 1).map(|next| waiting.split_off(&next.first_time())).unwrap_or_default();
+            builder.add(std::mem::replace(&mut waiting, later).into_values().flatten().collect());
         }
-        // What no other file can have anything before of.
-        let later = files.get(at + 1).map(|next| waiting.split_off(&next.first_time())).unwrap_or_default();
-        builder.add(std::mem::replace(&mut waiting, later).into_values().flatten().collect());
-    }
+    });
     (builder.finish(), problems)
 }
 
+/// Reads what is news in a file, and that its writer was there.
 fn read_file(
     file: &CaptureFile,
     runs: &mut HashMap<String, Progress>,
-    builder: &mut IndexBuilder,
-) -> Result<Vec<InventoryRecord>, Problem> {
-    let Some((run, first, last)) = &file.run else { return capture::read(file) };
-    let mut selected = None;
+) -> Result<(Vec<InventoryRecord>, Option<Heard>), Problem> {
+    let Some((run, first, last)) = &file.run else { return Ok((capture::read(file)?, None)) };
+    let (mut selected, mut heard) = (None, None);
     if let Some(progress) = runs.get(run).filter(|progress| progress.next_seq == *first) {
         let opening = open(file)?;
         if opening.scope.as_ref().is_none_or(|scope| *scope == progress.scope) {
-            opening.heard.into_iter().for_each(|heard| builder.hear(heard));
-            selected = Some(opening.selected);
+            (heard, selected) = (opening.heard, Some(opening.selected));
         }
     }
     let records: Vec<InventoryRecord> = capture::read_where(file, selected)?;
@@ -71,7 +85,7 @@ fn read_file(
     let progress = runs.entry(run.clone()).or_insert(Progress { next_seq: 0, scope: "".into() });
     progress.next_seq = last + 1;
     progress.scope = scope.unwrap_or_else(|| Arc::clone(&progress.scope));
-    Ok(records)
+    Ok((records, heard))
 }
 
 /// Which rows of a file are no snapshot, and of what scope the snapshot is.
@@ -79,7 +93,7 @@ fn open(file: &CaptureFile) -> Result<Opening, Problem> {
     let wrong = |error: SchemaError| file.problem(ProblemKind::WrongColumns { reason: error.to_string() });
     let mut opening = Opening { selected: BooleanArray::from(Vec::<bool>::new()), heard: None, scope: None };
     let mut selected = Vec::new();
-    for batch in capture::read_columns(file, &["event", "scope", "node", "run_id", "observed_at"])? {
+    for batch in capture::read_columns::<InventoryRecord>(file, &["event", "scope", "node", "run_id", "observed_at"])? {
         let batch = batch?;
         let text = |column| decode_column::<Arc<str>>(&batch, InventoryRecord::DATASET, column).map_err(wrong);
         let events = text("event")?;
@@ -96,3 +110,6 @@ fn open(file: &CaptureFile) -> Result<Opening, Problem> {
     opening.selected = selected.into();
     Ok(opening)
 }
+
+/// Files that are read before they are taken in.
+const FILES_AHEAD: usize = 16;

@@ -108,10 +108,7 @@ impl Output {
     pub(crate) fn finish(self) -> Result<(), OutputError> {
         let Self { file, target } = self;
         let done = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|mut file| {
-            let path = match &target {
-                None => return copy(&mut file, &mut io::stdout()),
-                Some(path) => path,
-            };
+            let Some(path) = &target else { return copy(&mut file, &mut io::stdout()) };
             match fs::symlink_metadata(path) {
                 Ok(metadata) if !metadata.is_file() => copy(&mut file, &mut File::options().write(true).open(path)?),
                 _ => file.persist(path).map(drop).map_err(|error| error.error),

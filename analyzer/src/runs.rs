@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    thread,
 };
 
 use schemas::{
@@ -67,10 +68,24 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
     let flows = rows(files, FlowRecord::DATASET);
     let mut health: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == HealthRecord::DATASET).collect();
     health.sort_by_key(|file| (&file.run, file.first_time()));
-    for file in health {
-        if let Err(problem) = read_file(file, &flows, &mut runs) {
-            problems.push(problem);
-        }
+    // A run is read in order, several at the same time.
+    let of_runs: Vec<&[&CaptureFile]> =
+        health.chunk_by(|a, b| a.run.as_ref().map(|r| &r.0) == b.run.as_ref().map(|r| &r.0)).collect();
+    let share = of_runs.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
+    let parts = thread::scope(|scope| {
+        let read = |share: &[&[&CaptureFile]]| {
+            let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
+            let files = share.iter().flat_map(|files| files.iter());
+            problems.extend(files.filter_map(|file| read_file(file, &flows, &mut runs).err()));
+            (runs, problems)
+        };
+        #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
+        let threads: Vec<_> = of_runs.chunks(share).map(|share| scope.spawn(move || read(share))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("reading health does not panic")).collect::<Vec<_>>()
+    });
+    for (more, damaged) in parts {
+        runs.extend(more);
+        problems.extend(damaged);
     }
     let inventory = rows(files, InventoryRecord::DATASET);
     for file in files {
@@ -78,8 +93,11 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
         if let Some((run_id, ..)) = &file.run {
             let run_id: Arc<str> = run_id.as_str().into();
             let start = TimestampMs((file.first_time().0 - 1).div_euclid(HOUR_MS) * HOUR_MS);
-            let new =
-                || Run { whole_until: start, run_start: start, ..Run::new(file.node.as_str().into(), run_id.clone()) };
+            let new = || Run {
+                whole_until: start,
+                run_start: start,
+                ..Run::new(file.node.as_str().into(), Arc::clone(&run_id))
+            };
             runs.entry(Arc::clone(&run_id)).or_insert_with(new);
         }
     }
@@ -174,7 +192,7 @@ fn read_file(
 ) -> Result<(), Problem> {
     let needed: Vec<_> = Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
     let lacks = |unreadable: &[Arc<str>]| unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name));
-    for batch in capture::read_columns(file, &COLUMNS)? {
+    for batch in capture::read_columns::<HealthRecord>(file, &COLUMNS)? {
         let batch = batch?;
         let columns = Columns { batch: &batch, file };
         let texts = |name| columns.read::<Arc<str>>(name);

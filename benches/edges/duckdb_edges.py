@@ -1,7 +1,7 @@
 """Edges with distinct hours and pods, by DuckDB: what `flowscribe sql` answers from table `communications`.
 
 Usage: duckdb_edges.py CAPTURE OUTPUT.csv
-The capture is one that `lab generate --rows` wrote: every Service has one workload behind it.
+The capture is one that `lab generate --rows` wrote: every Service has the workload of its name behind it.
 """
 
 import sys
@@ -19,19 +19,20 @@ create table owners as
     select namespace, name, any_value(owner) as workload from objects
     where kind = 'Workload' and workload_kind = 'ReplicaSet' group by all;
 create table pods as
-    select uid, address, lease_start, lease_end, namespace || '/' || workload as workload
+    select uid, address, lease_start, lease_end, p.namespace || '/' || owners.workload as workload
     from (select uid, any_value(namespace) as namespace, any_value(owner) as owner, any_value(address) as address,
             min(lease_start) as lease_start, coalesce(max(lease_end), 'infinity') as lease_end
         from objects where kind = 'Pod' group by uid) as p
     join owners on owners.name = p.owner and owners.namespace = p.namespace;
 create table services as
-    select s.address, s.port as service_port, e.target, coalesce(p.workload, e.endpoint) as backend
+    select s.address, s.port as service_port, e.target, coalesce(w.workload, e.endpoint) as backend
     from (select namespace, name, any_value(address) as address, any_value(port) as port from objects
         where kind = 'Service' group by all) as s
     join (select namespace, owner, any_value(address) as endpoint, any_value(port) as target from objects
         where kind = 'EndpointSlice' and address is not null group by all) as e
         on e.namespace = s.namespace and e.owner = s.name
-    left join (select address, any_value(workload) as workload from pods group by address) as p on p.address = e.endpoint;
+    left join (select distinct namespace, name, namespace || '/' || name as workload from objects
+        where kind = 'Workload' and workload_kind = 'Deployment') as w on w.namespace = s.namespace and w.name = s.name;
 """)
 db.execute(f"""
 copy (

@@ -1,7 +1,7 @@
 """Edges with distinct hours and pods, by polars: what `flowscribe sql` answers from table `communications`.
 
 Usage: polars_edges.py CAPTURE OUTPUT.csv
-The capture is one that `lab generate --rows` wrote: every Service has one workload behind it.
+The capture is one that `lab generate --rows` wrote: every Service has the workload of its name behind it.
 """
 
 import sys
@@ -35,6 +35,8 @@ pods = (
     .select("uid", "address", "lease_start", "lease_end", who("namespace", "workload").alias("workload"))
     .sort("lease_start")
 )
+deployments = objects.filter((pl.col("kind") == "Workload") & (pl.col("workload_kind") == "Deployment")).unique(
+    ["namespace", "name"]).select("namespace", "name", who("namespace", "name").alias("workload"))
 slices = objects.filter(pl.col("kind") == "EndpointSlice").drop_nulls("address").group_by("namespace", "owner").agg(
     pl.col("address").first().alias("endpoint"), pl.col("port").first().struct.field("port").alias("target"))
 services = (
@@ -42,7 +44,7 @@ services = (
     .unique(["namespace", "name"])
     .with_columns(pl.col("port").struct.field("port").alias("service_port"))
     .join(slices, left_on=["namespace", "name"], right_on=["namespace", "owner"])
-    .join(pods.unique("address").select("address", "workload"), left_on="endpoint", right_on="address", how="left")
+    .join(deployments, on=["namespace", "name"], how="left")
     .select("address", "service_port", "target", pl.coalesce("workload", "endpoint").alias("backend"))
 )
 

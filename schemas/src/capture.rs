@@ -9,9 +9,11 @@
 //! A file appears under its name only when it is whole: it is written as `….parquet.tmp`, synced and renamed. Each
 //! file names its dataset, schema version, writer and range of rows in its key-value metadata.
 
+mod pages;
 mod reader;
 mod writer;
 
+pub use pages::Pages;
 pub use reader::{CaptureFile, Listing, Problem, ProblemKind, list, read, read_columns, read_where, verify};
 pub use writer::{CaptureError, DatasetWriter, Roll};
 

@@ -96,8 +96,27 @@ pub(super) struct Hour {
     places: HashMap<u32, u32, RandomState>,
 }
 
-/// What rows are told apart by: observer, transport, addresses, port, and what the row says of its local end.
-type RowKey = [u32; 12];
+/// What rows are told apart by: port and whether the client observed it, in one; both addresses; and the number of what
+/// the row says of its transport and its local end.
+type RowKey = [u32; 4];
+
+/// What a row says of its transport and its local end: transport, whether it shares its node's network, the observer's node, kind, namespace, workload
+/// kind, workload, pod, and node.
+type LocalKey = [u32; 9];
+
+/// The edge that most rows are counted for at once: those that say what rows before them said, in the same hour.
+#[derive(Clone, Copy, Debug)]
+struct Shortcut {
+    /// Where the rest is known.
+    memo: u32,
+    /// Where the edge's counts are.
+    place: u32,
+    /// Of which hour.
+    hour: i64,
+    /// Spans for which nothing else has to be done.
+    from: i64,
+    to: i64,
+}
 
 /// What rows that say the same are counted as.
 #[derive(Debug)]
@@ -149,8 +168,10 @@ pub(super) struct Folder<'a> {
     pub(super) end_keys: Vec<EndKey>,
     edges: HashMap<EdgeKey, u32, RandomState>,
     pub(super) edge_keys: Vec<EdgeKey>,
-    places: HashMap<RowKey, u32, RandomState>,
+    shortcuts: HashMap<RowKey, Shortcut, RandomState>,
     memos: Vec<Memo>,
+    locals: HashMap<LocalKey, u32, RandomState>,
+    local_keys: Vec<LocalKey>,
     hours: Vec<Hour>,
     pending: Vec<Pending>,
     witnesses: HashMap<Conversation, Vec<(Span, Resolved)>, RandomState>,
@@ -177,8 +198,10 @@ impl<'a> Folder<'a> {
             end_keys: Vec::new(),
             edges: HashMap::default(),
             edge_keys: Vec::new(),
-            places: HashMap::default(),
+            shortcuts: HashMap::default(),
             memos: Vec::new(),
+            locals: HashMap::default(),
+            local_keys: Vec::new(),
             hours: Vec::new(),
             pending: Vec::new(),
             witnesses: HashMap::default(),
@@ -217,12 +240,9 @@ impl<'a> Folder<'a> {
             let host_network = &rows.host_network[usize::from(!is_client)];
             let is_host = host_network.is_valid(row) && host_network.value(row);
             let port = rows.port.value(row);
-            let key: RowKey = [
-                u32::from(is_client) << 1 | u32::from(is_host),
+            let local: LocalKey = [
                 text(Text::Transport),
-                text(Text::SourceAddress),
-                text(Text::DestinationAddress),
-                u32::from(port),
+                u32::from(is_host),
                 text(Text::Node),
                 text(side[0]),
                 text(side[1]),
@@ -230,6 +250,20 @@ impl<'a> Folder<'a> {
                 text(side[3]),
                 text(side[4]),
                 text(side[5]),
+            ];
+            let local = match self.locals.get(&local) {
+                Some(number) => *number,
+                None => {
+                    self.local_keys.push(local);
+                    self.locals.insert(local, self.local_keys.len() as u32 - 1);
+                    self.local_keys.len() as u32 - 1
+                }
+            };
+            let key = [
+                u32::from(port) << 1 | u32::from(is_client),
+                text(Text::SourceAddress),
+                text(Text::DestinationAddress),
+                local,
             ];
             let span = Span { from: TimestampMs(rows.first_seen[row]), to: TimestampMs(rows.last_seen[row]) };
             let failure = text(Text::Failure);
@@ -246,7 +280,7 @@ impl<'a> Folder<'a> {
         self.witnesses.clear();
         self.seen.clear();
         if self.memos.len() > MEMOS {
-            self.places.clear();
+            self.shortcuts.clear();
             self.memos.clear();
         }
         let mut hours = std::mem::take(&mut self.hours);
@@ -260,28 +294,36 @@ impl<'a> Folder<'a> {
     }
 
     fn count(&mut self, key: RowKey, span: Span, hour: i64, failure: u32, counts: &Counts) {
-        let at = match self.places.get(&key) {
+        let is_client = is_client(&key);
+        let mut memo = None;
+        if let Some(shortcut) = self.shortcuts.get(&key) {
+            if shortcut.hour == hour && shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
+                let hour = hour_of(&mut self.hours, hour);
+                hour.edges[shortcut.place as usize].add(is_client, counts, failure, span);
+                return;
+            }
+            memo = Some(shortcut.memo as usize);
+        }
+        let at = match memo {
+            Some(at) if self.memos[at].holds.contains(span) => at,
             Some(at) => {
-                let at = *at as usize;
-                if !self.memos[at].holds.contains(span) {
-                    self.memos[at] = self.resolve(&key, span);
-                }
+                self.memos[at] = self.resolve(&key, span);
                 at
             }
             None => {
                 let memo = self.resolve(&key, span);
                 self.memos.push(memo);
-                self.places.insert(key, self.memos.len() as u32 - 1);
                 self.memos.len() - 1
             }
         };
+        let transport = self.local_keys[key[3] as usize][0];
         let Self { memos, hours, pending, witnesses, .. } = self;
         let memo = &mut memos[at];
-        let is_client = key[0] & 2 != 0;
+        let mut shortcut = Shortcut { memo: at as u32, place: 0, hour: i64::MIN, from: 0, to: 0 };
         if let Some(own) = memo.own
             && !memo.certain.contains(span)
         {
-            let told = witnesses.entry(conversation(&key, is_client)).or_default();
+            let told = witnesses.entry(conversation(transport, &key, is_client)).or_default();
             match told.iter_mut().find(|(known, other)| other.identity() == own.identity() && known.overlaps(span)) {
                 Some((known, _)) => *known = known.hull(span),
                 None => told.push((span, own)),
@@ -289,54 +331,67 @@ impl<'a> Folder<'a> {
         }
         for target in &mut memo.targets {
             if memo.is_pending {
-                let conversation = conversation(&key, !is_client);
+                let conversation = conversation(transport, &key, !is_client);
                 let (own, target, counts) = (memo.own, target.clone(), *counts);
                 pending.push(Pending { conversation, own, target, hour, span, failure, counts });
                 continue;
             }
             let hour = hour_of(hours, hour);
             if target.place.0 != hour.number {
-                target.place = (hour.number, hour.place(target, is_client.then_some(key[4] as u16)));
+                target.place = (hour.number, hour.place(target, is_client.then_some(port_of(&key))));
             }
-            hour.edges[target.place.1].add(is_client, counts, failure, span, target.crosses_zones);
+            let counts = counts.across(target.crosses_zones);
+            hour.edges[target.place.1].add(is_client, &counts, failure, span);
         }
+        // Most rows are of one edge that is the same for long.
+        if let [target] = &memo.targets[..]
+            && !memo.is_pending
+            && !target.crosses_zones
+        {
+            let certain = if memo.own.is_some() { memo.certain } else { memo.holds };
+            (shortcut.place, shortcut.hour) = (target.place.1 as u32, target.place.0);
+            (shortcut.from, shortcut.to) = (memo.holds.from.max(certain.from).0, memo.holds.to.min(certain.to).0);
+        }
+        self.shortcuts.insert(key, shortcut);
     }
 
     /// Looks up who is at the ends of a row.
     fn resolve(&mut self, key: &RowKey, span: Span) -> Memo {
         let holds = Holds::default();
         let resolver = Resolver { index: self.index, span, holds: &holds };
-        let (is_client, is_host) = (key[0] & 2 != 0, key[0] & 1 != 0);
+        let is_client = is_client(key);
+        let [transport, is_host, observer_node, kind, namespace, workload_kind, workload, pod_uid, node] =
+            self.local_keys[key[3] as usize];
         let text = |number| self.texts.text(number);
         let empty: Arc<str> = "".into();
         let filled = |number| text(number).unwrap_or(&empty);
-        let (source_address, destination_address) = (filled(key[2]), filled(key[3]));
+        let (source_address, destination_address) = (filled(key[1]), filled(key[2]));
         let own_address = if is_client { source_address } else { destination_address };
         if is_loopback(source_address) {
             let holds = holds.span();
             return Memo { holds, certain: holds, own: None, is_pending: false, targets: Vec::new() };
         }
         let told = Told {
-            kind: filled(key[6]),
-            namespace: text(key[7]),
-            workload_kind: text(key[8]),
-            workload: text(key[9]),
-            pod_uid: text(key[10]),
-            node: text(key[11]),
-            host_network: is_host,
+            kind: filled(kind),
+            namespace: text(namespace),
+            workload_kind: text(workload_kind),
+            workload: text(workload),
+            pod_uid: text(pod_uid),
+            node: text(node),
+            host_network: is_host != 0,
             address: own_address,
         };
-        let (transport, port) = (filled(key[1]), key[4] as u16);
-        let local = resolver.local(&told, filled(key[5]));
+        let (transport_name, port) = (filled(transport), port_of(key));
+        let local = resolver.local(&told, filled(observer_node));
         let (source, destinations) = if is_client {
             let source = local.unwrap_or_else(|| resolver.unmapped(source_address));
-            (source, resolver.dialled(destination_address, transport, port))
+            (source, resolver.dialled(destination_address, transport_name, port))
         } else {
             let source = resolver.remote(source_address);
             let destinations = local.map(|end| direct(end, port));
             // A node's own row may tell the Service's address, where the network is translated on the node.
             let unmapped = || {
-                let dialled = resolver.dialled(destination_address, transport, port);
+                let dialled = resolver.dialled(destination_address, transport_name, port);
                 if dialled.iter().any(|destination| destination.service.is_some()) {
                     return dialled;
                 }
@@ -371,7 +426,7 @@ impl<'a> Folder<'a> {
             };
             // What stays within a pod needs no rule.
             if is_pending || !is_same_pod(source, destination) {
-                targets.push(target(self.edge(key[1], source, destination, *port)));
+                targets.push(target(self.edge(transport, source, destination, *port)));
             }
         }
         Memo { holds: holds.span(), certain, own, is_pending, targets }
@@ -402,7 +457,7 @@ impl<'a> Folder<'a> {
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
         let place = hour.place(&target, dialled);
-        hour.edges[place].add(is_client, &counts, failure, span, target.crosses_zones);
+        hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, span);
     }
 
     fn crosses_zones(&self, source: Resolved, destination: Resolved) -> bool {
@@ -491,7 +546,7 @@ impl HourEdge {
         }
     }
 
-    fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span, crosses_zones: bool) {
+    fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span) {
         let sums = if is_client { &mut self.client } else { &mut self.server };
         let Counts {
             is_seen: _,
@@ -501,7 +556,7 @@ impl HourEdge {
             max_active,
             bytes_sent,
             bytes_received,
-            cross_zone_bytes: _,
+            cross_zone_bytes,
             retransmits,
             duration_ms_sum,
         } = counts;
@@ -512,9 +567,7 @@ impl HourEdge {
         sums.max_active = sums.max_active.max(*max_active);
         sums.bytes_sent = add(sums.bytes_sent, *bytes_sent);
         sums.bytes_received = add(sums.bytes_received, *bytes_received);
-        if crosses_zones {
-            sums.cross_zone_bytes += bytes_sent.unwrap_or_default() + bytes_received.unwrap_or_default();
-        }
+        sums.cross_zone_bytes += cross_zone_bytes;
         sums.retransmits += retransmits;
         sums.duration_ms_sum += duration_ms_sum;
         self.first_seen = self.first_seen.min(span.from.0);
@@ -543,6 +596,14 @@ impl HourEdge {
 }
 
 impl Counts {
+    /// The same of an edge that crosses zones, or does not.
+    fn across(mut self, crosses_zones: bool) -> Self {
+        if crosses_zones {
+            self.cross_zone_bytes = self.bytes_sent.unwrap_or_default() + self.bytes_received.unwrap_or_default();
+        }
+        self
+    }
+
     /// Whether data could pass: a connection was established, was open, or ended.
     pub(super) const fn is_established(&self) -> bool {
         self.connections + self.closed + self.max_active > 0
@@ -614,8 +675,16 @@ fn hour_of(hours: &mut Vec<Hour>, number: i64) -> &mut Hour {
     &mut hours[at]
 }
 
-const fn conversation(key: &RowKey, is_client: bool) -> Conversation {
-    (key[1], key[2], key[3], key[4] as u16, is_client)
+const fn conversation(transport: u32, key: &RowKey, is_client: bool) -> Conversation {
+    (transport, key[1], key[2], port_of(key), is_client)
+}
+
+const fn is_client(key: &RowKey) -> bool {
+    key[0] & 1 != 0
+}
+
+const fn port_of(key: &RowKey) -> u16 {
+    (key[0] >> 1) as u16
 }
 
 const fn is_same_pod(source: Resolved, destination: Resolved) -> bool {

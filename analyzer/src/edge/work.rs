@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    fs::File,
     path::PathBuf,
     sync::{
         Arc,
@@ -33,14 +32,13 @@ use datafusion::{
     },
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use parquet::{
-    arrow::{
-        ProjectionMask,
-        arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
-    },
-    errors::ParquetError,
+use parquet::errors::ParquetError;
+use schemas::{
+    capture::{CaptureFile, Pages},
+    flow::FlowRecord,
+    index::Index,
+    table::Table,
 };
-use schemas::{capture::CaptureFile, index::Index, table::Table};
 
 use super::{
     EdgeRow,
@@ -56,6 +54,8 @@ pub(crate) struct Flows {
     rows: u64,
     files: Vec<FlowFile>,
     units: Vec<Unit>,
+    /// What is read of them.
+    columns: Vec<&'static str>,
     index: Arc<Index>,
     progress: ProgressBar,
 }
@@ -111,8 +111,9 @@ impl Flows {
         };
         let files: Vec<FlowFile> = files.iter().zip(repeats).map(flow_file).collect();
         let units = units(&files);
+        let columns = fold::columns().collect();
         progress.set_style(style());
-        Self { cluster, rows, files, units, index, progress }
+        Self { cluster, rows, files, units, columns, index, progress }
     }
 
     /// Folds everything into one total per edge, on as many threads as there are processors. Memory goes by the edges of
@@ -135,6 +136,7 @@ impl Flows {
         };
         let workers = thread::available_parallelism().map_or(1, usize::from).min(self.units.len()).max(1);
         let parts: Vec<Result<(Communications, Undirected), WorkError>> = thread::scope(|scope| {
+            #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
             let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
             workers.into_iter().map(|worker| worker.join().expect("the fold does not panic")).collect()
         });
@@ -185,21 +187,13 @@ impl Flows {
 
     /// Reads a unit.
     fn fold(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<(), WorkError> {
+        let schema = FlowRecord::schema();
         for (file, groups) in &unit.parts {
             let file = &self.files[*file];
             let read_error = |source| WorkError::Read { path: file.path.clone(), source };
-            let open = File::open(&file.path).map_err(|error| read_error(error.into()))?;
-            let metadata = ArrowReaderMetadata::load(&open, Default::default()).map_err(read_error)?;
-            let mask = ProjectionMask::columns(metadata.parquet_schema(), fold::columns());
+            let pages = Pages::open(&file.path).map_err(read_error)?;
             for group in groups {
-                // A reader for each, since dictionaries are of one row group.
-                let open = open.try_clone().map_err(|error| read_error(error.into()))?;
-                let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(open, metadata.clone())
-                    .with_projection(mask.clone())
-                    .with_row_groups(vec![*group])
-                    .with_batch_size(BATCH_ROWS)
-                    .build()
-                    .map_err(read_error)?;
+                let reader = pages.read(*group, &schema, &self.columns, None).map_err(read_error)?;
                 for batch in reader {
                     let batch = batch.map_err(|source| WorkError::Decode { path: file.path.clone(), source })?;
                     folder.add(&batch, unit.hours, file.repeats);

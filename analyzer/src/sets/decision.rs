@@ -254,3 +254,48 @@ impl fmt::Display for Party {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Decisions, DecisionsError> {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(text.as_bytes()).expect("written");
+        Decisions::read(Some(file.path()))
+    }
+
+    #[test]
+    fn the_example_of_the_readme_is_valid() {
+        let readme = include_str!("../../../README.md");
+        let section = readme.split("### Communication sets\n").nth(1).expect("it has the section");
+        let example = section.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let told: Vec<String> = read(example).expect("it is valid").list.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "forbid tools/* → shop/db",
+                "forbid shop/web → 198.51.100.0/24 443",
+                "pin shop/migration → shop/db 5432/tcp"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_decision_is_refused_by_its_place() {
+        let refused = |text: &str| {
+            let error = read(text).expect_err("it is wrong");
+            let text = error.to_string();
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            format!("{} {source}", text.split_once(": ").map_or(&*text, |(_, rest)| rest))
+        };
+        let party = refused("pin: [{ from: web, to: shop/db }]");
+        assert_eq!(party, "pin[0]: `web` is neither NAMESPACE/NAME, nor an address or a CIDR ");
+        let port = refused("forbid: [{ from: a/b, to: c/d }, { from: a/b, to: c/d, port: 80/http }]");
+        assert_eq!(port, "forbid[1]: port `80/http`: `http` is neither tcp nor udp ");
+        assert!(refused("allow: []").contains("unknown field `allow`, expected `pin` or `forbid`"));
+        assert!(read("").expect("nothing is decided").list.is_empty());
+    }
+}

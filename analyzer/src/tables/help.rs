@@ -77,9 +77,7 @@ fn type_name(data_type: &DataType) -> String {
         DataType::Boolean => "boolean".into(),
         DataType::Timestamp(..) => "timestamp".into(),
         DataType::List(item) | DataType::FixedSizeList(item, _) => format!("list of {}", type_name(item.data_type())),
-        DataType::Struct(fields) => {
-            fields.iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ").to_string()
-        }
+        DataType::Struct(fields) => fields.iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }
 }

@@ -13,6 +13,7 @@ fn help_explains_every_command_and_flag() {
     insta::assert_snapshot!("help", said(&["--help"]).1);
     insta::assert_snapshot!("help_report", said(&["report", "--help"]).1);
     insta::assert_snapshot!("help_inventory", said(&["inventory", "--help"]).1);
+    insta::assert_snapshot!("help_sets", said(&["sets", "--help"]).1);
     insta::assert_snapshot!("help_sql", said(&["sql", "--help"]).1);
 }
 

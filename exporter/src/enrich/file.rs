@@ -354,7 +354,8 @@ services:
     #[test]
     fn the_example_of_the_readme_is_valid() {
         let readme = include_str!("../../../README.md");
-        let example = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let section = readme.split("### The inventory file\n").nth(1).expect("it has the section");
+        let example = section.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
         let all = observations(parse(example.expect("it has an example")).expect("it is valid"), &"here".into());
         assert_eq!(find(&all, kind::ENDPOINT_SLICE, "legacy").record.ports[0].port, 5432);
     }

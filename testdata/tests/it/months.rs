@@ -167,8 +167,11 @@ fn edges_are_what_was_observed_whatever_the_seed_and_with_one_observer() {
     }
 }
 
-/// Namespace/name of a workload, direction and peer of a set's entry: status, fate, recurrence.
-fn sets(directory: &Path, more: &[&str]) -> BTreeMap<(String, String, String, i64), (String, String, String)> {
+/// Workload, direction, peer and port of a set's entry.
+type EntryKey = (String, String, String, i64);
+
+/// Of every entry of the sets: status, fate, recurrence.
+fn sets(directory: &Path, more: &[&str]) -> BTreeMap<EntryKey, (String, String, String)> {
     let query = "select namespace || '/' || workload as workload, direction, port, status, fate, recurrence, \
         coalesce(peer_namespace || '/' || peer_workload, peer_address) as peer from communication_sets";
     let key = |row: &Value| (text(row, "workload"), text(row, "direction"), text(row, "peer"), number(row, "port"));
