@@ -151,7 +151,7 @@ fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &Hour) -> Vec<EdgeRow> {
             answered: edge.answered,
             seen_by: seen_by(edge.client.is_seen, edge.server.is_seen).into(),
             services: all(&edge.services),
-            dialled_ports: edge.dialled_ports.clone(),
+            dialled_ports: edge.dialled_ports.to_vec(),
             failures: all(&edge.failures),
             source_pods: edge.source_pods.len() as i64,
             destination_pods: edge.destination_pods.len() as i64,

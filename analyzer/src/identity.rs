@@ -4,7 +4,7 @@
 //! that its changes have not told, and is passed over: most of an inventory is such repetition.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, mpsc},
     thread,
 };
@@ -27,7 +27,7 @@ struct Progress {
 struct Opening {
     selected: BooleanArray,
     heard: Option<Heard>,
-    scope: Option<Arc<str>>,
+    scopes: BTreeSet<Arc<str>>,
 }
 
 /// Reads the inventory. Files that turn out to be damaged are left out, and returned.
@@ -76,7 +76,7 @@ fn read_file(
     let (mut selected, mut heard) = (None, None);
     if let Some(progress) = runs.get(run).filter(|progress| progress.next_seq == *first) {
         let opening = open(file)?;
-        if opening.scope.as_ref().is_none_or(|scope| *scope == progress.scope) {
+        if opening.scopes.iter().all(|scope| *scope == progress.scope) {
             (heard, selected) = (opening.heard, Some(opening.selected));
         }
     }
@@ -88,10 +88,11 @@ fn read_file(
     Ok((records, heard))
 }
 
-/// Which rows of a file are no snapshot, and of what scope the snapshot is.
+/// Which rows of a file are no snapshot, and of what scope the snapshots are.
 fn open(file: &CaptureFile) -> Result<Opening, Problem> {
     let wrong = |error: SchemaError| file.problem(ProblemKind::WrongColumns { reason: error.to_string() });
-    let mut opening = Opening { selected: BooleanArray::from(Vec::<bool>::new()), heard: None, scope: None };
+    let mut opening =
+        Opening { selected: BooleanArray::from(Vec::<bool>::new()), heard: None, scopes: BTreeSet::new() };
     let mut selected = Vec::new();
     for batch in capture::read_columns::<InventoryRecord>(file, &["event", "scope", "node", "run_id", "observed_at"])? {
         let batch = batch?;
@@ -103,7 +104,7 @@ fn open(file: &CaptureFile) -> Result<Opening, Problem> {
             selected.push(**event != *EVENT_SNAPSHOT);
             if **event == *EVENT_SNAPSHOT {
                 opening.heard = Some(Heard { time, writer, run_id });
-                opening.scope = Some(scope);
+                opening.scopes.insert(scope);
             }
         }
     }

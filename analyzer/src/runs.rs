@@ -92,7 +92,7 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
         // A run that was killed before its first word of health.
         if let Some((run_id, ..)) = &file.run {
             let run_id: Arc<str> = run_id.as_str().into();
-            let start = TimestampMs((file.first_time().0 - 1).div_euclid(HOUR_MS) * HOUR_MS);
+            let start = TimestampMs(file.first_time().0.saturating_sub(1).div_euclid(HOUR_MS).saturating_mul(HOUR_MS));
             let new = || Run {
                 whole_until: start,
                 run_start: start,

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch, UInt16Array},
+    array::{Array as _, AsArray, BooleanArray, Int64Array, RecordBatch, UInt16Array},
     datatypes::{Int64Type, TimestampMillisecondType, UInt16Type},
 };
 use foldhash::fast::RandomState;
@@ -16,6 +16,7 @@ use schemas::{
     inventory::{InventoryRecord, kind},
     table::TimestampMs,
 };
+use smallvec::{Array, SmallVec};
 
 use super::{
     resolve::{Destination, End, Resolver, Told, direct},
@@ -78,11 +79,11 @@ pub(super) struct HourEdge {
     pub(super) server: Counts,
     pub(super) via_service: bool,
     pub(super) answered: bool,
-    pub(super) services: Vec<u32>,
-    pub(super) dialled_ports: Vec<u16>,
-    pub(super) failures: Vec<u32>,
-    pub(super) source_pods: Vec<u32>,
-    pub(super) destination_pods: Vec<u32>,
+    pub(super) services: SmallVec<[u32; 2]>,
+    pub(super) dialled_ports: SmallVec<[u16; 2]>,
+    pub(super) failures: SmallVec<[u32; 2]>,
+    pub(super) source_pods: SmallVec<[u32; 6]>,
+    pub(super) destination_pods: SmallVec<[u32; 6]>,
     pub(super) first_seen: i64,
     pub(super) last_seen: i64,
 }
@@ -107,8 +108,6 @@ type LocalKey = [u32; 9];
 /// The edge that most rows are counted for at once: those that say what rows before them said, in the same hour.
 #[derive(Clone, Copy, Debug)]
 struct Shortcut {
-    /// Where the rest is known.
-    memo: u32,
     /// Where the edge's counts are.
     place: u32,
     /// Of which hour.
@@ -128,7 +127,7 @@ struct Memo {
     own: Option<Resolved>,
     /// The other end is not known, unless its own row tells.
     is_pending: bool,
-    targets: Vec<Target>,
+    targets: SmallVec<[Target; 1]>,
 }
 
 /// An edge that rows are counted for.
@@ -168,7 +167,11 @@ pub(super) struct Folder<'a> {
     pub(super) end_keys: Vec<EndKey>,
     edges: HashMap<EdgeKey, u32, RandomState>,
     pub(super) edge_keys: Vec<EdgeKey>,
-    shortcuts: HashMap<RowKey, Shortcut, RandomState>,
+    /// Where the counts of each edge were last, and of which hour.
+    edge_places: Vec<(i64, u32)>,
+    /// Where what is known of rows is, in both of the lists after it.
+    memo_places: HashMap<RowKey, u32, RandomState>,
+    shortcuts: Vec<Shortcut>,
     memos: Vec<Memo>,
     locals: HashMap<LocalKey, u32, RandomState>,
     local_keys: Vec<LocalKey>,
@@ -198,7 +201,9 @@ impl<'a> Folder<'a> {
             end_keys: Vec::new(),
             edges: HashMap::default(),
             edge_keys: Vec::new(),
-            shortcuts: HashMap::default(),
+            edge_places: Vec::new(),
+            memo_places: HashMap::default(),
+            shortcuts: Vec::new(),
             memos: Vec::new(),
             locals: HashMap::default(),
             local_keys: Vec::new(),
@@ -224,7 +229,7 @@ impl<'a> Folder<'a> {
         let rows = Rows::new(batch);
         for row in 0..batch.num_rows() {
             let text = |column: Text| columns[column as usize].rows()[row];
-            let hour = (rows.window_end[row] - 1).div_euclid(HOUR_MS);
+            let hour = rows.window_end[row].saturating_sub(1).div_euclid(HOUR_MS);
             if hour < hours.0 || hour > hours.1 {
                 continue;
             }
@@ -280,6 +285,7 @@ impl<'a> Folder<'a> {
         self.witnesses.clear();
         self.seen.clear();
         if self.memos.len() > MEMOS {
+            self.memo_places.clear();
             self.shortcuts.clear();
             self.memos.clear();
         }
@@ -295,31 +301,31 @@ impl<'a> Folder<'a> {
 
     fn count(&mut self, key: RowKey, span: Span, hour: i64, failure: u32, counts: &Counts) {
         let is_client = is_client(&key);
-        let mut memo = None;
-        if let Some(shortcut) = self.shortcuts.get(&key) {
-            if shortcut.hour == hour && shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
-                let hour = hour_of(&mut self.hours, hour);
-                hour.edges[shortcut.place as usize].add(is_client, counts, failure, span);
-                return;
-            }
-            memo = Some(shortcut.memo as usize);
-        }
-        let at = match memo {
-            Some(at) if self.memos[at].holds.contains(span) => at,
+        let at = match self.memo_places.get(&key) {
             Some(at) => {
-                self.memos[at] = self.resolve(&key, span);
+                let at = *at as usize;
+                let shortcut = self.shortcuts[at];
+                if shortcut.hour == hour && shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
+                    let hour = hour_of(&mut self.hours, hour);
+                    hour.edges[shortcut.place as usize].add(is_client, counts, failure, span);
+                    return;
+                }
+                if !self.memos[at].holds.contains(span) {
+                    self.memos[at] = self.resolve(&key, span);
+                }
                 at
             }
             None => {
                 let memo = self.resolve(&key, span);
                 self.memos.push(memo);
+                self.shortcuts.push(Shortcut { place: 0, hour: i64::MIN, from: 0, to: 0 });
+                self.memo_places.insert(key, self.memos.len() as u32 - 1);
                 self.memos.len() - 1
             }
         };
         let transport = self.local_keys[key[3] as usize][0];
-        let Self { memos, hours, pending, witnesses, .. } = self;
+        let Self { memos, shortcuts, edge_places, hours, pending, witnesses, .. } = self;
         let memo = &mut memos[at];
-        let mut shortcut = Shortcut { memo: at as u32, place: 0, hour: i64::MIN, from: 0, to: 0 };
         if let Some(own) = memo.own
             && !memo.certain.contains(span)
         {
@@ -338,7 +344,8 @@ impl<'a> Folder<'a> {
             }
             let hour = hour_of(hours, hour);
             if target.place.0 != hour.number {
-                target.place = (hour.number, hour.place(target, is_client.then_some(port_of(&key))));
+                let known = &mut edge_places[target.edge as usize];
+                target.place = (hour.number, hour.place(target, is_client.then_some(port_of(&key)), known));
             }
             let counts = counts.across(target.crosses_zones);
             hour.edges[target.place.1].add(is_client, &counts, failure, span);
@@ -349,10 +356,13 @@ impl<'a> Folder<'a> {
             && !target.crosses_zones
         {
             let certain = if memo.own.is_some() { memo.certain } else { memo.holds };
-            (shortcut.place, shortcut.hour) = (target.place.1 as u32, target.place.0);
-            (shortcut.from, shortcut.to) = (memo.holds.from.max(certain.from).0, memo.holds.to.min(certain.to).0);
+            shortcuts[at] = Shortcut {
+                place: target.place.1 as u32,
+                hour: target.place.0,
+                from: memo.holds.from.max(certain.from).0,
+                to: memo.holds.to.min(certain.to).0,
+            };
         }
-        self.shortcuts.insert(key, shortcut);
     }
 
     /// Looks up who is at the ends of a row.
@@ -369,7 +379,7 @@ impl<'a> Folder<'a> {
         let own_address = if is_client { source_address } else { destination_address };
         if is_loopback(source_address) {
             let holds = holds.span();
-            return Memo { holds, certain: holds, own: None, is_pending: false, targets: Vec::new() };
+            return Memo { holds, certain: holds, own: None, is_pending: false, targets: SmallVec::new() };
         }
         let told = Told {
             kind: filled(kind),
@@ -406,10 +416,15 @@ impl<'a> Folder<'a> {
         } else {
             is_uncertain(&source)
         };
-        let own = if is_client { Some(&source) } else { destinations.first().map(|destination| &destination.end) };
+        // Of several that may have answered, none is told.
+        let answered = match &destinations[..] {
+            [destination] => Some(&destination.end),
+            _ => None,
+        };
+        let own = if is_client { Some(&source) } else { answered };
         let own = own.filter(|end| matches!(end.kind, "pod" | "node")).map(|end| self.resolved(end));
         let source = self.resolved(&source);
-        let mut targets = Vec::with_capacity(destinations.len());
+        let mut targets = SmallVec::with_capacity(destinations.len());
         for Destination { end, port, service, sole } in &destinations {
             let destination = self.resolved(end);
             let answered = !is_client || *sole;
@@ -456,7 +471,7 @@ impl<'a> Folder<'a> {
         }
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
-        let place = hour.place(&target, dialled);
+        let place = hour.place(&target, dialled, &mut self.edge_places[target.edge as usize]);
         hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, span);
     }
 
@@ -493,6 +508,7 @@ impl<'a> Folder<'a> {
         let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node };
         *self.edges.entry(key).or_insert_with(|| {
             self.edge_keys.push(key);
+            self.edge_places.push((i64::MIN, 0));
             self.edge_keys.len() as u32 - 1
         })
     }
@@ -507,12 +523,16 @@ impl Resolved {
 
 impl Hour {
     /// Where the counts of an edge are, with what is the same for all rows that say the same.
-    fn place(&mut self, target: &Target, dialled_port: Option<u16>) -> usize {
-        let Self { edges, places, .. } = self;
-        let place = *places.entry(target.edge).or_insert_with(|| {
-            edges.push(HourEdge::new(target.edge));
-            edges.len() as u32 - 1
-        }) as usize;
+    fn place(&mut self, target: &Target, dialled_port: Option<u16>, known: &mut (i64, u32)) -> usize {
+        let Self { number, edges, places } = self;
+        if known.0 != *number {
+            let place = *places.entry(target.edge).or_insert_with(|| {
+                edges.push(HourEdge::new(target.edge));
+                edges.len() as u32 - 1
+            });
+            *known = (*number, place);
+        }
+        let place = known.1 as usize;
         let edge = &mut edges[place];
         edge.answered |= target.answered;
         insert_text(&mut edge.source_pods, target.source_pod);
@@ -536,11 +556,11 @@ impl HourEdge {
             server: Counts::default(),
             via_service: false,
             answered: false,
-            services: Vec::new(),
-            dialled_ports: Vec::new(),
-            failures: Vec::new(),
-            source_pods: Vec::new(),
-            destination_pods: Vec::new(),
+            services: SmallVec::new(),
+            dialled_ports: SmallVec::new(),
+            failures: SmallVec::new(),
+            source_pods: SmallVec::new(),
+            destination_pods: SmallVec::new(),
             first_seen: i64::MAX,
             last_seen: i64::MIN,
         }
@@ -702,13 +722,13 @@ fn add(sum: Option<i64>, more: Option<i64>) -> Option<i64> {
     }
 }
 
-fn insert_text(sorted: &mut Vec<u32>, text: u32) {
+fn insert_text<A: Array<Item = u32>>(sorted: &mut SmallVec<A>, text: u32) {
     if text != Texts::NONE {
         insert(sorted, text);
     }
 }
 
-fn insert<T: Ord>(sorted: &mut Vec<T>, value: T) {
+fn insert<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, value: A::Item) {
     if let Err(at) = sorted.binary_search(&value) {
         sorted.insert(at, value);
     }

@@ -86,8 +86,12 @@ impl Exposure {
         }
         let seen = communications.values().flat_map(|evidence| [evidence.first_seen, evidence.last_seen]);
         let told = watches.values().flatten().flat_map(|watch| [watch.span.from, watch.span.to]);
-        let (first, last) =
-            seen.chain(told).fold((TimestampMs(i64::MAX), TimestampMs(i64::MIN)), |a, b| (a.0.min(b), a.1.max(b)));
+        // Where nobody told when they watched, what was seen has to do; one wrong clock does not make a century of it.
+        let told: Vec<TimestampMs> = told.filter(|time| (0..LATEST_MS).contains(&time.0)).collect();
+        let seen = seen.filter(|time| told.is_empty() && (0..LATEST_MS).contains(&time.0));
+        let (first, last) = seen
+            .chain(told.iter().copied())
+            .fold((TimestampMs(i64::MAX), TimestampMs(i64::MIN)), |a, b| (a.0.min(b), a.1.max(b)));
         if first > last {
             return Self::default();
         }
@@ -96,7 +100,9 @@ impl Exposure {
         for list in watches.values_mut() {
             list.sort_by_key(|watch| (watch.span.from, watch.span.to));
             for watch in list.iter().filter(|watch| watch.gap.is_none()) {
-                exposure.watched.insert_range(hour_of(watch.span.from)..=hour_of(TimestampMs(watch.span.to.0 - 1)));
+                exposure
+                    .watched
+                    .insert_range(hour_of(watch.span.from)..=hour_of(TimestampMs(watch.span.to.0.saturating_sub(1))));
             }
         }
         let mut last_uid: Option<(Workload, Arc<str>)> = None;
@@ -247,3 +253,6 @@ fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> V
     }
     rows
 }
+
+/// 2100-01-01: what is later is a wrong clock.
+const LATEST_MS: i64 = 4_102_444_800_000;

@@ -36,6 +36,8 @@ impl Judge<'_> {
                 ));
             }
         }
+        // Addresses outside come and go, as those of clients and of content networks do.
+        let [Endpoint::Workload(_), Endpoint::Workload(_)] = ends else { return None };
         let since = self.hours_without(edge, last);
         let hold = self.thresholds.hold_hours;
         if evidence.source_pods.len() <= 1 && last - first < SESSION_HOURS && since >= hold {
@@ -140,7 +142,7 @@ impl Judge<'_> {
         }
         let since_last = hours_from(exposed, last + 1);
         let patience = decay_hours.max(recurrence.map_or(0, |recurrence| PERIODS * recurrence.period_hours()));
-        if since_last >= patience && !self.is_scheduled(edge) {
+        if since_last >= patience && !self.is_scheduled(edge, last) {
             return (Status::Decaying, format!("not seen in {}, last at {}", hours_told(since_last), hour_start(last)));
         }
         if let Some(recurrence) = recurrence {
@@ -204,11 +206,14 @@ impl Judge<'_> {
         hours_from(&hours, last + 1)
     }
 
-    /// Whether an end is a job that is still scheduled: it comes when its time comes.
-    fn is_scheduled(&self, edge: &Edge) -> bool {
+    /// Whether an end is a job that is still scheduled, and has not run often without the edge: it comes when its time
+    /// comes.
+    fn is_scheduled(&self, edge: &Edge, last: u32) -> bool {
         [&edge.source, &edge.destination].into_iter().any(|end| match end {
-            Endpoint::Workload(Workload { namespace, name, kind }) => {
-                &**kind == CRON_JOB && self.index.is_there(kind, namespace, name)
+            Endpoint::Workload(workload) => {
+                let Workload { namespace, name, kind } = workload;
+                let runs = self.exposure.of(workload).map_or(0, |time| hours_from(&time.observable, last + 1));
+                &**kind == CRON_JOB && runs < RUNS_WITHOUT && self.index.is_there(kind, namespace, name)
             }
             _ => false,
         })
@@ -228,5 +233,7 @@ const BURST_HOURS: u32 = 3;
 const BURST_PATIENCE: u64 = 3;
 /// A pod without an owner that ran for longer is somebody's server.
 const PASSING_HOURS: u64 = 24;
+/// Hours in which a scheduled job ran without an edge, after which the edge is missed.
+const RUNS_WITHOUT: u64 = 10;
 /// Periods after which what recurs is missed.
 const PERIODS: u64 = 2;

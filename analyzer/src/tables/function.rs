@@ -99,7 +99,7 @@ fn network(args: &[ColumnarValue]) -> Result<ColumnarValue> {
 #[derive(Debug, Default)]
 struct Quantile {
     counts: [i64; RTT_BUCKETS],
-    share: f64,
+    share: Option<f64>,
 }
 
 impl Accumulator for Quantile {
@@ -112,7 +112,7 @@ impl Accumulator for Quantile {
                 self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
             }
             if shares.is_valid(row) {
-                self.share = shares.value(row);
+                self.share = Some(shares.value(row));
             }
         }
         Ok(())
@@ -120,7 +120,7 @@ impl Accumulator for Quantile {
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
         let all: i64 = self.counts.iter().sum();
-        let wanted = (all as f64 * self.share).ceil() as i64;
+        let wanted = (all as f64 * self.share.unwrap_or_default()).ceil() as i64;
         let mut below = 0;
         let bucket = self.counts.iter().position(|count| {
             below += count;
@@ -137,7 +137,7 @@ impl Accumulator for Quantile {
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
         // The share as parts of a million: a state is all of one type.
-        let share = ScalarValue::Int64(Some((self.share * MILLION).round() as i64));
+        let share = ScalarValue::Int64(self.share.map(|share| (share * MILLION).round() as i64));
         Ok(self.counts.iter().map(|count| ScalarValue::Int64(Some(*count))).chain([share]).collect())
     }
 
@@ -147,7 +147,7 @@ impl Accumulator for Quantile {
             *sum += counts.as_primitive::<Int64Type>().iter().flatten().sum::<i64>();
         }
         let share: Option<&Int64Array> = share.first().map(|share| share.as_primitive());
-        self.share = share.into_iter().flatten().flatten().fold(self.share, |_, share| share as f64 / MILLION);
+        self.share = share.into_iter().flatten().flatten().fold(self.share, |_, share| Some(share as f64 / MILLION));
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     sets::{CommunicationRow, CoverageRow, GapRow, SetRow, WorkloadRow},
 };
 
-/// Views that are a query over the tables: name, meaning and query. Their columns are those of `communications`.
+/// Views that are a query over the tables: name, meaning and query.
 pub(super) const VIEWS: [(&str, &str, &str); 2] = [
     (
         "failed_attempts",
@@ -26,8 +26,8 @@ pub(super) const VIEWS: [(&str, &str, &str); 2] = [
     ),
     (
         "external_peers",
-        "Edges with the outside of the cluster, from either side: the columns of `communications`, one row per workload, \
-         direction, address and port.",
+        "Edges with the outside of the cluster: direction, namespace, workload_kind and workload of the inner end, address \
+         of the outer one, and the rest as in `communications`.",
         include_str!("../sql/external_peers.sql"),
     ),
 ];
