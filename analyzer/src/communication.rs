@@ -109,11 +109,7 @@ impl Evidence {
 
     /// Which ends saw it: `client`, `server` or `both`.
     pub(crate) const fn seen_by(&self) -> &'static str {
-        match (self.seen_by_client, self.seen_by_server) {
-            (true, true) => "both",
-            (false, true) => "server",
-            _ => "client",
-        }
+        seen_by(self.seen_by_client, self.seen_by_server)
     }
 
     /// Adds what was observed at other times.
@@ -187,6 +183,22 @@ pub(crate) struct Workload {
     pub(crate) name: Arc<str>,
     /// Its kind.
     pub(crate) kind: Arc<str>,
+}
+
+/// Which ends saw an edge, in a word.
+pub(crate) const fn seen_by(client: bool, server: bool) -> &'static str {
+    match (client, server) {
+        (true, true) => "both",
+        (false, true) => "server",
+        _ => "client",
+    }
+}
+
+impl fmt::Display for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, destination, transport, port, own_node: _ } = self;
+        write!(f, "{source} → {destination} {port}/{}", transport.to_uppercase())
+    }
 }
 
 impl fmt::Display for Workload {

@@ -14,7 +14,9 @@
 //! long, and memory by the row.
 
 mod fold;
+mod hour;
 mod resolve;
+mod row;
 mod text;
 mod total;
 mod work;
@@ -23,8 +25,10 @@ use std::sync::Arc;
 
 use schemas::table::TimestampMs;
 
-use fold::{EdgeKey, Folder, HOUR_MS, Hour};
-pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError};
+use crate::communication::seen_by;
+use fold::{EdgeKey, Folder};
+use hour::{HOUR_MS, Hour, HourEdge};
+pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError, repeats};
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both
@@ -123,9 +127,9 @@ fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &Hour) -> Vec<EdgeRow> {
         texts.sort();
         texts
     };
-    let row = |edge: &fold::HourEdge| {
-        let EdgeKey { transport, source, destination, port, own_node } = folder.edge_keys[edge.edge as usize];
-        let (source, destination) = (folder.end_keys[source as usize], folder.end_keys[destination as usize]);
+    let row = |edge: &HourEdge| {
+        let EdgeKey { transport, source, destination, port, own_node } = folder.edges.values[edge.edge as usize];
+        let (source, destination) = (folder.ends.values[source as usize], folder.ends.values[destination as usize]);
         let counts = edge.counts();
         EdgeRow {
             hour: TimestampMs(hour.number * HOUR_MS),
@@ -171,13 +175,4 @@ fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &Hour) -> Vec<EdgeRow> {
         }
     };
     hour.edges.iter().map(row).collect()
-}
-
-/// Which ends saw an edge, in words.
-const fn seen_by(client: bool, server: bool) -> &'static str {
-    match (client, server) {
-        (true, true) => "both",
-        (true, false) => "client",
-        _ => "server",
-    }
 }

@@ -66,6 +66,9 @@ pub(crate) fn yaml(policies: &[NetworkPolicy]) -> Result<String, OutputError> {
 /// # Errors
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
+    if file.is_none() {
+        return appeared(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()), None);
+    }
     let mut output = Output::new(file)?;
     let written = output.file.write_all(text.as_bytes());
     written.map_err(|source| output.error(source))?;
@@ -114,14 +117,19 @@ impl Output {
                 _ => file.persist(path).map(drop).map_err(|error| error.error),
             }
         });
-        match done {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            done => done.map_err(|source| OutputError::Write { path: named(target.as_deref()), source }),
-        }
+        appeared(done, target.as_deref())
     }
 
     fn error(&self, source: io::Error) -> OutputError {
         OutputError::Write { path: named(self.target.as_deref()), source }
+    }
+}
+
+/// What came of writing; a reader that went away is no error.
+fn appeared(done: io::Result<()>, target: Option<&Path>) -> Result<(), OutputError> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(|source| OutputError::Write { path: named(target), source }),
     }
 }
 

@@ -178,7 +178,7 @@ impl<'a> Draft<'a> {
     fn add(&mut self, edge: &'a Edge, evidence: &Evidence) {
         let Edge { source, destination, transport, port, own_node } = edge;
         let what = format!("{destination} {port}/{}", transport.to_uppercase());
-        let rule = format!("{source} → {what}");
+        let rule = edge.to_string();
         if !evidence.is_established() && !evidence.is_pinned {
             if evidence.failed > 0 {
                 let failures = evidence.failures.iter().map(|failure| &**failure).collect::<Vec<_>>().join(", ");

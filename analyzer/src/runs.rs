@@ -66,6 +66,8 @@ struct Rows {
 pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
     let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
     let flows = rows(files, FlowRecord::DATASET);
+    // Who can't watch what tells of addresses has not heard everything.
+    let needed: Vec<_> = Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
     let mut health: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == HealthRecord::DATASET).collect();
     health.sort_by_key(|file| (&file.run, file.first_time()));
     // A run is read in order, several at the same time.
@@ -76,7 +78,7 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
         let read = |share: &[&[&CaptureFile]]| {
             let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
             let files = share.iter().flat_map(|files| files.iter());
-            problems.extend(files.filter_map(|file| read_file(file, &flows, &mut runs).err()));
+            problems.extend(files.filter_map(|file| read_file(file, &flows, &needed, &mut runs).err()));
             (runs, problems)
         };
         #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
@@ -188,9 +190,9 @@ fn rows(files: &[CaptureFile], dataset: &str) -> HashMap<String, Rows> {
 fn read_file(
     file: &CaptureFile,
     flows: &HashMap<String, Rows>,
+    needed: &[String],
     runs: &mut BTreeMap<Arc<str>, Run>,
 ) -> Result<(), Problem> {
-    let needed: Vec<_> = Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
     let lacks = |unreadable: &[Arc<str>]| unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name));
     for batch in capture::read_columns::<HealthRecord>(file, &COLUMNS)? {
         let batch = batch?;

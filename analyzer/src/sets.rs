@@ -71,6 +71,8 @@ pub(crate) struct Set {
 pub(crate) struct Entry {
     pub(crate) direction: Direction,
     pub(crate) edge: Edge,
+    /// The first hour in which it was seen, or was seen again after it had decayed; none if it never was.
+    pub(crate) since: Option<u32>,
     pub(crate) status: Status,
     pub(crate) reason: String,
     pub(crate) recurrence: Option<recurrence::Recurrence>,
@@ -209,9 +211,8 @@ impl Sets {
                 entries.entry(workload.clone()).or_default().push(entry);
             }
         }
-        let known: Vec<Workload> = exposure.workloads().cloned().collect();
-        for workload in known {
-            entries.entry(workload).or_default();
+        for workload in exposure.workloads() {
+            entries.entry(workload.clone()).or_default();
         }
         let set = |(workload, entries): (Workload, Vec<Entry>)| {
             let set = judge.set(&workload, entries, &edges);
@@ -248,4 +249,6 @@ fn hours_from(hours: &RoaringBitmap, first: u32) -> u64 {
     hours.len() - hours.range_cardinality(..first)
 }
 
+/// The kind of workload that runs only now and then.
+const CRON_JOB: &str = "CronJob";
 const HOUR_MS: i64 = 3_600_000;

@@ -5,7 +5,7 @@ mod help;
 mod learned;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
     fs, io,
     path::PathBuf,
     sync::Arc,
@@ -42,7 +42,7 @@ use url::Url;
 
 use crate::{
     args::InputArgs,
-    edge::{EdgeTable, Flows, Undirected},
+    edge::{EdgeTable, Flows, Undirected, repeats},
     identity,
     runs::{self, Run},
     sets::{Decisions, Sets, Thresholds},
@@ -207,7 +207,8 @@ impl Tables {
             let (index, more) = identity::read(&files, heard, clock_skew_ms);
             problems.extend(damaged.into_iter().chain(more));
             problems.sort();
-            files.retain(|file| problems.iter().all(|problem| problem.path != file.path));
+            let unusable: HashSet<&PathBuf> = problems.iter().map(|problem| &problem.path).collect();
+            files.retain(|file| !unusable.contains(&file.path));
             (files, problems, Arc::new(runs), Arc::new(index))
         };
         // In a thread that nobody has to wait for after Ctrl-C.
@@ -232,9 +233,9 @@ impl Tables {
         register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &files).await?;
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), &files).await?;
 
-        let of_flows = files.iter().filter(|file| file.dataset == FlowRecord::DATASET).cloned();
+        let of_flows: Vec<_> = files.iter().filter(|file| file.dataset == FlowRecord::DATASET).collect();
         let progress = ProgressBar::no_length();
-        let flows = Arc::new(Flows::new(&of_flows.collect::<Vec<_>>(), Arc::clone(&index), progress.clone()));
+        let flows = Arc::new(Flows::new(&of_flows, Arc::clone(&index), progress.clone()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
         let learned = Arc::new(Learned::new(flows, Arc::clone(&index), Arc::clone(&runs), learning.clone()));
         learned.register(&context)?;
@@ -261,7 +262,7 @@ async fn register(
         let config = ListingTableConfig::new_with_multi_paths(paths).with_listing_options(options).with_schema(schema);
         Arc::new(ListingTable::try_new(config)?)
     };
-    if may_repeat(&files) {
+    if repeats(&files).contains(&true) {
         context.register_table(format!("{dataset}_files"), provider)?;
         view(context, dataset, &DEDUPLICATED.replace("{dataset}", dataset)).await
     } else {
@@ -274,19 +275,6 @@ async fn view(context: &SessionContext, name: &str, query: &str) -> Result<(), T
     let plan = context.sql(query).await?;
     context.register_table(name, plan.into_view())?;
     Ok(())
-}
-
-/// Whether two files may hold the same row: their ranges of one run overlap, or one does not tell its range.
-fn may_repeat(files: &[&CaptureFile]) -> bool {
-    let mut ranges: BTreeMap<&str, Vec<(i64, i64)>> = BTreeMap::new();
-    for file in files {
-        let Some((run, first, last)) = &file.run else { return true };
-        ranges.entry(run).or_default().push((*first, *last));
-    }
-    ranges.values_mut().any(|ranges| {
-        ranges.sort_unstable();
-        ranges.windows(2).any(|pair| pair[1].0 <= pair[0].1)
-    })
 }
 
 fn table_url(file: &CaptureFile) -> Result<ListingTableUrl, TablesError> {

@@ -3,12 +3,9 @@
 //! Who is at the ends is looked up once for all rows that say the same, for as long as the answer holds; a row then costs
 //! one look into a table and some additions.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
-use arrow::{
-    array::{Array as _, AsArray, BooleanArray, Int64Array, RecordBatch, UInt16Array},
-    datatypes::{Int64Type, TimestampMillisecondType, UInt16Type},
-};
+use arrow::array::{Array as _, AsArray, RecordBatch};
 use foldhash::fast::RandomState;
 use roaring::RoaringTreemap;
 use schemas::{
@@ -16,28 +13,14 @@ use schemas::{
     inventory::{InventoryRecord, kind},
     table::TimestampMs,
 };
-use smallvec::{Array, SmallVec};
+use smallvec::SmallVec;
 
 use super::{
+    hour::{Counts, HOUR_MS, Hour},
     resolve::{Destination, End, Resolver, Told, direct},
+    row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
     text::{TextColumn, Texts},
 };
-
-/// Everything that is counted of an edge, from one of its ends.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) is_seen: bool,
-    pub(super) connections: i64,
-    pub(super) failed: i64,
-    pub(super) closed: i64,
-    pub(super) max_active: i64,
-    pub(super) bytes_sent: Option<i64>,
-    pub(super) bytes_received: Option<i64>,
-    /// Both ways, between nodes of different zones.
-    pub(super) cross_zone_bytes: i64,
-    pub(super) retransmits: i64,
-    pub(super) duration_ms_sum: i64,
-}
 
 /// What an edge is, by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,38 +54,12 @@ struct Resolved {
     host: u32,
 }
 
-/// An edge within an hour.
-#[derive(Debug)]
-pub(super) struct HourEdge {
-    pub(super) edge: u32,
-    pub(super) client: Counts,
-    pub(super) server: Counts,
-    pub(super) via_service: bool,
-    pub(super) answered: bool,
-    pub(super) services: SmallVec<[u32; 2]>,
-    pub(super) dialled_ports: SmallVec<[u16; 2]>,
-    pub(super) failures: SmallVec<[u32; 2]>,
-    pub(super) source_pods: SmallVec<[u32; 6]>,
-    pub(super) destination_pods: SmallVec<[u32; 6]>,
-    pub(super) first_seen: i64,
-    pub(super) last_seen: i64,
-}
-
-/// The edges of one hour.
-#[derive(Debug)]
-pub(super) struct Hour {
-    /// Hours since the Unix epoch.
-    pub(super) number: i64,
-    pub(super) edges: Vec<HourEdge>,
-    places: HashMap<u32, u32, RandomState>,
-}
-
 /// What rows are told apart by: port and whether the client observed it, in one; both addresses; and the number of what
 /// the row says of its transport and its local end.
 type RowKey = [u32; 4];
 
-/// What a row says of its transport and its local end: transport, whether it shares its node's network, the observer's node, kind, namespace, workload
-/// kind, workload, pod, and node.
+/// What a row says of its transport and its local end: transport, whether it shares its node's network, the observer's
+/// node, kind, namespace, workload kind, workload, pod, and node.
 type LocalKey = [u32; 9];
 
 /// The edge that most rows are counted for at once: those that say what rows before them said, in the same hour.
@@ -132,19 +89,19 @@ struct Memo {
 
 /// An edge that rows are counted for.
 #[derive(Clone, Debug)]
-struct Target {
-    edge: u32,
-    source_pod: u32,
-    destination_pod: u32,
-    service: u32,
-    answered: bool,
+pub(super) struct Target {
+    pub(super) edge: u32,
+    pub(super) source_pod: u32,
+    pub(super) destination_pod: u32,
+    pub(super) service: u32,
+    pub(super) answered: bool,
     /// Both ends' nodes are known, and in different zones.
     crosses_zones: bool,
-    /// Where its counts are, and of which hour.
+    /// Where its counts are, or what waits to be counted is, and of which hour.
     place: (i64, usize),
 }
 
-/// A row that waits for what its other end says.
+/// Rows that wait for what their other end says: of one conversation and hour, without a long pause.
 #[derive(Debug)]
 struct Pending {
     conversation: Conversation,
@@ -159,22 +116,25 @@ struct Pending {
 /// Transport, addresses and port of a conversation, and whether its client tells of it.
 type Conversation = (u32, u32, u32, u16, bool);
 
+/// Values by number, in the order in which they were met.
+pub(super) struct Numbered<K> {
+    numbers: HashMap<K, u32, RandomState>,
+    pub(super) values: Vec<K>,
+}
+
 /// Folds rows into hours. What it learns of names serves all hours; counts are kept for the hours of one unit of work.
 pub(super) struct Folder<'a> {
     index: &'a Index,
     pub(super) texts: Texts,
-    ends: HashMap<EndKey, u32, RandomState>,
-    pub(super) end_keys: Vec<EndKey>,
-    edges: HashMap<EdgeKey, u32, RandomState>,
-    pub(super) edge_keys: Vec<EdgeKey>,
+    pub(super) ends: Numbered<EndKey>,
+    pub(super) edges: Numbered<EdgeKey>,
     /// Where the counts of each edge were last, and of which hour.
     edge_places: Vec<(i64, u32)>,
     /// Where what is known of rows is, in both of the lists after it.
     memo_places: HashMap<RowKey, u32, RandomState>,
     shortcuts: Vec<Shortcut>,
     memos: Vec<Memo>,
-    locals: HashMap<LocalKey, u32, RandomState>,
-    local_keys: Vec<LocalKey>,
+    locals: Numbered<LocalKey>,
     hours: Vec<Hour>,
     pending: Vec<Pending>,
     witnesses: HashMap<Conversation, Vec<(Span, Resolved)>, RandomState>,
@@ -197,16 +157,13 @@ impl<'a> Folder<'a> {
         Self {
             index,
             texts,
-            ends: HashMap::default(),
-            end_keys: Vec::new(),
-            edges: HashMap::default(),
-            edge_keys: Vec::new(),
+            ends: Numbered::default(),
+            edges: Numbered::default(),
             edge_places: Vec::new(),
             memo_places: HashMap::default(),
             shortcuts: Vec::new(),
             memos: Vec::new(),
-            locals: HashMap::default(),
-            local_keys: Vec::new(),
+            locals: Numbered::default(),
             hours: Vec::new(),
             pending: Vec::new(),
             witnesses: HashMap::default(),
@@ -256,14 +213,7 @@ impl<'a> Folder<'a> {
                 text(side[4]),
                 text(side[5]),
             ];
-            let local = match self.locals.get(&local) {
-                Some(number) => *number,
-                None => {
-                    self.local_keys.push(local);
-                    self.locals.insert(local, self.local_keys.len() as u32 - 1);
-                    self.local_keys.len() as u32 - 1
-                }
-            };
+            let local = self.locals.number(local);
             let key = [
                 u32::from(port) << 1 | u32::from(is_client),
                 text(Text::SourceAddress),
@@ -323,20 +273,28 @@ impl<'a> Folder<'a> {
                 self.memos.len() - 1
             }
         };
-        let transport = self.local_keys[key[3] as usize][0];
+        let transport = self.locals.values[key[3] as usize][0];
         let Self { memos, shortcuts, edge_places, hours, pending, witnesses, .. } = self;
         let memo = &mut memos[at];
         if let Some(own) = memo.own
             && !memo.certain.contains(span)
         {
             let told = witnesses.entry(conversation(transport, &key, is_client)).or_default();
-            match told.iter_mut().find(|(known, other)| other.identity() == own.identity() && known.overlaps(span)) {
+            match told.iter_mut().find(|(known, other)| other.identity() == own.identity() && is_near(*known, span)) {
                 Some((known, _)) => *known = known.hull(span),
                 None => told.push((span, own)),
             }
         }
         for target in &mut memo.targets {
             if memo.is_pending {
+                // Units share no hour, so that the place is one of this unit.
+                let known = pending.get_mut(target.place.1).filter(|_| target.place.0 == hour);
+                if let Some(known) = known.filter(|known| known.failure == failure && is_near(known.span, span)) {
+                    known.span = known.span.hull(span);
+                    known.counts.add(counts);
+                    continue;
+                }
+                target.place = (hour, pending.len());
                 let conversation = conversation(transport, &key, !is_client);
                 let (own, target, counts) = (memo.own, target.clone(), *counts);
                 pending.push(Pending { conversation, own, target, hour, span, failure, counts });
@@ -371,7 +329,7 @@ impl<'a> Folder<'a> {
         let resolver = Resolver { index: self.index, span, holds: &holds };
         let is_client = is_client(key);
         let [transport, is_host, observer_node, kind, namespace, workload_kind, workload, pod_uid, node] =
-            self.local_keys[key[3] as usize];
+            self.locals.values[key[3] as usize];
         let text = |number| self.texts.text(number);
         let empty: Arc<str> = "".into();
         let filled = |number| text(number).unwrap_or(&empty);
@@ -451,7 +409,7 @@ impl<'a> Folder<'a> {
     fn settle(&mut self, pending: Pending) {
         let Pending { conversation, own, mut target, hour, span, failure, counts } = pending;
         let is_client = !conversation.4;
-        let EdgeKey { transport, source, destination, port, .. } = self.edge_keys[target.edge as usize];
+        let EdgeKey { transport, source, destination, port, .. } = self.edges.values[target.edge as usize];
         let told = self.witnesses.get(&conversation).map_or(&[][..], Vec::as_slice);
         let mut told = told.iter().filter(|(known, _)| known.overlaps(span)).map(|(_, end)| *end);
         let other = told.next().filter(|one| told.all(|other| other.identity() == one.identity()));
@@ -495,22 +453,31 @@ impl<'a> Folder<'a> {
             unknown_reason: texts.number_of(*unknown_reason),
         };
         let pod = texts.number_of(pod_uid.as_deref());
-        let end = *self.ends.entry(key).or_insert_with(|| {
-            self.end_keys.push(key);
-            self.end_keys.len() as u32 - 1
-        });
-        Resolved { end, pod, host }
+        Resolved { end: self.ends.number(key), pod, host }
     }
 
     fn edge(&mut self, transport: u32, source: Resolved, destination: Resolved, port: u16) -> u32 {
-        let is_node = self.end_keys[source.end as usize].node != Texts::NONE;
+        let is_node = self.ends.values[source.end as usize].node != Texts::NONE;
         let own_node = is_node && source.host == destination.host;
         let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node };
-        *self.edges.entry(key).or_insert_with(|| {
-            self.edge_keys.push(key);
-            self.edge_places.push((i64::MIN, 0));
-            self.edge_keys.len() as u32 - 1
+        let edge = self.edges.number(key);
+        self.edge_places.resize(self.edges.values.len(), (i64::MIN, 0));
+        edge
+    }
+}
+
+impl<K: Copy + Eq + Hash> Numbered<K> {
+    fn number(&mut self, value: K) -> u32 {
+        *self.numbers.entry(value).or_insert_with(|| {
+            self.values.push(value);
+            self.values.len() as u32 - 1
         })
+    }
+}
+
+impl<K> Default for Numbered<K> {
+    fn default() -> Self {
+        Self { numbers: HashMap::default(), values: Vec::new() }
     }
 }
 
@@ -521,178 +488,18 @@ impl Resolved {
     }
 }
 
-impl Hour {
-    /// Where the counts of an edge are, with what is the same for all rows that say the same.
-    fn place(&mut self, target: &Target, dialled_port: Option<u16>, known: &mut (i64, u32)) -> usize {
-        let Self { number, edges, places } = self;
-        if known.0 != *number {
-            let place = *places.entry(target.edge).or_insert_with(|| {
-                edges.push(HourEdge::new(target.edge));
-                edges.len() as u32 - 1
-            });
-            *known = (*number, place);
-        }
-        let place = known.1 as usize;
-        let edge = &mut edges[place];
-        edge.answered |= target.answered;
-        insert_text(&mut edge.source_pods, target.source_pod);
-        insert_text(&mut edge.destination_pods, target.destination_pod);
-        if target.service != Texts::NONE {
-            edge.via_service = true;
-            insert_text(&mut edge.services, target.service);
-        }
-        if let Some(port) = dialled_port {
-            insert(&mut edge.dialled_ports, port);
-        }
-        place
-    }
-}
-
-impl HourEdge {
-    fn new(edge: u32) -> Self {
-        Self {
-            edge,
-            client: Counts::default(),
-            server: Counts::default(),
-            via_service: false,
-            answered: false,
-            services: SmallVec::new(),
-            dialled_ports: SmallVec::new(),
-            failures: SmallVec::new(),
-            source_pods: SmallVec::new(),
-            destination_pods: SmallVec::new(),
-            first_seen: i64::MAX,
-            last_seen: i64::MIN,
-        }
-    }
-
-    fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span) {
-        let sums = if is_client { &mut self.client } else { &mut self.server };
-        let Counts {
-            is_seen: _,
-            connections,
-            failed,
-            closed,
-            max_active,
-            bytes_sent,
-            bytes_received,
-            cross_zone_bytes,
-            retransmits,
-            duration_ms_sum,
-        } = counts;
-        sums.is_seen = true;
-        sums.connections += connections;
-        sums.failed += failed;
-        sums.closed += closed;
-        sums.max_active = sums.max_active.max(*max_active);
-        sums.bytes_sent = add(sums.bytes_sent, *bytes_sent);
-        sums.bytes_received = add(sums.bytes_received, *bytes_received);
-        sums.cross_zone_bytes += cross_zone_bytes;
-        sums.retransmits += retransmits;
-        sums.duration_ms_sum += duration_ms_sum;
-        self.first_seen = self.first_seen.min(span.from.0);
-        self.last_seen = self.last_seen.max(span.to.0);
-        if failure != Texts::NONE {
-            insert(&mut self.failures, failure);
-        }
-    }
-
-    /// The counts of the edge: of the two ends' sums the larger one, never both. Only what each end does itself adds up.
-    pub(super) fn counts(&self) -> Counts {
-        let (a, b) = (&self.client, &self.server);
-        Counts {
-            is_seen: true,
-            connections: a.connections.max(b.connections),
-            failed: a.failed.max(b.failed),
-            closed: a.closed.max(b.closed),
-            max_active: a.max_active.max(b.max_active),
-            bytes_sent: a.bytes_sent.max(b.bytes_sent),
-            bytes_received: a.bytes_received.max(b.bytes_received),
-            cross_zone_bytes: a.cross_zone_bytes.max(b.cross_zone_bytes),
-            retransmits: a.retransmits + b.retransmits,
-            duration_ms_sum: a.duration_ms_sum.max(b.duration_ms_sum),
-        }
-    }
-}
-
-impl Counts {
-    /// The same of an edge that crosses zones, or does not.
-    fn across(mut self, crosses_zones: bool) -> Self {
-        if crosses_zones {
-            self.cross_zone_bytes = self.bytes_sent.unwrap_or_default() + self.bytes_received.unwrap_or_default();
-        }
-        self
-    }
-
-    /// Whether data could pass: a connection was established, was open, or ended.
-    pub(super) const fn is_established(&self) -> bool {
-        self.connections + self.closed + self.max_active > 0
-    }
-}
-
-/// The columns of a batch that are not text.
-struct Rows<'a> {
-    direction_known: &'a BooleanArray,
-    host_network: [&'a BooleanArray; 2],
-    port: &'a UInt16Array,
-    seq: &'a [i64],
-    window_end: &'a [i64],
-    first_seen: &'a [i64],
-    last_seen: &'a [i64],
-    counts: [&'a [i64]; 6],
-    bytes: [&'a Int64Array; 2],
-}
-
-impl<'a> Rows<'a> {
-    fn new(batch: &'a RecordBatch) -> Self {
-        let column = |name: &str| batch.column_by_name(name).expect("every column in NUMBERS is read");
-        let time = |name: &str| column(name).as_primitive::<TimestampMillisecondType>().values().as_ref();
-        let number = |name: &str| column(name).as_primitive::<Int64Type>().values().as_ref();
-        let [direction, port, source_host, destination_host, seq, end, first, last, sent, received, counts @ ..] =
-            NUMBERS;
-        Self {
-            direction_known: column(direction).as_boolean(),
-            host_network: [source_host, destination_host].map(|name| column(name).as_boolean()),
-            port: column(port).as_primitive::<UInt16Type>(),
-            seq: number(seq),
-            window_end: time(end),
-            first_seen: time(first),
-            last_seen: time(last),
-            bytes: [sent, received].map(|name| column(name).as_primitive()),
-            counts: counts.map(number),
-        }
-    }
-
-    fn counts(&self, row: usize) -> Counts {
-        let [connections, failed, closed, max_active, retransmits, duration_ms_sum] = self.counts.map(|c| c[row]);
-        let [bytes_sent, bytes_received] = self.bytes.map(|c| c.is_valid(row).then(|| c.value(row)));
-        Counts {
-            is_seen: true,
-            connections,
-            failed,
-            closed,
-            max_active,
-            bytes_sent,
-            bytes_received,
-            cross_zone_bytes: 0,
-            retransmits,
-            duration_ms_sum,
-        }
-    }
-}
-
-/// The columns that are read.
-pub(super) fn columns() -> impl Iterator<Item = &'static str> {
-    TEXTS.into_iter().chain(NUMBERS)
-}
-
 fn hour_of(hours: &mut Vec<Hour>, number: i64) -> &mut Hour {
     // Rows come mostly in order of time.
     let at = hours.iter().rposition(|hour| hour.number == number).unwrap_or_else(|| {
-        hours.push(Hour { number, edges: Vec::new(), places: HashMap::default() });
+        hours.push(Hour::new(number));
         hours.len() - 1
     });
     &mut hours[at]
+}
+
+/// Whether of two spans with the same ends, one goes on where the other ended.
+fn is_near(known: Span, span: Span) -> bool {
+    known.widened(PAUSE_MS).overlaps(span)
 }
 
 const fn conversation(transport: u32, key: &RowKey, is_client: bool) -> Conversation {
@@ -715,105 +522,7 @@ fn is_loopback(address: &str) -> bool {
     address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-fn add(sum: Option<i64>, more: Option<i64>) -> Option<i64> {
-    match (sum, more) {
-        (Some(sum), Some(more)) => Some(sum + more),
-        (sum, more) => sum.or(more),
-    }
-}
-
-fn insert_text<A: Array<Item = u32>>(sorted: &mut SmallVec<A>, text: u32) {
-    if text != Texts::NONE {
-        insert(sorted, text);
-    }
-}
-
-fn insert<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, value: A::Item) {
-    if let Err(at) = sorted.binary_search(&value) {
-        sorted.insert(at, value);
-    }
-}
-
-/// Places in [`TEXTS`].
-#[derive(Clone, Copy)]
-enum Text {
-    Observer,
-    Transport,
-    SourceAddress,
-    DestinationAddress,
-    Node,
-    RunId,
-    Failure,
-    SourceKind,
-    SourceNamespace,
-    SourceWorkloadKind,
-    SourceWorkload,
-    SourcePodUid,
-    SourceNode,
-    DestinationKind,
-    DestinationNamespace,
-    DestinationWorkloadKind,
-    DestinationWorkload,
-    DestinationPodUid,
-    DestinationNode,
-}
-
-const SOURCE: [Text; 6] = [
-    Text::SourceKind,
-    Text::SourceNamespace,
-    Text::SourceWorkloadKind,
-    Text::SourceWorkload,
-    Text::SourcePodUid,
-    Text::SourceNode,
-];
-const DESTINATION: [Text; 6] = [
-    Text::DestinationKind,
-    Text::DestinationNamespace,
-    Text::DestinationWorkloadKind,
-    Text::DestinationWorkload,
-    Text::DestinationPodUid,
-    Text::DestinationNode,
-];
-/// In the order of [`Text`].
-const TEXTS: [&str; 19] = [
-    "observer",
-    "transport",
-    "source_address",
-    "destination_address",
-    "node",
-    "run_id",
-    "failure",
-    "source_kind",
-    "source_namespace",
-    "source_workload_kind",
-    "source_workload",
-    "source_pod_uid",
-    "source_node",
-    "destination_kind",
-    "destination_namespace",
-    "destination_workload_kind",
-    "destination_workload",
-    "destination_pod_uid",
-    "destination_node",
-];
-const NUMBERS: [&str; 16] = [
-    "direction_known",
-    "destination_port",
-    "source_host_network",
-    "destination_host_network",
-    "seq",
-    "window_end",
-    "first_seen",
-    "last_seen",
-    "bytes_sent",
-    "bytes_received",
-    "connections",
-    "failed",
-    "closed",
-    "active",
-    "retransmits",
-    "duration_ms_sum",
-];
-pub(super) const HOUR_MS: i64 = 3_600_000;
+/// Rows of a conversation that are further apart are told apart: its ends may have changed.
+const PAUSE_MS: i64 = 60_000;
 /// Different rows that are remembered from one unit of work to the next: some 200 bytes each.
 const MEMOS: usize = 200_000;

@@ -10,7 +10,8 @@ use roaring::RoaringBitmap;
 use schemas::table::TimestampMs;
 
 use super::{
-    fold::{EdgeKey, EndKey, Folder, Hour},
+    fold::{EdgeKey, EndKey, Folder},
+    hour::Hour,
     text::Texts,
 };
 use crate::communication::{Communications, Edge, Endpoint, Evidence, Workload};
@@ -22,6 +23,7 @@ pub(super) struct Tally {
 }
 
 /// The evidence of an edge, by numbers of texts.
+#[derive(Default)]
 struct Sums {
     evidence: Evidence,
     services: BTreeSet<u32>,
@@ -33,11 +35,11 @@ struct Sums {
 impl Tally {
     /// Adds the edges of an hour.
     pub(super) fn add(&mut self, folder: &Folder<'_>, hour: &Hour) {
-        self.edges.resize_with(folder.edge_keys.len(), || None);
+        self.edges.resize_with(folder.edges.values.len(), || None);
         let scanning = scanning(folder, hour);
         let number = u32::try_from(hour.number).unwrap_or_default();
         for edge in &hour.edges {
-            let sums = self.edges[edge.edge as usize].get_or_insert_with(|| Box::new(Sums::new()));
+            let sums = self.edges[edge.edge as usize].get_or_insert_default();
             let counts = edge.counts();
             let Sums { evidence, services, failures, source_pods, destination_pods } = &mut **sums;
             evidence.via_service |= edge.via_service;
@@ -58,7 +60,7 @@ impl Tally {
             evidence.last_seen = evidence.last_seen.max(TimestampMs(edge.last_seen));
             if counts.is_established() {
                 evidence.hours.insert(number);
-                if scanning.contains(&folder.edge_keys[edge.edge as usize].source) {
+                if scanning.contains(&folder.edges.values[edge.edge as usize].source) {
                     evidence.scan_hours.insert(number);
                 }
             }
@@ -75,8 +77,8 @@ impl Tally {
         let all = |numbers: &mut dyn Iterator<Item = u32>| -> BTreeSet<Arc<str>> {
             numbers.filter_map(|number| texts.text(number).cloned()).collect()
         };
-        let ends: Vec<Endpoint> = folder.end_keys.iter().map(|end| endpoint(texts, *end)).collect();
-        let met = self.edges.into_iter().zip(&folder.edge_keys);
+        let ends: Vec<Endpoint> = folder.ends.values.iter().map(|end| endpoint(texts, *end)).collect();
+        let met = self.edges.into_iter().zip(&folder.edges.values);
         let communication = |(sums, key): (Option<Box<Sums>>, &EdgeKey)| {
             let Sums { evidence, services, failures, source_pods, destination_pods } = *sums?;
             let edge = Edge {
@@ -118,7 +120,7 @@ pub(super) fn merge(communications: &mut Communications, edge: Edge, evidence: E
 fn scanning(folder: &Folder<'_>, hour: &Hour) -> BTreeSet<u32> {
     let mut tried: HashMap<u32, (usize, usize)> = HashMap::new();
     for edge in &hour.edges {
-        let (all, failed) = tried.entry(folder.edge_keys[edge.edge as usize].source).or_default();
+        let (all, failed) = tried.entry(folder.edges.values[edge.edge as usize].source).or_default();
         *all += 1;
         *failed += usize::from(!edge.counts().is_established());
     }
@@ -142,19 +144,7 @@ fn endpoint(texts: &Texts, end: EndKey) -> Endpoint {
     }
 }
 
-impl Sums {
-    fn new() -> Self {
-        Self {
-            evidence: Evidence::default(),
-            services: BTreeSet::new(),
-            failures: BTreeSet::new(),
-            source_pods: RoaringBitmap::new(),
-            destination_pods: RoaringBitmap::new(),
-        }
-    }
-}
-
 /// Edges of one source in one hour that have to fail to make it a scan.
-pub(crate) const SCAN_EDGES: usize = 20;
+const SCAN_EDGES: usize = 20;
 /// Of the edges that a scanning source tries in an hour, so many fail.
-pub(crate) const SCAN_FAILED_PERCENT: usize = 80;
+const SCAN_FAILED_PERCENT: usize = 80;

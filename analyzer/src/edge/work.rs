@@ -42,8 +42,9 @@ use schemas::{
 
 use super::{
     EdgeRow,
-    fold::{self, Folder, HOUR_MS},
-    rows,
+    fold::Folder,
+    hour::HOUR_MS,
+    row, rows,
     total::{Tally, merge},
 };
 use crate::communication::Communications;
@@ -99,19 +100,19 @@ pub(crate) enum WorkError {
 
 impl Flows {
     /// Divides the files that hold flows.
-    pub(crate) fn new(files: &[CaptureFile], index: Arc<Index>, progress: ProgressBar) -> Self {
+    pub(crate) fn new(files: &[&CaptureFile], index: Arc<Index>, progress: ProgressBar) -> Self {
         let repeats = repeats(files);
         let cluster = files.first().map(|file| file.cluster.as_str().into()).unwrap_or_default();
         let rows = files.iter().map(|file| file.rows.max(0) as u64).sum();
         let hour = |time: i64| time.saturating_sub(1).div_euclid(HOUR_MS);
-        let flow_file = |(file, repeats): (&CaptureFile, bool)| FlowFile {
+        let flow_file = |(file, repeats): (&&CaptureFile, bool)| FlowFile {
             path: file.path.clone(),
             repeats,
             hours: file.times.iter().map(|(first, last)| (hour(first.0), hour(last.0))).collect(),
         };
         let files: Vec<FlowFile> = files.iter().zip(repeats).map(flow_file).collect();
         let units = units(&files);
-        let columns = fold::columns().collect();
+        let columns = row::columns().collect();
         progress.set_style(style());
         Self { cluster, rows, files, units, columns, index, progress }
     }
@@ -294,11 +295,12 @@ fn units(files: &[FlowFile]) -> Vec<Unit> {
         }
         let (connected, others) = rest.split_at(end);
         rest = others;
-        // Where times are not known, everything is one unit.
-        let is_bounded = last.saturating_sub(first) < HOURS_SANE;
+        // A row group is read once per unit: where that would be often, everything is one.
+        let slices = |(from, to, ..): &(i64, i64, usize, usize)| to.saturating_sub(*from) / UNIT_HOURS;
+        let is_divided = connected.iter().fold(0i64, |sum, group| sum.saturating_add(slices(group))) <= end as i64;
         let mut from = first;
         while from <= last {
-            let hours = (from, if is_bounded { last.min(from + UNIT_HOURS - 1) } else { last });
+            let hours = (from, if is_divided { last.min(from + UNIT_HOURS - 1) } else { last });
             let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
             for (.., file, group) in connected.iter().filter(|(first, last, ..)| *first <= hours.1 && hours.0 <= *last)
             {
@@ -316,7 +318,7 @@ fn units(files: &[FlowFile]) -> Vec<Unit> {
 }
 
 /// Which files may hold rows that another one holds too: their ranges of one run overlap, or one does not tell its range.
-fn repeats(files: &[CaptureFile]) -> Vec<bool> {
+pub(crate) fn repeats(files: &[&CaptureFile]) -> Vec<bool> {
     let mut repeats = vec![false; files.len()];
     let mut runs: HashMap<&str, Vec<(i64, i64, usize)>> = HashMap::new();
     let mut is_told = true;
@@ -347,8 +349,6 @@ fn repeats(files: &[CaptureFile]) -> Vec<bool> {
 const BATCH_ROWS: usize = 8192;
 /// Hours of a unit at most.
 const UNIT_HOURS: i64 = 24;
-/// A hundred years: who claims more does not know.
-const HOURS_SANE: i64 = 24 * 366 * 100;
 
 #[cfg(test)]
 mod tests {
@@ -368,7 +368,9 @@ mod tests {
         assert_eq!(units(&files), [unit((1, 2), &[(0, &[0, 1]), (1, &[0])]), unit((4, 4), &[(2, &[0])])]);
         let long = units(&[file(&[(0, 30)]), file(&[(25, 25)])]);
         assert_eq!(long, [unit((0, 23), &[(0, &[0])]), unit((24, 30), &[(0, &[0]), (1, &[0])])]);
-        let unknown = units(&[file(&[(i64::MIN, i64::MAX)]), file(&[(5, 5)])]);
-        assert_eq!(unknown.len(), 1, "{unknown:?}");
+        for all in [(i64::MIN, i64::MAX), (0, 72)] {
+            let one = units(&[file(&[all]), file(&[(5, 5)])]);
+            assert_eq!(one.len(), 1, "not read over and over: {one:?}");
+        }
     }
 }

@@ -8,11 +8,11 @@ use std::{
 use roaring::RoaringBitmap;
 use schemas::{
     index::{Index, Span},
-    inventory::kind,
+    inventory::{EVENT_SNAPSHOT, kind},
     table::TimestampMs,
 };
 
-use super::{HOUR_MS, hour_of};
+use super::{CRON_JOB, HOUR_MS, hour_of};
 use crate::{
     communication::{Communications, Endpoint, Workload},
     inventory::WRITER,
@@ -106,7 +106,7 @@ impl Exposure {
             }
         }
         let mut last_uid: Option<(Workload, Arc<str>)> = None;
-        for (pod, span) in index.pod_intervals() {
+        for (pod, span) in index.intervals(kind::POD) {
             let runs = matches!(pod.phase.as_deref(), None | Some("Running" | "Unknown"));
             if !runs || pod.host_network == Some(true) {
                 continue;
@@ -157,7 +157,7 @@ impl Exposure {
     pub(super) fn observable(&self, workload: &Workload) -> RoaringBitmap {
         let Some(time) = self.of(workload) else { return RoaringBitmap::new() };
         match (&*workload.kind, time.ran.min()) {
-            ("CronJob", Some(first)) => {
+            (CRON_JOB, Some(first)) => {
                 let mut hours = self.watched.clone();
                 hours.remove_range(..first);
                 hours
@@ -223,32 +223,42 @@ impl Time {
     }
 }
 
-/// Times of the capture in which nodes were not watched.
+/// Times of the capture in which nodes were there and not watched.
 fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> Vec<GapRow> {
-    let mut rows = Vec::new();
-    let row = |node: &Arc<str>, from, to, reason: &str| GapRow {
-        node: Arc::clone(node),
-        gap_start: from,
-        gap_end: to,
-        reason: reason.into(),
-    };
-    for (node, _) in index.latest(kind::NODE) {
-        let Some(watches) = watches.get(&*node.name) else {
-            rows.push(row(&node.name, capture.from, capture.to, "no agent"));
+    let mut nodes: BTreeMap<&Arc<str>, Vec<Span>> = BTreeMap::new();
+    for (node, span) in index.intervals(kind::NODE) {
+        // What a list names may have been there before.
+        let from = if &*node.event == EVENT_SNAPSHOT { capture.from } else { span.from.max(capture.from) };
+        let span = Span { from, to: span.to.min(capture.to) };
+        if span.from >= span.to {
             continue;
-        };
-        let mut until = capture.from;
-        for watch in watches {
-            if watch.span.from > until {
-                rows.push(row(&node.name, until, watch.span.from, "no news"));
-            }
-            if let Some(reason) = watch.gap {
-                rows.push(row(&node.name, watch.span.from, watch.span.to, reason));
-            }
-            until = until.max(watch.span.to);
         }
-        if until < capture.to {
-            rows.push(row(&node.name, until, capture.to, "no news"));
+        let spans = nodes.entry(&node.name).or_default();
+        match spans.iter_mut().find(|known| known.widened(1).overlaps(span)) {
+            Some(known) => *known = known.hull(span),
+            None => spans.push(span),
+        }
+    }
+    let mut rows = Vec::new();
+    for (node, spans) in nodes {
+        let watches = watches.get(&**node);
+        let silence = if watches.is_some() { "no news" } else { "no agent" };
+        let mut gap = |from, to, reason: &str| {
+            if from < to {
+                let (node, reason) = (Arc::clone(node), reason.into());
+                rows.push(GapRow { node, gap_start: from, gap_end: to, reason });
+            }
+        };
+        for span in spans {
+            let mut until = span.from;
+            for watch in watches.into_iter().flatten().filter(|watch| watch.span.overlaps(span)) {
+                gap(until, watch.span.from, silence);
+                if let Some(reason) = watch.gap {
+                    gap(watch.span.from.max(span.from), watch.span.to.min(span.to), reason);
+                }
+                until = until.max(watch.span.to);
+            }
+            gap(until, span.to, silence);
         }
     }
     rows

@@ -6,7 +6,7 @@ use roaring::RoaringBitmap;
 use schemas::{index::Index, inventory::kind, table::TimestampMs};
 
 use super::{
-    Direction, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
+    CRON_JOB, Direction, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
     recurrence::Recurrence,
 };
 use crate::communication::{Edge, Endpoint, Evidence, Workload};
@@ -64,10 +64,12 @@ impl Judge<'_> {
         let exposed = self.exposure.observable(workload) | seen;
         let ran = self.exposure.of(workload).map(|time| &time.observable | seen).unwrap_or_else(|| seen.clone());
         let recurrence = Recurrence::find(seen, &exposed);
-        let (status, reason) = self.status(workload, edge, seen, &exposed, recurrence);
+        let since = self.since(edge, seen, &exposed, recurrence);
+        let (status, reason) = self.status(workload, edge, seen, &exposed, recurrence, since);
         Entry {
             direction,
             edge: edge.clone(),
+            since,
             status,
             reason,
             recurrence,
@@ -86,8 +88,7 @@ impl Judge<'_> {
         let allowed = |entry: &&Entry| edges.get(&entry.edge).is_some_and(|(_, fate)| fate.is_allowed());
         let exposed = self.exposure.observable(workload);
         let learned = entries.iter().filter(allowed);
-        let first_seen = |entry: &Entry| edges.get(&entry.edge).and_then(|(evidence, _)| evidence.hours.min());
-        let appeared = learned.clone().filter_map(|entry| Some((first_seen(entry)?, format!("+ {}", entry.told()))));
+        let appeared = learned.clone().filter_map(|entry| Some((entry.since?, format!("+ {}", entry.told()))));
         let decayed = learned.filter(|entry| entry.status == Status::Decaying).filter_map(|entry| {
             let last = edges.get(&entry.edge)?.0.hours.max()?;
             // When so many hours had passed without it.
@@ -125,6 +126,29 @@ impl Judge<'_> {
         (Status::Stable, format!("unchanged for {}", hours_told(since)))
     }
 
+    /// Since when an edge is there: its first hour, or the first one after it had decayed.
+    fn since(
+        &self,
+        edge: &Edge,
+        seen: &RoaringBitmap,
+        exposed: &RoaringBitmap,
+        recurrence: Option<Recurrence>,
+    ) -> Option<u32> {
+        let (mut since, mut last) = (seen.min()?, seen.min()?);
+        let patience = self.patience(recurrence);
+        let silent = u64::from(seen.max()? - since) + 1 - seen.len();
+        if silent < patience || self.scheduled_end(edge).is_some() {
+            return Some(since);
+        }
+        for hour in seen {
+            if u64::from(hour - last) > patience && exposed.range_cardinality(last + 1..hour) >= patience {
+                since = hour;
+            }
+            last = hour;
+        }
+        Some(since)
+    }
+
     fn status(
         &self,
         workload: &Workload,
@@ -132,17 +156,17 @@ impl Judge<'_> {
         seen: &RoaringBitmap,
         exposed: &RoaringBitmap,
         recurrence: Option<Recurrence>,
+        since: Option<u32>,
     ) -> (Status, String) {
-        let Thresholds { learn_hours, stable_hours, decay_hours, .. } = self.thresholds;
-        let (Some(first), Some(last)) = (seen.min(), seen.max()) else {
+        let Thresholds { learn_hours, stable_hours, .. } = self.thresholds;
+        let (Some(since), Some(last)) = (since, seen.max()) else {
             return (Status::Learning, "not seen in this capture".into());
         };
         if let Some(gone) = self.gone(workload) {
             return (Status::Decaying, gone);
         }
         let since_last = hours_from(exposed, last + 1);
-        let patience = decay_hours.max(recurrence.map_or(0, |recurrence| PERIODS * recurrence.period_hours()));
-        if since_last >= patience && !self.is_scheduled(edge, last) {
+        if since_last >= self.patience(recurrence) && !self.may_be_due(edge, last) {
             return (Status::Decaying, format!("not seen in {}, last at {}", hours_told(since_last), hour_start(last)));
         }
         if let Some(recurrence) = recurrence {
@@ -152,20 +176,23 @@ impl Judge<'_> {
         if exposed.len() < learn_hours {
             return (Status::Learning, format!("observed for {} of {}", exposed.len(), hours_told(learn_hours)));
         }
-        let since_first = hours_from(exposed, first);
-        if since_first < stable_hours {
-            return (Status::Stabilizing, format!("first seen {} ago, of {stable_hours}", hours_told(since_first)));
+        let there = hours_from(exposed, since);
+        if there < stable_hours {
+            let came = if seen.min() == Some(since) { "first seen" } else { "came back" };
+            return (Status::Stabilizing, format!("{came} {} ago, of {stable_hours}", hours_told(there)));
         }
-        (Status::Stable, format!("seen in {} of {}", seen.len(), hours_told(since_first)))
+        (Status::Stable, format!("seen in {} of {}", hours_from(seen, since), hours_told(there)))
+    }
+
+    /// Hours without an edge after which it is missed.
+    fn patience(&self, recurrence: Option<Recurrence>) -> u64 {
+        self.thresholds.decay_hours.max(recurrence.map_or(0, |recurrence| PERIODS * recurrence.period_hours()))
     }
 
     /// Since when a workload's pods are gone for so long that it will not come back; `None` if it may.
     fn gone(&self, workload: &Workload) -> Option<String> {
         let until = self.exposure.of(workload)?.until;
-        let Workload { kind, namespace, name } = workload;
-        let hours = self.hours_since(until);
-        let is_over = hours >= self.thresholds.decay_hours
-            && !(&**kind == CRON_JOB && self.index.is_there(kind, namespace, name));
+        let is_over = self.hours_since(until) >= self.thresholds.decay_hours && !self.is_scheduled(workload);
         is_over.then(|| format!("its last pod is gone since {until}"))
     }
 
@@ -208,15 +235,24 @@ impl Judge<'_> {
 
     /// Whether an end is a job that is still scheduled, and has not run often without the edge: it comes when its time
     /// comes.
-    fn is_scheduled(&self, edge: &Edge, last: u32) -> bool {
-        [&edge.source, &edge.destination].into_iter().any(|end| match end {
-            Endpoint::Workload(workload) => {
-                let Workload { namespace, name, kind } = workload;
-                let runs = self.exposure.of(workload).map_or(0, |time| hours_from(&time.observable, last + 1));
-                &**kind == CRON_JOB && runs < RUNS_WITHOUT && self.index.is_there(kind, namespace, name)
-            }
-            _ => false,
+    fn may_be_due(&self, edge: &Edge, last: u32) -> bool {
+        self.scheduled_end(edge).is_some_and(|workload| {
+            self.exposure.of(workload).map_or(0, |time| hours_from(&time.observable, last + 1)) < RUNS_WITHOUT
         })
+    }
+
+    /// The end of an edge that is a job which will run again.
+    fn scheduled_end<'e>(&self, edge: &'e Edge) -> Option<&'e Workload> {
+        [&edge.source, &edge.destination].into_iter().find_map(|end| match end {
+            Endpoint::Workload(workload) if self.is_scheduled(workload) => Some(workload),
+            _ => None,
+        })
+    }
+
+    /// Whether a workload is a job that will run again.
+    fn is_scheduled(&self, workload: &Workload) -> bool {
+        let Workload { namespace, name, kind } = workload;
+        &**kind == CRON_JOB && self.index.is_there(kind, namespace, name)
     }
 }
 
@@ -224,7 +260,6 @@ fn hours_told(hours: u64) -> String {
     if hours == 1 { "1 hour".into() } else { format!("{hours} hours") }
 }
 
-const CRON_JOB: &str = "CronJob";
 /// A session is over within so many hours.
 const SESSION_HOURS: u32 = 2;
 /// A burst is.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{DecisionsError, Entry, Fate, Set, Sets, Status};
 use crate::{
     args::{SetsArgs, SetsFormat},
-    communication::{Edge, Workload},
+    communication::Workload,
     output::{self, OutputError},
     tables::{Tables, TablesError},
 };
@@ -53,9 +53,7 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     for problem in &tables.problems {
         eprintln!("skipped {problem}");
     }
-    for decision in &sets.idle_decisions {
-        eprintln!("{decision}: concerns nothing that was seen or is known");
-    }
+    eprint!("{}", sets.idle_remarks());
     Ok(())
 }
 
@@ -64,12 +62,10 @@ impl Sets {
     pub(crate) fn remarks(&self) -> String {
         let mut text = String::new();
         for (edge, (_, fate)) in &self.edges {
-            let Edge { source, destination, transport, port, .. } = edge;
-            let rule = format!("{source} → {destination} {port}/{}", transport.to_uppercase());
             let _ = match fate {
-                Fate::Held(reason) => writeln!(text, "{rule}: held for review, {reason}"),
-                Fate::Forbidden(reason) if reason.is_empty() => writeln!(text, "{rule}: forbidden"),
-                Fate::Forbidden(reason) => writeln!(text, "{rule}: forbidden, {reason}"),
+                Fate::Held(reason) => writeln!(text, "{edge}: held for review, {reason}"),
+                Fate::Forbidden(reason) if reason.is_empty() => writeln!(text, "{edge}: forbidden"),
+                Fate::Forbidden(reason) => writeln!(text, "{edge}: forbidden, {reason}"),
                 _ => Ok(()),
             };
         }
@@ -94,10 +90,13 @@ impl Sets {
                 unsure.join(", ")
             );
         }
-        for decision in &self.idle_decisions {
-            let _ = writeln!(text, "{decision}: concerns nothing that was seen or is known");
-        }
-        text
+        text + &self.idle_remarks()
+    }
+
+    /// Decisions that concern nothing, a line each.
+    fn idle_remarks(&self) -> String {
+        let line = |decision| format!("{decision}: concerns nothing that was seen or is known\n");
+        self.idle_decisions.iter().map(line).collect()
     }
 
     /// The sets as text: first those with something to review, then by how unsure they are.

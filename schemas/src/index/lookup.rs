@@ -118,10 +118,10 @@ impl Index {
         self.ids.get(&key).is_some_and(|id| self.object(*id).ended.is_none())
     }
 
-    /// When every pod was what: each of its versions with the first and last moment of it, in order of namespace, name,
-    /// UID and time. One that goes on ends at the end of time.
-    pub fn pod_intervals(&self) -> impl Iterator<Item = (&InventoryRecord, Span)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
+    /// When every object of a kind was what: each of its versions with the first and last moment of it, in order of
+    /// namespace, name, UID and time. One that goes on ends at the end of time.
+    pub fn intervals<'a>(&'a self, kind: &str) -> impl Iterator<Item = (&'a InventoryRecord, Span)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();
         ids.sort();
         let versions = ids.into_iter().flat_map(|(_, id)| self.object(*id).intervals());
         versions.map(|(version, from, to)| (&*version.record, Span { from, to }))
