@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::{
+    communication::Direction,
     sets::{Decisions, DecisionsError, Thresholds},
     tables::Learning,
 };
@@ -30,6 +31,16 @@ pub(crate) enum Command {
     Sets(SetsArgs),
     /// Run a SQL query over a capture; --tables explains the tables.
     Sql(SqlArgs),
+    /// Tell what is behind every rule of a policy, and why something is not in it.
+    Explain(ExplainArgs),
+    /// Tell what of a capture policies would deny, and what they allow that was never seen. Exits with 1 if anything stable
+    /// is denied without explanation.
+    Verify(VerifyArgs),
+    /// Tell what two sets of policies allow differently. Exits with 0 if it is the same, 1 if not, and 2 if that can't be
+    /// told.
+    Diff(DiffArgs),
+    /// List the connections that the NetworkPolicies of manifests allow between workloads and with the outside.
+    Connectivity(ConnectivityArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -40,16 +51,147 @@ pub(crate) struct ReportArgs {
     #[command(flatten)]
     pub(crate) learn: LearnArgs,
 
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+
+    /// What kind of policies to write.
+    #[arg(long, value_enum, default_value_t = PolicyFormat::Kubernetes)]
+    pub(crate) format: PolicyFormat,
+
+    /// File to write the policies to, instead of standard output; or a directory, or a name that ends with /, for one file
+    /// per policy, a kustomization.yaml and evidence.json. What an earlier run wrote there and this one does not is removed.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// File to write the evidence for every rule to, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) evidence: Option<PathBuf>,
+
+    /// Tell on standard error what every rule rests on, and why something is in none.
+    #[arg(long)]
+    pub(crate) explain: bool,
+}
+
+/// Which policies are wanted.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PolicyArgs {
     /// Namespaces to write policies for; all by default.
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    #[arg(long, env = "FLOWSCRIBE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',')]
     pub(crate) namespaces: Vec<String>,
+
+    /// Directions that policies limit; the other is left open.
+    #[arg(long, env = "FLOWSCRIBE_DIRECTIONS", value_enum, value_name = "DIRECTION,…", value_delimiter = ',', default_value = "ingress,egress")]
+    pub(crate) directions: Vec<DirectionName>,
 
     /// Allow the port of a dialled Service too, beside the port of the pods behind it: for network plugins that judge
     /// before the Service's address is translated.
-    #[arg(long)]
+    #[arg(long, env = "FLOWSCRIBE_SERVICE_PORTS")]
     pub(crate) service_ports: bool,
 
-    /// File to write the policies to, instead of standard output.
+    /// Leave a direction open that is not stable yet, instead of denying what may still come.
+    #[arg(long, env = "FLOWSCRIBE_ONLY_STABLE")]
+    pub(crate) only_stable: bool,
+
+    /// Leave both directions of a workload open if less of its pods' time was observed, from 0 to 1: the rest of its pods
+    /// may talk to others.
+    #[arg(long, env = "FLOWSCRIBE_MIN_COVERAGE", value_name = "SHARE", default_value_t = 0.95, value_parser = share)]
+    pub(crate) min_coverage: f64,
+
+    /// Addresses outside of the cluster are named one by one; if a rule has more, those next to one another become blocks.
+    /// Ingress that has more even so is left open.
+    #[arg(long, env = "FLOWSCRIBE_MAX_CIDRS", value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_cidrs: u32,
+
+    /// Blocks of IPv4 addresses are never wider than this prefix length.
+    #[arg(long, env = "FLOWSCRIBE_MIN_PREFIX", value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub(crate) min_prefix: u8,
+
+    /// Blocks of IPv6 addresses are never wider than this prefix length.
+    #[arg(long, env = "FLOWSCRIBE_MIN_PREFIX_IPV6", value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..=128))]
+    pub(crate) min_prefix_ipv6: u8,
+
+    /// Ranges that stand for the addresses of nodes in them, which autoscaling changes.
+    #[arg(long, env = "FLOWSCRIBE_NODE_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
+    pub(crate) node_cidr: Vec<IpNet>,
+
+    /// Service that everybody outside of the cluster may reach; may be repeated.
+    #[arg(long, env = "FLOWSCRIBE_OPEN_INGRESS", value_name = "NAMESPACE/SERVICE,…", value_delimiter = ',')]
+    pub(crate) open_ingress: Vec<String>,
+
+    /// Write one policy per namespace that allows DNS, and one that denies by default where that cuts nothing off, instead
+    /// of repeating DNS in every policy.
+    #[arg(long, env = "FLOWSCRIBE_NAMESPACE_DEFAULTS")]
+    pub(crate) namespace_defaults: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExplainArgs {
+    /// The policy, or its workload, as NAMESPACE/NAME.
+    #[arg(value_name = "POLICY")]
+    pub(crate) policy: String,
+
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
+
+    #[command(flatten)]
+    pub(crate) wish: PolicyArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
+
+    /// File of policies, or directory of such files.
+    #[arg(long, value_name = "FILE|DIR", required_unless_present = "cluster", conflicts_with = "cluster")]
+    pub(crate) policies: Option<PathBuf>,
+
+    /// Verify the policies that are in the cluster: that of KUBECONFIG, or of the pod that this runs in.
+    #[arg(long)]
+    pub(crate) cluster: bool,
+
+    /// Judge what a pod's own node sends to it as any other traffic: for network plugins that do not let it always pass.
+    #[arg(long)]
+    pub(crate) no_own_node: bool,
+
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t = VerifyFormat::Text)]
+    pub(crate) format: VerifyFormat,
+
+    /// File to write the result to, instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DiffArgs {
+    /// Policies as they were: a file, or a directory of files.
+    #[arg(value_name = "OLD")]
+    pub(crate) old: PathBuf,
+
+    /// Policies as they are to be.
+    #[arg(value_name = "NEW")]
+    pub(crate) new: PathBuf,
+
+    /// Capture whose inventory tells which workloads there are; without it, those that the policies' selectors ask for.
+    #[command(flatten)]
+    pub(crate) input: Option<InputArgs>,
+
+    /// Directory of manifests that tell which workloads there are.
+    #[arg(long, value_name = "DIR", conflicts_with = "input")]
+    pub(crate) manifests: Option<PathBuf>,
+
+    /// How to print the difference.
+    #[arg(long, value_enum, default_value_t = DiffFormat::Text)]
+    pub(crate) format: DiffFormat,
+
+    /// File to write the difference to, instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }
@@ -107,6 +249,21 @@ pub(crate) struct SqlArgs {
     /// Explain every table, column and function, and end.
     #[arg(long, exclusive = true)]
     pub(crate) tables: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ConnectivityArgs {
+    /// Directory of YAML and JSON files with NetworkPolicies, and with pods or what makes them; or one such file.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: PathBuf,
+
+    /// How to print the connections.
+    #[arg(long, value_enum, default_value_t = ConnectivityFormat::Text)]
+    pub(crate) format: ConnectivityFormat,
+
+    /// File to write the connections to, instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// What communication sets are learned by. Times count hours in which the workload ran and was watched.
@@ -174,8 +331,8 @@ pub(crate) struct InputArgs {
     pub(crate) input: Vec<PathBuf>,
 
     /// Cluster to look at, where the input holds several.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) cluster: Option<String>,
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME")]
+    pub(crate) cluster_name: Option<String>,
 
     /// How far a flow and the news of its pod may be apart, by late news or different clocks, in milliseconds. An address
     /// that changed hands within it is not resolved.
@@ -201,11 +358,52 @@ pub(crate) enum Format {
     Parquet,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PolicyFormat {
+    /// NetworkPolicy of networking.k8s.io/v1.
+    #[value(name = "k8s", alias = "kubernetes")]
+    Kubernetes,
+    /// CiliumNetworkPolicy of cilium.io/v2, with the same meaning.
+    Cilium,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DirectionName {
+    Ingress,
+    Egress,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum VerifyFormat {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DiffFormat {
+    /// A line per edge.
+    Text,
+    /// For a pull request.
+    Markdown,
+    /// One JSON object.
+    Json,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum SetsFormat {
     /// For people.
     Table,
     /// One JSON array, an object per workload.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ConnectivityFormat {
+    /// A line per pair of workloads or address ranges.
+    Text,
+    /// One JSON array, an object per pair.
     Json,
 }
 
@@ -225,6 +423,20 @@ impl LearnArgs {
         };
         Ok(Learning { decisions: Decisions::read(decisions.as_deref())?.into(), thresholds })
     }
+}
+
+impl From<DirectionName> for Direction {
+    fn from(name: DirectionName) -> Self {
+        match name {
+            DirectionName::Ingress => Self::Ingress,
+            DirectionName::Egress => Self::Egress,
+        }
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "it is not a number")?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("it is not between 0 and 1".into()) }
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {

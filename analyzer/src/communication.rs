@@ -31,8 +31,6 @@ pub(crate) struct Edge {
 /// What was observed of a communication.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Evidence {
-    /// A person said that it is to be allowed, seen or not.
-    pub(crate) is_pinned: bool,
     /// A Service was dialled.
     pub(crate) via_service: bool,
     /// The Services that were dialled, as namespace/name.
@@ -76,7 +74,6 @@ pub(crate) struct Evidence {
 impl Default for Evidence {
     fn default() -> Self {
         Self {
-            is_pinned: false,
             via_service: false,
             services: BTreeSet::new(),
             service_ports: BTreeSet::new(),
@@ -115,7 +112,6 @@ impl Evidence {
     /// Adds what was observed at other times.
     pub(crate) fn add(&mut self, other: Self) {
         let Self {
-            is_pinned,
             via_service,
             services,
             service_ports,
@@ -137,7 +133,6 @@ impl Evidence {
             first_seen,
             last_seen,
         } = other;
-        self.is_pinned |= is_pinned;
         self.via_service |= via_service;
         self.services.extend(services);
         self.service_ports.extend(service_ports);
@@ -183,6 +178,25 @@ pub(crate) struct Workload {
     pub(crate) name: Arc<str>,
     /// Its kind.
     pub(crate) kind: Arc<str>,
+}
+
+/// A side of a communication, as a workload and its policy see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
 }
 
 /// Which ends saw an edge, in a word.

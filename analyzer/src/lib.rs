@@ -11,17 +11,27 @@
 //! know. `inventory` talks to a cluster, and only writes.
 
 mod args;
+mod cilium;
 mod communication;
+mod connectivity;
+mod diff;
 mod edge;
+mod explain;
 mod identity;
 mod inventory;
+mod manifests;
+mod netpol;
 mod output;
 mod policy;
+mod population;
+mod replay;
 mod report;
 mod runs;
 mod sets;
 mod sql;
 mod tables;
+mod tree;
+mod verify;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -32,7 +42,8 @@ use args::{Args, Command};
 
 /// The program: parses the command line and runs one command.
 ///
-/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted.
+/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted; commands
+/// that compare say in their help what 0 and 1 mean.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
@@ -52,28 +63,33 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // What still reads for an answer that nobody waits for ends with the process.
     runtime.shutdown_background();
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
+        Ok(Some(true)) => ExitCode::SUCCESS,
+        Ok(Some(false)) => ExitCode::FAILURE,
+        Ok(None) => {
             eprintln!("flowscribe: interrupted, nothing was written");
             ExitCode::from(INTERRUPTED)
         }
         Err(error) => {
             eprintln!("flowscribe: {error:#}");
-            ExitCode::FAILURE
+            if matches!(args.command, Command::Diff(_)) { ExitCode::from(NOT_COMPARED) } else { ExitCode::FAILURE }
         }
     }
 }
 
-/// Runs a command; whether it came to its end, and was not interrupted.
-async fn run(args: &Args) -> anyhow::Result<bool> {
+/// Runs a command; whether it found what it should, and `None` if it was interrupted.
+async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
     let command = async {
         match &args.command {
             Command::Report(args) => report::run(args).await?,
             Command::Inventory(args) => inventory::run(args).await?,
             Command::Sets(args) => sets::run(args).await?,
             Command::Sql(args) => sql::run(args).await?,
+            Command::Connectivity(args) => connectivity::run(args)?,
+            Command::Explain(args) => report::explain(args).await?,
+            Command::Verify(args) => return Ok(Some(verify::run(args).await?)),
+            Command::Diff(args) => return Ok(Some(diff::run(args).await?)),
         }
-        anyhow::Ok(true)
+        anyhow::Ok(Some(true))
     };
     // Recording ends by itself, with what it has yet to write.
     if matches!(args.command, Command::Inventory(_)) {
@@ -81,9 +97,11 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     }
     tokio::select! {
         done = Box::pin(command) => done,
-        _ = tokio::signal::ctrl_c() => Ok(false),
+        _ = tokio::signal::ctrl_c() => Ok(None),
     }
 }
 
 /// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
+/// As diff(1) says that it could not compare.
+const NOT_COMPARED: u8 = 2;

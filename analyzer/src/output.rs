@@ -20,7 +20,6 @@ use arrow::{
         pretty::pretty_format_batches,
     },
 };
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
@@ -50,15 +49,6 @@ pub(crate) enum OutputError {
         #[source]
         source: io::Error,
     },
-}
-
-/// Policies as YAML documents, separated by `---`; nothing for none.
-///
-/// # Errors
-/// A policy can't be serialized.
-pub(crate) fn yaml(policies: &[NetworkPolicy]) -> Result<String, OutputError> {
-    let documents: Result<Vec<String>, _> = policies.iter().map(serde_yaml::to_string).collect();
-    Ok(documents?.join("---\n"))
 }
 
 /// Writes text to standard output or to a file, as [`Output`] does.

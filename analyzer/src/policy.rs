@@ -1,198 +1,176 @@
-//! From communications to NetworkPolicies: one per workload, allowing what was observed and nothing else.
+//! From communication sets to NetworkPolicies: one per workload, allowing what was learned and nothing else.
+//!
+//! ```text
+//! Sets ──add──► Rules per workload and direction ──open, withhold, merge──► shortest rules ──check──► PolicySet
+//! ```
+//!
+//! A direction that would deny too much is *withheld*: the policy does not isolate its pods in it, and says so.
 
+mod check;
+mod finding;
+mod name;
+mod outside;
+mod rule;
 mod selector;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use k8s_openapi::{
-    api::networking::v1::{
-        IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
-        NetworkPolicyPort, NetworkPolicySpec,
-    },
-    apimachinery::pkg::{
-        apis::meta::v1::{LabelSelector, ObjectMeta},
-        util::intstr::IntOrString,
-    },
+    api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicySpec},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
-use schemas::{index::Index, inventory::kind};
+use schemas::{
+    index::{Index, Owner, Span},
+    inventory::{InventoryRecord, kind},
+    table::TimestampMs,
+};
 
-use crate::communication::{Communications, Edge, Endpoint, Evidence, Workload};
-use selector::{Selector, Selectors};
+use crate::{
+    communication::{Direction, Edge, Endpoint, Evidence, Workload},
+    population::Population,
+    sets::{Fate, Sets, Status},
+};
+pub(crate) use check::PolicyError;
+pub(crate) use finding::Finding;
+pub(crate) use outside::{Outside, size};
+use rule::{Peer, Port, Rule, Rules, api_ports, non_empty, shortest};
+use selector::Selectors;
 
 /// Policies, and what a person should know about them.
-#[derive(Debug, Default)]
-pub(crate) struct PolicySet {
+#[derive(Debug)]
+pub(crate) struct PolicySet<'a> {
     /// Sorted by namespace and name.
-    pub(crate) policies: Vec<NetworkPolicy>,
+    pub(crate) policies: Vec<Written<'a>>,
     /// Sorted by kind and subject.
     pub(crate) findings: BTreeSet<Finding>,
+    /// Directions that are left open, and why.
+    pub(crate) withheld: BTreeMap<(Workload, Direction), String>,
+    /// Workloads whose selector selects pods of another one, and that one.
+    pub(crate) overlaps: BTreeSet<(Workload, Workload)>,
 }
 
-/// Something that the policies can't say, or should not.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Finding {
-    /// No policy can be written for a workload.
-    NoUsableLabels { workload: Workload },
-    /// A rule is left out because its peer can't be selected.
-    PeerWithoutLabels { rule: String, peer: Workload },
-    /// A workload's selector selects pods of another one too.
-    SelectsAnother { workload: Workload, other: Workload },
-    /// A workload's selector misses one of its pods.
-    MissesOwnPod { workload: Workload, pod: Arc<str> },
-    /// A rule is left out because an end can't be told.
-    Unresolved { rule: String },
-    /// A rule that names a node's address, which autoscaling may change.
-    AddressOfNode { rule: String },
-    /// A workload that sends, but was not seen to ask for names: it may yet need to.
-    NoNames { workload: Workload },
-    /// What was tried and never succeeded makes no rule: who tried, and what.
-    FailedOnly { source: String, attempts: Vec<String> },
-    /// A workload without traffic that makes a rule gets no policy.
-    NoTraffic { workload: Workload },
-    /// A namespace to write policies for that the inventory does not know.
-    NoSuchNamespace { namespace: Arc<str> },
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoUsableLabels { workload } => {
-                write!(f, "{workload}: no policy, its pods have no usable labels")
-            }
-            Self::PeerWithoutLabels { rule, peer } => {
-                write!(f, "{rule}: left out, {peer} has no usable labels to select it by")
-            }
-            Self::SelectsAnother { workload, other } => {
-                write!(f, "{workload}: its selector also selects pods of {other}")
-            }
-            Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
-            Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),
-            Self::AddressOfNode { rule } => write!(f, "{rule}: allowed by the node's address, which may change"),
-            Self::NoNames { workload } => {
-                write!(f, "{workload}: sends, but was not seen to ask any DNS: its policy allows none")
-            }
-            Self::FailedOnly { source, attempts } => {
-                let told = attempts.iter().take(ATTEMPTS_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-                write!(f, "{source}: left out, never established: {told}")?;
-                match attempts.len().saturating_sub(ATTEMPTS_TOLD) {
-                    0 => Ok(()),
-                    more => write!(f, " and {more} more (flowscribe sql: failed_attempts)"),
-                }
-            }
-            Self::NoTraffic { workload } => {
-                write!(f, "{workload}: no policy, no traffic that makes a rule was observed")
-            }
-            Self::NoSuchNamespace { namespace } => write!(f, "namespace {namespace}: no pod of it is known"),
-        }
-    }
-}
-
-/// A rule or policy that must not be written.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PolicyError {
-    #[error("policy `{name}` has no namespace")]
-    NoNamespace { name: String },
-    #[error("policy `{name}` selects all pods of its namespace")]
-    SelectsAll { name: String },
-    #[error("policy `{name}` has a rule without a peer or without a port")]
-    OpenRule { name: String },
-    #[error("policy name `{name}` is not a DNS label, or not unique in its namespace")]
-    BadName { name: String },
+/// A policy, and what it is made of.
+#[derive(Debug)]
+pub(crate) struct Written<'a> {
+    /// Whose it is; `None` for what is of a whole namespace.
+    pub(crate) workload: Option<Workload>,
+    pub(crate) policy: NetworkPolicy,
+    /// What was observed for each rule: those of ingress and of egress, in the policy's order.
+    pub(crate) rules: Vec<(Direction, BTreeSet<&'a Edge>)>,
 }
 
 /// What policies are wanted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Wish {
     /// Namespaces to write policies for; all when empty.
     pub(crate) namespaces: BTreeSet<Arc<str>>,
+    pub(crate) directions: BTreeSet<Direction>,
     /// Whether to allow the ports of dialled Services too.
     pub(crate) service_ports: bool,
+    /// Whether to withhold directions that are not stable.
+    pub(crate) only_stable: bool,
+    /// Less of a workload's pod time observed: its directions are withheld.
+    pub(crate) min_coverage: f64,
+    /// Address blocks of a rule, beyond which addresses are merged.
+    pub(crate) max_cidrs: usize,
+    /// The shortest prefix of a merged block, for IPv4 and IPv6.
+    pub(crate) min_prefix: (u8, u8),
+    /// Ranges that stand for the addresses of nodes.
+    pub(crate) node_cidrs: Vec<IpNet>,
+    /// Services that everybody outside may reach, as namespace/name.
+    pub(crate) open_ingress: BTreeSet<String>,
+    /// Whether to deny by default, and allow DNS, once per namespace.
+    pub(crate) namespace_defaults: bool,
 }
 
-/// Whom a rule names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Peer {
-    Pods { namespace: Arc<str>, selector: Selector },
-    Address(IpAddr),
-}
-
-type Port = (Arc<str>, u16);
-
-/// The rules of one workload: peers and the ports they share, per direction.
-#[derive(Debug, Default)]
-struct Rules {
-    ingress: BTreeMap<Peer, BTreeSet<Port>>,
-    egress: BTreeMap<Peer, BTreeSet<Port>>,
-}
+/// DNS names that were seen for addresses.
+pub(crate) type Names = BTreeMap<IpAddr, BTreeSet<String>>;
 
 /// Writes the policies that are wanted.
 ///
 /// # Errors
 /// A policy would allow or select more than intended: a defect of ours, never of the input.
-pub(crate) fn synthesize(
-    communications: &Communications,
-    index: &Index,
-    wish: &Wish,
-) -> Result<PolicySet, PolicyError> {
+pub(crate) fn synthesize<'a>(
+    sets: &'a Sets,
+    index: &'a Index,
+    population: &'a Population,
+    names: &'a Names,
+    wish: &'a Wish,
+) -> Result<PolicySet<'a>, PolicyError> {
     let mut draft = Draft {
         wish,
-        selectors: Selectors::new(index),
+        sets,
+        index,
+        population,
+        names,
+        selectors: Selectors::new(index, population),
+        outside: Outside::new(index, wish.min_prefix),
         findings: BTreeSet::new(),
+        withheld: BTreeMap::new(),
         failed: BTreeMap::new(),
+        dns: BTreeSet::new(),
         asks_names: BTreeSet::new(),
         rules: BTreeMap::new(),
     };
-    for (edge, evidence) in communications {
+    for (edge, (evidence, fate)) in &sets.edges {
         let ends = [&edge.source, &edge.destination];
         let is_concerned = ends.iter().any(|end| matches!(end, Endpoint::Workload(workload) if wish.wants(workload)));
         if wish.namespaces.is_empty() || is_concerned {
-            draft.add(edge, evidence);
+            draft.add(edge, evidence, fate);
         }
     }
-    draft.add_without_rules(index);
+    draft.open_ingress();
+    draft.withhold_unsure();
+    draft.merge_outside();
     draft.finish()
 }
 
 impl Wish {
-    fn wants(&self, workload: &Workload) -> bool {
+    pub(crate) fn wants(&self, workload: &Workload) -> bool {
         self.namespaces.is_empty() || self.namespaces.contains(&workload.namespace)
     }
 }
 
 struct Draft<'a> {
     wish: &'a Wish,
+    sets: &'a Sets,
+    index: &'a Index,
+    population: &'a Population,
+    names: &'a Names,
     selectors: Selectors<'a>,
+    outside: Outside,
     findings: BTreeSet<Finding>,
+    withheld: BTreeMap<(Workload, Direction), String>,
     /// Attempts that never succeeded, by who tried.
     failed: BTreeMap<&'a Endpoint, Vec<String>>,
+    /// Whom names are asked of.
+    dns: BTreeSet<(Peer, Port)>,
     asks_names: BTreeSet<Workload>,
-    rules: BTreeMap<Workload, Rules>,
+    rules: BTreeMap<Workload, [Rules<'a>; 2]>,
 }
 
 impl<'a> Draft<'a> {
-    fn add(&mut self, edge: &'a Edge, evidence: &Evidence) {
-        let Edge { source, destination, transport, port, own_node } = edge;
-        let what = format!("{destination} {port}/{}", transport.to_uppercase());
-        let rule = edge.to_string();
-        if !evidence.is_established() && !evidence.is_pinned {
-            if evidence.failed > 0 {
+    fn add(&mut self, edge: &'a Edge, evidence: &'a Evidence, fate: &Fate) {
+        let Edge { source, destination, transport, port, .. } = edge;
+        match fate {
+            Fate::Learned | Fate::Pinned(_) => {}
+            Fate::Failed if evidence.failed > 0 => {
                 let failures = evidence.failures.iter().map(|failure| &**failure).collect::<Vec<_>>().join(", ");
                 let failures = if failures.is_empty() { "failed" } else { &failures };
+                let what = format!("{destination} {port}/{}", transport.to_uppercase());
                 let attempt = format!("{what} ({} × {failures})", evidence.failed);
-                self.failed.entry(source).or_default().push(attempt);
+                return self.failed.entry(source).or_default().push(attempt);
             }
-            return;
-        }
-        if *own_node {
-            return; // a pod's own node may always reach it
+            // A pod's own node may always reach it; what is held or forbidden is told with the sets.
+            Fate::Failed | Fate::OwnNode | Fate::Held(_) | Fate::Forbidden(_) => return,
         }
         if [source, destination].iter().any(|end| matches!(end, Endpoint::Unknown { .. })) {
-            self.findings.insert(Finding::Unresolved { rule });
+            self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
             return;
         }
         let is_dns = *port == DNS_PORT || evidence.service_ports.contains(&DNS_PORT);
@@ -205,248 +183,495 @@ impl<'a> Draft<'a> {
         if let Endpoint::Workload(workload) = source
             && self.wish.wants(workload)
         {
+            let of_service = evidence.service_ports.iter().filter(|_| self.wish.service_ports);
+            let ports: Vec<Port> = allowed(*port).chain(of_service.flat_map(|port| allowed(*port))).collect();
             if is_dns {
                 self.asks_names.insert(workload.clone());
             }
-            let peer = self.peer(destination, &rule);
-            let rules = self.rules.entry(workload.clone()).or_default();
-            if let Some(peer) = peer {
-                let ports = rules.egress.entry(peer).or_default();
-                ports.extend(allowed(*port));
-                if self.wish.service_ports {
-                    ports.extend(evidence.service_ports.iter().flat_map(|port| allowed(*port)));
-                }
+            if let Some(peer) = self.allow(workload, Direction::Egress, destination, edge, &ports)
+                && is_dns
+            {
+                self.dns.extend(ports.into_iter().map(|port| (peer.clone(), port)));
             }
         }
         if let Endpoint::Workload(workload) = destination
             && self.wish.wants(workload)
-            && (evidence.answered || evidence.is_pinned)
+            && (evidence.answered || matches!(fate, Fate::Pinned(_)))
         {
-            let peer = self.peer(source, &rule);
-            let rules = self.rules.entry(workload.clone()).or_default();
-            if let Some(peer) = peer {
-                rules.ingress.entry(peer).or_default().extend(allowed(*port));
-            }
+            let ports: Vec<Port> = allowed(*port).collect();
+            self.allow(workload, Direction::Ingress, source, edge, &ports);
         }
     }
 
-    fn peer(&mut self, end: &Endpoint, rule: &str) -> Option<Peer> {
+    /// Adds to the rules of a workload; `None` where the other end can't be named, so that the direction is withheld.
+    fn allow(
+        &mut self,
+        workload: &Workload,
+        direction: Direction,
+        end: &Endpoint,
+        edge: &'a Edge,
+        ports: &[Port],
+    ) -> Option<Peer> {
+        let peer = self.peer(end, edge);
+        let rules = self.rules.entry(workload.clone()).or_default();
+        let Some(peer) = peer else {
+            self.withhold(workload, direction, format!("{end} has no usable labels to select it by"));
+            return None;
+        };
+        let known = rules[direction as usize].entry(peer.clone()).or_default();
+        for port in ports {
+            known.entry(port.clone()).or_default().insert(edge);
+        }
+        Some(peer)
+    }
+
+    fn peer(&mut self, end: &Endpoint, edge: &Edge) -> Option<Peer> {
         match end {
-            Endpoint::Workload(workload) => match self.selectors.of(workload) {
-                Some(selector) => {
-                    self.findings.extend(self.selectors.judge(workload, &selector));
-                    Some(Peer::Pods { namespace: Arc::clone(&workload.namespace), selector })
-                }
-                None => {
-                    let peer = workload.clone();
-                    self.findings.insert(Finding::PeerWithoutLabels { rule: rule.to_owned(), peer });
-                    None
-                }
-            },
-            Endpoint::Node { address, .. } => {
-                self.findings.insert(Finding::AddressOfNode { rule: rule.to_owned() });
-                Some(Peer::Address(*address))
+            Endpoint::Workload(workload) => {
+                let selector = self.selectors.of(workload)?;
+                Some(Peer::Pods { namespace: Arc::clone(&workload.namespace), selector })
             }
-            Endpoint::External { address } => Some(Peer::Address(*address)),
+            Endpoint::Node { address, .. } => {
+                if let Some(cidr) = self.wish.node_cidrs.iter().find(|cidr| cidr.contains(address)) {
+                    return Some(Peer::Block { cidr: cidr.trunc(), is_node: true });
+                }
+                self.findings.insert(Finding::AddressOfNode { rule: edge.to_string() });
+                Some(Peer::Block { cidr: (*address).into(), is_node: true })
+            }
+            Endpoint::External { address } => Some(Peer::Block { cidr: (*address).into(), is_node: false }),
             Endpoint::Unknown { .. } => None,
         }
     }
 
-    fn add_without_rules(&mut self, index: &Index) {
-        let mut known = BTreeSet::new();
-        for (pod, _) in index.latest(kind::POD).filter(|(pod, _)| pod.host_network != Some(true)) {
-            let (kind, name) = index.workload_of(pod);
-            let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
-            known.insert(Arc::clone(&workload.namespace));
-            if self.wish.wants(&workload) && !self.rules.contains_key(&workload) {
-                self.findings.insert(Finding::NoTraffic { workload });
+    fn withhold(&mut self, workload: &Workload, direction: Direction, reason: String) {
+        self.withheld.entry((workload.clone(), direction)).or_insert(reason);
+    }
+
+    /// Opens the Services that a person wants open to everybody outside, on the ports of the pods behind them.
+    fn open_ingress(&mut self) {
+        let open = |is_ipv4, all: &str| {
+            let cidr = all.parse().expect("a constant");
+            Peer::Open { cidr, except: self.outside.inside(is_ipv4) }
+        };
+        let everybody = [open(true, "0.0.0.0/0"), open(false, "::/0")];
+        for service in &self.wish.open_ingress {
+            let record = self.index.latest(kind::SERVICE).find(|(record, _)| *service == path_of(record));
+            let behind = record.map(|(record, _)| self.behind(record)).unwrap_or_default();
+            if behind.is_empty() {
+                self.findings.insert(Finding::NothingToOpen { service: service.clone() });
+            }
+            for (workload, port) in behind.into_iter().filter(|(workload, _)| self.wish.wants(workload)) {
+                let rules = &mut self.rules.entry(workload).or_default()[Direction::Ingress as usize];
+                let mut edges = BTreeSet::new();
+                rules.retain(|peer, ports| {
+                    if matches!(peer, Peer::Block { is_node: false, .. }) {
+                        edges.extend(ports.remove(&port).into_iter().flatten());
+                    }
+                    !ports.is_empty()
+                });
+                for peer in &everybody {
+                    rules.entry(peer.clone()).or_default().entry(port.clone()).or_default().extend(&edges);
+                }
             }
         }
-        for namespace in self.wish.namespaces.difference(&known) {
+    }
+
+    /// The workloads behind a Service, and the ports that it leads to.
+    fn behind(&self, service: &InventoryRecord) -> BTreeSet<(Workload, Port)> {
+        let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
+        let span = self.sets.exposure.capture.unwrap_or(always);
+        let mut found = BTreeSet::new();
+        for port in &service.ports {
+            for backend in self.index.backends(service, &port.protocol, port.port, span) {
+                let Owner::Pod(pod) = backend.owner else { continue };
+                let (kind, name) = self.index.workload_of(pod);
+                let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
+                found.insert((workload, (Arc::clone(&port.protocol), backend.port)));
+            }
+        }
+        found
+    }
+
+    /// Withholds what was not observed for long enough, or not in enough places, and names what is not stable.
+    fn withhold_unsure(&mut self) {
+        let Wish { only_stable, min_coverage, .. } = *self.wish;
+        let mut unsure: BTreeMap<_, BTreeSet<Workload>> = BTreeMap::new();
+        for (workload, set) in &self.sets.workloads {
+            let (ran, observed) = self.sets.exposure.of(workload).map(|time| time.sums()).unwrap_or_default();
+            let coverage = observed as f64 / ran as f64;
+            if ran > 0 && coverage < min_coverage {
+                let (share, wanted) = (100.0 * coverage, 100.0 * min_coverage);
+                let reason = format!("{share:.0} % of its pods' time was observed, of {wanted:.0} % (--min-coverage)");
+                for direction in Direction::ALL {
+                    self.withhold(workload, direction, reason.clone());
+                }
+                continue;
+            }
+            let mut of_reason: BTreeMap<(&str, &'static str), Vec<Direction>> = BTreeMap::new();
+            for direction in Direction::ALL {
+                let (status, reason) = &set.directions[direction as usize];
+                if *status == Status::Stable || !self.wish.directions.contains(&direction) {
+                    continue;
+                }
+                if only_stable {
+                    self.withhold(workload, direction, format!("it is {}: {reason}", status.as_str()));
+                } else if self.rules.contains_key(workload) {
+                    of_reason.entry((reason, status.as_str())).or_default().push(direction);
+                }
+            }
+            for ((reason, status), directions) in of_reason {
+                unsure.entry((reason.to_owned(), status, directions)).or_default().insert(workload.clone());
+            }
+        }
+        let finding = |((reason, status, directions), workloads)| Finding::NotStable { reason, status, directions, workloads };
+        self.findings.extend(unsure.into_iter().map(finding));
+    }
+
+    /// Merges addresses outside where a rule has too many; where that is not enough, the ingress of a workload is withheld.
+    fn merge_outside(&mut self) {
+        let max = self.wish.max_cidrs;
+        let mut crowded = Vec::new();
+        for (workload, directions) in &mut self.rules {
+            for direction in Direction::ALL {
+                let rules = &mut directions[direction as usize];
+                let mut by_ports: BTreeMap<BTreeSet<Port>, BTreeSet<IpAddr>> = BTreeMap::new();
+                for (peer, ports) in rules.iter() {
+                    if let Peer::Block { cidr, is_node: false } = peer {
+                        by_ports.entry(ports.keys().cloned().collect()).or_default().insert(cidr.addr());
+                    }
+                }
+                for (ports, addresses) in by_ports.into_iter().filter(|(_, addresses)| addresses.len() > max) {
+                    let blocks = self.outside.merged(addresses.iter().copied(), max);
+                    if blocks.len() > max {
+                        crowded.push((workload.clone(), direction, ports.clone(), blocks.len()));
+                    }
+                    for address in addresses {
+                        let single = IpNet::from(address);
+                        let Some(block) = blocks.iter().find(|block| block.contains(&address)) else { continue };
+                        let block = Peer::Block { cidr: *block, is_node: false };
+                        let single = Peer::Block { cidr: single, is_node: false };
+                        if block == single {
+                            continue;
+                        }
+                        let seen = rules.remove(&single).unwrap_or_default();
+                        let known = rules.entry(block).or_default();
+                        for (port, edges) in seen {
+                            known.entry(port).or_default().extend(edges);
+                        }
+                    }
+                }
+            }
+        }
+        for (workload, direction, ports, blocks) in crowded {
+            let told = ports.iter().map(told).collect::<Vec<_>>().join(", ");
+            if direction == Direction::Egress {
+                self.findings.insert(Finding::ManyAddresses { workload, ports: told, blocks });
+                continue;
+            }
+            let services = self.index.latest(kind::SERVICE).filter(|(service, _)| {
+                let behind = self.behind(service);
+                ports.iter().any(|port| behind.contains(&(workload.clone(), port.clone())))
+            });
+            let services: Vec<String> = services.map(|(service, _)| format!("--open-ingress {}", path_of(service))).collect();
+            let decide = if services.is_empty() { "raise --max-cidrs".into() } else { services.join(" or ") };
+            let reason = format!("{blocks} addresses outside on {told} are more than a rule should have: decide with {decide}");
+            self.withhold(&workload, direction, reason);
+        }
+    }
+
+    /// Judges selectors, and withholds what a policy that is withheld for another workload would isolate all the same.
+    fn overlaps(&mut self) -> BTreeSet<(Workload, Workload)> {
+        let workloads: Vec<Workload> = self.sets.workloads.keys().filter(|workload| self.is_named(workload)).cloned().collect();
+        let mut overlaps = BTreeSet::new();
+        for workload in workloads {
+            let Some(selector) = self.selectors.of(&workload) else { continue };
+            for finding in self.selectors.judge(&workload, &selector) {
+                if let Finding::SelectsAnother { workload, other } = &finding {
+                    overlaps.insert((workload.clone(), other.clone()));
+                }
+                self.findings.insert(finding);
+            }
+        }
+        loop {
+            let caught = overlaps.iter().flat_map(|pair| Direction::ALL.map(|direction| (pair, direction)));
+            let caught = caught.filter(|((workload, other), direction)| {
+                let is_withheld = |workload: &Workload| self.withheld.contains_key(&(workload.clone(), *direction));
+                !is_withheld(workload) && is_withheld(other)
+            });
+            let caught: Vec<_> = caught.collect();
+            if caught.is_empty() {
+                return overlaps;
+            }
+            for ((workload, other), direction) in caught {
+                self.withhold(workload, direction, format!("its policy would hold for {other} too, where it is withheld"));
+            }
+        }
+    }
+
+    /// Whether a policy is about a workload, or names it.
+    fn is_named(&self, workload: &Workload) -> bool {
+        self.rules.contains_key(workload)
+            || self.sets.workloads[workload].entries.iter().any(|entry| {
+                [&entry.edge.source, &entry.edge.destination]
+                    .iter()
+                    .any(|end| matches!(end, Endpoint::Workload(other) if self.rules.contains_key(other)))
+            })
+    }
+
+    fn finish(mut self) -> Result<PolicySet<'a>, PolicyError> {
+        let overlaps = self.overlaps();
+        let rules = std::mem::take(&mut self.rules);
+        self.tell(&rules);
+        let mut policies = Vec::new();
+        let names = name::names(rules.keys());
+        let mut shared: BTreeMap<Arc<str>, Rules<'a>> = BTreeMap::new();
+        let mut open: BTreeMap<Arc<str>, BTreeSet<Workload>> = BTreeMap::new();
+        for workload in self.silent(&rules).into_iter().filter(|workload| self.is_unsure(workload)) {
+            open.entry(Arc::clone(&workload.namespace)).or_default().insert(workload.clone());
+        }
+        for (workload, mut rules) in rules {
+            let Some(selector) = self.selectors.of(&workload) else {
+                self.findings.insert(Finding::NoUsableLabels { workload: workload.clone() });
+                open.entry(Arc::clone(&workload.namespace)).or_default().insert(workload);
+                continue;
+            };
+            let is_written = |direction: &Direction| !self.withheld.contains_key(&(workload.clone(), *direction));
+            let directions: Vec<Direction> = self.wish.directions.iter().copied().filter(is_written).collect();
+            if directions.len() < self.wish.directions.len() {
+                open.entry(Arc::clone(&workload.namespace)).or_default().insert(workload.clone());
+            }
+            if directions.is_empty() {
+                continue;
+            }
+            if self.wish.namespace_defaults {
+                let dns = take(&mut rules[Direction::Egress as usize], &self.dns);
+                add(shared.entry(Arc::clone(&workload.namespace)).or_default(), dns);
+            }
+            let subject = Subject { name: &names[&workload], namespace: &workload.namespace, selector: selector.to_api() };
+            let annotations = self.annotations(&workload, &rules, &directions);
+            let (policy, rules) = policy(subject, &rules, &directions, annotations);
+            policies.push(Written { workload: Some(workload), policy, rules });
+        }
+        if self.wish.namespace_defaults {
+            policies.extend(self.defaults(shared, open));
+        }
+        let order = |written: &Written<'_>| (written.policy.metadata.namespace.clone(), written.policy.metadata.name.clone());
+        policies.sort_by_key(order);
+        check::check(&policies)?;
+        Ok(PolicySet { policies, findings: self.findings, withheld: self.withheld, overlaps })
+    }
+
+    /// The workloads of wanted namespaces that have no rules.
+    fn silent(&self, rules: &BTreeMap<Workload, [Rules<'a>; 2]>) -> BTreeSet<&'a Workload> {
+        let members = self.population.members.iter().filter(|member| member.is_current);
+        let workloads = members.map(|member| &member.workload);
+        workloads.filter(|workload| self.wish.wants(workload) && !rules.contains_key(workload)).collect()
+    }
+
+    /// Whether nobody can tell that a workload needs nothing.
+    fn is_unsure(&self, workload: &Workload) -> bool {
+        let mut directions = self.wish.directions.iter();
+        self.sets.exposure.of(workload).is_none()
+            || directions.any(|direction| self.withheld.contains_key(&(workload.clone(), *direction)))
+    }
+
+    /// What a person should know of workloads that have rules, and of those that have none.
+    fn tell(&mut self, rules: &BTreeMap<Workload, [Rules<'a>; 2]>) {
+        for (source, attempts) in std::mem::take(&mut self.failed) {
+            self.findings.insert(Finding::FailedOnly { source: source.to_string(), attempts });
+        }
+        for (workload, directions) in rules {
+            let egress = (workload.clone(), Direction::Egress);
+            let sends = !directions[Direction::Egress as usize].is_empty() && !self.withheld.contains_key(&egress);
+            if sends && !self.asks_names.contains(workload) {
+                self.findings.insert(Finding::NoNames { workload: workload.clone() });
+            }
+            let mut reasons: BTreeMap<&String, Vec<Direction>> = BTreeMap::new();
+            for direction in &self.wish.directions {
+                if let Some(reason) = self.withheld.get(&(workload.clone(), *direction)) {
+                    reasons.entry(reason).or_default().push(*direction);
+                }
+            }
+            let finding = |(reason, directions): (&String, Vec<Direction>)| {
+                let (workload, reason) = (workload.clone(), reason.clone());
+                Finding::Withheld { workload, directions, reason }
+            };
+            self.findings.extend(reasons.into_iter().map(finding));
+        }
+        for workload in self.silent(rules) {
+            let time = self.sets.exposure.of(workload).map(|time| time.sums());
+            let workload = workload.clone();
+            self.findings.insert(match time {
+                Some((ran, 0)) if ran > 0 => Finding::NeverObserved { workload },
+                _ => Finding::NoTraffic { workload },
+            });
+        }
+        let known: BTreeSet<&Arc<str>> = self.population.members.iter().map(|member| &member.workload.namespace).collect();
+        for namespace in self.wish.namespaces.iter().filter(|namespace| !known.contains(namespace)) {
             self.findings.insert(Finding::NoSuchNamespace { namespace: Arc::clone(namespace) });
         }
     }
 
-    fn finish(mut self) -> Result<PolicySet, PolicyError> {
-        let mut policies = Vec::new();
-        for (source, attempts) in std::mem::take(&mut self.failed) {
-            self.findings.insert(Finding::FailedOnly { source: source.to_string(), attempts });
+    /// What changes only when the set of a workload changes.
+    fn annotations(
+        &self,
+        workload: &Workload,
+        rules: &[Rules<'a>; 2],
+        directions: &[Direction],
+    ) -> BTreeMap<String, String> {
+        let told = directions.iter().flat_map(|direction| {
+            let edges: BTreeSet<&Edge> = rules[*direction as usize].values().flat_map(BTreeMap::values).flatten().copied().collect();
+            let lines = edges.into_iter().map(|edge| format!("{} {edge}\n", direction.as_str()));
+            [format!("{}\n", direction.as_str())].into_iter().chain(lines).collect::<Vec<_>>()
+        });
+        let digest = ring::digest::digest(&ring::digest::SHA256, told.collect::<String>().as_bytes());
+        let digest: String = digest.as_ref()[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+        let (major, minor) = schemas::SCHEMA_VERSION;
+        let mut annotations = vec![("set-digest", digest), ("schema-version", format!("{major}.{minor}"))];
+        if let Some(set) = self.sets.workloads.get(workload) {
+            annotations.push(("status", set.status.as_str().into()));
+            if let Some(since) = set.since.filter(|_| set.status != Status::Learning) {
+                annotations.push(("since", since.to_string()));
+            }
         }
-        let senders = self.rules.iter().filter(|(_, rules)| !rules.egress.is_empty()).map(|(workload, _)| workload);
-        let unasked = senders.filter(|workload| !self.asks_names.contains(workload));
-        self.findings.extend(unasked.map(|workload| Finding::NoNames { workload: workload.clone() }));
-        let names = names(self.rules.keys());
-        for (workload, rules) in &self.rules {
-            let Some(selector) = self.selectors.of(workload) else {
-                self.findings.insert(Finding::NoUsableLabels { workload: workload.clone() });
-                continue;
-            };
-            self.findings.extend(self.selectors.judge(workload, &selector));
-            policies.push(policy(&names[workload], workload, &selector, rules));
+        let names = names_of(rules, self.names);
+        if !names.is_empty() {
+            annotations.push(("names", serde_json::to_string(&names).unwrap_or_default()));
+        }
+        annotations.into_iter().map(|(key, value)| (format!("{PREFIX}{key}"), value)).collect()
+    }
+
+    /// Policies for whole namespaces: names may be asked, and where nothing is left open, all else is denied.
+    fn defaults(
+        &mut self,
+        shared: BTreeMap<Arc<str>, Rules<'a>>,
+        mut open: BTreeMap<Arc<str>, BTreeSet<Workload>>,
+    ) -> Vec<Written<'a>> {
+        let mut policies = Vec::new();
+        for (namespace, dns) in shared {
+            let of_all = |name| Subject { name, namespace: &namespace, selector: LabelSelector::default() };
+            if !dns.is_empty() {
+                let both = [Rules::new(), dns];
+                let (policy, rules) = policy(of_all("allow-dns"), &both, &[Direction::Egress], BTreeMap::new());
+                policies.push(Written { workload: None, policy, rules });
+            }
+            match open.remove(&namespace) {
+                Some(workloads) => {
+                    self.findings.insert(Finding::NoDefaults { namespace, workloads });
+                }
+                None => {
+                    let none = [Rules::new(), Rules::new()];
+                    let directions: Vec<Direction> = self.wish.directions.iter().copied().collect();
+                    let (policy, rules) = policy(of_all("default-deny"), &none, &directions, BTreeMap::new());
+                    policies.push(Written { workload: None, policy, rules });
+                }
+            }
         }
         policies
-            .sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
-        check(&policies)?;
-        Ok(PolicySet { policies, findings: self.findings })
     }
 }
 
-fn policy(name: &str, workload: &Workload, selector: &Selector, rules: &Rules) -> NetworkPolicy {
-    let namespace = &workload.namespace;
-    let ingress = merged(&rules.ingress).into_iter().map(|(ports, peers)| NetworkPolicyIngressRule {
-        from: Some(api_peers(&peers, namespace)),
-        ports: Some(api_ports(ports)),
+/// Whom a policy is about.
+struct Subject<'s> {
+    name: &'s str,
+    namespace: &'s Arc<str>,
+    selector: LabelSelector,
+}
+
+/// A policy of some directions, and what was observed for each of its rules.
+fn policy<'a>(
+    subject: Subject<'_>,
+    rules: &[Rules<'a>; 2],
+    directions: &[Direction],
+    annotations: BTreeMap<String, String>,
+) -> (NetworkPolicy, Vec<(Direction, BTreeSet<&'a Edge>)>) {
+    let Subject { name, namespace, selector } = subject;
+    let mut observed = Vec::new();
+    let mut list = |direction: Direction| -> Vec<_> {
+        let rules = Some(&rules[direction as usize]).filter(|_| directions.contains(&direction));
+        let mut written = Vec::new();
+        for Rule { ports, peers } in rules.map(shortest).unwrap_or_default() {
+            let edges = rules.into_iter().flatten().filter(|(peer, _)| peers.contains(peer)).flat_map(|(_, of)| of);
+            let edges = edges.filter(|(port, _)| ports.contains(port)).flat_map(|(_, edges)| edges.iter().copied());
+            observed.push((direction, edges.collect()));
+            let peers = peers.iter().map(|peer| peer.to_api(namespace)).collect();
+            written.push((Some(peers), Some(api_ports(&ports))));
+        }
+        written
+    };
+    let ingress = list(Direction::Ingress).into_iter().map(|(from, ports)| NetworkPolicyIngressRule { from, ports });
+    let ingress = non_empty(ingress.collect());
+    let egress = list(Direction::Egress).into_iter().map(|(to, ports)| NetworkPolicyEgressRule { to, ports });
+    let egress = non_empty(egress.collect());
+    let types = directions.iter().map(|direction| match direction {
+        Direction::Ingress => "Ingress".into(),
+        Direction::Egress => "Egress".into(),
     });
-    let egress = merged(&rules.egress).into_iter().map(|(ports, peers)| NetworkPolicyEgressRule {
-        to: Some(api_peers(&peers, namespace)),
-        ports: Some(api_ports(ports)),
-    });
-    NetworkPolicy {
+    let policy = NetworkPolicy {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(namespace.to_string()),
-            labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), "flowscribe".to_owned())])),
+            labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())])),
+            annotations: if annotations.is_empty() { None } else { Some(annotations) },
             ..ObjectMeta::default()
         },
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector.to_api()),
-            ingress: non_empty(ingress.collect()),
-            egress: non_empty(egress.collect()),
-            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            pod_selector: Some(selector),
+            ingress,
+            egress,
+            policy_types: Some(types.collect()),
         }),
-    }
-}
-
-/// Kubernetes leaves out empty lists.
-fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
-    if list.is_empty() { None } else { Some(list) }
-}
-
-/// Peers that may use the same ports share a rule.
-fn merged(peers: &BTreeMap<Peer, BTreeSet<Port>>) -> BTreeMap<&BTreeSet<Port>, BTreeSet<&Peer>> {
-    let mut merged: BTreeMap<&BTreeSet<Port>, BTreeSet<&Peer>> = BTreeMap::new();
-    for (peer, ports) in peers {
-        merged.entry(ports).or_default().insert(peer);
-    }
-    merged
-}
-
-fn api_peers(peers: &BTreeSet<&Peer>, own_namespace: &str) -> Vec<NetworkPolicyPeer> {
-    let peer = |peer: &&Peer| match peer {
-        Peer::Pods { namespace, selector } => NetworkPolicyPeer {
-            pod_selector: Some(selector.to_api()),
-            namespace_selector: (&**namespace != own_namespace).then(|| LabelSelector {
-                match_labels: Some(BTreeMap::from([(NAMESPACE_NAME.to_owned(), namespace.to_string())])),
-                ..LabelSelector::default()
-            }),
-            ip_block: None,
-        },
-        Peer::Address(address) => {
-            let bits = if address.is_ipv4() { 32 } else { 128 };
-            let ip_block = IPBlock { cidr: format!("{address}/{bits}"), except: None };
-            NetworkPolicyPeer { ip_block: Some(ip_block), ..NetworkPolicyPeer::default() }
-        }
     };
-    peers.iter().map(peer).collect()
+    (policy, observed)
 }
 
-fn api_ports(ports: &BTreeSet<Port>) -> Vec<NetworkPolicyPort> {
-    let port = |(transport, port): &Port| NetworkPolicyPort {
-        port: Some(IntOrString::Int(i32::from(*port))),
-        protocol: Some(transport.to_uppercase()),
-        end_port: None,
-    };
-    ports.iter().map(port).collect()
-}
-
-/// Names of policies: `<workload>-network`, with the kind where two workloads share a name.
-fn names<'a>(workloads: impl Iterator<Item = &'a Workload> + Clone) -> BTreeMap<Workload, String> {
-    let mut shared: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-    for workload in workloads.clone() {
-        *shared.entry((&workload.namespace, &workload.name)).or_default() += 1;
-    }
-    let mut taken: BTreeSet<(Arc<str>, String)> = BTreeSet::new();
-    let mut name = |workload: &Workload| {
-        let Workload { namespace, name, kind } = workload;
-        let full = if shared[&(&**namespace, &**name)] > 1 {
-            format!("{name}-{}-network", kind.to_lowercase())
-        } else {
-            format!("{name}-network")
-        };
-        let mut label = dns_label(&full);
-        // A workload may be called what another one's policy is named.
-        while !taken.insert((Arc::clone(namespace), label.clone())) {
-            label = dns_label(&format!("{label}-{:08x}", fnv1a(&format!("{kind}/{full}"))));
-        }
-        label
-    };
-    workloads.map(|workload| (workload.clone(), name(workload))).collect()
-}
-
-/// A DNS label (RFC 1123): what is too long or has other characters gets a digest, so that it stays unique.
-fn dns_label(text: &str) -> String {
-    let plain: String =
-        text.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' }).collect();
-    let plain = plain.trim_matches('-');
-    if plain == text && text.len() <= LABEL_LENGTH {
-        return text.to_owned();
-    }
-    let digest = format!("-{:08x}", fnv1a(text));
-    let kept: String = plain.chars().take(LABEL_LENGTH - digest.len()).collect();
-    format!("{}{digest}", kept.trim_end_matches('-'))
-}
-
-/// FNV-1a, 32 bits (RFC 9923): a digest that never changes between builds.
-fn fnv1a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-/// Refuses what must never be written, whatever made it.
-fn check(policies: &[NetworkPolicy]) -> Result<(), PolicyError> {
-    let mut taken = BTreeSet::new();
-    for NetworkPolicy { metadata, spec } in policies {
-        let name = || metadata.name.clone().unwrap_or_default();
-        if metadata.namespace.as_deref().is_none_or(str::is_empty) {
-            return Err(PolicyError::NoNamespace { name: name() });
-        }
-        if name().is_empty() || dns_label(&name()) != name() || !taken.insert((&metadata.namespace, name())) {
-            return Err(PolicyError::BadName { name: name() });
-        }
-        let Some(spec) = spec else { return Err(PolicyError::SelectsAll { name: name() }) };
-        if spec.pod_selector.as_ref().is_none_or(selects_all) {
-            return Err(PolicyError::SelectsAll { name: name() });
-        }
-        let ingress = spec.ingress.iter().flatten().map(|rule| (&rule.from, &rule.ports));
-        let egress = spec.egress.iter().flatten().map(|rule| (&rule.to, &rule.ports));
-        for (peers, ports) in ingress.chain(egress) {
-            let no_peers = peers.as_ref().is_none_or(|peers| peers.is_empty() || peers.iter().any(is_open));
-            let no_ports =
-                ports.as_ref().is_none_or(|ports| ports.is_empty() || ports.iter().any(|p| p.port.is_none()));
-            if no_peers || no_ports {
-                return Err(PolicyError::OpenRule { name: name() });
-            }
+/// Takes some peers' ports out of rules.
+fn take<'a>(rules: &mut Rules<'a>, wanted: &BTreeSet<(Peer, Port)>) -> Rules<'a> {
+    let mut taken = Rules::new();
+    for (peer, port) in wanted {
+        if let Some(edges) = rules.get_mut(peer).and_then(|ports| ports.remove(port)) {
+            taken.entry(peer.clone()).or_default().insert(port.clone(), edges);
         }
     }
-    Ok(())
+    rules.retain(|_, ports| !ports.is_empty());
+    taken
 }
 
-fn is_open(peer: &NetworkPolicyPeer) -> bool {
-    peer.ip_block.is_none() && peer.pod_selector.as_ref().is_none_or(selects_all)
+fn add<'a>(rules: &mut Rules<'a>, more: Rules<'a>) {
+    for (peer, ports) in more {
+        let known = rules.entry(peer).or_default();
+        for (port, edges) in ports {
+            known.entry(port).or_default().extend(edges);
+        }
+    }
 }
 
-fn selects_all(selector: &LabelSelector) -> bool {
-    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+/// The names that were seen for the blocks of rules.
+fn names_of(rules: &[Rules<'_>; 2], names: &Names) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for peer in rules.iter().flat_map(BTreeMap::keys) {
+        let Peer::Block { cidr, is_node: false } = peer else { continue };
+        let within = names.range(cidr.network()..=cidr.broadcast()).flat_map(|(_, names)| names.iter().cloned());
+        let within: BTreeSet<String> = within.collect();
+        if !within.is_empty() {
+            found.insert(cidr.to_string(), within);
+        }
+    }
+    found
+}
+
+fn told((transport, port): &Port) -> String {
+    format!("{port}/{}", transport.to_uppercase())
+}
+
+fn path_of(record: &InventoryRecord) -> String {
+    format!("{}/{}", record.namespace.as_deref().unwrap_or_default(), record.name)
 }
 
 /// Says who wrote a policy (Kubernetes' recommended labels).
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// The label that every namespace has, with its name (Kubernetes 1.22 and newer).
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
-const LABEL_LENGTH: usize = 63;
+pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Its value on what we wrote.
+pub(crate) const MANAGER: &str = "flowscribe";
+const PREFIX: &str = "flowscribe.io/";
+const DIGEST_BYTES: usize = 16;
 const DNS_PORT: u16 = 53;
-/// Failed attempts of one source that are told one by one; a scan has thousands.
-const ATTEMPTS_TOLD: usize = 5;
-
-#[cfg(test)]
-mod tests;

@@ -1,8 +1,10 @@
-//! `flowscribe report`: policies on standard output, what a person should know on standard error.
+//! `flowscribe report` and `flowscribe explain`: policies on standard output or in files, what they rest on, and what a
+//! person should know on standard error.
 
-use std::{fmt::Write, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fmt::Write, path::Path, sync::Arc};
 
 use datafusion::error::DataFusionError;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use schemas::{
     capture::{Problem, ProblemKind},
     flow::FlowRecord,
@@ -10,13 +12,19 @@ use schemas::{
 };
 
 use crate::{
-    args::ReportArgs,
+    args::{ExplainArgs, InputArgs, LearnArgs, PolicyArgs, PolicyFormat, ReportArgs},
+    cilium,
+    communication::Workload,
     edge::Undirected,
+    explain::Explanation,
     output::{self, OutputError},
-    policy::{self, PolicyError, PolicySet, Wish},
+    policy::{self, Names, PolicyError, PolicySet, Wish},
+    population::Population,
+    replay::{self, Excuse, Terms, Verdict},
     runs::Run,
     sets::{DecisionsError, Sets},
     tables::{Tables, TablesError},
+    tree::{self, TreeError},
 };
 
 /// Why a report can't be made.
@@ -30,34 +38,133 @@ pub(crate) enum ReportError {
     Read(#[from] DataFusionError),
     #[error("refusing to write an unsafe policy, please report this")]
     Policy(#[from] PolicyError),
+    #[error("refusing to write policies that deny what is stable ({count}), please report this:\n{denied}")]
+    Denies { count: usize, denied: String },
+    #[error("no policy or workload {wanted}: there are {known}")]
+    NoSuchPolicy { wanted: String, known: String },
+    #[error("the policies are not valid, please report this: {0}")]
+    Invalid(String),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
 }
 
-/// Reads captures, writes policies, and tells on standard error what they rest on.
+/// Reads captures, writes policies that were tried on what they are made of, and tells on standard error what they rest on.
 ///
 /// # Errors
-/// An input is not there, or the output can't be written. A broken file among the input is no error.
+/// An input is not there, or the output can't be written; a policy would deny what is stable. A broken file among the
+/// input is no error.
 pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
-    let learning = args.learn.learning()?;
-    let question = async |tables: &Tables| Ok(tables.learned().await?);
-    let (tables, learned) = Tables::ask::<_, ReportError>(&args.input, &learning, question).await?;
-    let (sets, undirected) = &*learned;
-    let named = args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
-    let wish = Wish { namespaces: named.map(Arc::from).collect(), service_ports: args.service_ports };
-    let communications = sets.allowed();
-    let set = policy::synthesize(&communications, &tables.index, &wish)?;
-    output::write(&output::yaml(&set.policies)?, args.output.as_deref())?;
-    if tables.files.is_empty() {
-        eprint!("{}", nothing(&tables, &args.input.input));
-    } else {
-        eprint!("{}", remarks(&tables, undirected, sets, &set));
+    let ReportArgs { input, learn, policy, format, output, evidence, explain } = args;
+    let capture = Capture::read(input, learn).await?;
+    let wish = policy.wish();
+    let Proposal { set, verdict, explanation } = capture.propose(&wish)?;
+    let documents = documents(&set, *format, &capture)?;
+    match output.as_deref().filter(|path| is_directory(path)) {
+        Some(directory) => {
+            let named: Vec<_> = set.policies.iter().map(|written| &written.policy.metadata).zip(documents).collect();
+            tree::write(directory, &named, &explanation.json())?;
+        }
+        None => output::write(&documents.join("---\n"), output.as_deref())?,
+    }
+    if let Some(path) = evidence {
+        output::write(&explanation.json(), Some(path))?;
+    }
+    if capture.tables.files.is_empty() {
+        eprint!("{}", nothing(&capture.tables, input));
+        return Ok(());
+    }
+    eprint!("{}", remarks(&capture, &set, &verdict, &wish));
+    if *explain {
+        eprint!("\n{}", explanation.text());
     }
     Ok(())
 }
 
+/// Tells what is behind the rules of one policy, and what is not in it.
+///
+/// # Errors
+/// As [`run`]; or there is no such policy.
+pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
+    let ExplainArgs { policy: wanted, input, learn, wish } = args;
+    let capture = Capture::read(input, learn).await?;
+    let wish = wish.wish();
+    let Proposal { explanation, .. } = capture.propose(&wish)?;
+    let explanation = explanation.of(wanted).map_err(|known| ReportError::NoSuchPolicy {
+        wanted: wanted.clone(),
+        known: if known.is_empty() { "none".into() } else { known.join(", ") },
+    })?;
+    Ok(output::write(&explanation.text(), None)?)
+}
+
+/// A capture that was learned from.
+struct Capture {
+    tables: Tables,
+    learned: Arc<(Sets, Undirected)>,
+    names: Names,
+    population: Population,
+}
+
+/// Policies that were tried.
+struct Proposal<'a> {
+    set: PolicySet<'a>,
+    verdict: Verdict<'a>,
+    explanation: Explanation,
+}
+
+impl Capture {
+    async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, ReportError> {
+        let learning = learn.learning()?;
+        let question = async |tables: &Tables| Ok((tables.learned().await?, tables.names().await?));
+        let (tables, (learned, names)) = Tables::ask::<_, ReportError>(input, &learning, question).await?;
+        let population = Population::of_index(&tables.index);
+        Ok(Self { tables, learned, names, population })
+    }
+
+    fn sets(&self) -> &Sets {
+        &self.learned.0
+    }
+
+    /// Writes policies and replays what was observed over them.
+    fn propose<'a>(&'a self, wish: &'a Wish) -> Result<Proposal<'a>, ReportError> {
+        let set = policy::synthesize(self.sets(), &self.tables.index, &self.population, &self.names, wish)?;
+        let policies: Vec<NetworkPolicy> = set.policies.iter().map(|written| written.policy.clone()).collect();
+        let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
+        let (verdict, invalid) = replay::replay(self.sets(), &self.population, &policies, &terms);
+        if let Some(invalid) = invalid.first() {
+            return Err(ReportError::Invalid(invalid.to_string()));
+        }
+        let wrong: Vec<String> = verdict.wrong().map(ToString::to_string).collect();
+        if !wrong.is_empty() {
+            return Err(ReportError::Denies { count: wrong.len(), denied: wrong.join("\n") });
+        }
+        let explanation = Explanation::new(self.sets(), &set, &verdict, wish);
+        Ok(Proposal { set, verdict, explanation })
+    }
+}
+
+/// The policies as YAML documents.
+fn documents(set: &PolicySet<'_>, format: PolicyFormat, capture: &Capture) -> Result<Vec<String>, OutputError> {
+    let policies = set.policies.iter().map(|written| &written.policy);
+    let documents: Result<Vec<String>, _> = match format {
+        PolicyFormat::Kubernetes => policies.map(serde_yaml::to_string).collect(),
+        PolicyFormat::Cilium => {
+            let nodes = cilium::Nodes::new(&capture.tables.index);
+            policies.map(|policy| serde_yaml::to_string(&cilium::translate(policy, &nodes))).collect()
+        }
+    };
+    Ok(documents?)
+}
+
+/// Whether a path is a directory, or is to be one.
+fn is_directory(path: &Path) -> bool {
+    path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/')
+}
+
 /// What to say where there is no capture: that an input is empty is said with it.
-fn nothing(tables: &Tables, inputs: &[PathBuf]) -> String {
+fn nothing(tables: &Tables, input: &InputArgs) -> String {
+    let inputs = &input.input;
     let is_empty_input = |problem: &&Problem| problem.kind == ProblemKind::Empty && inputs.contains(&problem.path);
     let mut text = String::new();
     for problem in tables.problems.iter().filter(|problem| !is_empty_input(problem)) {
@@ -69,7 +176,9 @@ fn nothing(tables: &Tables, inputs: &[PathBuf]) -> String {
 }
 
 /// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
-fn remarks(tables: &Tables, undirected: &Undirected, sets: &Sets, set: &PolicySet) -> String {
+fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: &Wish) -> String {
+    let Capture { tables, learned, .. } = capture;
+    let (sets, undirected) = &**learned;
     let mut text = String::new();
     for problem in &tables.problems {
         let _ = writeln!(text, "skipped {problem}");
@@ -84,7 +193,15 @@ fn remarks(tables: &Tables, undirected: &Undirected, sets: &Sets, set: &PolicySe
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");
     }
-    text += &sets.remarks();
+    text += &sets.remarks(|workload| wish.wants(workload));
+    // What is held, forbidden or unknown is told above, edge by edge.
+    for denied in verdict.denied.iter().filter(|denied| denied.explanation.is_none()) {
+        let _ = writeln!(text, "{denied}");
+    }
+    let beyond = beyond(verdict, &wished(set));
+    if !beyond.is_empty() {
+        let _ = writeln!(text, "allowed and never seen: {beyond}");
+    }
     let established = sets.edges.values().map(|(evidence, _)| evidence).filter(|evidence| evidence.is_established());
     let one_sided = established.clone().filter(|evidence| evidence.seen_by() != "both").count();
     let _ = write!(
@@ -100,6 +217,31 @@ fn remarks(tables: &Tables, undirected: &Undirected, sets: &Sets, set: &PolicySe
         skipped => writeln!(text, ", {skipped} skipped"),
     };
     text
+}
+
+/// The workloads that have a policy.
+fn wished(set: &PolicySet<'_>) -> BTreeSet<Workload> {
+    set.policies.iter().filter_map(|written| written.workload.clone()).collect()
+}
+
+/// What policies allow beyond what was seen, in words.
+fn beyond(verdict: &Verdict<'_>, workloads: &BTreeSet<Workload>) -> String {
+    let words = |excuse| match excuse {
+        Excuse::Pinned => "pinned",
+        Excuse::ViaService => "behind a Service that was dialled",
+        Excuse::Names => "the other transport of DNS",
+        Excuse::ServicePort => "ports of Services",
+        Excuse::Collateral => "by selectors that take in another workload",
+        Excuse::None => "without a reason",
+    };
+    let mut parts: Vec<String> =
+        verdict.unseen_edges().into_iter().map(|(excuse, count)| format!("{count} edges {}", words(excuse))).collect();
+    let outside = verdict.outside.iter().filter(|((workload, _), _)| workloads.contains(workload));
+    let (allowed, seen) = outside.fold((0u128, 0), |sum, (_, (allowed, seen))| (sum.0.saturating_add(*allowed), sum.1 + seen));
+    if allowed > seen {
+        parts.push(format!("{} addresses outside beside the {seen} seen", allowed - seen));
+    }
+    parts.join(", ")
 }
 
 fn remark(run: &Run, undirected_rows: i64, text: &mut String) {
@@ -126,5 +268,37 @@ fn remark(run: &Run, undirected_rows: i64, text: &mut String) {
     }
     if undirected_rows > 0 {
         let _ = writeln!(text, "{of}: {undirected_rows} rows of flows have no known direction and make no rule");
+    }
+}
+
+impl PolicyArgs {
+    /// What policies are wanted.
+    pub(crate) fn wish(&self) -> Wish {
+        let Self {
+            namespaces,
+            directions,
+            service_ports,
+            only_stable,
+            min_coverage,
+            max_cidrs,
+            min_prefix,
+            min_prefix_ipv6,
+            node_cidr,
+            open_ingress,
+            namespace_defaults,
+        } = self;
+        let named = namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+        Wish {
+            namespaces: named.map(Arc::from).collect(),
+            directions: directions.iter().map(|direction| (*direction).into()).collect(),
+            service_ports: *service_ports,
+            only_stable: *only_stable,
+            min_coverage: *min_coverage,
+            max_cidrs: *max_cidrs as usize,
+            min_prefix: (*min_prefix, *min_prefix_ipv6),
+            node_cidrs: node_cidr.clone(),
+            open_ingress: open_ingress.iter().cloned().collect(),
+            namespace_defaults: *namespace_defaults,
+        }
     }
 }

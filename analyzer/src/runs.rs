@@ -78,7 +78,7 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
         let read = |share: &[&[&CaptureFile]]| {
             let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
             let files = share.iter().flat_map(|files| files.iter());
-            problems.extend(files.filter_map(|file| read_file(file, &flows, &needed, &mut runs).err()));
+            problems.extend(files.filter_map(|file| read_file(file, flows.as_ref(), &needed, &mut runs).err()));
             (runs, problems)
         };
         #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
@@ -104,9 +104,12 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
         }
     }
     for run in runs.values_mut() {
-        let missing = |told: i64, rows: Option<&Rows>| rows.map_or(told, |rows| rows.missing(told));
-        run.missing_rows[0].1 = missing(run.next_seq[0], flows.get(&*run.run_id));
-        run.missing_rows[1].1 = missing(run.next_seq[1], inventory.get(&*run.run_id));
+        let missing = |told: i64, rows: &Option<HashMap<String, Rows>>| {
+            let of_run = |rows: &HashMap<String, Rows>| rows.get(&*run.run_id).map_or(told, |rows| rows.missing(told));
+            rows.as_ref().map_or(0, of_run)
+        };
+        run.missing_rows[0].1 = missing(run.next_seq[0], &flows);
+        run.missing_rows[1].1 = missing(run.next_seq[1], &inventory);
     }
     let mut runs: Vec<Run> = runs.into_values().collect();
     runs.sort_by(|a, b| (&a.node, a.run_start, &a.run_id).cmp(&(&b.node, b.run_start, &b.run_id)));
@@ -163,15 +166,14 @@ impl Rows {
     }
 }
 
-/// Rows of a dataset by run, from what files say of themselves.
-fn rows(files: &[CaptureFile], dataset: &str) -> HashMap<String, Rows> {
+/// Rows of a dataset by run, from what files say of themselves; `None` if one does not, as when others wrote it anew.
+fn rows(files: &[CaptureFile], dataset: &str) -> Option<HashMap<String, Rows>> {
     let mut runs: HashMap<String, Rows> = HashMap::new();
     for file in files.iter().filter(|file| file.dataset == dataset) {
-        if let Some((run, first, last)) = &file.run {
-            let rows = runs.entry(run.clone()).or_default();
-            rows.ranges.push((*first, *last));
-            rows.rows += file.rows;
-        }
+        let (run, first, last) = file.run.as_ref()?;
+        let rows = runs.entry(run.clone()).or_default();
+        rows.ranges.push((*first, *last));
+        rows.rows += file.rows;
     }
     for rows in runs.values_mut() {
         rows.ranges.sort_unstable();
@@ -184,12 +186,12 @@ fn rows(files: &[CaptureFile], dataset: &str) -> HashMap<String, Rows> {
         }
         rows.ranges = joined;
     }
-    runs
+    Some(runs)
 }
 
 fn read_file(
     file: &CaptureFile,
-    flows: &HashMap<String, Rows>,
+    flows: Option<&HashMap<String, Rows>>,
     needed: &[String],
     runs: &mut BTreeMap<Arc<str>, Run>,
 ) -> Result<(), Problem> {
@@ -230,14 +232,15 @@ fn read_file(
                 run.heard = Some(ends[row].max(run.heard.unwrap_or(ends[row])));
             }
             let none = Rows::default();
-            let rows = flows.get(&**run_id).unwrap_or(&none);
-            let written = rows.ranges.last().map_or(0, |(_, last)| last + 1);
+            let rows = flows.map(|flows| flows.get(&**run_id).unwrap_or(&none));
+            let last = |rows: &Rows| rows.ranges.last().map_or(0, |(_, last)| last + 1);
+            let written = rows.map_or(i64::MAX, last);
             if flows_next[row] <= written || run.whole_until == TimestampMs::default() {
                 run.whole_until = if flows_next[row] <= written { ends[row] } else { run_starts[row] };
             }
             let told_before = if is_next { run.flows_told } else { flows_next[row] };
             run.flows_told = flows_next[row];
-            let gap = if !rows.has(told_before, flows_next[row]) {
+            let gap = if rows.is_some_and(|rows| !rows.has(told_before, flows_next[row])) {
                 Some("rows are missing")
             } else if lost * 100 > seen[row] {
                 Some("more than 1 % was lost")

@@ -27,13 +27,13 @@ pub(crate) use list::run;
 pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
 
 use crate::{
-    communication::{Communications, Edge, Endpoint, Evidence, Workload},
+    communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload},
     runs::Run,
 };
 use exposure::Exposure;
 
 /// How much has to be observed before something is believed, in hours that are observable.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Thresholds {
     /// Fewer: the workload is learning.
     pub(crate) learn_hours: u64,
@@ -61,6 +61,8 @@ pub(crate) struct Sets {
 pub(crate) struct Set {
     pub(crate) status: Status,
     pub(crate) reason: String,
+    /// The same of its ingress and of its egress.
+    pub(crate) directions: [(Status, String); 2],
     /// Since when the set is what it is.
     pub(crate) since: Option<TimestampMs>,
     pub(crate) entries: Vec<Entry>,
@@ -79,12 +81,6 @@ pub(crate) struct Entry {
     /// Hours in which it was seen, and hours in which it could have been.
     pub(crate) seen_hours: u64,
     pub(crate) observable_hours: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Direction {
-    Ingress,
-    Egress,
 }
 
 /// How sure an edge or a set is; in order of how much it needs attention.
@@ -125,15 +121,6 @@ impl Entry {
         match self.direction {
             Direction::Ingress => format!("ingress from {source} {port}/{transport}"),
             Direction::Egress => format!("egress to {destination} {port}/{transport}"),
-        }
-    }
-}
-
-impl Direction {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
         }
     }
 }
@@ -221,16 +208,6 @@ impl Sets {
         let workloads = entries.into_iter().map(set).collect();
         let idle_decisions = decisions.idle(&concerned);
         Self { workloads, edges, exposure, idle_decisions }
-    }
-
-    /// What policies are made of.
-    pub(crate) fn allowed(&self) -> Communications {
-        let allowed = self.edges.iter().filter(|(_, (_, fate))| fate.is_allowed() || matches!(fate, Fate::Failed));
-        let evidence = |(evidence, fate): &(Evidence, Fate)| Evidence {
-            is_pinned: matches!(fate, Fate::Pinned(_)),
-            ..evidence.clone()
-        };
-        allowed.map(|(edge, told)| (edge.clone(), evidence(told))).collect()
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) enum SqlError {
 pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     let SqlArgs { input, learn, query, query_file, params, format, output, tables } = args;
     if *tables {
-        return Ok(output::write(&tables::explain(), None)?);
+        return Ok(output::write(&tables::explain().await?, None)?);
     }
     if *format == Format::Parquet && output.is_none() && io::stdout().is_terminal() {
         return Err(SqlError::ParquetOnTerminal);

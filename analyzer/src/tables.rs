@@ -7,13 +7,14 @@ mod learned;
 use std::{
     collections::{BTreeSet, HashSet},
     fs, io,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
 };
 
 use arrow::datatypes::SchemaRef;
 use datafusion::{
-    common::ParamValues,
+    common::{ParamValues, cast::as_string_array},
     datasource::{
         MemTable, TableProvider,
         file_format::parquet::ParquetFormat,
@@ -44,6 +45,7 @@ use crate::{
     args::InputArgs,
     edge::{EdgeTable, Flows, Undirected, repeats},
     identity,
+    policy::Names,
     runs::{self, Run},
     sets::{Decisions, Sets, Thresholds},
 };
@@ -64,7 +66,7 @@ pub(crate) struct Tables {
     learned: Arc<Learned>,
     progress: ProgressBar,
     /// Where queries put what does not fit into memory; removed with this.
-    _spill: TempDir,
+    _spill: Option<TempDir>,
 }
 
 /// What communication sets are learned by.
@@ -85,7 +87,7 @@ pub(crate) enum TablesError {
         source: io::Error,
     },
     /// Addresses mean something in one cluster only.
-    #[error("the input holds several clusters ({clusters}): name one with --cluster")]
+    #[error("the input holds several clusters ({clusters}): name one with --cluster-name")]
     SeveralClusters { clusters: String },
     /// The named cluster is not there.
     #[error("the input holds no cluster `{wanted}`, only {clusters}")]
@@ -131,7 +133,7 @@ impl Tables {
     /// # Errors
     /// An input does not exist, or the query engine can't be set up.
     async fn open(args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
-        let InputArgs { input, cluster, .. } = args;
+        let InputArgs { input, cluster_name: cluster, .. } = args;
         for path in input {
             fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
         }
@@ -193,6 +195,26 @@ impl Tables {
         self.learned.get().await
     }
 
+    /// The DNS names that clients had resolved to addresses.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub(crate) async fn names(&self) -> Result<Names, DataFusionError> {
+        let query = "select distinct cast(destination_address as varchar), cast(destination_name as varchar) from flows \
+            where destination_name is not null";
+        let mut names = Names::new();
+        for batch in self.context.sql(query).await?.collect().await? {
+            let [addresses, told] = [0, 1].map(|column| batch.column(column));
+            let (addresses, told) = (as_string_array(addresses)?, as_string_array(told)?);
+            for (address, name) in addresses.iter().zip(told) {
+                if let (Some(Ok(address)), Some(name)) = (address.map(str::parse::<IpAddr>), name) {
+                    names.entry(address).or_default().insert(name.to_owned());
+                }
+            }
+        }
+        Ok(names)
+    }
+
     /// Rows of a dataset, repetitions counted.
     pub(crate) fn rows(&self, dataset: &str) -> i64 {
         self.files.iter().filter(|file| file.dataset == dataset).map(|file| file.rows).sum()
@@ -214,8 +236,10 @@ impl Tables {
         // In a thread that nobody has to wait for after Ctrl-C.
         let (files, problems, runs, index) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
 
-        let spill = tempfile::tempdir()?;
-        let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill.path().into()]));
+        // Where nothing can be written, everything has to fit into memory.
+        let spill = tempfile::tempdir().ok();
+        let mode = spill.as_ref().map(|spill| DiskManagerMode::Directories(vec![spill.path().into()]));
+        let disk = DiskManagerBuilder::default().with_mode(mode.unwrap_or(DiskManagerMode::Disabled));
         let memory_bytes = args.memory_mib as usize * (1 << 20);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_limit(memory_bytes, 1.0)

@@ -8,6 +8,7 @@
 //! The cluster has Deployments that call each other, through Services and directly, an API server, DNS, the outside; pods
 //! that move to addresses that others just left; nodes without agents, and agents that fail. [`Story`] tells of the rest.
 
+mod agent;
 mod traffic;
 mod truth;
 mod world;

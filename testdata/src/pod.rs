@@ -52,6 +52,8 @@ pub enum Order {
     /// Send a datagram to an address from a new socket, which may be connected to that one or to another, and leave the
     /// answer unread until [`Order::ReceiveUdp`].
     SendUdp { to: SocketAddr, connected_to: Option<SocketAddr> },
+    /// Wait until every socket that waits for an answer has it, and leave it unread.
+    AwaitUdp,
     /// Read the answer on every socket that waits for one, and close them.
     ReceiveUdp,
     /// Connect a UDP socket and send nothing.
@@ -189,6 +191,10 @@ impl Pod {
                 socket.send_to(b"question", to)?;
                 self.asking.push(socket);
                 Ok(1)
+            }
+            Order::AwaitUdp => {
+                self.asking.iter().try_for_each(|socket| socket.peek_from(&mut [0; 16]).map(drop))?;
+                Ok(self.asking.len() as u64)
             }
             Order::ReceiveUdp => {
                 let asking = std::mem::take(&mut self.asking);

@@ -1,7 +1,7 @@
 //! Selecting a workload's pods, all of them and no others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -11,11 +11,14 @@ use schemas::{
     inventory::{InventoryRecord, kind},
 };
 
-use super::{Finding, non_empty};
-use crate::communication::Workload;
+use super::{finding::Finding, rule::non_empty};
+use crate::{
+    communication::Workload,
+    population::{Member, Population},
+};
 
-/// A label selector that selects something and not everything.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A label selector; what [`Selectors::of`] gives selects something and not everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Selector {
     labels: BTreeMap<String, String>,
     /// Key, operator and values.
@@ -24,18 +27,32 @@ pub(super) struct Selector {
 
 /// Finds the selectors of workloads.
 pub(super) struct Selectors<'a> {
-    index: &'a Index,
     owners: HashMap<Workload, &'a InventoryRecord>,
-    pods: HashMap<Arc<str>, Vec<(&'a InventoryRecord, &'a Labels)>>,
+    /// The stable labels that all pods of a workload ever had in common.
+    common: HashMap<Workload, Labels>,
+    /// By namespace.
+    members: HashMap<&'a str, Vec<&'a Member>>,
     found: HashMap<Workload, Option<Selector>>,
-    judged: HashSet<Workload>,
 }
 
 impl<'a> Selectors<'a> {
-    pub(super) fn new(index: &'a Index) -> Self {
-        let mut pods: HashMap<Arc<str>, Vec<_>> = HashMap::new();
+    pub(super) fn new(index: &'a Index, population: &'a Population) -> Self {
+        let mut common: HashMap<Workload, Labels> = HashMap::new();
         for (pod, labels) in index.pod_versions().filter(|(pod, _)| pod.host_network != Some(true)) {
-            pods.entry(pod.namespace.clone().unwrap_or_default()).or_default().push((pod, labels));
+            let (kind, name) = index.workload_of(pod);
+            let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
+            match common.get_mut(&workload) {
+                Some(known) => known.retain(|key, value| labels.get(key) == Some(value)),
+                None => {
+                    let stable = labels.iter().filter(|(key, _)| !is_volatile(key));
+                    let stable = stable.map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
+                    common.insert(workload, stable);
+                }
+            }
+        }
+        let mut members: HashMap<&str, Vec<&Member>> = HashMap::new();
+        for member in &population.members {
+            members.entry(&member.workload.namespace).or_default().push(member);
         }
         let owner = |record: &'a InventoryRecord| {
             let kind = record.workload_kind.clone()?;
@@ -43,37 +60,41 @@ impl<'a> Selectors<'a> {
             Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
         };
         let owners = index.latest(kind::WORKLOAD).filter_map(|(record, _)| owner(record)).collect();
-        Self { index, owners, pods, found: HashMap::new(), judged: HashSet::new() }
+        Self { owners, common, members, found: HashMap::new() }
     }
 
-    /// The selector of a workload: its owner's own, or what the labels of all its pods have in common; in both cases
-    /// without what changes from one rollout, replica or place to the next. `None` when nothing is left.
+    /// The selector of a workload: its owner's own, or the fewest labels that only its pods have in common; in both cases
+    /// without what changes from one rollout, replica or place to the next. Where the owner's own selects pods of others
+    /// too, with as many of the pods' common labels as keep those out. `None` when nothing is left.
     pub(super) fn of(&mut self, workload: &Workload) -> Option<Selector> {
         if let Some(found) = self.found.get(workload) {
             return found.clone();
         }
         let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?));
-        let selector = own.or_else(|| Selector::from_labels(&self.common_labels(workload)));
+        let selector = match own {
+            Some(own) => Some(self.narrowed(workload, &own).unwrap_or(own)),
+            None => self.narrowed(workload, &Selector::default()).or_else(|| {
+                let all = self.common.get(workload).cloned().unwrap_or_default();
+                (!all.is_empty()).then(|| Selector::from_labels(&all))
+            }),
+        };
         self.found.insert(workload.clone(), selector.clone());
         selector
     }
 
-    /// What is wrong with a workload's selector; told once.
-    pub(super) fn judge(&mut self, workload: &Workload, selector: &Selector) -> BTreeSet<Finding> {
+    /// What is wrong with the selector of a workload: whom else it selects, and which pods of its own it does not.
+    pub(super) fn judge(&self, workload: &Workload, selector: &Selector) -> BTreeSet<Finding> {
         let mut findings = BTreeSet::new();
-        if !self.judged.insert(workload.clone()) {
-            return findings;
-        }
-        for (pod, labels) in self.pods.get(&workload.namespace).into_iter().flatten() {
-            let (kind, name) = self.index.workload_of(pod);
-            let of = Workload { namespace: Arc::clone(&workload.namespace), name, kind };
-            match (of == *workload, selector.matches(labels)) {
+        for member in self.members_of(&workload.namespace).filter(|member| member.is_current) {
+            let is_own = member.workload == *workload;
+            match (is_own, selector.matches(&member.subject.labels)) {
                 (true, false) => {
-                    let pod = Arc::clone(&pod.name);
+                    let pod = Arc::clone(&member.pod);
                     findings.insert(Finding::MissesOwnPod { workload: workload.clone(), pod });
                 }
                 (false, true) => {
-                    findings.insert(Finding::SelectsAnother { workload: workload.clone(), other: of });
+                    let (workload, other) = (workload.clone(), member.workload.clone());
+                    findings.insert(Finding::SelectsAnother { workload, other });
                 }
                 _ => {}
             }
@@ -81,16 +102,38 @@ impl<'a> Selectors<'a> {
         findings
     }
 
-    fn common_labels(&self, workload: &Workload) -> Labels {
-        let pods = self.pods.get(&workload.namespace).into_iter().flatten();
-        let wanted = (Arc::clone(&workload.kind), Arc::clone(&workload.name));
-        let mut own = pods.filter(|(pod, _)| self.index.workload_of(pod) == wanted);
-        let Some((_, first)) = own.next() else { return Labels::new() };
-        let mut common = (*first).clone();
-        for (_, labels) in own {
-            common.retain(|key, value| labels.get(key) == Some(value));
+    /// The selector with the fewest labels added that keep the pods of others out; `None` where that can't be done.
+    fn narrowed(&self, workload: &Workload, selector: &Selector) -> Option<Selector> {
+        let others = self.members_of(&workload.namespace).filter(|member| member.is_current);
+        let mut others: Vec<&Labels> = others
+            .filter(|member| member.workload != *workload && selector.matches(&member.subject.labels))
+            .map(|member| &member.subject.labels)
+            .collect();
+        let mut narrowed = selector.clone();
+        if others.is_empty() && narrowed.selects_something() {
+            return Some(narrowed);
         }
-        common
+        let common = self.common.get(workload)?;
+        let mut candidates: Vec<(&Arc<str>, &Arc<str>)> =
+            common.iter().filter(|(key, _)| !narrowed.labels.contains_key(&***key)).collect();
+        candidates.sort_by_key(|(key, _)| rank(key));
+        while !others.is_empty() || !narrowed.selects_something() {
+            let has = |(key, value): (&Arc<str>, &Arc<str>)| {
+                others.iter().filter(|labels| labels.get(&**key) == Some(value)).count()
+            };
+            let (at, left) = candidates.iter().map(|label| has(*label)).enumerate().min_by_key(|(_, left)| *left)?;
+            if left == others.len() && narrowed.selects_something() {
+                return None; // no label tells them apart
+            }
+            let (key, value) = candidates.remove(at);
+            narrowed.labels.insert(key.to_string(), value.to_string());
+            others.retain(|labels| labels.get(&**key) == Some(value));
+        }
+        Some(narrowed)
+    }
+
+    fn members_of(&self, namespace: &str) -> impl Iterator<Item = &Member> {
+        self.members.get(namespace).into_iter().flatten().copied()
     }
 }
 
@@ -106,9 +149,9 @@ impl Selector {
         .stable()
     }
 
-    pub(super) fn from_labels(labels: &Labels) -> Option<Self> {
+    pub(super) fn from_labels(labels: &Labels) -> Self {
         let labels = labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Self { labels, expressions: Vec::new() }.stable()
+        Self { labels, expressions: Vec::new() }
     }
 
     /// Whether a pod with these labels is selected (Kubernetes' label selector semantics).
@@ -145,10 +188,19 @@ impl Selector {
         self.expressions.retain(|(key, ..)| !is_volatile(key));
         self.expressions.iter_mut().for_each(|(_, _, values)| values.sort());
         self.expressions.sort();
-        // What only excludes would select every other pod of the namespace.
-        let selects = !self.labels.is_empty() || self.expressions.iter().any(|(_, op, _)| op == "In" || op == "Exists");
-        selects.then_some(self)
+        self.selects_something().then_some(self)
     }
+
+    /// Whether it asks for a label: what only excludes would select every other pod of the namespace.
+    fn selects_something(&self) -> bool {
+        !self.labels.is_empty() || self.expressions.iter().any(|(_, op, _)| op == "In" || op == "Exists")
+    }
+}
+
+/// How well a label tells what a workload is: first those that are made for it, last those that change with its version.
+fn rank(key: &str) -> usize {
+    let known = IDENTITY_LABELS.iter().position(|label| *label == key);
+    known.unwrap_or(if VERSION_LABELS.contains(&key) { IDENTITY_LABELS.len() + 1 } else { IDENTITY_LABELS.len() })
 }
 
 /// Whether a label changes with the rollout, the replica, the run of a job or the place of a pod.
@@ -170,4 +222,17 @@ const VOLATILE_LABELS: [&str; 12] = [
     "batch.kubernetes.io/job-completion-index",
     "kubernetes.io/hostname",
 ];
+/// Kubernetes' recommended labels, and those that were usual before them.
+const IDENTITY_LABELS: [&str; 9] = [
+    "app",
+    "app.kubernetes.io/name",
+    "k8s-app",
+    "app.kubernetes.io/component",
+    "component",
+    "app.kubernetes.io/instance",
+    "name",
+    "role",
+    "tier",
+];
+const VERSION_LABELS: [&str; 4] = ["app.kubernetes.io/version", "helm.sh/chart", "chart", "version"];
 const VOLATILE_PREFIXES: [&str; 2] = ["topology.kubernetes.io/", "failure-domain.beta.kubernetes.io/"];

@@ -6,10 +6,10 @@ use roaring::RoaringBitmap;
 use schemas::{index::Index, inventory::kind, table::TimestampMs};
 
 use super::{
-    CRON_JOB, Direction, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
+    CRON_JOB, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
     recurrence::Recurrence,
 };
-use crate::communication::{Edge, Endpoint, Evidence, Workload};
+use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
 
 pub(super) struct Judge<'a> {
     pub(super) index: &'a Index,
@@ -87,27 +87,34 @@ impl Judge<'_> {
     ) -> Set {
         let allowed = |entry: &&Entry| edges.get(&entry.edge).is_some_and(|(_, fate)| fate.is_allowed());
         let exposed = self.exposure.observable(workload);
-        let learned = entries.iter().filter(allowed);
-        let appeared = learned.clone().filter_map(|entry| Some((entry.since?, format!("+ {}", entry.told()))));
-        let decayed = learned.filter(|entry| entry.status == Status::Decaying).filter_map(|entry| {
-            let last = edges.get(&entry.edge)?.0.hours.max()?;
-            // When so many hours had passed without it.
-            let at =
-                exposed.iter().filter(|hour| *hour > last).nth(self.thresholds.decay_hours.saturating_sub(1) as usize);
-            Some((at.unwrap_or(last), format!("- {}", entry.told())))
+        let changes = |entry: &Entry| {
+            let appeared = entry.since.map(|hour| (hour, format!("+ {}", entry.told())));
+            let last = edges.get(&entry.edge).and_then(|(evidence, _)| evidence.hours.max());
+            let decayed = last.filter(|_| entry.status == Status::Decaying).map(|last| {
+                // When so many hours had passed without it.
+                let patience = self.thresholds.decay_hours.saturating_sub(1) as usize;
+                let at = exposed.iter().filter(|hour| *hour > last).nth(patience);
+                (at.unwrap_or(last), format!("- {}", entry.told()))
+            });
+            appeared.into_iter().chain(decayed)
+        };
+        let [ingress, egress] = Direction::ALL.map(|direction| {
+            let learned = entries.iter().filter(allowed).filter(|entry| entry.direction == direction);
+            learned.flat_map(changes).max()
         });
-        let change = appeared.chain(decayed).max();
+        let directions = [&ingress, &egress].map(|change| self.set_status(workload, &exposed, change.as_ref()));
+        let change = ingress.max(egress);
         let since = change.as_ref().map(|(hour, _)| hour_start(*hour));
-        let (status, reason) = self.set_status(workload, &exposed, change);
+        let (status, reason) = self.set_status(workload, &exposed, change.as_ref());
         entries.sort_by(|a, b| (a.direction, &a.edge).cmp(&(b.direction, &b.edge)));
-        Set { status, reason, since, entries }
+        Set { status, reason, directions, since, entries }
     }
 
     fn set_status(
         &self,
         workload: &Workload,
         exposed: &RoaringBitmap,
-        change: Option<(u32, String)>,
+        change: Option<&(u32, String)>,
     ) -> (Status, String) {
         let Thresholds { learn_hours, stable_hours, .. } = self.thresholds;
         if let Some(gone) = self.gone(workload) {
@@ -119,7 +126,7 @@ impl Judge<'_> {
         let Some((hour, what)) = change else {
             return (Status::Stable, format!("nothing seen in {}", hours_told(exposed.len())));
         };
-        let since = hours_from(exposed, hour);
+        let since = hours_from(exposed, *hour);
         if since < stable_hours {
             return (Status::Stabilizing, format!("changed {} ago ({what}), of {stable_hours}", hours_told(since)));
         }

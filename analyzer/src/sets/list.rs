@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{DecisionsError, Entry, Fate, Set, Sets, Status};
 use crate::{
     args::{SetsArgs, SetsFormat},
-    communication::Workload,
+    communication::{Endpoint, Workload},
     output::{self, OutputError},
     tables::{Tables, TablesError},
 };
@@ -58,10 +58,11 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
 }
 
 impl Sets {
-    /// What a person should know before trusting policies made of the sets, a line each.
-    pub(crate) fn remarks(&self) -> String {
+    /// What a person should know before trusting policies made of the sets of some workloads, a line each.
+    pub(crate) fn remarks(&self, is_wanted: impl Fn(&Workload) -> bool) -> String {
         let mut text = String::new();
-        for (edge, (_, fate)) in &self.edges {
+        let concerns = |end: &Endpoint| matches!(end, Endpoint::Workload(workload) if is_wanted(workload));
+        for (edge, (_, fate)) in self.edges.iter().filter(|(edge, _)| concerns(&edge.source) || concerns(&edge.destination)) {
             let _ = match fate {
                 Fate::Held(reason) => writeln!(text, "{edge}: held for review, {reason}"),
                 Fate::Forbidden(reason) if reason.is_empty() => writeln!(text, "{edge}: forbidden"),
@@ -69,26 +70,12 @@ impl Sets {
                 _ => Ok(()),
             };
         }
-        for (workload, set) in &self.workloads {
+        for (workload, set) in self.workloads.iter().filter(|(workload, _)| is_wanted(workload)) {
             for entry in set.entries.iter().filter(|entry| entry.status == Status::Decaying) {
                 if self.edges.get(&entry.edge).is_some_and(|(_, fate)| fate.is_allowed()) {
                     let _ = writeln!(text, "{workload}: {} is decaying, {}", entry.told(), entry.reason);
                 }
             }
-        }
-        let count = |status| self.workloads.values().filter(|set| set.status == status).count();
-        let unsure: Vec<String> = [Status::Learning, Status::Stabilizing, Status::Decaying]
-            .into_iter()
-            .filter(|status| count(*status) > 0)
-            .map(|status| format!("{} {}", count(status), status.as_str()))
-            .collect();
-        if !unsure.is_empty() {
-            let all = self.workloads.len();
-            let _ = writeln!(
-                text,
-                "not all sets of the {all} workloads are stable: {} (flowscribe sets)",
-                unsure.join(", ")
-            );
         }
         text + &self.idle_remarks()
     }
@@ -138,7 +125,7 @@ impl Sets {
             entry.seen_hours,
             entry.observable_hours,
             evidence.connections,
-            evidence.seen_by(),
+            if entry.since.is_some() { evidence.seen_by() } else { "nobody" },
         );
     }
 

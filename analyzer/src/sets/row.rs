@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use schemas::table::TimestampMs;
 
-use super::{Direction, Entry, Set, Sets};
-use crate::communication::{Edge, Endpoint, Evidence, Workload};
+use super::{Entry, Set, Sets};
+use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
 
 schemas::table! {
     /// Who talked to whom over the whole capture, one row per edge: what `edges` tells per hour, with what became of it.
@@ -137,8 +137,8 @@ schemas::table! {
     bytes_out: i64 => "", "By";
     /// Payload bytes that the workload received.
     bytes_in: i64 => "", "By";
-    /// Which ends saw it: `client`, `server` or `both`.
-    seen_by: Arc<str> => "", "";
+    /// Which ends saw it: `client`, `server` or `both`; null if it is pinned and was never seen.
+    seen_by: Option<Arc<str>> => "", "";
     /// A Service was dialled.
     via_service: bool => "", "";
     /// First observation; null if it is pinned and was never seen.
@@ -295,7 +295,7 @@ impl Sets {
             failed: evidence.failed,
             bytes_out,
             bytes_in,
-            seen_by: evidence.seen_by().into(),
+            seen_by: was_seen.then(|| evidence.seen_by().into()),
             via_service: evidence.via_service,
             first_seen: was_seen.then_some(evidence.first_seen),
             last_seen: was_seen.then_some(evidence.last_seen),

@@ -1,6 +1,6 @@
 select
     'egress' as direction, source_namespace as namespace, source_workload_kind as workload_kind,
-    source_workload as workload, destination_address as address, transport, port, fate, fate_reason, hours, days,
+    source_workload as workload, destination_address as peer_address, transport, port, fate, fate_reason, hours, days,
     connections, failed, bytes_sent, bytes_received, first_seen, last_seen
 from communications
 where destination_kind = 'external'

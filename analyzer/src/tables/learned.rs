@@ -103,7 +103,9 @@ impl<T: Table> TableProvider for LearnedTable<T> {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
         let answer = self.learned.get().await?;
-        let rows = T::encode(&(self.rows)(&answer.0));
-        MemTable::try_new(T::schema(), vec![vec![rows]])?.scan(state, projection, filters, limit).await
+        let rows = (self.rows)(&answer.0).chunks(BATCH_ROWS).map(T::encode).collect();
+        MemTable::try_new(T::schema(), vec![rows])?.scan(state, projection, filters, limit).await
     }
 }
+
+const BATCH_ROWS: usize = 8192;

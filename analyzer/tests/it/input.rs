@@ -106,11 +106,11 @@ fn clusters_are_not_mixed() {
     let output = flowscribe(&both);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(said, "flowscribe: the input holds several clusters (other, test): name one with --cluster\n");
-    let output = flowscribe(&[&both[..], &["--cluster", "third"]].concat());
+    assert_eq!(said, "flowscribe: the input holds several clusters (other, test): name one with --cluster-name\n");
+    let output = flowscribe(&[&both[..], &["--cluster-name", "third"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(said, "flowscribe: the input holds no cluster `third`, only other, test\n");
-    let found = report(one.path(), &["--input", &second, "--cluster", "other"]);
+    let found = report(one.path(), &["--input", &second, "--cluster-name", "other"]);
     assert_eq!(found.allows("demo/web-network"), lines(["egress app=db 6379/TCP"]));
 }
 

@@ -1,6 +1,7 @@
 //! `flowscribe` from outside: captures in, policies, query results and remarks out.
 
 mod cli;
+mod connectivity;
 mod input;
 mod observers;
 mod rules;

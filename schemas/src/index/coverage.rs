@@ -90,6 +90,11 @@ impl Ranges {
         self.0.insert(first, last);
     }
 
+    /// All of them, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        self.0.iter().map(|(first, last)| (*first, *last))
+    }
+
     /// Whether an address is in one of them.
     pub(super) fn contains(&self, address: IpAddr) -> bool {
         self.0.range(..=address).next_back().is_some_and(|(_, last)| address <= *last)

@@ -135,12 +135,35 @@ impl Index {
         versions.map(|version| (&*version.record, version.labels()))
     }
 
+    /// Every pod as it was last seen, with its labels and whether it is still there, neither deleted nor completed; in
+    /// order of namespace, name and UID.
+    pub fn pods(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels, bool)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
+        ids.sort();
+        let last = |id: &usize| {
+            let object = self.object(*id);
+            let version = object.versions.last()?;
+            Some((&*version.record, version.labels(), object.ended.is_none() && !is_over(&version.record)))
+        };
+        ids.into_iter().filter_map(move |(_, id)| last(id))
+    }
+
     /// Every label set that pods had, with the pod, in order of namespace, name, UID and time.
     pub fn pod_versions(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels)> {
         let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
         ids.sort();
         let versions = ids.into_iter().flat_map(|(_, id)| &self.object(*id).versions);
         versions.map(|version| (&*version.record, version.labels()))
+    }
+
+    /// Every address that a pod, a node or a Service is known to have had, in no order.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.leases.keys().copied()
+    }
+
+    /// The address ranges of the cluster, disjoint and in order, from first to last address.
+    pub fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        self.ranges.iter()
     }
 
     /// The one pod or node, and the one wanted Service, that had an address.

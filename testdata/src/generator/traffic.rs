@@ -5,15 +5,15 @@ use std::{path::Path, sync::Arc};
 use anyhow::Result;
 use fastrand::Rng;
 use schemas::{
-    capture::{DatasetWriter, Origin, Roll},
+    capture::Origin,
     flow::FlowRecord,
-    health::HealthRecord,
-    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind, log::InventoryLog},
+    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind},
     table::{RttHistogram, TimestampMs},
 };
 
 use super::{
     HOUR_MS, MINUTE_MS, Plan, Story, TrueEdge, Truth,
+    agent::Agent,
     truth::Observed,
     world::{API_SERVICE, CONTROL, Pod, World, ZONES},
 };
@@ -61,19 +61,6 @@ pub(super) struct Traffic<'a> {
     words: Words,
 }
 
-/// One run of an agent.
-struct Agent {
-    origin: Origin,
-    log: InventoryLog,
-    flows: DatasetWriter<FlowRecord>,
-    inventory: DatasetWriter<InventoryRecord>,
-    health: DatasetWriter<HealthRecord>,
-    flows_next_seq: i64,
-    health_next_seq: i64,
-    run_start: i64,
-    seen: i64,
-}
-
 struct Words {
     client: Arc<str>,
     server: Arc<str>,
@@ -88,6 +75,8 @@ struct Words {
 #[derive(Clone, Copy)]
 struct Passed {
     window: i64,
+    /// When both ends were there.
+    time: (i64, i64),
     connections: i64,
     failed: i64,
     /// Of each connection.
@@ -252,11 +241,11 @@ impl<'a> Traffic<'a> {
             let (before, later): (Vec<_>, Vec<_>) = own.partition(|(time, ..)| *time <= start);
             let mut rows = Vec::new();
             for (_, record, is_there) in before {
-                rows.extend(agent.log.learn_of(record, *is_there, start));
+                rows.extend(agent.learn(record, *is_there, start));
             }
             rows.extend(agent.log.snapshot(TimestampMs(start)));
             for (time, record, is_there) in later {
-                rows.extend(agent.log.learn_of(record, *is_there, time + 500));
+                rows.extend(agent.learn(record, *is_there, time + 500));
             }
             for row in rows {
                 agent.inventory.push(row, TimestampMs(start))?;
@@ -276,17 +265,22 @@ impl<'a> Traffic<'a> {
                 continue;
             }
             let duration_ms = client.as_ref().map_or(5, |client| 5 * (client.workload as i64 + 1));
-            let passed = Passed { window, connections: self.rng.i64(1..20), failed: 0, duration_ms };
-            match &call.to {
+            let (server, by_service) = match &call.to {
                 Callee::Workload(to, by_service) => {
                     let servers = self.ready(*to, window);
                     if servers.is_empty() {
                         continue;
                     }
-                    let server = servers[self.rng.usize(..servers.len())].clone();
-                    self.connect(call, client.as_ref(), server.as_ref(), *by_service, passed)?;
+                    (servers[self.rng.usize(..servers.len())].clone(), *by_service)
                 }
-                Callee::Api | Callee::Outside(_) => self.connect(call, client.as_ref(), None, false, passed)?,
+                Callee::Api | Callee::Outside(_) => (None, false),
+            };
+            // A pod that came or went in this window talked while it was there.
+            let ends = [&client, &server].map(|pod| pod.as_ref().map_or((window, window + MINUTE_MS), Pod::time));
+            let time = (ends[0].0.max(ends[1].0).max(window), ends[0].1.min(ends[1].1).min(window + MINUTE_MS));
+            if time.1 - time.0 >= SHORTEST_MS {
+                let passed = Passed { window, time, connections: self.rng.i64(1..20), failed: 0, duration_ms };
+                self.connect(call, client.as_ref(), server.as_ref(), by_service, passed)?;
             }
         }
         Ok(())
@@ -296,7 +290,8 @@ impl<'a> Traffic<'a> {
     fn scan(&mut self, minute: i64, window: i64) -> Result<()> {
         let Some(scanner) = self.world.find("tools", "scanner") else { return Ok(()) };
         let Some(Some(client)) = self.ready(scanner, window).pop() else { return Ok(()) };
-        let failed = Passed { window, connections: 0, failed: 1, duration_ms: 0 };
+        let time = (window, window + MINUTE_MS);
+        let failed = Passed { window, time, connections: 0, failed: 1, duration_ms: 0 };
         for target in self.world.everyone(window).iter().filter(|target| target.workload != scanner) {
             let workload = &self.world.workloads[target.workload];
             let edge = self.edge(scanner, format!("{}/{}", workload.namespace, workload.name), "tcp", 22);
@@ -415,10 +410,10 @@ impl<'a> Traffic<'a> {
         Ok(())
     }
 
-    /// Pods of a workload that have their address throughout a window.
+    /// Pods of a workload that have their address in a window, or a part of it.
     fn ready(&self, number: usize, window: i64) -> Vec<Option<Pod>> {
-        let pods = self.world.workloads[number].pods.iter();
-        pods.filter(|pod| pod.is_there(window, window + MINUTE_MS)).cloned().map(Some).collect()
+        let is_there = |pod: &&Pod| pod.time().0 < window + MINUTE_MS && window < pod.time().1;
+        self.world.workloads[number].pods.iter().filter(is_there).cloned().map(Some).collect()
     }
 
     /// A row as the agent of `pod`, one end's, writes it.
@@ -427,15 +422,15 @@ impl<'a> Traffic<'a> {
         pod: &Pod,
         is_client: bool,
         transport: &str,
-        (from, to, port): (&Arc<str>, &Arc<str>, u16),
+        (source, destination, port): (&Arc<str>, &Arc<str>, u16),
         passed: Passed,
     ) -> FlowRecord {
         let Words { client, server, tcp, udp, unknown, .. } = &self.words;
         let workload = &self.world.workloads[pod.workload];
-        let Passed { window, connections, failed, duration_ms } = passed;
+        let Passed { window, time: (from, to), connections, failed, duration_ms } = passed;
         let mut rtt_us_hist = RttHistogram::default();
         rtt_us_hist.0[pod.workload % 4] = connections;
-        let first = window + 1_000 + self.rng.i64(0..20_000);
+        let first = self.rng.i64(from..to);
         let mut row = FlowRecord {
             window_start: TimestampMs(window),
             window_end: TimestampMs(window + MINUTE_MS),
@@ -443,8 +438,8 @@ impl<'a> Traffic<'a> {
             direction_known: true,
             start_known: true,
             transport: Arc::clone(if transport == "udp" { udp } else { tcp }),
-            source_address: Arc::clone(from),
-            destination_address: Arc::clone(to),
+            source_address: Arc::clone(source),
+            destination_address: Arc::clone(destination),
             destination_port: port,
             source_kind: Arc::clone(unknown),
             destination_kind: Arc::clone(unknown),
@@ -456,7 +451,7 @@ impl<'a> Traffic<'a> {
             duration_ms_sum: connections * duration_ms,
             rtt_us_hist,
             first_seen: TimestampMs(first),
-            last_seen: TimestampMs(first + self.rng.i64(0..30_000)),
+            last_seen: TimestampMs(self.rng.i64(first..to)),
             ..FlowRecord::default()
         };
         let (namespace, name) = (Some(Arc::clone(&workload.namespace)), Some(Arc::clone(&workload.name)));
@@ -491,71 +486,6 @@ impl<'a> Traffic<'a> {
             agent.flows.push(FlowRecord { cluster, node, run_id, seq, ..row }, TimestampMs(window))?;
         }
         Ok(())
-    }
-}
-
-impl Agent {
-    fn new(plan: &Plan, directory: &Path, node: &str, run: u32, time: i64, scope: &'static str) -> Self {
-        let run_id = format!("{run:08x}{:024x}", plan.seed).into();
-        let origin = Origin { cluster: "generated".into(), node: node.into(), run_id };
-        let roll = Roll { size_bytes: u64::MAX, age: std::time::Duration::MAX };
-        Self {
-            log: InventoryLog::new(origin.clone(), scope),
-            flows: DatasetWriter::new(directory, &origin, "generated", roll),
-            inventory: DatasetWriter::new(directory, &origin, "generated", roll),
-            health: DatasetWriter::new(directory, &origin, "generated", roll),
-            origin,
-            flows_next_seq: 0,
-            health_next_seq: 0,
-            run_start: time,
-            seen: 0,
-        }
-    }
-
-    fn tell_health(&mut self, window: i64, clean_shutdown: bool) -> Result<()> {
-        let Origin { cluster, node, run_id } = self.origin.clone();
-        let (seq, seen) = (self.health_next_seq, std::mem::take(&mut self.seen));
-        self.health_next_seq += 1;
-        let end = if clean_shutdown { window + 1 } else { window + MINUTE_MS };
-        let row = HealthRecord {
-            cluster,
-            node,
-            run_id,
-            seq,
-            window_start: TimestampMs(window),
-            window_end: TimestampMs(end),
-            run_start: TimestampMs(self.run_start),
-            agent_version: "generated".into(),
-            programs: vec!["sock_ops".into()],
-            window_ms: MINUTE_MS,
-            seen,
-            exported: seen,
-            flows_next_seq: self.flows_next_seq,
-            inventory_next_seq: self.log.next_seq(),
-            clean_shutdown,
-            ..HealthRecord::default()
-        };
-        self.health.push(row, TimestampMs(window))?;
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.flows.finish()?;
-        self.inventory.finish()?;
-        self.health.finish()?;
-        Ok(())
-    }
-}
-
-/// How a log learns of an object.
-trait Learns {
-    fn learn_of(&mut self, record: &InventoryRecord, is_there: bool, time: i64) -> Option<InventoryRecord>;
-}
-
-impl Learns for InventoryLog {
-    fn learn_of(&mut self, record: &InventoryRecord, is_there: bool, time: i64) -> Option<InventoryRecord> {
-        let (record, time) = (record.clone(), TimestampMs(time));
-        if is_there { self.upsert(record, time) } else { self.delete(record, time) }
     }
 }
 
@@ -638,6 +568,8 @@ fn calls(plan: &Plan, world: &World, rng: &mut Rng) -> Vec<Call> {
     calls
 }
 
+/// Ends that are there together for less do not talk.
+const SHORTEST_MS: i64 = 1_000;
 /// Payload bytes of a connection, from client to server and back.
 const BYTES_SENT: i64 = 100;
 const BYTES_RECEIVED: i64 = 300;

@@ -303,8 +303,13 @@ impl World {
 
 impl Pod {
     /// Whether the pod has its address throughout, with room for clocks that differ.
-    pub(super) const fn is_there(&self, from: i64, to: i64) -> bool {
+    const fn is_there(&self, from: i64, to: i64) -> bool {
         self.start + CLOCKS_MS <= from && to + CLOCKS_MS <= self.end
+    }
+
+    /// From when to when it talks: to its last moment, and not before it is ready.
+    pub(super) const fn time(&self) -> (i64, i64) {
+        (self.start + READY_MS, self.end)
     }
 
     /// Labels as canonical JSON.
@@ -374,5 +379,7 @@ pub(super) const API_SERVICE: &str = "10.96.0.1";
 const TOGETHER: u32 = 3;
 /// How soon a free address is taken again.
 const REUSE_MS: i64 = 10_000;
+/// How long a pod takes to be ready.
+const READY_MS: i64 = 1_000;
 /// More than the clocks of two nodes differ.
 const CLOCKS_MS: i64 = 3_000;

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -89,16 +90,17 @@ fn the_committed_capture_gives_the_golden_policies_in_any_order() {
     assert_eq!(report(&committed()), golden());
     let flows = rows::<FlowRecord>(&committed());
     assert!(flows.len() > 50, "the capture is there: {}", flows.len());
+    let run = &flows[0].run_id;
     let directory = tempfile::tempdir().expect("a directory");
     // The same rows, dealt to seven files, each from the other end.
     for (number, deal) in (0..7).map(|part| (part, flows.iter().rev().skip(part).step_by(7))) {
-        write(directory.path(), &format!("dealt-{number}"), deal.cloned().collect::<Vec<_>>());
+        write(directory.path(), &format!("dealt-{number}"), run, deal.cloned().collect::<Vec<_>>());
     }
-    write(directory.path(), "inventory", rows::<InventoryRecord>(&committed()));
-    write(directory.path(), "health", rows::<HealthRecord>(&committed()));
+    write(directory.path(), "inventory", run, rows::<InventoryRecord>(&committed()));
+    write(directory.path(), "health", run, rows::<HealthRecord>(&committed()));
     assert_eq!(report(directory.path()), golden());
     // Delivered twice: every row is there a second time.
-    write(directory.path(), "again", flows);
+    write(directory.path(), "again", run, flows.clone());
     assert_eq!(report(directory.path()), golden());
 }
 
@@ -113,9 +115,9 @@ fn without_a_lab_the_demo_says_so_and_replays_the_committed_capture() {
     assert_eq!(String::from_utf8_lossy(&demo.stdout), golden());
 }
 
-fn write<R: Record>(root: &Path, file: &str, rows: Vec<R>) {
+fn write<R: Record>(root: &Path, file: &str, run: &Arc<str>, rows: Vec<R>) {
     let roll = Roll { size_bytes: u64::MAX, age: Duration::MAX };
-    let origin = Origin { cluster: "lab".into(), node: file.into(), run_id: "shuffled".into() };
+    let origin = Origin { cluster: "lab".into(), node: file.into(), run_id: Arc::clone(run) };
     let mut writer = DatasetWriter::new(root, &origin, "test", roll);
     for row in rows {
         writer.push(row, TimestampMs(0)).expect("the row is taken");

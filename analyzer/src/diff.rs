@@ -1,0 +1,297 @@
+//! `flowscribe diff`: what two sets of policies allow differently, whatever way they are written.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use schemas::index::Labels;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{DiffArgs, DiffFormat},
+    communication::{Direction, Workload},
+    connectivity::ranges,
+    explain::selector_told,
+    manifests::{Manifests, ManifestsError},
+    netpol::{Connections, DEFAULT_NAMESPACE, Enforcement, NAMESPACE_NAME, Party, Subject},
+    output::{self, OutputError},
+    population::{Member, Population},
+    sets::Decisions,
+    tables::{Learning, Tables, TablesError},
+};
+
+/// Why policies can't be compared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiffError {
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error("not valid, so that nothing can be compared: {0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// What is different.
+#[derive(Debug, Default)]
+struct Difference {
+    /// Directions of workloads that any policy isolates now, or no longer.
+    closed: BTreeSet<(Workload, Direction)>,
+    opened: BTreeSet<(Workload, Direction)>,
+    added: BTreeMap<(End, End), Connections>,
+    removed: BTreeMap<(End, End), Connections>,
+    /// Ranges of ports that both allow.
+    unchanged: usize,
+}
+
+/// One end of what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Workload(Workload),
+    /// First and last address.
+    Addresses(IpAddr, IpAddr),
+}
+
+/// Compares two sets of policies; whether they allow the same.
+///
+/// # Errors
+/// Something can't be read, or is not valid.
+pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
+    let DiffArgs { old, new, input, manifests, format, output } = args;
+    let (old, new) = (Manifests::read(old)?, Manifests::read(new)?);
+    if let Some(problem) = old.problems.iter().chain(&new.problems).next() {
+        return Err(DiffError::Invalid(problem.clone()));
+    }
+    let mut population = match (input, manifests) {
+        (Some(input), _) => {
+            let learning = Learning { decisions: Arc::new(Decisions::default()), thresholds: Default::default() };
+            let question = async |_: &Tables| Ok(());
+            let (tables, ()) = Tables::ask::<_, DiffError>(input, &learning, question).await?;
+            Population::of_index(&tables.index)
+        }
+        (None, Some(path)) => Manifests::read(path)?.population,
+        (None, None) => Population::default(),
+    };
+    if population.members.is_empty() {
+        population = supposed(old.policies.iter().chain(&new.policies));
+    }
+    let difference = compare(&population, &old.policies, &new.policies)?;
+    let text = match format {
+        DiffFormat::Text => difference.text(),
+        DiffFormat::Markdown => difference.markdown(),
+        DiffFormat::Json => format!("{:#}\n", difference.json()),
+    };
+    output::write(&text, output.as_deref())?;
+    Ok(difference.is_none())
+}
+
+/// Pods that selectors of policies ask for, where nobody tells which there are.
+fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) -> Population {
+    let mut population = Population::default();
+    for policy in policies {
+        let own: Arc<str> = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE).into();
+        let Some(spec) = &policy.spec else { continue };
+        let mut suppose = |namespace: &Arc<str>, selector: Option<&LabelSelector>| {
+            let none = LabelSelector::default();
+            let selector = selector.unwrap_or(&none);
+            let name = if labels(selector).is_empty() { "(any pod)".into() } else { selector_told(selector) };
+            let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
+            let subject = Subject { namespace: Arc::clone(namespace), labels: labels(selector), ports: Vec::new() };
+            let pod = Arc::clone(&workload.name);
+            population.members.push(Member { workload, subject, pod, is_current: true });
+        };
+        suppose(&own, spec.pod_selector.as_ref());
+        let ingress = spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
+        let egress = spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten());
+        for peer in ingress.chain(egress).filter(|peer| peer.ip_block.is_none()) {
+            let Some(selector) = &peer.namespace_selector else {
+                suppose(&own, peer.pod_selector.as_ref());
+                continue;
+            };
+            let labels = labels(selector);
+            let name = labels.get(NAMESPACE_NAME).cloned().unwrap_or_else(|| selector_told(selector).into());
+            suppose(&name, peer.pod_selector.as_ref());
+            population.namespaces.insert(name, labels);
+        }
+    }
+    population.join();
+    population
+}
+
+/// Labels that a selector selects.
+fn labels(selector: &LabelSelector) -> Labels {
+    let labels = selector.match_labels.iter().flatten();
+    let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+    let asked = selector.match_expressions.iter().flatten().filter_map(|expression| {
+        let value = match expression.operator.as_str() {
+            "In" => expression.values.as_ref()?.first()?.as_str(),
+            "Exists" => "",
+            _ => return None,
+        };
+        Some((expression.key.as_str().into(), value.into()))
+    });
+    labels.chain(asked).collect()
+}
+
+fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]) -> Result<Difference, DiffError> {
+    let subjects = population.subjects();
+    let enforce = |policies| {
+        let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
+        match invalid.first() {
+            Some(invalid) => Err(DiffError::Invalid(invalid.to_string())),
+            None => Ok(enforcement),
+        }
+    };
+    let (old, new) = (enforce(old)?, enforce(new)?);
+    let mut difference = Difference::default();
+    let workload = |subject: usize| &population.members[subject].workload;
+    for subject in 0..subjects.len() {
+        for (direction, (was, is)) in Direction::ALL.into_iter().zip(old.isolated(subject).into_iter().zip(new.isolated(subject))) {
+            if was != is {
+                let changed = if is { &mut difference.closed } else { &mut difference.opened };
+                changed.insert((workload(subject).clone(), direction));
+            }
+        }
+    }
+    let is_open = |enforcement: &Enforcement<'_>, source: usize, destination: usize| {
+        !enforcement.isolated(source)[Direction::Egress as usize] && !enforcement.isolated(destination)[Direction::Ingress as usize]
+    };
+    let (ingress, egress) = (Direction::Ingress as usize, Direction::Egress as usize);
+    let mut ends: BTreeMap<(End, End), [Connections; 2]> = BTreeMap::new();
+    let mut add = |from: End, to: End, allowed: [Connections; 2]| {
+        let [was, is] = ends.entry((from, to)).or_default();
+        *was |= &allowed[0];
+        *is |= &allowed[1];
+    };
+    for (from, to) in &old.limited_pairs() | &new.limited_pairs() {
+        // What nothing limited before, or limits now, is told once, as closed or opened.
+        if is_open(&old, from, to) || is_open(&new, from, to) {
+            difference.unchanged += 1;
+            continue;
+        }
+        let allowed = [&old, &new].map(|e| e.connections(Party::Subject(from), Party::Subject(to)));
+        add(End::Workload(workload(from).clone()), End::Workload(workload(to).clone()), allowed);
+    }
+    for direction in Direction::ALL {
+        for (first, last) in ranges(old.blocks(direction).chain(new.blocks(direction))) {
+            for subject in 0..subjects.len() {
+                let isolated = [&old, &new].map(|e| e.isolated(subject)[if direction == Direction::Ingress { ingress } else { egress }]);
+                if isolated != [true, true] {
+                    continue;
+                }
+                let own = End::Workload(workload(subject).clone());
+                let (address, outside) = (Party::Address(first), End::Addresses(first, last));
+                if direction == Direction::Ingress {
+                    add(outside, own, [&old, &new].map(|e| e.connections(address, Party::Subject(subject))));
+                } else {
+                    add(own, outside, [&old, &new].map(|e| e.connections(Party::Subject(subject), address)));
+                }
+            }
+        }
+    }
+    for (ends, [was, is]) in ends {
+        difference.unchanged += (&was & &is).ranges().count();
+        for (list, connections) in [(&mut difference.added, &is - &was), (&mut difference.removed, &was - &is)] {
+            if !connections.is_none() {
+                list.insert(ends.clone(), connections);
+            }
+        }
+    }
+    Ok(difference)
+}
+
+impl Difference {
+    fn is_none(&self) -> bool {
+        self.closed.is_empty() && self.opened.is_empty() && self.added.is_empty() && self.removed.is_empty()
+    }
+
+    /// Workloads that anything is different for.
+    fn affected(&self) -> BTreeSet<&Workload> {
+        let isolated = self.closed.iter().chain(&self.opened).map(|(workload, _)| workload);
+        let ends = self.added.keys().chain(self.removed.keys()).flat_map(|(from, to)| [from, to]);
+        let ends = ends.filter_map(|end| match end {
+            End::Workload(workload) => Some(workload),
+            End::Addresses(..) => None,
+        });
+        isolated.chain(ends).collect()
+    }
+
+    fn summary(&self) -> String {
+        let count = |list: &BTreeMap<_, Connections>| list.values().map(|of| of.ranges().count()).sum::<usize>();
+        format!(
+            "{} edges added, {} removed, {} unchanged; {} directions closed, {} opened; {} workloads affected",
+            count(&self.added),
+            count(&self.removed),
+            self.unchanged,
+            self.closed.len(),
+            self.opened.len(),
+            self.affected().len()
+        )
+    }
+
+    fn lines(&self) -> Vec<(char, String)> {
+        let mut lines = Vec::new();
+        for (list, word) in [(&self.closed, "closed"), (&self.opened, "opened")] {
+            lines.extend(list.iter().map(|(workload, direction)| ('~', format!("{workload}: {} {word}", direction.as_str()))));
+        }
+        for (list, sign) in [(&self.added, '+'), (&self.removed, '-')] {
+            lines.extend(list.iter().map(|((from, to), connections)| (sign, format!("{from} → {to} {connections}"))));
+        }
+        lines
+    }
+
+    fn text(&self) -> String {
+        let lines: String = self.lines().into_iter().map(|(sign, line)| format!("{sign} {line}\n")).collect();
+        format!("{lines}{}\n", self.summary())
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!("### Network policies\n\n{}\n", self.summary());
+        let titles = [('~', "Directions"), ('+', "Allowed now"), ('-', "No longer allowed")];
+        for (sign, title) in titles {
+            let lines: Vec<String> =
+                self.lines().into_iter().filter(|(of, _)| *of == sign).map(|(_, line)| format!("- `{line}`\n")).collect();
+            if !lines.is_empty() {
+                let _ = write!(text, "\n#### {title}\n\n{}", lines.concat());
+            }
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let directions = |list: &BTreeSet<(Workload, Direction)>| -> Value {
+            list.iter().map(|(workload, direction)| json!({ "workload": workload.to_string(), "direction": direction.as_str() })).collect()
+        };
+        let edges = |list: &BTreeMap<(End, End), Connections>| -> Value {
+            let edge = |((from, to), connections): (&(End, End), &Connections)| {
+                let ranges = connections.ranges();
+                let ranges = ranges.map(|(transport, first, last)| json!({ "protocol": transport.as_str(), "port": first, "end_port": last }));
+                json!({ "source": from.to_string(), "destination": to.to_string(), "connections": ranges.collect::<Value>() })
+            };
+            list.iter().map(edge).collect()
+        };
+        json!({
+            "closed": directions(&self.closed),
+            "opened": directions(&self.opened),
+            "added": edges(&self.added),
+            "removed": edges(&self.removed),
+            "unchanged": self.unchanged,
+            "affected": self.affected().into_iter().map(|workload| workload.to_string()).collect::<Value>(),
+        })
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(workload) => write!(f, "{workload}"),
+            Self::Addresses(first, last) if first == last => write!(f, "{first}"),
+            Self::Addresses(first, last) => write!(f, "{first}-{last}"),
+        }
+    }
+}

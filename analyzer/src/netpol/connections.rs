@@ -1,0 +1,124 @@
+//! Sets of connections: ports by transport.
+
+use std::{
+    fmt,
+    ops::{BitAnd, BitOrAssign, Sub},
+    str::FromStr,
+};
+
+use range_set_blaze::RangeSetBlaze;
+
+/// A transport that policies know, in the order in which they are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Transport {
+    Sctp,
+    Tcp,
+    Udp,
+}
+
+/// Ports, from 1 to 65535, of each transport.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Connections([RangeSetBlaze<u16>; 3]);
+
+impl Transport {
+    /// All of them.
+    const ALL: [Self; 3] = [Self::Sctp, Self::Tcp, Self::Udp];
+
+    /// As policies write it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sctp => "SCTP",
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|transport| text.eq_ignore_ascii_case(transport.as_str()));
+        known.ok_or_else(|| format!("`{text}` is not a protocol of policies"))
+    }
+}
+
+impl Connections {
+    /// Everything.
+    pub(crate) fn all() -> Self {
+        Self(Transport::ALL.map(|_| RangeSetBlaze::from_iter([1..=u16::MAX])))
+    }
+
+    /// Whether it is everything.
+    pub(crate) fn is_all(&self) -> bool {
+        *self == Self::all()
+    }
+
+    /// Whether it is nothing.
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.iter().all(RangeSetBlaze::is_empty)
+    }
+
+    /// Adds ports, from the first to the last.
+    pub(crate) fn insert(&mut self, transport: Transport, first: u16, last: u16) {
+        self.0[transport as usize].ranges_insert(first..=last);
+    }
+
+    /// The ranges of ports by transport, in order.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (Transport, u16, u16)> {
+        let of = |transport: Transport| {
+            self.0[transport as usize].ranges().map(move |ports| (transport, *ports.start(), *ports.end()))
+        };
+        Transport::ALL.into_iter().flat_map(of)
+    }
+}
+
+impl BitAnd for &Connections {
+    type Output = Connections;
+
+    fn bitand(self, other: Self) -> Connections {
+        Connections(Transport::ALL.map(|transport| &self.0[transport as usize] & &other.0[transport as usize]))
+    }
+}
+
+impl Sub for &Connections {
+    type Output = Connections;
+
+    fn sub(self, other: Self) -> Connections {
+        Connections(Transport::ALL.map(|transport| &self.0[transport as usize] - &other.0[transport as usize]))
+    }
+}
+
+impl BitOrAssign<&Self> for Connections {
+    fn bitor_assign(&mut self, other: &Self) {
+        for (ports, more) in self.0.iter_mut().zip(&other.0) {
+            *ports |= more;
+        }
+    }
+}
+
+impl fmt::Display for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_all() {
+            return write!(f, "All Connections");
+        }
+        if self.is_none() {
+            return write!(f, "No Connections");
+        }
+        let mut before = None;
+        for (transport, first, last) in self.ranges() {
+            if before.is_some() {
+                write!(f, ",")?;
+            }
+            if before != Some(transport) {
+                write!(f, "{} ", transport.as_str())?;
+            }
+            before = Some(transport);
+            write!(f, "{first}")?;
+            if last > first {
+                write!(f, "-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! What a person should know about policies.
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use crate::communication::{Direction, Workload};
+
+/// Something that the policies can't say, or should not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Finding {
+    /// A direction is left open, because what is known of it would deny too much.
+    Withheld { workload: Workload, directions: Vec<Direction>, reason: String },
+    /// Directions that may yet change.
+    NotStable { reason: String, status: &'static str, directions: Vec<Direction>, workloads: BTreeSet<Workload> },
+    /// No policy can be written for a workload.
+    NoUsableLabels { workload: Workload },
+    /// A workload's selector selects pods of another one too.
+    SelectsAnother { workload: Workload, other: Workload },
+    /// A workload's selector misses one of its pods.
+    MissesOwnPod { workload: Workload, pod: Arc<str> },
+    /// A rule is left out because an end can't be told.
+    Unresolved { rule: String },
+    /// A rule that names a node's address, which autoscaling may change.
+    AddressOfNode { rule: String },
+    /// More addresses than wanted, that can't be merged.
+    ManyAddresses { workload: Workload, ports: String, blocks: usize },
+    /// A workload that sends, but was not seen to ask for names: it may yet need to.
+    NoNames { workload: Workload },
+    /// What was tried and never succeeded makes no rule: who tried, and what.
+    FailedOnly { source: String, attempts: Vec<String> },
+    /// A workload without traffic that makes a rule gets no policy.
+    NoTraffic { workload: Workload },
+    /// A workload whose pods ran where nobody watched.
+    NeverObserved { workload: Workload },
+    /// A namespace to write policies for that the inventory does not know.
+    NoSuchNamespace { namespace: Arc<str> },
+    /// A Service to open that is not there, or has nobody behind it.
+    NothingToOpen { service: String },
+    /// A namespace where not everything has a policy of both directions.
+    NoDefaults { namespace: Arc<str>, workloads: BTreeSet<Workload> },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Withheld { workload, directions, reason } => {
+                write!(f, "{workload}: {} withheld and left open, {reason}", both(directions))
+            }
+            Self::NotStable { reason, status, directions, workloads } => {
+                write!(f, "not stable yet: {} of {}: {status}, {reason}", both(directions), told(workloads))
+            }
+            Self::NoUsableLabels { workload } => {
+                write!(f, "{workload}: no policy, its pods have no usable labels")
+            }
+            Self::SelectsAnother { workload, other } => {
+                write!(f, "{workload}: its selector also selects pods of {other}")
+            }
+            Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
+            Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),
+            Self::AddressOfNode { rule } => write!(f, "{rule}: allowed by the node's address, which may change"),
+            Self::ManyAddresses { workload, ports, blocks } => {
+                write!(f, "{workload}: {blocks} addresses outside on {ports} that can't be merged within the limits")
+            }
+            Self::NoNames { workload } => {
+                write!(f, "{workload}: sends, but was not seen to ask any DNS: its policy allows none")
+            }
+            Self::FailedOnly { source, attempts } => {
+                let told = attempts.iter().take(ATTEMPTS_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+                write!(f, "{source}: left out, never established: {told}")?;
+                match attempts.len().saturating_sub(ATTEMPTS_TOLD) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more (flowscribe sql: failed_attempts)"),
+                }
+            }
+            Self::NoTraffic { workload } => {
+                write!(f, "{workload}: no policy, no traffic that makes a rule was observed")
+            }
+            Self::NeverObserved { workload } => write!(f, "{workload}: no policy, it was never observed"),
+            Self::NoSuchNamespace { namespace } => write!(f, "namespace {namespace}: no pod of it is known"),
+            Self::NothingToOpen { service } => {
+                write!(f, "--open-ingress {service}: no such Service is known with a pod behind it")
+            }
+            Self::NoDefaults { namespace, workloads } => {
+                write!(f, "namespace {namespace}: no default-deny, it would cut off {}", told(workloads))
+            }
+        }
+    }
+}
+
+/// Directions in words.
+fn both(directions: &[Direction]) -> String {
+    directions.iter().map(|direction| direction.as_str()).collect::<Vec<_>>().join(" and ")
+}
+
+fn told(workloads: &BTreeSet<Workload>) -> String {
+    workloads.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Failed attempts of one source that are told one by one; a scan has thousands.
+const ATTEMPTS_TOLD: usize = 5;

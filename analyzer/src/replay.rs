@@ -1,0 +1,329 @@
+//! A capture against policies: what of the observed they would deny, and what they allow that was never observed.
+//!
+//! Nothing here knows how policies are made; what they mean is [`netpol`](crate::netpol)'s.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+
+use crate::{
+    communication::{Direction, Edge, Endpoint, Evidence, Workload},
+    netpol::{Connections, Denial, Enforcement, InvalidPolicy, Party, Transport},
+    policy::size,
+    population::Population,
+    sets::{Fate, Sets, Status},
+};
+
+/// How to judge.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    /// Whether a pod's own node may always reach it, as Kubernetes' documentation has it.
+    pub(crate) own_node_exempt: bool,
+    /// Workloads whose selector is known to select pods of another one, and that one.
+    pub(crate) overlaps: BTreeSet<(Workload, Workload)>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict<'a> {
+    /// Observed edges that are allowed.
+    pub(crate) allowed: usize,
+    /// Observed edges that are denied, in order.
+    pub(crate) denied: Vec<Denied<'a>>,
+    /// Allowed between pods and never observed: by source and destination, and why that is so.
+    pub(crate) unseen: BTreeMap<(Workload, Workload), BTreeMap<Excuse, Connections>>,
+    /// Addresses outside that are allowed, and how many of them were observed, by workload and direction.
+    pub(crate) outside: BTreeMap<(Workload, Direction), (u128, u128)>,
+}
+
+/// An observed edge that would be denied.
+#[derive(Debug)]
+pub(crate) struct Denied<'a> {
+    pub(crate) edge: &'a Edge,
+    pub(crate) evidence: &'a Evidence,
+    pub(crate) status: Status,
+    pub(crate) by: BTreeSet<Denial>,
+    /// Why that is right; `None` where it is not known to be.
+    pub(crate) explanation: Option<String>,
+}
+
+/// Why something is allowed that was not observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Excuse {
+    /// A person wants it.
+    Pinned,
+    /// A Service was dialled that may lead there.
+    ViaService,
+    /// The other transport of DNS.
+    Names,
+    /// The port of a Service that was dialled.
+    ServicePort,
+    /// A selector takes in another workload.
+    Collateral,
+    /// There is none.
+    None,
+}
+
+impl Excuse {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned",
+            Self::ViaService => "via_service",
+            Self::Names => "dns",
+            Self::ServicePort => "service_port",
+            Self::Collateral => "selector",
+            Self::None => "unseen",
+        }
+    }
+}
+
+impl Verdict<'_> {
+    /// Denied edges that nothing explains, and that are stable.
+    pub(crate) fn wrong(&self) -> impl Iterator<Item = &Denied<'_>> {
+        self.denied.iter().filter(|denied| denied.explanation.is_none() && denied.status == Status::Stable)
+    }
+
+    /// Ranges of ports that are allowed between two workloads and were not observed, by excuse.
+    pub(crate) fn unseen_edges(&self) -> BTreeMap<Excuse, usize> {
+        let mut counts = BTreeMap::new();
+        for (excuse, connections) in self.unseen.values().flatten() {
+            *counts.entry(*excuse).or_default() += connections.ranges().count();
+        }
+        counts
+    }
+}
+
+impl fmt::Display for Denied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { edge, evidence, status, by, explanation } = self;
+        let policies = |denial: &Denial| {
+            let policies = denial.policies.iter().map(|policy| &**policy).collect::<Vec<_>>().join(" and ");
+            format!("{} of {policies}", denial.direction.as_str())
+        };
+        let by = by.iter().map(policies).collect::<Vec<_>>().join(", ");
+        write!(f, "{edge}: denied by {by}; {}, {} connections", status.as_str(), evidence.connections)?;
+        match explanation {
+            Some(explanation) => write!(f, "; {explanation}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Replays what was observed over policies. Those that are not valid are returned.
+pub(crate) fn replay<'a>(
+    sets: &'a Sets,
+    population: &Population,
+    policies: &[NetworkPolicy],
+    terms: &Terms,
+) -> (Verdict<'a>, Vec<InvalidPolicy>) {
+    let subjects = population.subjects();
+    let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
+    let mut numbers: BTreeMap<&Workload, Vec<usize>> = BTreeMap::new();
+    for (number, member) in population.members.iter().enumerate() {
+        numbers.entry(&member.workload).or_default().push(number);
+    }
+    let replay = Replay { sets, population, enforcement, numbers, terms };
+    let mut verdict = Verdict::default();
+    let status = replay.status();
+    for (edge, (evidence, fate)) in sets.edges.iter().filter(|(_, (evidence, _))| evidence.is_established()) {
+        let by = replay.denials(edge);
+        if by.is_empty() {
+            verdict.allowed += 1;
+            continue;
+        }
+        let status = status.get(edge).copied().unwrap_or(Status::Learning);
+        let explanation = replay.explain(edge, fate);
+        verdict.denied.push(Denied { edge, evidence, status, by, explanation });
+    }
+    verdict.unseen = replay.unseen();
+    verdict.outside = replay.outside();
+    (verdict, invalid)
+}
+
+struct Replay<'a, 'p> {
+    sets: &'a Sets,
+    population: &'p Population,
+    enforcement: Enforcement<'p>,
+    /// The members of each workload.
+    numbers: BTreeMap<&'p Workload, Vec<usize>>,
+    terms: &'p Terms,
+}
+
+impl<'a> Replay<'a, '_> {
+    /// How sure each edge is: as the end that is surer has it.
+    fn status(&self) -> BTreeMap<&'a Edge, Status> {
+        let mut status: BTreeMap<&Edge, Status> = BTreeMap::new();
+        for entry in self.sets.workloads.values().flat_map(|set| &set.entries) {
+            let known = status.entry(&entry.edge).or_insert(entry.status);
+            *known = entry.status.max(*known);
+        }
+        status
+    }
+
+    fn parties(&self, end: &Endpoint) -> Vec<Party> {
+        match end {
+            Endpoint::Workload(workload) => {
+                self.numbers.get(workload).into_iter().flatten().map(|number| Party::Subject(*number)).collect()
+            }
+            Endpoint::Node { address, .. }
+            | Endpoint::External { address }
+            | Endpoint::Unknown { address: Some(address), .. } => vec![Party::Address(*address)],
+            Endpoint::Unknown { address: None, .. } => Vec::new(),
+        }
+    }
+
+    /// Who refuses an edge, of all pods of both ends.
+    fn denials(&self, edge: &Edge) -> BTreeSet<Denial> {
+        if edge.own_node && self.terms.own_node_exempt {
+            return BTreeSet::new();
+        }
+        let Ok(transport) = edge.transport.parse::<Transport>() else { return BTreeSet::new() };
+        let (sources, destinations) = (self.parties(&edge.source), self.parties(&edge.destination));
+        let pairs = sources.iter().flat_map(|source| destinations.iter().map(move |to| (*source, *to)));
+        pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, edge.port)).collect()
+    }
+
+    fn explain(&self, edge: &Edge, fate: &Fate) -> Option<String> {
+        let with = |word: &str, reason: &str| {
+            Some(if reason.is_empty() { word.to_owned() } else { format!("{word}: {reason}") })
+        };
+        match fate {
+            Fate::Forbidden(reason) => return with("forbidden", reason),
+            Fate::Held(reason) => return with("held for review", reason),
+            Fate::OwnNode => return with("own node", ""),
+            Fate::Learned | Fate::Pinned(_) | Fate::Failed => {}
+        }
+        let unknown = [&edge.source, &edge.destination].into_iter().find(|end| matches!(end, Endpoint::Unknown { .. }));
+        unknown.and_then(|end| with("an end is not known", &end.to_string()))
+    }
+
+    /// What is allowed between pods that are there, and was not observed. What no policy limits at either end is not of
+    /// policies, and does not count.
+    fn unseen(&self) -> BTreeMap<(Workload, Workload), BTreeMap<Excuse, Connections>> {
+        let mut allowed: BTreeMap<(&Workload, &Workload), Connections> = BTreeMap::new();
+        for (source, destination) in self.enforcement.limited_pairs() {
+            let [from, to] = [source, destination].map(|number| &self.population.members[number]);
+            if !from.is_current || !to.is_current {
+                continue;
+            }
+            let connections = self.enforcement.connections(Party::Subject(source), Party::Subject(destination));
+            if !connections.is_none() {
+                *allowed.entry((&from.workload, &to.workload)).or_default() |= &connections;
+            }
+        }
+        let known = self.known();
+        let mut unseen: BTreeMap<(Workload, Workload), BTreeMap<Excuse, Connections>> = BTreeMap::new();
+        for ((source, destination), mut left) in allowed {
+            let mut excused = BTreeMap::new();
+            if let Some(kinds) = known.get(&(source, destination)) {
+                if let Some(seen) = kinds.get(&None) {
+                    left = &left - seen;
+                }
+                for (excuse, connections) in kinds.iter().filter_map(|(excuse, of)| Some(((*excuse)?, of))) {
+                    let these = &left & connections;
+                    left = &left - &these;
+                    if !these.is_none() {
+                        excused.insert(excuse, these);
+                    }
+                }
+            }
+            for (other_source, other_destination) in self.alike(source, destination) {
+                for connections in known.get(&(other_source, other_destination)).into_iter().flat_map(BTreeMap::values) {
+                    let these = &left & connections;
+                    left = &left - &these;
+                    if !these.is_none() {
+                        *excused.entry(Excuse::Collateral).or_default() |= &these;
+                    }
+                }
+            }
+            if !left.is_none() {
+                excused.insert(Excuse::None, left);
+            }
+            if !excused.is_empty() {
+                unseen.insert((source.clone(), destination.clone()), excused);
+            }
+        }
+        unseen
+    }
+
+    /// Pairs of workloads that a policy can't tell from a pair, because selectors take in both.
+    fn alike<'w>(&'w self, source: &'w Workload, destination: &'w Workload) -> Vec<(&'w Workload, &'w Workload)> {
+        let others = |workload: &'w Workload| {
+            let of = move |(a, b): &'w (Workload, Workload)| (b == workload).then_some(a);
+            std::iter::once(workload).chain(self.terms.overlaps.iter().filter_map(of)).collect::<Vec<_>>()
+        };
+        if self.terms.overlaps.is_empty() {
+            return Vec::new();
+        }
+        let destinations = others(destination);
+        others(source).into_iter().flat_map(|from| destinations.iter().map(move |to| (from, *to))).collect()
+    }
+
+    /// What was observed between workloads, under `None`; and what may be allowed for other reasons.
+    fn known(&self) -> BTreeMap<(&'a Workload, &'a Workload), BTreeMap<Option<Excuse>, Connections>> {
+        let mut known: BTreeMap<_, BTreeMap<Option<Excuse>, Connections>> = BTreeMap::new();
+        for (edge, (evidence, fate)) in &self.sets.edges {
+            let (Endpoint::Workload(source), Endpoint::Workload(destination)) = (&edge.source, &edge.destination) else {
+                continue;
+            };
+            let Ok(transport) = edge.transport.parse::<Transport>() else { continue };
+            let kinds = known.entry((source, destination)).or_default();
+            let mut insert = |excuse, transport, port| kinds.entry(excuse).or_default().insert(transport, port, port);
+            if matches!(fate, Fate::Pinned(_)) {
+                insert(Some(Excuse::Pinned), transport, edge.port);
+            }
+            if !evidence.is_established() {
+                continue;
+            }
+            let excuse = (evidence.via_service && !evidence.answered).then_some(Excuse::ViaService);
+            insert(excuse, transport, edge.port);
+            for port in &evidence.service_ports {
+                insert(Some(Excuse::ServicePort), transport, *port);
+            }
+            if edge.port == DNS_PORT || evidence.service_ports.contains(&DNS_PORT) {
+                for transport in [Transport::Tcp, Transport::Udp] {
+                    insert(Some(Excuse::Names), transport, edge.port);
+                    insert(Some(Excuse::ServicePort), transport, DNS_PORT);
+                }
+            }
+        }
+        known
+    }
+
+    /// How many addresses outside are allowed, and how many of them were observed.
+    fn outside(&self) -> BTreeMap<(Workload, Direction), (u128, u128)> {
+        let mut seen: BTreeMap<(&Workload, Direction), BTreeSet<IpAddr>> = BTreeMap::new();
+        for (edge, (evidence, _)) in &self.sets.edges {
+            let ends = [(&edge.destination, Direction::Ingress, &edge.source), (&edge.source, Direction::Egress, &edge.destination)];
+            for (own, direction, peer) in ends {
+                if let (Endpoint::Workload(workload), Endpoint::External { address } | Endpoint::Node { address, .. }) = (own, peer)
+                    && evidence.is_established()
+                {
+                    seen.entry((workload, direction)).or_default().insert(*address);
+                }
+            }
+        }
+        let mut found = BTreeMap::new();
+        for (workload, numbers) in &self.numbers {
+            for direction in Direction::ALL {
+                let blocks = numbers.iter().flat_map(|number| self.enforcement.blocks_of(*number, direction));
+                let blocks: Vec<IpNet> = blocks.collect();
+                if blocks.is_empty() {
+                    continue;
+                }
+                let seen = seen.get(&(workload, direction)).into_iter().flatten();
+                let seen = seen.filter(|address| blocks.iter().any(|block| block.contains(*address))).count();
+                let sum = IpNet::aggregate(&blocks).into_iter().fold(0, |sum: u128, block| sum.saturating_add(size(block)));
+                found.insert(((*workload).clone(), direction), (sum, seen as u128));
+            }
+        }
+        found
+    }
+}
+
+const DNS_PORT: u16 = 53;

@@ -1,0 +1,173 @@
+//! `flowscribe verify`: what of a capture policies would deny, and what they allow beyond it.
+
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+
+use datafusion::error::DataFusionError;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::{Api, Client, api::ListParams};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{VerifyArgs, VerifyFormat},
+    communication::{Endpoint, Workload},
+    manifests::{Manifests, ManifestsError},
+    output::{self, OutputError},
+    population::Population,
+    replay::{self, Denied, Excuse, Terms, Verdict},
+    sets::DecisionsError,
+    tables::{Tables, TablesError},
+};
+
+/// Why policies can't be verified.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VerifyError {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error(transparent)]
+    Decisions(#[from] DecisionsError),
+    #[error("cannot read the capture")]
+    Read(#[from] DataFusionError),
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    #[error("cannot find the cluster: set KUBECONFIG, or run in a pod")]
+    Cluster(#[source] kube::Error),
+    #[error("cannot list NetworkPolicies: who asks needs the verb list on networkpolicies of networking.k8s.io")]
+    List(#[source] kube::Error),
+    #[error("no policies in {0}")]
+    NoPolicies(PathBuf),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Replays a capture over policies; whether no stable flow is denied without explanation, and all policies are valid.
+///
+/// # Errors
+/// The policies or the capture can't be read.
+pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
+    let VerifyArgs { input, learn, policies, cluster: _, no_own_node, format, output } = args;
+    let (policies, mut problems) = match policies {
+        Some(path) => {
+            let Manifests { policies, problems, .. } = Manifests::read(path)?;
+            if policies.is_empty() && problems.is_empty() {
+                return Err(VerifyError::NoPolicies(path.clone()));
+            }
+            (policies, problems)
+        }
+        None => (of_cluster().await?, Vec::new()),
+    };
+    let learning = learn.learning()?;
+    let question = async |tables: &Tables| Ok(tables.learned().await?);
+    let (tables, learned) = Tables::ask::<_, VerifyError>(input, &learning, question).await?;
+    let population = Population::of_index(&tables.index);
+    let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
+    let (verdict, invalid) = replay::replay(&learned.0, &population, &policies, &terms);
+    problems.extend(invalid.iter().map(ToString::to_string));
+    let text = match format {
+        VerifyFormat::Text => text(&verdict),
+        VerifyFormat::Json => format!("{:#}\n", as_json(&verdict)),
+    };
+    output::write(&text, output.as_deref())?;
+    for problem in problems.iter().cloned().chain(tables.problems.iter().map(ToString::to_string)) {
+        eprintln!("skipped {problem}");
+    }
+    Ok(problems.is_empty() && verdict.wrong().next().is_none())
+}
+
+async fn of_cluster() -> Result<Vec<NetworkPolicy>, VerifyError> {
+    let client = Client::try_default().await.map_err(VerifyError::Cluster)?;
+    let all = Api::<NetworkPolicy>::all(client).list(&ListParams::default()).await.map_err(VerifyError::List)?;
+    Ok(all.items)
+}
+
+/// Observed edges by workload: allowed, denied with an explanation, denied without one.
+fn by_workload<'v>(verdict: &'v Verdict<'_>) -> BTreeMap<&'v Workload, [usize; 2]> {
+    let mut counts: BTreeMap<&Workload, [usize; 2]> = BTreeMap::new();
+    for denied in &verdict.denied {
+        for end in [&denied.edge.source, &denied.edge.destination] {
+            if let Endpoint::Workload(workload) = end {
+                counts.entry(workload).or_default()[usize::from(denied.explanation.is_none())] += 1;
+            }
+        }
+    }
+    counts
+}
+
+fn text(verdict: &Verdict<'_>) -> String {
+    let mut text = String::new();
+    let mut tell = |title: &str, list: Vec<&Denied<'_>>| {
+        if !list.is_empty() {
+            let _ = writeln!(text, "{title}");
+        }
+        for denied in list {
+            let _ = writeln!(text, "  {denied}");
+        }
+    };
+    let (explained, denied): (Vec<_>, Vec<_>) = verdict.denied.iter().partition(|denied| denied.explanation.is_some());
+    let (stable, unstable): (Vec<_>, Vec<_>) =
+        denied.into_iter().partition(|denied| denied.status == crate::sets::Status::Stable);
+    tell("DENIED, and stable:", stable);
+    tell("denied, and not stable:", unstable);
+    tell("denied with an explanation:", explained);
+    if !verdict.unseen.is_empty() {
+        text += "allowed and never seen:\n";
+    }
+    for ((source, destination), excuses) in &verdict.unseen {
+        for (excuse, connections) in excuses {
+            let why = if *excuse == Excuse::None { String::new() } else { format!(" ({})", excuse.as_str()) };
+            let _ = writeln!(text, "  {source} → {destination} {connections}{why}");
+        }
+    }
+    let beyond = verdict.outside.iter().filter(|(_, (allowed, seen))| allowed > seen);
+    for ((workload, direction), (allowed, seen)) in beyond {
+        let _ = writeln!(text, "  {workload} {}: {allowed} addresses outside, {seen} of them seen", direction.as_str());
+    }
+    let _ = writeln!(
+        text,
+        "{} observed edges allowed, {} denied ({} of them stable and unexplained); {} edges allowed and never seen",
+        verdict.allowed,
+        verdict.denied.len(),
+        verdict.wrong().count(),
+        verdict.unseen_edges().values().sum::<usize>(),
+    );
+    text
+}
+
+fn as_json(verdict: &Verdict<'_>) -> Value {
+    let denied = verdict.denied.iter().map(|denied| {
+        let by = denied.by.iter().map(|denial| {
+            json!({ "direction": denial.direction.as_str(), "policies": denial.policies.iter().map(|p| &**p).collect::<Vec<_>>() })
+        });
+        json!({
+            "edge": denied.edge.to_string(),
+            "status": denied.status.as_str(),
+            "connections": denied.evidence.connections,
+            "by": by.collect::<Value>(),
+            "explanation": denied.explanation,
+        })
+    });
+    let unseen = verdict.unseen.iter().flat_map(|((source, destination), excuses)| {
+        excuses.iter().map(move |(excuse, connections)| {
+            json!({
+                "source": source.to_string(),
+                "destination": destination.to_string(),
+                "connections": connections.to_string(),
+                "reason": excuse.as_str(),
+            })
+        })
+    });
+    let outside = verdict.outside.iter().map(|((workload, direction), (allowed, seen))| {
+        // Beyond 2⁵³ numbers in JSON are not exact everywhere.
+        json!({ "workload": workload.to_string(), "direction": direction.as_str(), "allowed": allowed.to_string(), "seen": seen.to_string() })
+    });
+    let workloads = by_workload(verdict).into_iter().map(|(workload, [explained, unexplained])| {
+        json!({ "workload": workload.to_string(), "denied_explained": explained, "denied": unexplained })
+    });
+    json!({
+        "allowed": verdict.allowed,
+        "denied": denied.collect::<Value>(),
+        "unseen": unseen.collect::<Value>(),
+        "outside": outside.collect::<Value>(),
+        "workloads": workloads.collect::<Value>(),
+        "stable_denied": verdict.wrong().count(),
+    })
+}
