@@ -160,6 +160,10 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     pub(crate) no_own_node: bool,
 
+    /// Exit with 1 for whatever is denied without explanation, stable or not: in a short capture nothing is stable.
+    #[arg(long)]
+    pub(crate) strict: bool,
+
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = VerifyFormat::Text)]
     pub(crate) format: VerifyFormat,
@@ -179,9 +183,14 @@ pub(crate) struct DiffArgs {
     #[arg(value_name = "NEW")]
     pub(crate) new: PathBuf,
 
-    /// Capture whose inventory tells which workloads there are; without it, those that the policies' selectors ask for.
-    #[command(flatten)]
-    pub(crate) input: Option<InputArgs>,
+    /// Capture whose inventory tells which workloads there are; without it, those that the policies' selectors ask for. May
+    /// be repeated.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) input: Vec<PathBuf>,
+
+    /// Cluster to look at, where the input holds several.
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME")]
+    pub(crate) cluster_name: Option<String>,
 
     /// Directory of manifests that tell which workloads there are.
     #[arg(long, value_name = "DIR", conflicts_with = "input")]
@@ -336,11 +345,11 @@ pub(crate) struct InputArgs {
 
     /// How far a flow and the news of its pod may be apart, by late news or different clocks, in milliseconds. An address
     /// that changed hands within it is not resolved.
-    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = 2000)]
+    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = CLOCK_SKEW_MS)]
     pub(crate) clock_skew_ms: u32,
 
     /// Memory that sorts, joins and groups of a query may take before they use temporary files, in MiB.
-    #[arg(long, env = "FLOWSCRIBE_MEMORY_MIB", value_name = "MIB", default_value_t = 512)]
+    #[arg(long, env = "FLOWSCRIBE_MEMORY_MIB", value_name = "MIB", default_value_t = MEMORY_MIB)]
     pub(crate) memory_mib: u32,
 }
 
@@ -425,6 +434,13 @@ impl LearnArgs {
     }
 }
 
+impl InputArgs {
+    /// Some captures, with all else as it is by default.
+    pub(crate) const fn of(input: Vec<PathBuf>, cluster_name: Option<String>) -> Self {
+        Self { input, cluster_name, clock_skew_ms: CLOCK_SKEW_MS, memory_mib: MEMORY_MIB }
+    }
+}
+
 impl From<DirectionName> for Direction {
     fn from(name: DirectionName) -> Self {
         match name {
@@ -443,3 +459,6 @@ fn parameter(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("it is not NAME=VALUE")?;
     Ok((name.trim_start_matches('$').to_owned(), value.to_owned()))
 }
+
+const CLOCK_SKEW_MS: u32 = 2000;
+const MEMORY_MIB: u32 = 512;

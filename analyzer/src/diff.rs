@@ -12,7 +12,7 @@ use schemas::index::Labels;
 use serde_json::{Value, json};
 
 use crate::{
-    args::{DiffArgs, DiffFormat},
+    args::{DiffArgs, DiffFormat, InputArgs},
     communication::{Direction, Workload},
     connectivity::ranges,
     explain::selector_told,
@@ -62,20 +62,21 @@ enum End {
 /// # Errors
 /// Something can't be read, or is not valid.
 pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
-    let DiffArgs { old, new, input, manifests, format, output } = args;
+    let DiffArgs { old, new, input, cluster_name, manifests, format, output } = args;
     let (old, new) = (Manifests::read(old)?, Manifests::read(new)?);
     if let Some(problem) = old.problems.iter().chain(&new.problems).next() {
         return Err(DiffError::Invalid(problem.clone()));
     }
-    let mut population = match (input, manifests) {
-        (Some(input), _) => {
+    let mut population = match manifests {
+        Some(path) => Manifests::read(path)?.population,
+        None if input.is_empty() => Population::default(),
+        None => {
+            let input = InputArgs::of(input.clone(), cluster_name.clone());
             let learning = Learning { decisions: Arc::new(Decisions::default()), thresholds: Default::default() };
             let question = async |_: &Tables| Ok(());
-            let (tables, ()) = Tables::ask::<_, DiffError>(input, &learning, question).await?;
+            let (tables, ()) = Tables::ask::<_, DiffError>(&input, &learning, question).await?;
             Population::of_index(&tables.index)
         }
-        (None, Some(path)) => Manifests::read(path)?.population,
-        (None, None) => Population::default(),
     };
     if population.members.is_empty() {
         population = supposed(old.policies.iter().chain(&new.policies));

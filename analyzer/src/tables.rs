@@ -12,7 +12,10 @@ use std::{
     sync::Arc,
 };
 
-use arrow::datatypes::SchemaRef;
+use arrow::{
+    compute::cast,
+    datatypes::{DataType, SchemaRef},
+};
 use datafusion::{
     common::{ParamValues, cast::as_string_array},
     datasource::{
@@ -200,12 +203,12 @@ impl Tables {
     /// # Errors
     /// A file can't be read.
     pub(crate) async fn names(&self) -> Result<Names, DataFusionError> {
-        let query = "select distinct cast(destination_address as varchar), cast(destination_name as varchar) from flows \
-            where destination_name is not null";
+        let query = "select distinct destination_address, destination_name from flows where destination_name is not null";
         let mut names = Names::new();
         for batch in self.context.sql(query).await?.collect().await? {
-            let [addresses, told] = [0, 1].map(|column| batch.column(column));
-            let (addresses, told) = (as_string_array(addresses)?, as_string_array(told)?);
+            let texts = |column: usize| cast(batch.column(column), &DataType::Utf8);
+            let (addresses, told) = (texts(0)?, texts(1)?);
+            let (addresses, told) = (as_string_array(&addresses)?, as_string_array(&told)?);
             for (address, name) in addresses.iter().zip(told) {
                 if let (Some(Ok(address)), Some(name)) = (address.map(str::parse::<IpAddr>), name) {
                     names.entry(address).or_default().insert(name.to_owned());

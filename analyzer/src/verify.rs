@@ -14,7 +14,7 @@ use crate::{
     output::{self, OutputError},
     population::Population,
     replay::{self, Denied, Excuse, Terms, Verdict},
-    sets::DecisionsError,
+    sets::{DecisionsError, Status},
     tables::{Tables, TablesError},
 };
 
@@ -44,7 +44,7 @@ pub(crate) enum VerifyError {
 /// # Errors
 /// The policies or the capture can't be read.
 pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
-    let VerifyArgs { input, learn, policies, cluster: _, no_own_node, format, output } = args;
+    let VerifyArgs { input, learn, policies, cluster: _, no_own_node, strict, format, output } = args;
     let (policies, mut problems) = match policies {
         Some(path) => {
             let Manifests { policies, problems, .. } = Manifests::read(path)?;
@@ -70,7 +70,11 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     for problem in problems.iter().cloned().chain(tables.problems.iter().map(ToString::to_string)) {
         eprintln!("skipped {problem}");
     }
-    Ok(problems.is_empty() && verdict.wrong().next().is_none())
+    let is_wrong = match strict {
+        true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),
+        false => verdict.wrong().next().is_some(),
+    };
+    Ok(problems.is_empty() && !is_wrong)
 }
 
 async fn of_cluster() -> Result<Vec<NetworkPolicy>, VerifyError> {
@@ -103,8 +107,7 @@ fn text(verdict: &Verdict<'_>) -> String {
         }
     };
     let (explained, denied): (Vec<_>, Vec<_>) = verdict.denied.iter().partition(|denied| denied.explanation.is_some());
-    let (stable, unstable): (Vec<_>, Vec<_>) =
-        denied.into_iter().partition(|denied| denied.status == crate::sets::Status::Stable);
+    let (stable, unstable): (Vec<_>, Vec<_>) = denied.into_iter().partition(|denied| denied.status == Status::Stable);
     tell("DENIED, and stable:", stable);
     tell("denied, and not stable:", unstable);
     tell("denied with an explanation:", explained);

@@ -72,11 +72,8 @@ impl<'a> Selectors<'a> {
         }
         let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?));
         let selector = match own {
-            Some(own) => Some(self.narrowed(workload, &own).unwrap_or(own)),
-            None => self.narrowed(workload, &Selector::default()).or_else(|| {
-                let all = self.common.get(workload).cloned().unwrap_or_default();
-                (!all.is_empty()).then(|| Selector::from_labels(&all))
-            }),
+            Some(own) => self.narrowed(workload, own),
+            None => self.narrowed(workload, Selector::default()),
         };
         self.found.insert(workload.clone(), selector.clone());
         selector
@@ -102,18 +99,20 @@ impl<'a> Selectors<'a> {
         findings
     }
 
-    /// The selector with the fewest labels added that keep the pods of others out; `None` where that can't be done.
-    fn narrowed(&self, workload: &Workload, selector: &Selector) -> Option<Selector> {
+    /// The selector with the fewest labels added that keep out as many pods of others as labels can; `None` where that
+    /// selects everything.
+    fn narrowed(&self, workload: &Workload, selector: Selector) -> Option<Selector> {
         let others = self.members_of(&workload.namespace).filter(|member| member.is_current);
         let mut others: Vec<&Labels> = others
             .filter(|member| member.workload != *workload && selector.matches(&member.subject.labels))
             .map(|member| &member.subject.labels)
             .collect();
-        let mut narrowed = selector.clone();
+        let mut narrowed = selector;
         if others.is_empty() && narrowed.selects_something() {
             return Some(narrowed);
         }
-        let common = self.common.get(workload)?;
+        let none = Labels::new();
+        let common = self.common.get(workload).unwrap_or(&none);
         let mut candidates: Vec<(&Arc<str>, &Arc<str>)> =
             common.iter().filter(|(key, _)| !narrowed.labels.contains_key(&***key)).collect();
         candidates.sort_by_key(|(key, _)| rank(key));
@@ -121,15 +120,16 @@ impl<'a> Selectors<'a> {
             let has = |(key, value): (&Arc<str>, &Arc<str>)| {
                 others.iter().filter(|labels| labels.get(&**key) == Some(value)).count()
             };
-            let (at, left) = candidates.iter().map(|label| has(*label)).enumerate().min_by_key(|(_, left)| *left)?;
+            let left = candidates.iter().map(|label| has(*label)).enumerate().min_by_key(|(_, left)| *left);
+            let Some((at, left)) = left else { break };
             if left == others.len() && narrowed.selects_something() {
-                return None; // no label tells them apart
+                break; // no label tells them apart
             }
             let (key, value) = candidates.remove(at);
             narrowed.labels.insert(key.to_string(), value.to_string());
             others.retain(|labels| labels.get(&**key) == Some(value));
         }
-        Some(narrowed)
+        narrowed.selects_something().then_some(narrowed)
     }
 
     fn members_of(&self, namespace: &str) -> impl Iterator<Item = &Member> {
@@ -147,11 +147,6 @@ impl Selector {
             expressions: expressions.map(|e| (e.key, e.operator, e.values.unwrap_or_default())).collect(),
         }
         .stable()
-    }
-
-    pub(super) fn from_labels(labels: &Labels) -> Self {
-        let labels = labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Self { labels, expressions: Vec::new() }
     }
 
     /// Whether a pod with these labels is selected (Kubernetes' label selector semantics).

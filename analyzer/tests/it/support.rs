@@ -49,7 +49,7 @@ pub(crate) struct Capture {
 pub(crate) struct Report {
     pub(crate) yaml: String,
     pub(crate) said: String,
-    policies: Vec<Value>,
+    pub(crate) policies: Vec<Value>,
 }
 
 impl Capture {
@@ -267,6 +267,15 @@ impl Report {
             }
         }
         allowed
+    }
+
+    /// Every address block that some rule names.
+    pub(crate) fn blocks(&self) -> BTreeSet<String> {
+        let rules = self.policies.iter().flat_map(|policy| {
+            ["ingress", "egress"].into_iter().flat_map(|direction| policy["spec"][direction].as_sequence().into_iter().flatten())
+        });
+        let peers = rules.flat_map(|rule| ["from", "to"].into_iter().flat_map(|way| rule[way].as_sequence().into_iter().flatten()));
+        peers.filter_map(|peer| peer["ipBlock"]["cidr"].as_str()).map(str::to_owned).collect()
     }
 
     /// The selector of a policy, written as its peers are.
