@@ -32,6 +32,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{self, Cluster},
+    enforce::Subject,
     pod::{self, Exchange, Order},
 };
 
@@ -312,6 +313,23 @@ impl Lab {
         Ok(())
     }
 
+    /// The pods that policies can be about.
+    pub(crate) fn subjects(&self) -> Vec<Subject> {
+        let subject = |(number, pod): (usize, &Pod)| Subject {
+            pod: PodId(number),
+            namespace: pod.spec.namespace.clone(),
+            labels: pod.spec.labels.clone(),
+            addresses: [pod.ipv4.into(), pod.ipv6.into()],
+        };
+        let pods = self.pods.iter().enumerate();
+        pods.filter(|(_, pod)| !pod.spec.external && !pod.spec.host_network).map(subject).collect()
+    }
+
+    /// Gives nftables rules to a pod's network namespace.
+    pub(crate) fn filter(&mut self, pod: PodId, rules: &str) -> Result<()> {
+        self.pods[pod.0].process.run("nft", &["-f", "-"], rules)
+    }
+
     /// Lets a pod listen.
     ///
     /// # Errors
@@ -466,7 +484,8 @@ const CGROUP1: &str = "/sys/fs/cgroup/pids";
 pub const NODE: &str = "lab";
 /// The node's addresses, on the bridge.
 pub const NODE_IPV4: &str = "10.244.0.1";
-const NODE_IPV6: &str = "fd00:10:244::1";
+/// The other family's.
+pub const NODE_IPV6: &str = "fd00:10:244::1";
 const POD_CIDR_IPV4: &str = "10.244.0.0/16";
 const POD_CIDR_IPV6: &str = "fd00:10:244::/64";
 const SERVICE_CIDR: &str = "10.96.0.0/16";

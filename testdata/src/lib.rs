@@ -10,6 +10,7 @@
 pub mod app;
 pub mod cluster;
 pub mod demo;
+pub mod enforce;
 pub mod generator;
 pub mod lab;
 mod names;

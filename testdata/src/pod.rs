@@ -66,6 +66,8 @@ pub enum Order {
     DialName { name: String, port: u16, times: u32, exchange: Exchange },
     /// Connect where nobody answers: wait for as long as TCP does, or give up after a while.
     DialInVain { to: SocketAddr, give_up_after_ms: Option<u64> },
+    /// Try to connect to each, all at once; answers how many were not dropped: connected, or refused.
+    Probe { to: Vec<SocketAddr>, within_ms: u64 },
     /// Connect with Fast Open: the first bytes go with the SYN.
     DialFastOpen { to: SocketAddr, exchange: Exchange },
     /// Connect, and let another process send this many bytes and close.
@@ -226,6 +228,16 @@ impl Pod {
                     Ok(_) => bail!("{to} answered"),
                     Err(_) => Ok(1),
                 }
+            }
+            Order::Probe { to, within_ms } => {
+                let within = Duration::from_millis(within_ms);
+                let passes = |to: SocketAddr| match TcpStream::connect_timeout(&to, within) {
+                    Ok(_) => true,
+                    // What may not be sent, and what nobody answers.
+                    Err(error) => !matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::TimedOut),
+                };
+                let tries: Vec<_> = to.into_iter().map(|to| thread::spawn(move || passes(to))).collect();
+                Ok(tries.into_iter().map(|tried| u64::from(tried.join().unwrap_or(true))).sum())
             }
             Order::DialFastOpen { to, exchange } => {
                 let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;

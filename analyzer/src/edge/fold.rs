@@ -62,19 +62,27 @@ type RowKey = [u32; 4];
 /// node, kind, namespace, workload kind, workload, pod, and node.
 type LocalKey = [u32; 9];
 
-/// The edge that most rows are counted for at once: those that say what rows before them said, in the same hour.
+/// Most rows are of one edge whose ends are certain for long: what they are counted for, at once.
 #[derive(Clone, Copy, Debug)]
 struct Shortcut {
-    /// Where the edge's counts are.
-    place: u32,
-    /// Of which hour.
-    hour: i64,
-    /// Spans for which nothing else has to be done.
+    /// Spans for which nothing else has to be done; none, where that is never so.
     from: i64,
     to: i64,
+    /// Where the edge's counts are, and of which hour.
+    hour: i64,
+    place: u32,
+    edge: u32,
+    source_pod: u32,
+    destination_pod: u32,
+    service: u32,
+    answered: bool,
+    /// Met in this unit of work, or so many before.
+    age: u8,
+    /// What else is known, in the list of memos.
+    memo: u32,
 }
 
-/// What rows that say the same are counted as.
+/// What rows that say the same are counted as, where that takes more than a shortcut.
 #[derive(Debug)]
 struct Memo {
     /// Spans for which it is right.
@@ -89,16 +97,26 @@ struct Memo {
 
 /// An edge that rows are counted for.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+struct Target {
+    edge: u32,
+    source_pod: u32,
+    destination_pod: u32,
+    service: u32,
+    answered: bool,
+    /// Both ends' nodes are known, and in different zones.
+    crosses_zones: bool,
+    /// Where its counts are, or what waits to be counted is, and of which hour.
+    place: (i64, usize),
+}
+
+/// What an edge has of all rows that say the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Marks {
     pub(super) edge: u32,
     pub(super) source_pod: u32,
     pub(super) destination_pod: u32,
     pub(super) service: u32,
     pub(super) answered: bool,
-    /// Both ends' nodes are known, and in different zones.
-    crosses_zones: bool,
-    /// Where its counts are, or what waits to be counted is, and of which hour.
-    place: (i64, usize),
 }
 
 /// Rows that wait for what their other end says: of one conversation and hour, without a long pause.
@@ -130,10 +148,13 @@ pub(super) struct Folder<'a> {
     pub(super) edges: Numbered<EdgeKey>,
     /// Where the counts of each edge were last, and of which hour.
     edge_places: Vec<(i64, u32)>,
-    /// Where what is known of rows is, in both of the lists after it.
-    memo_places: HashMap<RowKey, u32, RandomState>,
+    /// Where the shortcut of rows is.
+    known: HashMap<RowKey, u32, RandomState>,
     shortcuts: Vec<Shortcut>,
     memos: Vec<Memo>,
+    /// The rows of a batch that count, and what is known of them.
+    rows: Vec<(u32, i64, RowKey)>,
+    places: Vec<u32>,
     locals: Numbered<LocalKey>,
     hours: Vec<Hour>,
     pending: Vec<Pending>,
@@ -160,9 +181,11 @@ impl<'a> Folder<'a> {
             ends: Numbered::default(),
             edges: Numbered::default(),
             edge_places: Vec::new(),
-            memo_places: HashMap::default(),
+            known: HashMap::default(),
             shortcuts: Vec::new(),
             memos: Vec::new(),
+            rows: Vec::new(),
+            places: Vec::new(),
             locals: Numbered::default(),
             hours: Vec::new(),
             pending: Vec::new(),
@@ -184,6 +207,9 @@ impl<'a> Folder<'a> {
         }
         let columns = std::mem::take(&mut self.columns);
         let rows = Rows::new(batch);
+        let mut counted = std::mem::take(&mut self.rows);
+        let mut last_local = (LocalKey::default(), 0);
+        counted.clear();
         for row in 0..batch.num_rows() {
             let text = |column: Text| columns[column as usize].rows()[row];
             let hour = rows.window_end[row].saturating_sub(1).div_euclid(HOUR_MS);
@@ -213,18 +239,39 @@ impl<'a> Folder<'a> {
                 text(side[4]),
                 text(side[5]),
             ];
-            let local = self.locals.number(local);
+            // Rows of one pod often follow one another.
+            if local != last_local.0 || counted.is_empty() {
+                last_local = (local, self.locals.number(local));
+            }
             let key = [
                 u32::from(port) << 1 | u32::from(is_client),
                 text(Text::SourceAddress),
                 text(Text::DestinationAddress),
-                local,
+                last_local.1,
             ];
-            let span = Span { from: TimestampMs(rows.first_seen[row]), to: TimestampMs(rows.last_seen[row]) };
-            let failure = text(Text::Failure);
-            self.count(key, span, hour, failure, &rows.counts(row));
+            counted.push((row as u32, hour, key));
         }
+        for counted in counted.chunks(AHEAD_ROWS) {
+            self.look_ahead(counted);
+            for (number, (row, hour, key)) in counted.iter().enumerate() {
+                let row = *row as usize;
+                let span = Span { from: TimestampMs(rows.first_seen[row]), to: TimestampMs(rows.last_seen[row]) };
+                let failure = columns[Text::Failure as usize].rows()[row];
+                self.count(*key, self.places[number], span, *hour, failure, &rows.counts(row));
+            }
+        }
+        self.rows = counted;
         self.columns = columns;
+    }
+
+    /// Looks up what is known of the next rows. Tables of this size are not in the processor's caches, and it waits for
+    /// many look-ups at once as long as for one, if nothing else stands between them.
+    fn look_ahead(&mut self, rows: &[(u32, i64, RowKey)]) {
+        let Self { known, shortcuts, places, .. } = self;
+        places.clear();
+        places.extend(rows.iter().map(|(.., key)| known.get(key).copied().unwrap_or(NOT_MET)));
+        let touched = places.iter().filter_map(|place| shortcuts.get(*place as usize)).fold(0, |sum, s| sum ^ s.from);
+        std::hint::black_box(touched);
     }
 
     /// The edges of the hours since it was asked before, in order of time.
@@ -234,11 +281,10 @@ impl<'a> Folder<'a> {
         }
         self.witnesses.clear();
         self.seen.clear();
-        if self.memos.len() > MEMOS {
-            self.memo_places.clear();
-            self.shortcuts.clear();
-            self.memos.clear();
+        if self.shortcuts.len() > KNOWN_ROWS {
+            self.forget();
         }
+        self.shortcuts.iter_mut().for_each(|shortcut| shortcut.age = shortcut.age.saturating_add(1));
         let mut hours = std::mem::take(&mut self.hours);
         hours.sort_unstable_by_key(|hour| hour.number);
         hours
@@ -249,33 +295,68 @@ impl<'a> Folder<'a> {
         self.undirected.iter().filter_map(|(run, rows)| Some((Arc::clone(self.texts.text(*run)?), *rows)))
     }
 
-    fn count(&mut self, key: RowKey, span: Span, hour: i64, failure: u32, counts: &Counts) {
+    /// Forgets what was not met for long; where that is not enough, everything.
+    fn forget(&mut self) {
+        let is_recent = |shortcut: &Shortcut| shortcut.age < FORGOTTEN_AFTER;
+        if self.shortcuts.iter().filter(|shortcut| is_recent(shortcut)).count() > KNOWN_ROWS {
+            self.known.clear();
+            self.shortcuts.clear();
+            self.memos.clear();
+            return;
+        }
+        let mut kept = Vec::with_capacity(KNOWN_ROWS);
+        let mut memos: Vec<Option<Memo>> = std::mem::take(&mut self.memos).into_iter().map(Some).collect();
+        let Self { shortcuts, memos: kept_memos, .. } = self;
+        self.known.retain(|_, place| {
+            let mut shortcut = shortcuts[*place as usize];
+            if let Some(memo) = memos.get_mut(shortcut.memo as usize).and_then(Option::take).filter(|_| is_recent(&shortcut)) {
+                shortcut.memo = kept_memos.len() as u32;
+                kept_memos.push(memo);
+            }
+            *place = kept.len() as u32;
+            let is_kept = is_recent(&shortcut);
+            kept.extend(is_kept.then_some(shortcut));
+            is_kept
+        });
+        self.shortcuts = kept;
+    }
+
+    fn count(&mut self, key: RowKey, place: u32, span: Span, hour: i64, failure: u32, counts: &Counts) {
         let is_client = is_client(&key);
-        let at = match self.memo_places.get(&key) {
-            Some(at) => {
-                let at = *at as usize;
-                let shortcut = self.shortcuts[at];
-                if shortcut.hour == hour && shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
-                    let hour = hour_of(&mut self.hours, hour);
-                    hour.edges[shortcut.place as usize].add(is_client, counts, failure, span);
-                    return;
-                }
-                if !self.memos[at].holds.contains(span) {
-                    self.memos[at] = self.resolve(&key, span);
-                }
-                at
+        let place = if place == NOT_MET { self.place_of(key) } else { place } as usize;
+        let shortcut = &mut self.shortcuts[place];
+        shortcut.age = 0;
+        if shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
+            let of_hour = hour_of(&mut self.hours, hour);
+            if shortcut.hour != hour {
+                let known = &mut self.edge_places[shortcut.edge as usize];
+                let place = of_hour.place(shortcut.target(), is_client.then_some(port_of(&key)), known);
+                (shortcut.hour, shortcut.place) = (hour, place as u32);
             }
-            None => {
-                let memo = self.resolve(&key, span);
-                self.memos.push(memo);
-                self.shortcuts.push(Shortcut { place: 0, hour: i64::MIN, from: 0, to: 0 });
-                self.memo_places.insert(key, self.memos.len() as u32 - 1);
-                self.memos.len() - 1
+            of_hour.edges[shortcut.place as usize].add(is_client, counts, failure, span);
+            return;
+        }
+        if !self.memos.get(shortcut.memo as usize).is_some_and(|memo| memo.holds.contains(span)) {
+            let memo = self.resolve(&key, span);
+            if let Some(plain) = memo.shortcut()
+                && plain.from <= span.from.0
+                && span.to.0 <= plain.to
+            {
+                let memo = self.shortcuts[place].memo;
+                self.shortcuts[place] = Shortcut { memo, ..plain };
+                return self.count(key, place as u32, span, hour, failure, counts);
             }
-        };
+            match self.memos.get_mut(self.shortcuts[place].memo as usize) {
+                Some(known) => *known = memo,
+                None => {
+                    self.shortcuts[place].memo = self.memos.len() as u32;
+                    self.memos.push(memo);
+                }
+            }
+        }
         let transport = self.locals.values[key[3] as usize][0];
         let Self { memos, shortcuts, edge_places, hours, pending, witnesses, .. } = self;
-        let memo = &mut memos[at];
+        let memo = &mut memos[shortcuts[place].memo as usize];
         if let Some(own) = memo.own
             && !memo.certain.contains(span)
         {
@@ -303,24 +384,19 @@ impl<'a> Folder<'a> {
             let hour = hour_of(hours, hour);
             if target.place.0 != hour.number {
                 let known = &mut edge_places[target.edge as usize];
-                target.place = (hour.number, hour.place(target, is_client.then_some(port_of(&key)), known));
+                target.place = (hour.number, hour.place(target.marks(), is_client.then_some(port_of(&key)), known));
             }
             let counts = counts.across(target.crosses_zones);
             hour.edges[target.place.1].add(is_client, &counts, failure, span);
         }
-        // Most rows are of one edge that is the same for long.
-        if let [target] = &memo.targets[..]
-            && !memo.is_pending
-            && !target.crosses_zones
-        {
-            let certain = if memo.own.is_some() { memo.certain } else { memo.holds };
-            shortcuts[at] = Shortcut {
-                place: target.place.1 as u32,
-                hour: target.place.0,
-                from: memo.holds.from.max(certain.from).0,
-                to: memo.holds.to.min(certain.to).0,
-            };
-        }
+    }
+
+    /// The place of rows that were not met before, or only in this batch.
+    fn place_of(&mut self, key: RowKey) -> u32 {
+        *self.known.entry(key).or_insert_with(|| {
+            self.shortcuts.push(Shortcut::default());
+            self.shortcuts.len() as u32 - 1
+        })
     }
 
     /// Looks up who is at the ends of a row.
@@ -429,7 +505,7 @@ impl<'a> Folder<'a> {
         }
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
-        let place = hour.place(&target, dialled, &mut self.edge_places[target.edge as usize]);
+        let place = hour.place(target.marks(), dialled, &mut self.edge_places[target.edge as usize]);
         hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, span);
     }
 
@@ -463,6 +539,50 @@ impl<'a> Folder<'a> {
         let edge = self.edges.number(key);
         self.edge_places.resize(self.edges.values.len(), (i64::MIN, 0));
         edge
+    }
+}
+
+impl Memo {
+    /// What rows are counted for at once, if they are of one edge and its ends are certain.
+    fn shortcut(&self) -> Option<Shortcut> {
+        let [target] = &self.targets[..] else { return None };
+        let Target { edge, source_pod, destination_pod, service, answered, crosses_zones, place: _ } = *target;
+        let certain = if self.own.is_some() { self.certain } else { self.holds };
+        let (from, to) = (self.holds.from.max(certain.from).0, self.holds.to.min(certain.to).0);
+        let plain = Shortcut { from, to, edge, source_pod, destination_pod, service, answered, ..Shortcut::default() };
+        (!self.is_pending && !crosses_zones).then_some(plain)
+    }
+}
+
+impl Shortcut {
+    const fn target(&self) -> Marks {
+        let Self { edge, source_pod, destination_pod, service, answered, .. } = *self;
+        Marks { edge, source_pod, destination_pod, service, answered }
+    }
+}
+
+impl Default for Shortcut {
+    fn default() -> Self {
+        Self {
+            from: i64::MAX,
+            to: i64::MIN,
+            hour: i64::MIN,
+            place: 0,
+            edge: 0,
+            source_pod: Texts::NONE,
+            destination_pod: Texts::NONE,
+            service: Texts::NONE,
+            answered: false,
+            age: 0,
+            memo: NOT_MET,
+        }
+    }
+}
+
+impl Target {
+    const fn marks(&self) -> Marks {
+        let Self { edge, source_pod, destination_pod, service, answered, .. } = *self;
+        Marks { edge, source_pod, destination_pod, service, answered }
     }
 }
 
@@ -524,5 +644,11 @@ fn is_loopback(address: &str) -> bool {
 
 /// Rows of a conversation that are further apart are told apart: its ends may have changed.
 const PAUSE_MS: i64 = 60_000;
-/// Different rows that are remembered from one unit of work to the next: some 200 bytes each.
-const MEMOS: usize = 200_000;
+/// Different rows that are remembered from one unit of work to the next: some 100 bytes each.
+const KNOWN_ROWS: usize = 400_000;
+/// Units of work after which rows that were not met again may be forgotten.
+const FORGOTTEN_AFTER: u8 = 8;
+/// Rows that are looked up at once.
+const AHEAD_ROWS: usize = 64;
+/// The place of rows that were not met, and of memos that are not there.
+const NOT_MET: u32 = u32::MAX;

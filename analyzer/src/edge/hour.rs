@@ -6,7 +6,7 @@ use foldhash::fast::RandomState;
 use schemas::index::Span;
 use smallvec::{Array, SmallVec};
 
-use super::{fold::Target, text::Texts};
+use super::{fold::Marks, text::Texts};
 
 /// Everything that is counted of an edge, from one of its ends.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,7 +56,7 @@ impl Hour {
     }
 
     /// Where the counts of an edge are, with what is the same for all rows that say the same.
-    pub(super) fn place(&mut self, target: &Target, dialled_port: Option<u16>, known: &mut (i64, u32)) -> usize {
+    pub(super) fn place(&mut self, target: Marks, dialled_port: Option<u16>, known: &mut (i64, u32)) -> usize {
         let Self { number, edges, places } = self;
         if known.0 != *number {
             let place = *places.entry(target.edge).or_insert_with(|| {

@@ -4,6 +4,7 @@
 mod complete;
 mod cookbook;
 mod demo;
+mod enforced;
 mod interop;
 mod kill;
 mod loss;

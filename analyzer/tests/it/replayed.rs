@@ -1,0 +1,206 @@
+//! Policies against captures and against one another: what `verify`, `diff` and `explain` tell, and what is left in a
+//! directory.
+
+use std::{fs, path::Path, process::Output};
+
+use serde_yaml::Value;
+use tempfile::TempDir;
+
+use crate::support::{Capture, DB, WEB, flowscribe, web_and_db};
+
+/// Policies in a file, in a directory of its own.
+fn file(yaml: &str) -> (TempDir, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("policies.yaml");
+    fs::write(&path, yaml).expect("written");
+    let path = path.to_string_lossy().into_owned();
+    (directory, path)
+}
+
+fn text(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn verify(capture: &Capture, policies: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    let ((_kept, path), input) = (file(policies), capture.write());
+    let arguments = ["verify", "--policies", &path, "--input", &input.path().to_string_lossy()];
+    text(&flowscribe(&[&arguments[..], more].concat()))
+}
+
+fn diff(old: &str, new: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    let ((_old, old), (_new, new)) = (file(old), file(new));
+    text(&flowscribe(&[&["diff", &old, &new], more].concat()))
+}
+
+#[test]
+fn what_a_report_writes_denies_nothing_that_was_observed() {
+    let capture = web_and_db();
+    let (code, found, said) = verify(&capture, &capture.report().yaml, &["--strict"]);
+    assert_eq!(code, Some(0), "{found}{said}");
+    let all = "1 observed edges allowed, 0 denied (0 of them stable and unexplained); 0 edges allowed and never seen\n";
+    assert_eq!(found, all);
+}
+
+#[test]
+fn what_policies_would_deny_is_named_with_the_policy() {
+    let capture = web_and_db();
+    let tampered = capture.report().yaml.replace("port: 5432", "port: 5433");
+    let (code, found, _) = verify(&capture, &tampered, &["--strict"]);
+    assert_eq!(code, Some(1));
+    let denied = "demo/web → demo/db 5432/TCP: denied by ingress of demo/db-network, egress of demo/web-network; learning, 1 connections";
+    assert!(found.contains(denied), "{found}");
+    assert!(found.contains("allowed and never seen:\n  demo/web → demo/db TCP 5433\n"), "{found}");
+    assert_eq!(verify(&capture, &tampered, &[]).0, Some(0), "nothing is stable after a minute");
+    let (_, json, _) = verify(&capture, &tampered, &["--format", "json"]);
+    let json: Value = serde_yaml::from_str(&json).expect("JSON");
+    assert_eq!(json["denied"][0]["edge"].as_str(), Some("demo/web → demo/db 5432/TCP"));
+    assert_eq!(json["unseen"][0]["reason"].as_str(), Some("unseen"));
+    assert_eq!(json["workloads"][0]["denied"].as_u64(), Some(1));
+}
+
+#[test]
+fn denials_that_have_a_reason_do_not_count() {
+    let mut capture = web_and_db();
+    capture.accept(DB, "192.0.2.1", 8080);
+    capture.dial(WEB, "10.244.9.9", 443);
+    let decisions = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(decisions.path(), "forbid: [{ from: demo/web, to: demo/db, reason: it moved }]").expect("written");
+    let decisions = ["--decisions", &*decisions.path().to_string_lossy()];
+    let policies = capture.report_with(&decisions).yaml;
+    // The forbidden edge was all that there was: what denies it is written here.
+    assert_eq!(policies, "");
+    let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: demo}, \
+        spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}";
+    let (code, found, _) = verify(&capture, deny, &[&decisions[..], &["--strict"]].concat());
+    assert_eq!(code, Some(0), "{found}");
+    assert!(found.contains("demo/web → demo/db 5432/TCP: denied by "), "{found}");
+    assert!(found.contains("forbidden: it moved") && found.contains("an end is not known"), "{found}");
+    let (code, found, _) = verify(&capture, deny, &[&decisions[..], &["--no-own-node"]].concat());
+    assert_eq!(code, Some(0));
+    assert!(found.contains("node node-a (192.0.2.1) → demo/db 8080/TCP: denied by ingress of demo/deny; learning, 1 connections; own node"), "{found}");
+}
+
+#[test]
+fn policies_that_are_no_policies_are_an_error() {
+    let capture = web_and_db();
+    let (code, _, said) = verify(&capture, "{apiVersion: v1, kind: Service, metadata: {name: x}}", &[]);
+    assert_eq!(code, Some(1));
+    assert!(said.starts_with("flowscribe: no policies in "), "{said}");
+    let bad = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: bad, namespace: demo}, \
+        spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70}]}]}}";
+    let (code, _, said) = verify(&capture, bad, &[]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("skipped policy demo/bad: endPort 70 needs a port that is a number and not larger"), "{said}");
+}
+
+#[test]
+fn the_same_however_it_is_written_is_no_difference() {
+    let mut capture = web_and_db();
+    capture.talk(WEB, DB, 9187);
+    let policies = capture.report().yaml;
+    let reordered = {
+        let mut documents: Vec<&str> = policies.split("---\n").collect();
+        documents.reverse();
+        documents.join("---\n").replace("    - port: 5432\n      protocol: TCP\n    - port: 9187\n", "    - port: 9187\n      protocol: TCP\n    - port: 5432\n")
+    };
+    assert_ne!(policies, reordered);
+    let (code, found, said) = diff(&policies, &reordered, &[]);
+    assert_eq!((code, &*found), (Some(0), "0 edges added, 0 removed, 2 unchanged; 0 directions closed, 0 opened; 0 workloads affected\n"), "{said}");
+}
+
+#[test]
+fn differences_are_edges_and_directions_in_every_format() {
+    let mut capture = web_and_db();
+    let old = capture.report().yaml;
+    capture.pod("demo/cache", "10.244.0.31");
+    capture.talk(WEB, "10.244.0.31", 6379);
+    capture.dial(WEB, "198.51.100.7", 443);
+    let new = capture.report().yaml;
+    let (code, found, _) = diff(&old, &new, &[]);
+    assert_eq!(code, Some(1));
+    let expected = "~ demo/app=cache: ingress closed\n~ demo/app=cache: egress closed\n\
+        + demo/app=web → 198.51.100.7 TCP 443\n\
+        2 edges added, 0 removed, 1 unchanged; 2 directions closed, 0 opened; 2 workloads affected\n";
+    assert_eq!(found.replace("+ demo/app=web → demo/app=cache TCP 6379\n", ""), expected);
+    let input = capture.write();
+    let (_, named, _) = diff(&new, &old, &["--input", &input.path().to_string_lossy(), "--format", "markdown"]);
+    assert!(named.contains("#### No longer allowed\n\n- `demo/web → 198.51.100.7 TCP 443`\n"), "{named}");
+    assert!(named.contains("- `demo/cache: ingress opened`\n"), "{named}");
+    let (_, json, _) = diff(&old, &new, &["--format", "json"]);
+    let json: Value = serde_yaml::from_str(&json).expect("JSON");
+    assert_eq!(json["added"][0]["connections"][0]["port"].as_u64(), Some(443));
+    assert_eq!(json["closed"].as_sequence().map(Vec::len), Some(2));
+    let (code, _, said) = diff(&old, "{", &[]);
+    assert_eq!(code, Some(2), "{said}");
+}
+
+#[test]
+fn a_rule_is_explained_by_what_is_behind_it_and_so_is_what_is_missing() {
+    let mut capture = web_and_db();
+    let row = capture.dial(WEB, DB, 22);
+    (row.connections, row.closed, row.failed, row.failure) = (0, 0, 3, Some("refused".into()));
+    let input = capture.write();
+    let input = input.path().to_string_lossy();
+    let (code, found, said) = text(&flowscribe(&["explain", "demo/web-network", "--input", &input]));
+    assert_eq!(code, Some(0), "{said}");
+    insta::assert_snapshot!("explain", found);
+    let by_workload = text(&flowscribe(&["explain", "demo/web", "--input", &input]));
+    assert_eq!(by_workload.1, found, "a workload is its policy");
+    let (code, _, said) = text(&flowscribe(&["explain", "demo/wbe", "--input", &input]));
+    assert_eq!(code, Some(1));
+    assert_eq!(said, "flowscribe: no policy or workload demo/wbe: there are demo/db-network, demo/web-network\n");
+    let (_, _, said) = text(&flowscribe(&["report", "--explain", "--input", &input]));
+    assert!(said.ends_with(&found), "{said}");
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(directory).expect("readable").flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_directory_has_a_file_per_policy_and_loses_only_what_is_its_own() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("policies");
+    let report = |capture: &Capture| capture.report_with(&["--output", &format!("{}/", output.display())]);
+    let mut capture = web_and_db();
+    capture.pod("demo/cache", "10.244.0.31");
+    capture.talk(WEB, "10.244.0.31", 6379);
+    report(&capture);
+    let all = ["demo.cache-network.yaml", "demo.db-network.yaml", "demo.web-network.yaml", "evidence.json", "kustomization.yaml"];
+    assert_eq!(names(&output), all);
+    let evidence: Value = serde_yaml::from_str(&fs::read_to_string(output.join("evidence.json")).expect("it is there")).expect("JSON");
+    assert_eq!(evidence["policies"][0]["rules"][0]["observed"][0]["connections"].as_u64(), Some(1));
+    // Somebody's own, beside what was written, even with a policy of ours copied into it.
+    fs::write(output.join("mine.yaml"), "kind: ConfigMap\n").expect("written");
+    fs::write(output.join("README.md"), "mine").expect("written");
+    let time = |name: &str| fs::metadata(output.join(name)).and_then(|file| file.modified()).expect("it is there");
+    let before = time("demo.db-network.yaml");
+    report(&web_and_db());
+    let left = ["README.md", "demo.db-network.yaml", "demo.web-network.yaml", "evidence.json", "kustomization.yaml", "mine.yaml"];
+    assert_eq!(names(&output), left);
+    let kustomization = fs::read_to_string(output.join("kustomization.yaml")).expect("it is there");
+    assert!(kustomization.ends_with("resources:\n- demo.db-network.yaml\n- demo.web-network.yaml\n"), "{kustomization}");
+    assert_eq!(time("demo.db-network.yaml"), before, "what is the same is not written again");
+    // What is in the way and not ours stays, and is named.
+    fs::write(output.join("kustomization.yaml"), "resources: [mine.yaml]\n").expect("written");
+    let input = web_and_db().write();
+    let refused = text(&flowscribe(&["report", "--input", &input.path().to_string_lossy(), "--output", &output.to_string_lossy()]));
+    assert_eq!(refused.0, Some(1));
+    assert!(refused.2.contains("kustomization.yaml is not one that flowscribe wrote"), "{}", refused.2);
+    assert_eq!(fs::read_to_string(output.join("kustomization.yaml")).expect("it is there"), "resources: [mine.yaml]\n");
+}
+
+#[test]
+fn evidence_and_policies_can_be_files() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (policies, evidence) = (directory.path().join("p.yaml"), directory.path().join("e.json"));
+    let report = web_and_db().report_with(&["--output", &policies.to_string_lossy(), "--evidence", &evidence.to_string_lossy()]);
+    assert_eq!(report.yaml, "");
+    assert_eq!(fs::read_to_string(policies).expect("it is there"), web_and_db().report().yaml);
+    let evidence = fs::read_to_string(evidence).expect("it is there");
+    assert!(evidence.contains("\"verification\": {\n    \"allowed\": 1,\n    \"denied\": [],\n    \"unseen\": {}"), "{evidence}");
+}
