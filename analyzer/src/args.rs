@@ -80,7 +80,14 @@ pub(crate) struct PolicyArgs {
     pub(crate) namespaces: Vec<String>,
 
     /// Directions that policies limit; the other is left open.
-    #[arg(long, env = "FLOWSCRIBE_DIRECTIONS", value_enum, value_name = "DIRECTION,…", value_delimiter = ',', default_value = "ingress,egress")]
+    #[arg(
+        long,
+        env = "FLOWSCRIBE_DIRECTIONS",
+        value_enum,
+        value_name = "DIRECTION,…",
+        value_delimiter = ',',
+        default_value = "ingress,egress"
+    )]
     pub(crate) directions: Vec<DirectionName>,
 
     /// Allow the port of a dialled Service too, beside the port of the pods behind it: for network plugins that judge

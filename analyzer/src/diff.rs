@@ -152,7 +152,9 @@ fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]
     let mut difference = Difference::default();
     let workload = |subject: usize| &population.members[subject].workload;
     for subject in 0..subjects.len() {
-        for (direction, (was, is)) in Direction::ALL.into_iter().zip(old.isolated(subject).into_iter().zip(new.isolated(subject))) {
+        for (direction, (was, is)) in
+            Direction::ALL.into_iter().zip(old.isolated(subject).into_iter().zip(new.isolated(subject)))
+        {
             if was != is {
                 let changed = if is { &mut difference.closed } else { &mut difference.opened };
                 changed.insert((workload(subject).clone(), direction));
@@ -160,7 +162,8 @@ fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]
         }
     }
     let is_open = |enforcement: &Enforcement<'_>, source: usize, destination: usize| {
-        !enforcement.isolated(source)[Direction::Egress as usize] && !enforcement.isolated(destination)[Direction::Ingress as usize]
+        !enforcement.isolated(source)[Direction::Egress as usize]
+            && !enforcement.isolated(destination)[Direction::Ingress as usize]
     };
     let (ingress, egress) = (Direction::Ingress as usize, Direction::Egress as usize);
     let mut ends: BTreeMap<(End, End), [Connections; 2]> = BTreeMap::new();
@@ -181,7 +184,8 @@ fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]
     for direction in Direction::ALL {
         for (first, last) in ranges(old.blocks(direction).chain(new.blocks(direction))) {
             for subject in 0..subjects.len() {
-                let isolated = [&old, &new].map(|e| e.isolated(subject)[if direction == Direction::Ingress { ingress } else { egress }]);
+                let isolated = [&old, &new]
+                    .map(|e| e.isolated(subject)[if direction == Direction::Ingress { ingress } else { egress }]);
                 if isolated != [true, true] {
                     continue;
                 }
@@ -238,7 +242,9 @@ impl Difference {
     fn lines(&self) -> Vec<(char, String)> {
         let mut lines = Vec::new();
         for (list, word) in [(&self.closed, "closed"), (&self.opened, "opened")] {
-            lines.extend(list.iter().map(|(workload, direction)| ('~', format!("{workload}: {} {word}", direction.as_str()))));
+            lines.extend(
+                list.iter().map(|(workload, direction)| ('~', format!("{workload}: {} {word}", direction.as_str()))),
+            );
         }
         for (list, sign) in [(&self.added, '+'), (&self.removed, '-')] {
             lines.extend(list.iter().map(|((from, to), connections)| (sign, format!("{from} → {to} {connections}"))));
@@ -255,8 +261,12 @@ impl Difference {
         let mut text = format!("### Network policies\n\n{}\n", self.summary());
         let titles = [('~', "Directions"), ('+', "Allowed now"), ('-', "No longer allowed")];
         for (sign, title) in titles {
-            let lines: Vec<String> =
-                self.lines().into_iter().filter(|(of, _)| *of == sign).map(|(_, line)| format!("- `{line}`\n")).collect();
+            let lines: Vec<String> = self
+                .lines()
+                .into_iter()
+                .filter(|(of, _)| *of == sign)
+                .map(|(_, line)| format!("- `{line}`\n"))
+                .collect();
             if !lines.is_empty() {
                 let _ = write!(text, "\n#### {title}\n\n{}", lines.concat());
             }

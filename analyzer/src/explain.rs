@@ -118,7 +118,8 @@ impl Explanation {
         let withheld = set.withheld.keys().map(|(workload, _)| workload);
         let silent: std::collections::BTreeSet<&Workload> =
             withheld.chain(left_out.keys().copied()).filter(|workload| wish.wants(workload)).collect();
-        let has_policy = |workload: &Workload| set.policies.iter().any(|written| written.workload.as_ref() == Some(workload));
+        let has_policy =
+            |workload: &Workload| set.policies.iter().any(|written| written.workload.as_ref() == Some(workload));
         for workload in silent.into_iter().filter(|workload| !has_policy(workload)) {
             let left_out = left_out.remove(workload).unwrap_or_default();
             policies.push(PolicyExplained::of_workload(sets, set, workload, left_out));
@@ -197,14 +198,19 @@ impl PolicyExplained {
     fn new(sets: &Sets, set: &PolicySet<'_>, written: &Written<'_>, left_out: Vec<LeftOut>) -> Self {
         let Written { workload, policy, rules: observed } = written;
         let spec = policy.spec.as_ref();
-        let ingress = spec.into_iter().flat_map(|spec| spec.ingress.iter().flatten()).map(|rule| (&rule.from, &rule.ports));
+        let ingress =
+            spec.into_iter().flat_map(|spec| spec.ingress.iter().flatten()).map(|rule| (&rule.from, &rule.ports));
         let egress = spec.into_iter().flat_map(|spec| spec.egress.iter().flatten()).map(|rule| (&rule.to, &rule.ports));
-        let rules = observed.iter().zip(ingress.chain(egress)).map(|((direction, edges), (peers, ports))| RuleExplained {
-            direction: direction.as_str(),
-            peers: peers.iter().flatten().map(peer_told).collect(),
-            ports: ports.iter().flatten().map(port_told).collect(),
-            observed: edges.iter().filter_map(|edge| EdgeExplained::new(sets, edge, workload.as_ref(), *direction)).collect(),
-        });
+        let rules =
+            observed.iter().zip(ingress.chain(egress)).map(|((direction, edges), (peers, ports))| RuleExplained {
+                direction: direction.as_str(),
+                peers: peers.iter().flatten().map(peer_told).collect(),
+                ports: ports.iter().flatten().map(port_told).collect(),
+                observed: edges
+                    .iter()
+                    .filter_map(|edge| EdgeExplained::new(sets, edge, workload.as_ref(), *direction))
+                    .collect(),
+            });
         let (namespace, name) = (policy.metadata.namespace.clone(), policy.metadata.name.clone());
         let known = workload.as_ref().map(|workload| Self::of_workload(sets, set, workload, left_out));
         Self {
@@ -262,7 +268,8 @@ impl EdgeExplained {
         let (evidence, fate) = sets.edges.get(edge)?;
         let own = match (workload, direction, &edge.source, &edge.destination) {
             (Some(workload), ..) => workload,
-            (None, Direction::Egress, Endpoint::Workload(own), _) | (None, Direction::Ingress, _, Endpoint::Workload(own)) => own,
+            (None, Direction::Egress, Endpoint::Workload(own), _)
+            | (None, Direction::Ingress, _, Endpoint::Workload(own)) => own,
             _ => return None,
         };
         let is_this = |entry: &&Entry| entry.edge == *edge && entry.direction == direction;
@@ -271,11 +278,16 @@ impl EdgeExplained {
         let days: std::collections::BTreeSet<u32> = evidence.hours.iter().map(|hour| hour / 24).collect();
         Some(Self {
             edge: edge.to_string(),
-            status: if matches!(fate, Fate::Pinned(_)) { "pinned" } else { entry.map_or("learning", |e| e.status.as_str()) },
-            reason: fate.told().1.filter(|reason| !reason.is_empty()).map_or_else(
-                || entry.map(|entry| entry.reason.clone()).unwrap_or_default(),
-                str::to_owned,
-            ),
+            status: if matches!(fate, Fate::Pinned(_)) {
+                "pinned"
+            } else {
+                entry.map_or("learning", |e| e.status.as_str())
+            },
+            reason: fate
+                .told()
+                .1
+                .filter(|reason| !reason.is_empty())
+                .map_or_else(|| entry.map(|entry| entry.reason.clone()).unwrap_or_default(), str::to_owned),
             recurrence: entry.and_then(|entry| entry.recurrence).map(|recurrence| recurrence.as_str()),
             connections: evidence.connections,
             failed: evidence.failed,
@@ -312,9 +324,8 @@ impl EdgeExplained {
 
 /// Why an edge is not in the policy of one of its ends.
 fn why_not(edge: &Edge, evidence: &Evidence, fate: &Fate, of: &Endpoint) -> Option<String> {
-    let with = |word: &str, reason: &str| {
-        Some(if reason.is_empty() { word.to_owned() } else { format!("{word}, {reason}") })
-    };
+    let with =
+        |word: &str, reason: &str| Some(if reason.is_empty() { word.to_owned() } else { format!("{word}, {reason}") });
     match fate {
         Fate::Held(reason) => with("held for review", reason),
         Fate::Forbidden(reason) => with("forbidden", reason),
@@ -340,7 +351,11 @@ pub(crate) fn peer_told(peer: &NetworkPolicyPeer) -> String {
     let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
     if let Some(block) = ip_block {
         let except = block.except.as_deref().unwrap_or_default();
-        return if except.is_empty() { block.cidr.clone() } else { format!("{} except {}", block.cidr, except.join(", ")) };
+        return if except.is_empty() {
+            block.cidr.clone()
+        } else {
+            format!("{} except {}", block.cidr, except.join(", "))
+        };
     }
     let pods = pod_selector.as_ref().map_or_else(|| "all pods".into(), selector_told);
     match namespace_selector {

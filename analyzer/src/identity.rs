@@ -37,20 +37,29 @@ pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32)
     let mut builder = IndexBuilder::new(heard, clock_skew_ms.into());
     let mut problems = Vec::new();
     let mut waiting: BTreeMap<TimestampMs, Vec<InventoryRecord>> = BTreeMap::new();
-    // Files are read while the ones before are taken in.
+    // Files are read while the ones before are taken in; those of a run by one reader, as each tells what the next adds.
+    let reader_of = |file: &CaptureFile| match &file.run {
+        Some((run, ..)) => {
+            run.bytes().fold(0, |sum: usize, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % READERS
+        }
+        None => 0,
+    };
     thread::scope(|scope| {
-        let (sender, receiver) = mpsc::sync_channel(FILES_AHEAD);
         let ahead = &files;
-        scope.spawn(move || {
-            let mut runs = HashMap::new();
-            for file in ahead {
-                if sender.send(read_file(file, &mut runs)).is_err() {
-                    return;
+        let receivers: [_; READERS] = std::array::from_fn(|reader| {
+            let (sender, receiver) = mpsc::sync_channel(FILES_AHEAD);
+            scope.spawn(move || {
+                let mut runs = HashMap::new();
+                for file in ahead.iter().filter(|file| reader_of(file) == reader) {
+                    if sender.send(read_file(file, &mut runs)).is_err() {
+                        return;
+                    }
                 }
-            }
+            });
+            receiver
         });
-        for (at, read) in receiver.into_iter().enumerate() {
-            match read {
+        for (at, file) in files.iter().enumerate() {
+            match receivers[reader_of(file)].recv().expect("a reader tells of each of its files") {
                 Ok((records, heard)) => {
                     heard.into_iter().for_each(|heard| builder.hear(heard));
                     for record in records {
@@ -114,3 +123,4 @@ fn open(file: &CaptureFile) -> Result<Opening, Problem> {
 
 /// Files that are read before they are taken in.
 const FILES_AHEAD: usize = 16;
+const READERS: usize = 2;

@@ -3,12 +3,16 @@
 //! ```text
 //! *.parquet ──identity──► Index ──┐
 //!           ──runs──► Vec<Run> ───┤
-//!           ──edge──► Communications ──sets──► Sets ──policy──► NetworkPolicies ──output──► YAML
+//!           ──edge──► Communications ──sets──► Sets ──policy──► PolicySet ──report──► YAML, files, evidence
+//!           │                                    └──► replay ◄─┘ what would be denied, what was never seen
 //!           └───────────────── tables: all of it in SQL
+//!
+//! manifests ──► NetworkPolicies, Population ──netpol──► connectivity, diff, verify
 //! ```
 //!
 //! `edge` reads the flows, `sets` tells what is believed of them, `policy` what a policy may say; a capture is all they
-//! know. `inventory` talks to a cluster, and only writes.
+//! know. `netpol` knows what policies mean, whoever wrote them, and nothing of how ours are made. `inventory` talks to a
+//! cluster, and only writes.
 
 mod args;
 mod cilium;

@@ -187,7 +187,8 @@ impl<'a> Enforcement<'a> {
     /// Pairs of source and destination, of which at least one is isolated, and whose isolated sides name the other.
     pub(crate) fn limited_pairs(&self) -> BTreeSet<(usize, usize)> {
         let named = |direction: Direction| (0..self.subjects.len()).map(move |subject| self.named(subject, direction));
-        let (sources, destinations): (Vec<_>, Vec<_>) = (named(Direction::Ingress).collect(), named(Direction::Egress).collect());
+        let (sources, destinations): (Vec<_>, Vec<_>) =
+            (named(Direction::Ingress).collect(), named(Direction::Egress).collect());
         let mut pairs = BTreeSet::new();
         for (destination, sources) in sources.iter().enumerate() {
             for source in sources.iter().flatten() {

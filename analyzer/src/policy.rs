@@ -323,7 +323,8 @@ impl<'a> Draft<'a> {
                 unsure.entry((reason.to_owned(), status, directions)).or_default().insert(workload.clone());
             }
         }
-        let finding = |((reason, status, directions), workloads)| Finding::NotStable { reason, status, directions, workloads };
+        let finding =
+            |((reason, status, directions), workloads)| Finding::NotStable { reason, status, directions, workloads };
         self.findings.extend(unsure.into_iter().map(finding));
     }
 
@@ -372,16 +373,19 @@ impl<'a> Draft<'a> {
                 let behind = self.behind(service);
                 ports.iter().any(|port| behind.contains(&(workload.clone(), port.clone())))
             });
-            let services: Vec<String> = services.map(|(service, _)| format!("--open-ingress {}", path_of(service))).collect();
+            let services: Vec<String> =
+                services.map(|(service, _)| format!("--open-ingress {}", path_of(service))).collect();
             let decide = if services.is_empty() { "raise --max-cidrs".into() } else { services.join(" or ") };
-            let reason = format!("{blocks} addresses outside on {told} are more than a rule should have: decide with {decide}");
+            let reason =
+                format!("{blocks} addresses outside on {told} are more than a rule should have: decide with {decide}");
             self.withhold(&workload, direction, reason);
         }
     }
 
     /// Judges selectors, and withholds what a policy that is withheld for another workload would isolate all the same.
     fn overlaps(&mut self) -> BTreeSet<(Workload, Workload)> {
-        let workloads: Vec<Workload> = self.sets.workloads.keys().filter(|workload| self.is_named(workload)).cloned().collect();
+        let workloads: Vec<Workload> =
+            self.sets.workloads.keys().filter(|workload| self.is_named(workload)).cloned().collect();
         let mut overlaps = BTreeSet::new();
         for workload in workloads {
             let Some(selector) = self.selectors.of(&workload) else { continue };
@@ -403,7 +407,11 @@ impl<'a> Draft<'a> {
                 return overlaps;
             }
             for ((workload, other), direction) in caught {
-                self.withhold(workload, direction, format!("its policy would hold for {other} too, where it is withheld"));
+                self.withhold(
+                    workload,
+                    direction,
+                    format!("its policy would hold for {other} too, where it is withheld"),
+                );
             }
         }
     }
@@ -447,7 +455,8 @@ impl<'a> Draft<'a> {
                 let dns = take(&mut rules[Direction::Egress as usize], &self.dns);
                 add(shared.entry(Arc::clone(&workload.namespace)).or_default(), dns);
             }
-            let subject = Subject { name: &names[&workload], namespace: &workload.namespace, selector: selector.to_api() };
+            let subject =
+                Subject { name: &names[&workload], namespace: &workload.namespace, selector: selector.to_api() };
             let annotations = self.annotations(&workload, &rules, &directions);
             let (policy, rules) = policy(subject, &rules, &directions, annotations);
             policies.push(Written { workload: Some(workload), policy, rules });
@@ -455,7 +464,8 @@ impl<'a> Draft<'a> {
         if self.wish.namespace_defaults {
             policies.extend(self.defaults(shared, open));
         }
-        let order = |written: &Written<'_>| (written.policy.metadata.namespace.clone(), written.policy.metadata.name.clone());
+        let order =
+            |written: &Written<'_>| (written.policy.metadata.namespace.clone(), written.policy.metadata.name.clone());
         policies.sort_by_key(order);
         check::check(&policies)?;
         Ok(PolicySet { policies, findings: self.findings, withheld: self.withheld, overlaps })
@@ -506,7 +516,8 @@ impl<'a> Draft<'a> {
                 _ => Finding::NoTraffic { workload },
             });
         }
-        let known: BTreeSet<&Arc<str>> = self.population.members.iter().map(|member| &member.workload.namespace).collect();
+        let known: BTreeSet<&Arc<str>> =
+            self.population.members.iter().map(|member| &member.workload.namespace).collect();
         for namespace in self.wish.namespaces.iter().filter(|namespace| !known.contains(namespace)) {
             self.findings.insert(Finding::NoSuchNamespace { namespace: Arc::clone(namespace) });
         }
@@ -520,7 +531,8 @@ impl<'a> Draft<'a> {
         directions: &[Direction],
     ) -> BTreeMap<String, String> {
         let told = directions.iter().flat_map(|direction| {
-            let edges: BTreeSet<&Edge> = rules[*direction as usize].values().flat_map(BTreeMap::values).flatten().copied().collect();
+            let edges: BTreeSet<&Edge> =
+                rules[*direction as usize].values().flat_map(BTreeMap::values).flatten().copied().collect();
             let lines = edges.into_iter().map(|edge| format!("{} {edge}\n", direction.as_str()));
             [format!("{}\n", direction.as_str())].into_iter().chain(lines).collect::<Vec<_>>()
         });

@@ -233,7 +233,8 @@ impl<'a> Replay<'a, '_> {
                 }
             }
             for (other_source, other_destination) in self.alike(source, destination) {
-                for connections in known.get(&(other_source, other_destination)).into_iter().flat_map(BTreeMap::values) {
+                for connections in known.get(&(other_source, other_destination)).into_iter().flat_map(BTreeMap::values)
+                {
                     let these = &left & connections;
                     left = &left - &these;
                     if !these.is_none() {
@@ -268,7 +269,8 @@ impl<'a> Replay<'a, '_> {
     fn known(&self) -> BTreeMap<(&'a Workload, &'a Workload), BTreeMap<Option<Excuse>, Connections>> {
         let mut known: BTreeMap<_, BTreeMap<Option<Excuse>, Connections>> = BTreeMap::new();
         for (edge, (evidence, fate)) in &self.sets.edges {
-            let (Endpoint::Workload(source), Endpoint::Workload(destination)) = (&edge.source, &edge.destination) else {
+            let (Endpoint::Workload(source), Endpoint::Workload(destination)) = (&edge.source, &edge.destination)
+            else {
                 continue;
             };
             let Ok(transport) = edge.transport.parse::<Transport>() else { continue };
@@ -299,9 +301,13 @@ impl<'a> Replay<'a, '_> {
     fn outside(&self) -> BTreeMap<(Workload, Direction), (u128, u128)> {
         let mut seen: BTreeMap<(&Workload, Direction), BTreeSet<IpAddr>> = BTreeMap::new();
         for (edge, (evidence, _)) in &self.sets.edges {
-            let ends = [(&edge.destination, Direction::Ingress, &edge.source), (&edge.source, Direction::Egress, &edge.destination)];
+            let ends = [
+                (&edge.destination, Direction::Ingress, &edge.source),
+                (&edge.source, Direction::Egress, &edge.destination),
+            ];
             for (own, direction, peer) in ends {
-                if let (Endpoint::Workload(workload), Endpoint::External { address } | Endpoint::Node { address, .. }) = (own, peer)
+                if let (Endpoint::Workload(workload), Endpoint::External { address } | Endpoint::Node { address, .. }) =
+                    (own, peer)
                     && evidence.is_established()
                 {
                     seen.entry((workload, direction)).or_default().insert(*address);
@@ -318,7 +324,8 @@ impl<'a> Replay<'a, '_> {
                 }
                 let seen = seen.get(&(workload, direction)).into_iter().flatten();
                 let seen = seen.filter(|address| blocks.iter().any(|block| block.contains(*address))).count();
-                let sum = IpNet::aggregate(&blocks).into_iter().fold(0, |sum: u128, block| sum.saturating_add(size(block)));
+                let sum =
+                    IpNet::aggregate(&blocks).into_iter().fold(0, |sum: u128, block| sum.saturating_add(size(block)));
                 found.insert(((*workload).clone(), direction), (sum, seen as u128));
             }
         }

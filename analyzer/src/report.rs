@@ -237,7 +237,8 @@ fn beyond(verdict: &Verdict<'_>, workloads: &BTreeSet<Workload>) -> String {
     let mut parts: Vec<String> =
         verdict.unseen_edges().into_iter().map(|(excuse, count)| format!("{count} edges {}", words(excuse))).collect();
     let outside = verdict.outside.iter().filter(|((workload, _), _)| workloads.contains(workload));
-    let (allowed, seen) = outside.fold((0u128, 0), |sum, (_, (allowed, seen))| (sum.0.saturating_add(*allowed), sum.1 + seen));
+    let (allowed, seen) =
+        outside.fold((0u128, 0), |sum, (_, (allowed, seen))| (sum.0.saturating_add(*allowed), sum.1 + seen));
     if allowed > seen {
         parts.push(format!("{} addresses outside beside the {seen} seen", allowed - seen));
     }

@@ -203,7 +203,8 @@ impl Tables {
     /// # Errors
     /// A file can't be read.
     pub(crate) async fn names(&self) -> Result<Names, DataFusionError> {
-        let query = "select distinct destination_address, destination_name from flows where destination_name is not null";
+        let query =
+            "select distinct destination_address, destination_name from flows where destination_name is not null";
         let mut names = Names::new();
         for batch in self.context.sql(query).await?.collect().await? {
             let texts = |column: usize| cast(batch.column(column), &DataType::Utf8);

@@ -13,10 +13,10 @@ struct Contestant {
 }
 
 /// What a run took.
-struct Taken {
-    seconds: f64,
+pub(crate) struct Taken {
+    pub(crate) seconds: f64,
     cpu_seconds: f64,
-    peak_mib: f64,
+    pub(crate) peak_mib: f64,
 }
 
 /// Makes a capture of each size, lets everybody derive its edges, compares what they found, and prints what it took.
@@ -83,7 +83,7 @@ fn compare(size: u64, capture: &Path, scratch: &Path, runs: usize) -> Result<()>
 }
 
 /// Runs a program under GNU time.
-fn measure(command: &mut Command, scratch: &Path) -> Result<Taken> {
+pub(crate) fn measure(command: &mut Command, scratch: &Path) -> Result<Taken> {
     let report = scratch.join("time");
     let mut timed = Command::new("/usr/bin/time");
     timed.arg("-f").arg("%e %U %S %M").arg("-o").arg(&report).arg(command.get_program()).args(command.get_args());

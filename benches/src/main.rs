@@ -6,6 +6,7 @@ mod agent;
 mod cluster;
 mod edges;
 mod load;
+mod policies;
 mod report;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -61,6 +62,15 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         keep: Option<PathBuf>,
     },
+    /// Make policies of many workloads and verify them.
+    Policies {
+        /// Deployments, each of which calls fifty others.
+        #[arg(long, default_value_t = 2000)]
+        workloads: u16,
+        /// Runs, of which the best counts.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+    },
     /// The process that makes the load.
     #[command(hide = true)]
     Load {
@@ -73,6 +83,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15, only: Vec::new() }) {
         Command::Load { cgroup } => load::run(&cgroup),
         Command::Edges { rows, runs, keep } => edges::run(&rows, runs, keep.as_deref()),
+        Command::Policies { workloads, runs } => policies::run(workloads, runs),
         Command::Cluster { pods, services } => cluster::run(pods, services),
         Command::Report { pairs, only } => report::run(pairs, &only),
         Command::Soak { seconds, per_second } => report::soak(seconds, per_second),

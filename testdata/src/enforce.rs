@@ -41,7 +41,8 @@ fn rules(subject: &Subject, subjects: &[Subject], policies: &[Value]) -> Result<
     {
         let is_about = |policy: &&Value| {
             let types = policy["spec"]["policyTypes"].as_array();
-            let has_type = types.into_iter().flatten().filter_map(Value::as_str).any(|t| t.eq_ignore_ascii_case(direction));
+            let has_type =
+                types.into_iter().flatten().filter_map(Value::as_str).any(|t| t.eq_ignore_ascii_case(direction));
             has_type
                 && policy["metadata"]["namespace"] == subject.namespace.as_str()
                 && selects(&policy["spec"]["podSelector"], &subject.labels)
@@ -60,7 +61,8 @@ fn rules(subject: &Subject, subjects: &[Subject], policies: &[Value]) -> Result<
         add(format!("ip6 {side} {NODE_IPV6} accept"))?;
         for policy in isolating {
             for rule in policy["spec"][direction].as_array().into_iter().flatten() {
-                let peers = rule[way].as_array().into_iter().flatten().flat_map(|peer| addresses(peer, policy, subjects));
+                let peers =
+                    rule[way].as_array().into_iter().flatten().flat_map(|peer| addresses(peer, policy, subjects));
                 for (family, block, except) in peers {
                     for port in rule["ports"].as_array().into_iter().flatten() {
                         let protocol = port["protocol"].as_str().unwrap_or("TCP").to_lowercase();
@@ -86,7 +88,9 @@ fn addresses(peer: &Value, policy: &Value, subjects: &[Subject]) -> Vec<(&'stati
     }
     let is_named = |subject: &&Subject| {
         let in_namespace = match peer.get("namespaceSelector") {
-            Some(selector) => selects(selector, &serde_json::json!({ "kubernetes.io/metadata.name": subject.namespace })),
+            Some(selector) => {
+                selects(selector, &serde_json::json!({ "kubernetes.io/metadata.name": subject.namespace }))
+            }
             None => policy["metadata"]["namespace"] == subject.namespace.as_str(),
         };
         in_namespace && peer.get("podSelector").is_none_or(|selector| selects(selector, &subject.labels))

@@ -101,6 +101,11 @@ impl Plan {
         }
     }
 
+    /// An hour of so many Deployments of one pod, each of which calls fifty others, for measuring policies.
+    pub fn wide(workloads: u16) -> Self {
+        Self { hours: 1, nodes: 20, workloads, replicas: 1, calls: 50, busy_percent: 8, ..Self::bench(0) }
+    }
+
     /// About so many rows of flows for measuring: 200 Deployments on ten nodes, 28,000 rows an hour.
     pub fn bench(rows: u64) -> Self {
         Self {

@@ -33,6 +33,9 @@ enum Command {
         /// About so many rows of flows of a cluster of 200 Deployments, instead of a month of a small one.
         #[arg(long, value_name = "N")]
         rows: Option<u64>,
+        /// An hour of a cluster of so many Deployments, each of which calls fifty others.
+        #[arg(long, value_name = "N", conflicts_with = "rows")]
+        workloads: Option<u16>,
         /// The same seed makes the same capture.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -73,8 +76,8 @@ fn main() -> ExitCode {
         Command::Exporter(rest) => return exporter::run_command(named("flowscribe-exporter", rest)),
         Command::Flowscribe(rest) => return analyzer::run_command(named("flowscribe", rest)),
         Command::Demo { capture } => demo::run(capture.as_deref()),
-        Command::Generate { output, rows, seed } => {
-            let plan = rows.map_or_else(|| Plan::month(seed), Plan::bench);
+        Command::Generate { output, rows, workloads, seed } => {
+            let plan = workloads.map(Plan::wide).or(rows.map(Plan::bench)).unwrap_or_else(|| Plan::month(seed));
             generator::generate(&plan, &output)
                 .map(|truth| println!("{} rows, {} edges", truth.rows, truth.edges.len()))
         }

@@ -231,7 +231,7 @@ impl Pod {
             }
             Order::Probe { to, within_ms } => {
                 let within = Duration::from_millis(within_ms);
-                let passes = |to: SocketAddr| match TcpStream::connect_timeout(&to, within) {
+                let passes = move |to: SocketAddr| match TcpStream::connect_timeout(&to, within) {
                     Ok(_) => true,
                     // What may not be sent, and what nobody answers.
                     Err(error) => !matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::TimedOut),

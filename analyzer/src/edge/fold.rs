@@ -76,6 +76,7 @@ struct Shortcut {
     destination_pod: u32,
     service: u32,
     answered: bool,
+    crosses_zones: bool,
     /// Met in this unit of work, or so many before.
     age: u8,
     /// What else is known, in the list of memos.
@@ -309,7 +310,9 @@ impl<'a> Folder<'a> {
         let Self { shortcuts, memos: kept_memos, .. } = self;
         self.known.retain(|_, place| {
             let mut shortcut = shortcuts[*place as usize];
-            if let Some(memo) = memos.get_mut(shortcut.memo as usize).and_then(Option::take).filter(|_| is_recent(&shortcut)) {
+            if let Some(memo) =
+                memos.get_mut(shortcut.memo as usize).and_then(Option::take).filter(|_| is_recent(&shortcut))
+            {
                 shortcut.memo = kept_memos.len() as u32;
                 kept_memos.push(memo);
             }
@@ -333,7 +336,12 @@ impl<'a> Folder<'a> {
                 let place = of_hour.place(shortcut.target(), is_client.then_some(port_of(&key)), known);
                 (shortcut.hour, shortcut.place) = (hour, place as u32);
             }
-            of_hour.edges[shortcut.place as usize].add(is_client, counts, failure, span);
+            let edge = &mut of_hour.edges[shortcut.place as usize];
+            if shortcut.crosses_zones {
+                edge.add(is_client, &counts.across(true), failure, span);
+            } else {
+                edge.add(is_client, counts, failure, span);
+            }
             return;
         }
         if !self.memos.get(shortcut.memo as usize).is_some_and(|memo| memo.holds.contains(span)) {
@@ -549,8 +557,9 @@ impl Memo {
         let Target { edge, source_pod, destination_pod, service, answered, crosses_zones, place: _ } = *target;
         let certain = if self.own.is_some() { self.certain } else { self.holds };
         let (from, to) = (self.holds.from.max(certain.from).0, self.holds.to.min(certain.to).0);
-        let plain = Shortcut { from, to, edge, source_pod, destination_pod, service, answered, ..Shortcut::default() };
-        (!self.is_pending && !crosses_zones).then_some(plain)
+        let ends =
+            Shortcut { edge, source_pod, destination_pod, service, answered, crosses_zones, ..Shortcut::default() };
+        (!self.is_pending).then_some(Shortcut { from, to, ..ends })
     }
 }
 
@@ -573,6 +582,7 @@ impl Default for Shortcut {
             destination_pod: Texts::NONE,
             service: Texts::NONE,
             answered: false,
+            crosses_zones: false,
             age: 0,
             memo: NOT_MET,
         }

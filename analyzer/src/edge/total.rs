@@ -8,6 +8,7 @@ use std::{
 
 use roaring::RoaringBitmap;
 use schemas::table::TimestampMs;
+use smallvec::SmallVec;
 
 use super::{
     fold::{EdgeKey, EndKey, Folder},
@@ -28,8 +29,25 @@ struct Sums {
     evidence: Evidence,
     services: BTreeSet<u32>,
     failures: BTreeSet<u32>,
-    source_pods: RoaringBitmap,
-    destination_pods: RoaringBitmap,
+    source_pods: Pods,
+    destination_pods: Pods,
+}
+
+/// Pods, by numbers of their UIDs.
+#[derive(Default)]
+struct Pods {
+    all: RoaringBitmap,
+    /// Those of the last hour, which the next one mostly has too.
+    last: SmallVec<[u32; 6]>,
+}
+
+impl Pods {
+    fn add(&mut self, pods: &SmallVec<[u32; 6]>) {
+        if self.last != *pods {
+            self.all.extend(pods);
+            self.last.clone_from(pods);
+        }
+    }
 }
 
 impl Tally {
@@ -66,8 +84,8 @@ impl Tally {
             }
             services.extend(&edge.services);
             failures.extend(&edge.failures);
-            source_pods.extend(&edge.source_pods);
-            destination_pods.extend(&edge.destination_pods);
+            source_pods.add(&edge.source_pods);
+            destination_pods.add(&edge.destination_pods);
         }
     }
 
@@ -91,8 +109,8 @@ impl Tally {
             let evidence = Evidence {
                 services: all(&mut services.into_iter()),
                 failures: all(&mut failures.into_iter()),
-                source_pods: all(&mut source_pods.into_iter()),
-                destination_pods: all(&mut destination_pods.into_iter()),
+                source_pods: all(&mut source_pods.all.into_iter()),
+                destination_pods: all(&mut destination_pods.all.into_iter()),
                 ..evidence
             };
             Some((edge, evidence))

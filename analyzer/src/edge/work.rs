@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fmt,
+    fmt, iter,
     path::PathBuf,
     sync::{
         Arc,
@@ -124,10 +124,17 @@ impl Flows {
     /// A file can't be read.
     pub(crate) fn communications(&self) -> Result<(Communications, Undirected), WorkError> {
         self.begin();
-        let next = AtomicUsize::new(0);
-        let work = || {
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(self.units.len()).max(1);
+        // Each begins with hours that follow one another, as what is known of one serves the next; then it helps others.
+        let share = self.units.len().div_ceil(workers).max(1);
+        let shares: Vec<(&[Unit], AtomicUsize)> =
+            self.units.chunks(share).map(|units| (units, AtomicUsize::new(0))).collect();
+        let work = |worker: usize| {
             let (mut folder, mut tally) = (Folder::new(&self.index), Tally::default());
-            while let Some(unit) = self.units.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let shares = shares.iter().cycle().skip(worker).take(shares.len());
+            let units =
+                shares.flat_map(|(units, next)| iter::from_fn(|| units.get(next.fetch_add(1, Ordering::Relaxed))));
+            for unit in units {
                 self.fold(&mut folder, unit)?;
                 for hour in folder.finish() {
                     tally.add(&folder, &hour);
@@ -135,10 +142,10 @@ impl Flows {
             }
             Ok((tally.finish(&folder), folder.undirected().collect()))
         };
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(self.units.len()).max(1);
+        let work = &work;
         let parts: Vec<Result<(Communications, Undirected), WorkError>> = thread::scope(|scope| {
             #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
-            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            let workers: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
             workers.into_iter().map(|worker| worker.join().expect("the fold does not panic")).collect()
         });
         let mut parts = parts.into_iter();

@@ -72,7 +72,8 @@ mod tests {
     use super::*;
     use crate::communication::Workload;
 
-    const SOUND: &str = "{metadata: {name: web-network, namespace: demo}, spec: {podSelector: {matchLabels: {app: web}},
+    const SOUND: &str =
+        "{metadata: {name: web-network, namespace: demo}, spec: {podSelector: {matchLabels: {app: web}},
         ingress: [{from: [{ipBlock: {cidr: 192.0.2.1/32}}], ports: [{port: 80, protocol: TCP}]}]}}";
 
     fn sound() -> NetworkPolicy {

@@ -76,8 +76,7 @@ impl Outside {
         let block = covering(a.network(), b.broadcast())?;
         let min = if block.addr().is_ipv4() { self.min_prefix.0 } else { self.min_prefix.1 };
         let added = size(block).saturating_sub(size(a)).saturating_sub(size(b));
-        (block.prefix_len() >= min && self.is_clear(block))
-            .then_some((added, Reverse(block.prefix_len()), block, a, b))
+        (block.prefix_len() >= min && self.is_clear(block)).then_some((added, Reverse(block.prefix_len()), block, a, b))
     }
 }
 

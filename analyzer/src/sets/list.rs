@@ -62,7 +62,9 @@ impl Sets {
     pub(crate) fn remarks(&self, is_wanted: impl Fn(&Workload) -> bool) -> String {
         let mut text = String::new();
         let concerns = |end: &Endpoint| matches!(end, Endpoint::Workload(workload) if is_wanted(workload));
-        for (edge, (_, fate)) in self.edges.iter().filter(|(edge, _)| concerns(&edge.source) || concerns(&edge.destination)) {
+        for (edge, (_, fate)) in
+            self.edges.iter().filter(|(edge, _)| concerns(&edge.source) || concerns(&edge.destination))
+        {
             let _ = match fate {
                 Fate::Held(reason) => writeln!(text, "{edge}: held for review, {reason}"),
                 Fate::Forbidden(reason) if reason.is_empty() => writeln!(text, "{edge}: forbidden"),

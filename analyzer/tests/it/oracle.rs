@@ -52,7 +52,9 @@ fn is_named(policy: &Value, named: &Value, peer: &End) -> bool {
     if let Some(cidr) = named["ipBlock"]["cidr"].as_str() {
         let within = |cidr: &Value, address: IpAddr| contains(cidr.as_str().expect("a CIDR"), address);
         let except = || named["ipBlock"]["except"].as_sequence().into_iter().flatten();
-        return peer.address.is_some_and(|address| contains(cidr, address) && !except().any(|block| within(block, address)));
+        return peer
+            .address
+            .is_some_and(|address| contains(cidr, address) && !except().any(|block| within(block, address)));
     }
     let own_namespace = policy["metadata"]["namespace"].as_str() == Some(&peer.namespace);
     let in_namespace = match named.get("namespaceSelector") {
@@ -62,7 +64,9 @@ fn is_named(policy: &Value, named: &Value, peer: &End) -> bool {
         }
         None => own_namespace,
     };
-    peer.address.is_none() && in_namespace && named.get("podSelector").is_none_or(|selector| selects(selector, &peer.labels))
+    peer.address.is_none()
+        && in_namespace
+        && named.get("podSelector").is_none_or(|selector| selects(selector, &peer.labels))
 }
 
 fn selects(selector: &Value, labels: &BTreeMap<String, String>) -> bool {

@@ -91,7 +91,10 @@ fn policies_that_are_no_policies_are_an_error() {
         spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70}]}]}}";
     let (code, _, said) = verify(&capture, bad, &[]);
     assert_eq!(code, Some(1));
-    assert!(said.contains("skipped policy demo/bad: endPort 70 needs a port that is a number and not larger"), "{said}");
+    assert!(
+        said.contains("skipped policy demo/bad: endPort 70 needs a port that is a number and not larger"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -102,11 +105,18 @@ fn the_same_however_it_is_written_is_no_difference() {
     let reordered = {
         let mut documents: Vec<&str> = policies.split("---\n").collect();
         documents.reverse();
-        documents.join("---\n").replace("    - port: 5432\n      protocol: TCP\n    - port: 9187\n", "    - port: 9187\n      protocol: TCP\n    - port: 5432\n")
+        documents.join("---\n").replace(
+            "    - port: 5432\n      protocol: TCP\n    - port: 9187\n",
+            "    - port: 9187\n      protocol: TCP\n    - port: 5432\n",
+        )
     };
     assert_ne!(policies, reordered);
     let (code, found, said) = diff(&policies, &reordered, &[]);
-    assert_eq!((code, &*found), (Some(0), "0 edges added, 0 removed, 2 unchanged; 0 directions closed, 0 opened; 0 workloads affected\n"), "{said}");
+    assert_eq!(
+        (code, &*found),
+        (Some(0), "0 edges added, 0 removed, 2 unchanged; 0 directions closed, 0 opened; 0 workloads affected\n"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -155,8 +165,11 @@ fn a_rule_is_explained_by_what_is_behind_it_and_so_is_what_is_missing() {
 }
 
 fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(directory).expect("readable").flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .expect("readable")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -170,9 +183,16 @@ fn a_directory_has_a_file_per_policy_and_loses_only_what_is_its_own() {
     capture.pod("demo/cache", "10.244.0.31");
     capture.talk(WEB, "10.244.0.31", 6379);
     report(&capture);
-    let all = ["demo.cache-network.yaml", "demo.db-network.yaml", "demo.web-network.yaml", "evidence.json", "kustomization.yaml"];
+    let all = [
+        "demo.cache-network.yaml",
+        "demo.db-network.yaml",
+        "demo.web-network.yaml",
+        "evidence.json",
+        "kustomization.yaml",
+    ];
     assert_eq!(names(&output), all);
-    let evidence: Value = serde_yaml::from_str(&fs::read_to_string(output.join("evidence.json")).expect("it is there")).expect("JSON");
+    let evidence: Value =
+        serde_yaml::from_str(&fs::read_to_string(output.join("evidence.json")).expect("it is there")).expect("JSON");
     assert_eq!(evidence["policies"][0]["rules"][0]["observed"][0]["connections"].as_u64(), Some(1));
     // Somebody's own, beside what was written, even with a policy of ours copied into it.
     fs::write(output.join("mine.yaml"), "kind: ConfigMap\n").expect("written");
@@ -180,15 +200,31 @@ fn a_directory_has_a_file_per_policy_and_loses_only_what_is_its_own() {
     let time = |name: &str| fs::metadata(output.join(name)).and_then(|file| file.modified()).expect("it is there");
     let before = time("demo.db-network.yaml");
     report(&web_and_db());
-    let left = ["README.md", "demo.db-network.yaml", "demo.web-network.yaml", "evidence.json", "kustomization.yaml", "mine.yaml"];
+    let left = [
+        "README.md",
+        "demo.db-network.yaml",
+        "demo.web-network.yaml",
+        "evidence.json",
+        "kustomization.yaml",
+        "mine.yaml",
+    ];
     assert_eq!(names(&output), left);
     let kustomization = fs::read_to_string(output.join("kustomization.yaml")).expect("it is there");
-    assert!(kustomization.ends_with("resources:\n- demo.db-network.yaml\n- demo.web-network.yaml\n"), "{kustomization}");
+    assert!(
+        kustomization.ends_with("resources:\n- demo.db-network.yaml\n- demo.web-network.yaml\n"),
+        "{kustomization}"
+    );
     assert_eq!(time("demo.db-network.yaml"), before, "what is the same is not written again");
     // What is in the way and not ours stays, and is named.
     fs::write(output.join("kustomization.yaml"), "resources: [mine.yaml]\n").expect("written");
     let input = web_and_db().write();
-    let refused = text(&flowscribe(&["report", "--input", &input.path().to_string_lossy(), "--output", &output.to_string_lossy()]));
+    let refused = text(&flowscribe(&[
+        "report",
+        "--input",
+        &input.path().to_string_lossy(),
+        "--output",
+        &output.to_string_lossy(),
+    ]));
     assert_eq!(refused.0, Some(1));
     assert!(refused.2.contains("kustomization.yaml is not one that flowscribe wrote"), "{}", refused.2);
     assert_eq!(fs::read_to_string(output.join("kustomization.yaml")).expect("it is there"), "resources: [mine.yaml]\n");
@@ -198,9 +234,13 @@ fn a_directory_has_a_file_per_policy_and_loses_only_what_is_its_own() {
 fn evidence_and_policies_can_be_files() {
     let directory = tempfile::tempdir().expect("a directory");
     let (policies, evidence) = (directory.path().join("p.yaml"), directory.path().join("e.json"));
-    let report = web_and_db().report_with(&["--output", &policies.to_string_lossy(), "--evidence", &evidence.to_string_lossy()]);
+    let report =
+        web_and_db().report_with(&["--output", &policies.to_string_lossy(), "--evidence", &evidence.to_string_lossy()]);
     assert_eq!(report.yaml, "");
     assert_eq!(fs::read_to_string(policies).expect("it is there"), web_and_db().report().yaml);
     let evidence = fs::read_to_string(evidence).expect("it is there");
-    assert!(evidence.contains("\"verification\": {\n    \"allowed\": 1,\n    \"denied\": [],\n    \"unseen\": {}"), "{evidence}");
+    assert!(
+        evidence.contains("\"verification\": {\n    \"allowed\": 1,\n    \"denied\": [],\n    \"unseen\": {}"),
+        "{evidence}"
+    );
 }

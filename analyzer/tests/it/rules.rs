@@ -355,7 +355,11 @@ fn pods_without_usable_labels_get_no_policy_and_are_listed_on_both_sides() {
     let report = capture.report();
     assert_eq!(report.names(), ["demo/web-network"]);
     assert_eq!(report.allows("demo/web-network"), lines([]));
-    assert!(report.yaml.contains("policyTypes:\n  - Ingress\n") && !report.yaml.contains("- Egress"), "{}", report.yaml);
+    assert!(
+        report.yaml.contains("policyTypes:\n  - Ingress\n") && !report.yaml.contains("- Egress"),
+        "{}",
+        report.yaml
+    );
     assert!(report.said.contains("demo/naked: no policy, its pods have no usable labels"), "{}", report.said);
     let withheld = "demo/web: egress withheld and left open, demo/naked has no usable labels to select it by";
     assert!(report.said.contains(withheld), "{}", report.said);

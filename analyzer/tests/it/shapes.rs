@@ -62,7 +62,11 @@ fn a_cron_job_whose_pods_come_and_go() {
     capture.workload("CronJob", "app/backup", "");
     for (run, address) in [("1", "10.244.2.7"), ("2", "10.244.2.8")] {
         let job = format!("backup-{run}");
-        capture.workload("Job", &format!("app/{job}"), &format!(r#"{{"matchLabels":{{"batch.kubernetes.io/controller-uid":"u{run}"}}}}"#));
+        capture.workload(
+            "Job",
+            &format!("app/{job}"),
+            &format!(r#"{{"matchLabels":{{"batch.kubernetes.io/controller-uid":"u{run}"}}}}"#),
+        );
         let owned = capture.inventory.last_mut().expect("the Job");
         (owned.owner_kind, owned.owner) = (Some("CronJob".into()), Some("backup".into()));
         let labels = format!(

@@ -272,9 +272,12 @@ impl Report {
     /// Every address block that some rule names.
     pub(crate) fn blocks(&self) -> BTreeSet<String> {
         let rules = self.policies.iter().flat_map(|policy| {
-            ["ingress", "egress"].into_iter().flat_map(|direction| policy["spec"][direction].as_sequence().into_iter().flatten())
+            ["ingress", "egress"]
+                .into_iter()
+                .flat_map(|direction| policy["spec"][direction].as_sequence().into_iter().flatten())
         });
-        let peers = rules.flat_map(|rule| ["from", "to"].into_iter().flat_map(|way| rule[way].as_sequence().into_iter().flatten()));
+        let peers = rules
+            .flat_map(|rule| ["from", "to"].into_iter().flat_map(|way| rule[way].as_sequence().into_iter().flatten()));
         peers.filter_map(|peer| peer["ipBlock"]["cidr"].as_str()).map(str::to_owned).collect()
     }
 

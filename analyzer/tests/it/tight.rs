@@ -35,7 +35,13 @@ const PORTS: [(u16, &str); 4] = [(80, "tcp"), (5432, "tcp"), (53, "udp"), (8080,
 
 fn scenes() -> impl Strategy<Value = Scene> {
     let workload = (any::<bool>(), 0_u8..3, any::<bool>(), proptest::bool::weighted(0.15), 1_u8..3).prop_map(
-        |(in_second_namespace, tier, loose, twin, replicas)| Workload { in_second_namespace, tier, loose, twin, replicas },
+        |(in_second_namespace, tier, loose, twin, replicas)| Workload {
+            in_second_namespace,
+            tier,
+            loose,
+            twin,
+            replicas,
+        },
     );
     proptest::collection::vec(workload, 2..7).prop_flat_map(|workloads| {
         let count = workloads.len();
@@ -57,7 +63,8 @@ impl Scene {
         for (number, workload) in self.workloads.iter().enumerate() {
             let twin = known.last().filter(|_| workload.twin).map(|known| known.end.clone());
             let namespace = if workload.in_second_namespace { "two" } else { "one" };
-            let labels = [("app".to_owned(), format!("app-{number}")), ("tier".to_owned(), format!("t{}", workload.tier))];
+            let labels =
+                [("app".to_owned(), format!("app-{number}")), ("tier".to_owned(), format!("t{}", workload.tier))];
             let end = End { namespace: namespace.into(), labels: labels.into(), address: None };
             let addresses = (0..workload.replicas).map(|replica| format!("10.244.{number}.{}", replica + 10)).collect();
             known.push(Known { end: twin.unwrap_or(end), addresses });

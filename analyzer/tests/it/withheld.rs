@@ -120,7 +120,8 @@ fn addresses_of_nodes_can_be_ranges() {
     let report = capture.report_with(&["--node-cidr", "192.0.2.0/25"]);
     let expected = ["ingress 192.0.2.0/25 5432/TCP", "ingress 192.0.2.130/32 5432/TCP", "ingress app=web 5432/TCP"];
     assert_eq!(report.allows("demo/db-network"), lines(expected));
-    let marked = report.said.lines().filter(|line| line.contains("allowed by the node's address, which may change")).count();
+    let marked =
+        report.said.lines().filter(|line| line.contains("allowed by the node's address, which may change")).count();
     assert_eq!(marked, 1, "only that which no range stands for: {}", report.said);
 }
 
@@ -178,7 +179,8 @@ fn a_policy_that_would_hold_for_another_workload_waits_for_it() {
     (twin.owner_kind, twin.owner) = (Some("StatefulSet".into()), Some("twin".into()));
     capture.dial("10.244.0.40", DB, 5432);
     let report = capture.report();
-    let twin = "demo/twin: ingress withheld and left open, its policy would hold for demo/web too, where it is withheld";
+    let twin =
+        "demo/twin: ingress withheld and left open, its policy would hold for demo/web too, where it is withheld";
     assert!(report.said.contains(twin), "{}", report.said);
 }
 
@@ -227,7 +229,11 @@ fn defaults_of_a_namespace_stand_once_and_cut_nothing_off() {
     capture.talk("10.244.0.60", DB, 5432);
     let report = capture.report_with(&["--namespace-defaults", "--namespaces", "demo"]);
     assert!(!report.names().contains(&"demo/default-deny".into()), "{:?}", report.names());
-    assert!(report.said.contains("namespace demo: no default-deny, it would cut off demo/db, demo/naked"), "{}", report.said);
+    assert!(
+        report.said.contains("namespace demo: no default-deny, it would cut off demo/db, demo/naked"),
+        "{}",
+        report.said
+    );
 }
 
 #[test]

@@ -18,7 +18,9 @@ use parquet::{
     column::page::{Page, PageIterator, PageMetadata, PageReader},
     errors::{ParquetError, Result},
     file::{
-        metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
+        metadata::{
+            ParquetMetaData, ParquetMetaDataOptions, ParquetMetaDataReader, ParquetStatisticsPolicy, RowGroupMetaData,
+        },
         reader::ChunkReader,
         serialized_reader::SerializedPageReader,
     },
@@ -48,7 +50,7 @@ impl Pages {
         } else {
             Source::File(Arc::new(file))
         };
-        let mut reader = ParquetMetaDataReader::new();
+        let mut reader = ParquetMetaDataReader::new().with_metadata_options(Some(without_statistics()));
         match &source {
             Source::Memory(bytes) => reader.try_parse(&**bytes)?,
             Source::File(file) => reader.try_parse(&**file)?,
@@ -95,6 +97,14 @@ impl Pages {
             Source::File(file) => column_of(file, group, column),
         }
     }
+}
+
+/// Says that nothing is wanted of a footer but where the columns are.
+fn without_statistics() -> ParquetMetaDataOptions {
+    ParquetMetaDataOptions::new()
+        .with_column_stats_policy(ParquetStatisticsPolicy::SkipAll)
+        .with_encoding_stats_policy(ParquetStatisticsPolicy::SkipAll)
+        .with_size_stats_policy(ParquetStatisticsPolicy::SkipAll)
 }
 
 fn column_of<R: ChunkReader + 'static>(

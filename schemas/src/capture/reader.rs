@@ -1,6 +1,7 @@
 //! Finding and judging the files of captures: what can't be read is named, not fatal.
 
 use std::{
+    cell::RefCell,
     fmt,
     fs::{self, File},
     io,
@@ -13,14 +14,15 @@ use arrow::{
     error::ArrowError,
 };
 use parquet::{
-    arrow::{arrow_reader::RowSelection, parquet_to_arrow_schema},
+    arrow::{ARROW_SCHEMA_META_KEY, arrow_reader::RowSelection, parquet_to_arrow_schema},
     errors::ParquetError,
     file::{
-        metadata::{ParquetMetaData, RowGroupMetaData},
-        reader::FileReader,
-        serialized_reader::SerializedFileReader,
+        metadata::{
+            ParquetMetaData, ParquetMetaDataOptions, ParquetMetaDataReader, ParquetStatisticsPolicy, RowGroupMetaData,
+        },
         statistics::Statistics,
     },
+    schema::types::TypePtr,
 };
 
 use super::{DATASETS, PARQUET, Pages, UNFINISHED, key};
@@ -268,8 +270,11 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let file = File::open(path).map_err(|error| ProblemKind::Unreadable { reason: error.to_string() })?;
     let size_bytes = file.metadata().map_or(0, |metadata| metadata.len());
     let damaged = |error: ParquetError| ProblemKind::Damaged { reason: error.to_string() };
-    let reader = SerializedFileReader::new(file).map_err(damaged)?;
-    let metadata = reader.metadata();
+    let options = ParquetMetaDataOptions::new()
+        .with_encoding_stats_policy(ParquetStatisticsPolicy::SkipAll)
+        .with_size_stats_policy(ParquetStatisticsPolicy::SkipAll);
+    let reader = ParquetMetaDataReader::new().with_metadata_options(Some(options));
+    let metadata = &reader.parse_and_finish(&file).map_err(damaged)?;
     check_version(&value(metadata, key::SCHEMA_VERSION).ok_or(ProblemKind::Foreign)?)?;
     let named = value(metadata, key::DATASET).ok_or(ProblemKind::Foreign)?;
     let dataset = *DATASETS.iter().find(|dataset| **dataset == named).ok_or_else(|| ProblemKind::WrongColumns {
@@ -309,7 +314,22 @@ fn check_version(version: &str) -> Result<(), ProblemKind> {
     }
 }
 
+/// Whether a file has the columns of its dataset. Files are mostly like the one before.
 fn check_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<(), ProblemKind> {
+    let (schema, told) = (metadata.file_metadata().schema_descr(), value(metadata, ARROW_SCHEMA_META_KEY));
+    let is_last = |last: &Option<Checked>| {
+        last.as_ref()
+            .is_some_and(|(of, known, arrow)| *of == dataset && *arrow == told && **known == *schema.root_schema())
+    };
+    if LAST_CHECKED.with_borrow(is_last) {
+        return Ok(());
+    }
+    compare_columns(metadata, dataset)?;
+    LAST_CHECKED.set(Some((dataset, schema.root_schema_ptr(), told)));
+    Ok(())
+}
+
+fn compare_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<(), ProblemKind> {
     let file = metadata.file_metadata();
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
         .map_err(|error| ProblemKind::Damaged { reason: error.to_string() })?;
@@ -329,6 +349,13 @@ fn check_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<()
         }
     }
     Ok(())
+}
+
+/// A dataset, and the schema of a file of it that has its columns, as Parquet and as Arrow have it.
+type Checked = (&'static str, TypePtr, Option<String>);
+
+thread_local! {
+    static LAST_CHECKED: RefCell<Option<Checked>> = const { RefCell::new(None) };
 }
 
 fn value(metadata: &ParquetMetaData, key: &str) -> Option<String> {

@@ -52,7 +52,8 @@ fn under_its_policies_the_application_runs_and_every_other_pair_is_cut() {
         for source in replicas {
             let mut cut = Vec::new();
             for (callee, replicas) in &app.pods {
-                for (target, port) in replicas.iter().flat_map(|target| ports.iter().map(move |port| (*target, *port))) {
+                for (target, port) in replicas.iter().flat_map(|target| ports.iter().map(move |port| (*target, *port)))
+                {
                     if target != *source && !planned(caller, callee, port) {
                         cut.push(SocketAddr::new(lab.ipv4(target).into(), port));
                         cut.push(SocketAddr::new(lab.ipv6(target).into(), port));
