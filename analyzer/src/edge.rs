@@ -15,6 +15,7 @@
 
 mod fold;
 mod hour;
+mod known;
 mod resolve;
 mod row;
 mod text;

@@ -109,8 +109,8 @@ enum Port {
 
 impl<'a> Enforcement<'a> {
     /// Puts policies in force; those that are not valid are returned. Namespaces need no labels to be selected by name.
-    pub(crate) fn new(
-        policies: &[NetworkPolicy],
+    pub(crate) fn new<'p>(
+        policies: impl IntoIterator<Item = &'p NetworkPolicy>,
         subjects: &'a [Subject],
         namespaces: &BTreeMap<Arc<str>, Labels>,
     ) -> (Self, Vec<InvalidPolicy>) {

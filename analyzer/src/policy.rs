@@ -12,6 +12,8 @@ mod name;
 mod outside;
 mod rule;
 mod selector;
+mod withhold;
+mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +22,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use k8s_openapi::{
-    api::networking::v1::{NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicySpec},
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
-};
+use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use schemas::{
     index::{Index, Owner, Span},
     inventory::{InventoryRecord, kind},
@@ -38,8 +37,10 @@ use crate::{
 pub(crate) use check::PolicyError;
 pub(crate) use finding::Finding;
 pub(crate) use outside::{Outside, size};
-use rule::{Peer, Port, Rule, Rules, api_ports, non_empty, shortest};
+use rule::{Peer, Port, Rules};
 use selector::Selectors;
+pub(crate) use write::{MANAGED_BY, MANAGER};
+use write::{Subject, add, names_of, policy, take};
 
 /// Policies, and what a person should know about them.
 #[derive(Debug)]
@@ -292,140 +293,6 @@ impl<'a> Draft<'a> {
         found
     }
 
-    /// Withholds what was not observed for long enough, or not in enough places, and names what is not stable.
-    fn withhold_unsure(&mut self) {
-        let Wish { only_stable, min_coverage, .. } = *self.wish;
-        let mut unsure: BTreeMap<_, BTreeSet<Workload>> = BTreeMap::new();
-        for (workload, set) in &self.sets.workloads {
-            let (ran, observed) = self.sets.exposure.of(workload).map(|time| time.sums()).unwrap_or_default();
-            let coverage = observed as f64 / ran as f64;
-            if ran > 0 && coverage < min_coverage {
-                let (share, wanted) = (100.0 * coverage, 100.0 * min_coverage);
-                let reason = format!("{share:.0} % of its pods' time was observed, of {wanted:.0} % (--min-coverage)");
-                for direction in Direction::ALL {
-                    self.withhold(workload, direction, reason.clone());
-                }
-                continue;
-            }
-            let mut of_reason: BTreeMap<(&str, &'static str), Vec<Direction>> = BTreeMap::new();
-            for direction in Direction::ALL {
-                let (status, reason) = &set.directions[direction as usize];
-                if *status == Status::Stable || !self.wish.directions.contains(&direction) {
-                    continue;
-                }
-                if only_stable {
-                    self.withhold(workload, direction, format!("it is {}: {reason}", status.as_str()));
-                } else if self.rules.contains_key(workload) {
-                    of_reason.entry((reason, status.as_str())).or_default().push(direction);
-                }
-            }
-            for ((reason, status), directions) in of_reason {
-                unsure.entry((reason.to_owned(), status, directions)).or_default().insert(workload.clone());
-            }
-        }
-        let finding =
-            |((reason, status, directions), workloads)| Finding::NotStable { reason, status, directions, workloads };
-        self.findings.extend(unsure.into_iter().map(finding));
-    }
-
-    /// Merges addresses outside where a rule has too many; where that is not enough, the ingress of a workload is withheld.
-    fn merge_outside(&mut self) {
-        let max = self.wish.max_cidrs;
-        let mut crowded = Vec::new();
-        for (workload, directions) in &mut self.rules {
-            for direction in Direction::ALL {
-                let rules = &mut directions[direction as usize];
-                let mut by_ports: BTreeMap<BTreeSet<Port>, BTreeSet<IpAddr>> = BTreeMap::new();
-                for (peer, ports) in rules.iter() {
-                    if let Peer::Block { cidr, is_node: false } = peer {
-                        by_ports.entry(ports.keys().cloned().collect()).or_default().insert(cidr.addr());
-                    }
-                }
-                for (ports, addresses) in by_ports.into_iter().filter(|(_, addresses)| addresses.len() > max) {
-                    let blocks = self.outside.merged(addresses.iter().copied(), max);
-                    if blocks.len() > max {
-                        crowded.push((workload.clone(), direction, ports.clone(), blocks.len()));
-                    }
-                    for address in addresses {
-                        let single = IpNet::from(address);
-                        let Some(block) = blocks.iter().find(|block| block.contains(&address)) else { continue };
-                        let block = Peer::Block { cidr: *block, is_node: false };
-                        let single = Peer::Block { cidr: single, is_node: false };
-                        if block == single {
-                            continue;
-                        }
-                        let seen = rules.remove(&single).unwrap_or_default();
-                        let known = rules.entry(block).or_default();
-                        for (port, edges) in seen {
-                            known.entry(port).or_default().extend(edges);
-                        }
-                    }
-                }
-            }
-        }
-        for (workload, direction, ports, blocks) in crowded {
-            let told = ports.iter().map(told).collect::<Vec<_>>().join(", ");
-            if direction == Direction::Egress {
-                self.findings.insert(Finding::ManyAddresses { workload, ports: told, blocks });
-                continue;
-            }
-            let services = self.index.latest(kind::SERVICE).filter(|(service, _)| {
-                let behind = self.behind(service);
-                ports.iter().any(|port| behind.contains(&(workload.clone(), port.clone())))
-            });
-            let services: Vec<String> =
-                services.map(|(service, _)| format!("--open-ingress {}", path_of(service))).collect();
-            let decide = if services.is_empty() { "raise --max-cidrs".into() } else { services.join(" or ") };
-            let reason =
-                format!("{blocks} addresses outside on {told} are more than a rule should have: decide with {decide}");
-            self.withhold(&workload, direction, reason);
-        }
-    }
-
-    /// Judges selectors, and withholds what a policy that is withheld for another workload would isolate all the same.
-    fn overlaps(&mut self) -> BTreeSet<(Workload, Workload)> {
-        let workloads: Vec<Workload> =
-            self.sets.workloads.keys().filter(|workload| self.is_named(workload)).cloned().collect();
-        let mut overlaps = BTreeSet::new();
-        for workload in workloads {
-            let Some(selector) = self.selectors.of(&workload) else { continue };
-            for finding in self.selectors.judge(&workload, &selector) {
-                if let Finding::SelectsAnother { workload, other } = &finding {
-                    overlaps.insert((workload.clone(), other.clone()));
-                }
-                self.findings.insert(finding);
-            }
-        }
-        loop {
-            let caught = overlaps.iter().flat_map(|pair| Direction::ALL.map(|direction| (pair, direction)));
-            let caught = caught.filter(|((workload, other), direction)| {
-                let is_withheld = |workload: &Workload| self.withheld.contains_key(&(workload.clone(), *direction));
-                !is_withheld(workload) && is_withheld(other)
-            });
-            let caught: Vec<_> = caught.collect();
-            if caught.is_empty() {
-                return overlaps;
-            }
-            for ((workload, other), direction) in caught {
-                self.withhold(
-                    workload,
-                    direction,
-                    format!("its policy would hold for {other} too, where it is withheld"),
-                );
-            }
-        }
-    }
-
-    /// Whether a policy is about a workload, or names it.
-    fn is_named(&self, workload: &Workload) -> bool {
-        self.rules.contains_key(workload)
-            || self.sets.workloads[workload].entries.iter().any(|entry| {
-                [&entry.edge.source, &entry.edge.destination]
-                    .iter()
-                    .any(|end| matches!(end, Endpoint::Workload(other) if self.rules.contains_key(other)))
-            })
-    }
-
     fn finish(mut self) -> Result<PolicySet<'a>, PolicyError> {
         let overlaps = self.overlaps();
         let rules = std::mem::take(&mut self.rules);
@@ -583,95 +450,6 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Whom a policy is about.
-struct Subject<'s> {
-    name: &'s str,
-    namespace: &'s Arc<str>,
-    selector: LabelSelector,
-}
-
-/// A policy of some directions, and what was observed for each of its rules.
-fn policy<'a>(
-    subject: Subject<'_>,
-    rules: &[Rules<'a>; 2],
-    directions: &[Direction],
-    annotations: BTreeMap<String, String>,
-) -> (NetworkPolicy, Vec<(Direction, BTreeSet<&'a Edge>)>) {
-    let Subject { name, namespace, selector } = subject;
-    let mut observed = Vec::new();
-    let mut list = |direction: Direction| -> Vec<_> {
-        let rules = Some(&rules[direction as usize]).filter(|_| directions.contains(&direction));
-        let mut written = Vec::new();
-        for Rule { ports, peers } in rules.map(shortest).unwrap_or_default() {
-            let edges = rules.into_iter().flatten().filter(|(peer, _)| peers.contains(peer)).flat_map(|(_, of)| of);
-            let edges = edges.filter(|(port, _)| ports.contains(port)).flat_map(|(_, edges)| edges.iter().copied());
-            observed.push((direction, edges.collect()));
-            let peers = peers.iter().map(|peer| peer.to_api(namespace)).collect();
-            written.push((Some(peers), Some(api_ports(&ports))));
-        }
-        written
-    };
-    let ingress = list(Direction::Ingress).into_iter().map(|(from, ports)| NetworkPolicyIngressRule { from, ports });
-    let ingress = non_empty(ingress.collect());
-    let egress = list(Direction::Egress).into_iter().map(|(to, ports)| NetworkPolicyEgressRule { to, ports });
-    let egress = non_empty(egress.collect());
-    let types = directions.iter().map(|direction| match direction {
-        Direction::Ingress => "Ingress".into(),
-        Direction::Egress => "Egress".into(),
-    });
-    let policy = NetworkPolicy {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(namespace.to_string()),
-            labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())])),
-            annotations: if annotations.is_empty() { None } else { Some(annotations) },
-            ..ObjectMeta::default()
-        },
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector),
-            ingress,
-            egress,
-            policy_types: Some(types.collect()),
-        }),
-    };
-    (policy, observed)
-}
-
-/// Takes some peers' ports out of rules.
-fn take<'a>(rules: &mut Rules<'a>, wanted: &BTreeSet<(Peer, Port)>) -> Rules<'a> {
-    let mut taken = Rules::new();
-    for (peer, port) in wanted {
-        if let Some(edges) = rules.get_mut(peer).and_then(|ports| ports.remove(port)) {
-            taken.entry(peer.clone()).or_default().insert(port.clone(), edges);
-        }
-    }
-    rules.retain(|_, ports| !ports.is_empty());
-    taken
-}
-
-fn add<'a>(rules: &mut Rules<'a>, more: Rules<'a>) {
-    for (peer, ports) in more {
-        let known = rules.entry(peer).or_default();
-        for (port, edges) in ports {
-            known.entry(port).or_default().extend(edges);
-        }
-    }
-}
-
-/// The names that were seen for the blocks of rules.
-fn names_of(rules: &[Rules<'_>; 2], names: &Names) -> BTreeMap<String, BTreeSet<String>> {
-    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for peer in rules.iter().flat_map(BTreeMap::keys) {
-        let Peer::Block { cidr, is_node: false } = peer else { continue };
-        let within = names.range(cidr.network()..=cidr.broadcast()).flat_map(|(_, names)| names.iter().cloned());
-        let within: BTreeSet<String> = within.collect();
-        if !within.is_empty() {
-            found.insert(cidr.to_string(), within);
-        }
-    }
-    found
-}
-
 fn told((transport, port): &Port) -> String {
     format!("{port}/{}", transport.to_uppercase())
 }
@@ -680,10 +458,6 @@ fn path_of(record: &InventoryRecord) -> String {
     format!("{}/{}", record.namespace.as_deref().unwrap_or_default(), record.name)
 }
 
-/// Says who wrote a policy (Kubernetes' recommended labels).
-pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// Its value on what we wrote.
-pub(crate) const MANAGER: &str = "flowscribe";
 const PREFIX: &str = "flowscribe.io/";
 const DIGEST_BYTES: usize = 16;
 const DNS_PORT: u16 = 53;

@@ -3,7 +3,7 @@
 //! Nothing here knows how policies are made; what they mean is [`netpol`](crate::netpol)'s.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
 };
@@ -115,30 +115,35 @@ impl fmt::Display for Denied<'_> {
 }
 
 /// Replays what was observed over policies. Those that are not valid are returned.
-pub(crate) fn replay<'a>(
+pub(crate) fn replay<'a, 'p>(
     sets: &'a Sets,
     population: &Population,
-    policies: &[NetworkPolicy],
+    policies: impl IntoIterator<Item = &'p NetworkPolicy>,
     terms: &Terms,
 ) -> (Verdict<'a>, Vec<InvalidPolicy>) {
     let subjects = population.subjects();
     let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
-    let mut numbers: BTreeMap<&Workload, Vec<usize>> = BTreeMap::new();
+    let mut numbers: HashMap<&Workload, Vec<usize>> = HashMap::new();
     for (number, member) in population.members.iter().enumerate() {
         numbers.entry(&member.workload).or_default().push(number);
     }
     let replay = Replay { sets, population, enforcement, numbers, terms };
     let mut verdict = Verdict::default();
-    let status = replay.status();
     for (edge, (evidence, fate)) in sets.edges.iter().filter(|(_, (evidence, _))| evidence.is_established()) {
         let by = replay.denials(edge);
         if by.is_empty() {
             verdict.allowed += 1;
             continue;
         }
-        let status = status.get(edge).copied().unwrap_or(Status::Learning);
+        let status = Status::Learning;
         let explanation = replay.explain(edge, fate);
         verdict.denied.push(Denied { edge, evidence, status, by, explanation });
+    }
+    if !verdict.denied.is_empty() {
+        let known = replay.status();
+        for denied in &mut verdict.denied {
+            denied.status = known.get(denied.edge).copied().unwrap_or(denied.status);
+        }
     }
     verdict.unseen = replay.unseen();
     verdict.outside = replay.outside();
@@ -150,7 +155,7 @@ struct Replay<'a, 'p> {
     population: &'p Population,
     enforcement: Enforcement<'p>,
     /// The members of each workload.
-    numbers: BTreeMap<&'p Workload, Vec<usize>>,
+    numbers: HashMap<&'p Workload, Vec<usize>>,
     terms: &'p Terms,
 }
 
@@ -205,7 +210,7 @@ impl<'a> Replay<'a, '_> {
     /// What is allowed between pods that are there, and was not observed. What no policy limits at either end is not of
     /// policies, and does not count.
     fn unseen(&self) -> BTreeMap<(Workload, Workload), BTreeMap<Excuse, Connections>> {
-        let mut allowed: BTreeMap<(&Workload, &Workload), Connections> = BTreeMap::new();
+        let mut allowed: HashMap<(&Workload, &Workload), Connections> = HashMap::new();
         for (source, destination) in self.enforcement.limited_pairs() {
             let [from, to] = [source, destination].map(|number| &self.population.members[number]);
             if !from.is_current || !to.is_current {
@@ -217,29 +222,25 @@ impl<'a> Replay<'a, '_> {
             }
         }
         let known = self.known();
+        let reasons = |source, destination| known.get(&(source, destination)).map_or(&[][..], Vec::as_slice);
         let mut unseen: BTreeMap<(Workload, Workload), BTreeMap<Excuse, Connections>> = BTreeMap::new();
         for ((source, destination), mut left) in allowed {
-            let mut excused = BTreeMap::new();
-            if let Some(kinds) = known.get(&(source, destination)) {
-                if let Some(seen) = kinds.get(&None) {
-                    left = &left - seen;
-                }
-                for (excuse, connections) in kinds.iter().filter_map(|(excuse, of)| Some(((*excuse)?, of))) {
-                    let these = &left & connections;
-                    left = &left - &these;
-                    if !these.is_none() {
-                        excused.insert(excuse, these);
-                    }
-                }
+            for (_, transport, port) in reasons(source, destination).iter().filter(|(excuse, ..)| excuse.is_none()) {
+                left.remove(*transport, *port);
             }
+            let mut excused: BTreeMap<Excuse, Connections> = BTreeMap::new();
+            let mut excuse = |left: &mut Connections, excuse, transport, port| {
+                if left.remove(transport, port) {
+                    excused.entry(excuse).or_default().insert(transport, port, port);
+                }
+            };
+            let mut others: Vec<_> =
+                reasons(source, destination).iter().filter_map(|(e, t, p)| Some(((*e)?, *t, *p))).collect();
+            others.sort_unstable();
+            others.into_iter().for_each(|(of, transport, port)| excuse(&mut left, of, transport, port));
             for (other_source, other_destination) in self.alike(source, destination) {
-                for connections in known.get(&(other_source, other_destination)).into_iter().flat_map(BTreeMap::values)
-                {
-                    let these = &left & connections;
-                    left = &left - &these;
-                    if !these.is_none() {
-                        *excused.entry(Excuse::Collateral).or_default() |= &these;
-                    }
+                for (_, transport, port) in reasons(other_source, other_destination) {
+                    excuse(&mut left, Excuse::Collateral, *transport, *port);
                 }
             }
             if !left.is_none() {
@@ -266,31 +267,28 @@ impl<'a> Replay<'a, '_> {
     }
 
     /// What was observed between workloads, under `None`; and what may be allowed for other reasons.
-    fn known(&self) -> BTreeMap<(&'a Workload, &'a Workload), BTreeMap<Option<Excuse>, Connections>> {
-        let mut known: BTreeMap<_, BTreeMap<Option<Excuse>, Connections>> = BTreeMap::new();
+    fn known(&self) -> HashMap<(&'a Workload, &'a Workload), Vec<(Option<Excuse>, Transport, u16)>> {
+        let mut known: HashMap<_, Vec<(Option<Excuse>, Transport, u16)>> = HashMap::new();
         for (edge, (evidence, fate)) in &self.sets.edges {
             let (Endpoint::Workload(source), Endpoint::Workload(destination)) = (&edge.source, &edge.destination)
             else {
                 continue;
             };
             let Ok(transport) = edge.transport.parse::<Transport>() else { continue };
-            let kinds = known.entry((source, destination)).or_default();
-            let mut insert = |excuse, transport, port| kinds.entry(excuse).or_default().insert(transport, port, port);
+            let reasons = known.entry((source, destination)).or_default();
             if matches!(fate, Fate::Pinned(_)) {
-                insert(Some(Excuse::Pinned), transport, edge.port);
+                reasons.push((Some(Excuse::Pinned), transport, edge.port));
             }
             if !evidence.is_established() {
                 continue;
             }
             let excuse = (evidence.via_service && !evidence.answered).then_some(Excuse::ViaService);
-            insert(excuse, transport, edge.port);
-            for port in &evidence.service_ports {
-                insert(Some(Excuse::ServicePort), transport, *port);
-            }
+            reasons.push((excuse, transport, edge.port));
+            reasons.extend(evidence.service_ports.iter().map(|port| (Some(Excuse::ServicePort), transport, *port)));
             if edge.port == DNS_PORT || evidence.service_ports.contains(&DNS_PORT) {
                 for transport in [Transport::Tcp, Transport::Udp] {
-                    insert(Some(Excuse::Names), transport, edge.port);
-                    insert(Some(Excuse::ServicePort), transport, DNS_PORT);
+                    reasons.push((Some(Excuse::Names), transport, edge.port));
+                    reasons.push((Some(Excuse::ServicePort), transport, DNS_PORT));
                 }
             }
         }

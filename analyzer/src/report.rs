@@ -4,7 +4,6 @@
 use std::{collections::BTreeSet, fmt::Write, path::Path, sync::Arc};
 
 use datafusion::error::DataFusionError;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use schemas::{
     capture::{Problem, ProblemKind},
     flow::FlowRecord,
@@ -59,17 +58,18 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     let ReportArgs { input, learn, policy, format, output, evidence, explain } = args;
     let capture = Capture::read(input, learn).await?;
     let wish = policy.wish();
-    let Proposal { set, verdict, explanation } = capture.propose(&wish)?;
+    let Proposal { set, verdict } = capture.propose(&wish)?;
+    let explained = || Explanation::new(capture.sets(), &set, &verdict, &wish);
     let documents = documents(&set, *format, &capture)?;
     match output.as_deref().filter(|path| is_directory(path)) {
         Some(directory) => {
             let named: Vec<_> = set.policies.iter().map(|written| &written.policy.metadata).zip(documents).collect();
-            tree::write(directory, &named, &explanation.json())?;
+            tree::write(directory, &named, &explained().json())?;
         }
         None => output::write(&documents.join("---\n"), output.as_deref())?,
     }
     if let Some(path) = evidence {
-        output::write(&explanation.json(), Some(path))?;
+        output::write(&explained().json(), Some(path))?;
     }
     if capture.tables.files.is_empty() {
         eprint!("{}", nothing(&capture.tables, input));
@@ -77,7 +77,7 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     }
     eprint!("{}", remarks(&capture, &set, &verdict, &wish));
     if *explain {
-        eprint!("\n{}", explanation.text());
+        eprint!("\n{}", explained().text());
     }
     Ok(())
 }
@@ -90,10 +90,12 @@ pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
     let ExplainArgs { policy: wanted, input, learn, wish } = args;
     let capture = Capture::read(input, learn).await?;
     let wish = wish.wish();
-    let Proposal { explanation, .. } = capture.propose(&wish)?;
-    let explanation = explanation.of(wanted).map_err(|known| ReportError::NoSuchPolicy {
-        wanted: wanted.clone(),
-        known: if known.is_empty() { "none".into() } else { known.join(", ") },
+    let Proposal { set, verdict } = capture.propose(&wish)?;
+    let explanation = Explanation::new(capture.sets(), &set, &verdict, &wish).of(wanted).map_err(|known| {
+        ReportError::NoSuchPolicy {
+            wanted: wanted.clone(),
+            known: if known.is_empty() { "none".into() } else { known.join(", ") },
+        }
     })?;
     Ok(output::write(&explanation.text(), None)?)
 }
@@ -110,7 +112,6 @@ struct Capture {
 struct Proposal<'a> {
     set: PolicySet<'a>,
     verdict: Verdict<'a>,
-    explanation: Explanation,
 }
 
 impl Capture {
@@ -129,9 +130,9 @@ impl Capture {
     /// Writes policies and replays what was observed over them.
     fn propose<'a>(&'a self, wish: &'a Wish) -> Result<Proposal<'a>, ReportError> {
         let set = policy::synthesize(self.sets(), &self.tables.index, &self.population, &self.names, wish)?;
-        let policies: Vec<NetworkPolicy> = set.policies.iter().map(|written| written.policy.clone()).collect();
+        let policies = set.policies.iter().map(|written| &written.policy);
         let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
-        let (verdict, invalid) = replay::replay(self.sets(), &self.population, &policies, &terms);
+        let (verdict, invalid) = replay::replay(self.sets(), &self.population, policies, &terms);
         if let Some(invalid) = invalid.first() {
             return Err(ReportError::Invalid(invalid.to_string()));
         }
@@ -139,8 +140,7 @@ impl Capture {
         if !wrong.is_empty() {
             return Err(ReportError::Denies { count: wrong.len(), denied: wrong.join("\n") });
         }
-        let explanation = Explanation::new(self.sets(), &set, &verdict, wish);
-        Ok(Proposal { set, verdict, explanation })
+        Ok(Proposal { set, verdict })
     }
 }
 

@@ -48,14 +48,14 @@ pub(crate) fn run(sizes: &[u64], runs: usize, keep: Option<&Path>) -> Result<()>
 }
 
 fn compare(size: u64, capture: &Path, scratch: &Path, runs: usize) -> Result<()> {
-    let lab = agent::beside("testdata", "lab")?;
+    let flowscribe = agent::beside("analyzer", "flowscribe")?;
     let mut answers: Vec<(&str, String)> = Vec::new();
     let mut best: Vec<(&str, Taken)> = Vec::new();
     for run in 0..runs {
         for Contestant { name, command } in &CONTESTANTS {
             let output = scratch.join(format!("{name}.csv"));
-            let taken =
-                measure(&mut command(&lab, capture, &output), scratch).with_context(|| format!("{name} failed"))?;
+            let taken = measure(&mut command(&flowscribe, capture, &output), scratch)
+                .with_context(|| format!("{name} failed"))?;
             if run == 0 {
                 answers.push((name, fs::read_to_string(&output)?));
             }
@@ -95,14 +95,9 @@ pub(crate) fn measure(command: &mut Command, scratch: &Path) -> Result<Taken> {
     Ok(Taken { seconds, cpu_seconds: user + system, peak_mib: peak_kib / 1024.0 })
 }
 
-fn flowscribe(lab: &Path, capture: &Path, output: &Path) -> Command {
-    let mut command = Command::new(lab);
-    command
-        .args(["flowscribe", "sql", "--format", "csv", "--input"])
-        .arg(capture)
-        .arg("--output")
-        .arg(output)
-        .arg(QUERY);
+fn flowscribe(program: &Path, capture: &Path, output: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["sql", "--format", "csv", "--input"]).arg(capture).arg("--output").arg(output).arg(QUERY);
     command
 }
 

@@ -13,6 +13,7 @@ use crate::{agent, edges::measure};
 pub(crate) fn run(workloads: u16, runs: usize) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let (lab, capture) = (agent::beside("testdata", "lab")?, scratch.path().join("capture"));
+    let program = agent::beside("analyzer", "flowscribe")?;
     let made = Command::new(&lab)
         .args(["generate", "--workloads", &workloads.to_string(), "--output"])
         .arg(&capture)
@@ -25,7 +26,7 @@ pub(crate) fn run(workloads: u16, runs: usize) -> Result<()> {
     let mut peak_mib = [0.0f64; 2];
     for _ in 0..runs {
         for (number, arguments) in [&learn[..], &report[..]].into_iter().enumerate() {
-            let taken = measure(&mut flowscribe(&lab, arguments, &capture, scratch.path()), scratch.path())?;
+            let taken = measure(&mut flowscribe(&program, arguments, &capture, scratch.path()), scratch.path())?;
             best[number] = best[number].min(taken.seconds);
             peak_mib[number] = peak_mib[number].max(taken.peak_mib);
         }
@@ -38,8 +39,8 @@ pub(crate) fn run(workloads: u16, runs: usize) -> Result<()> {
     Ok(())
 }
 
-fn flowscribe(lab: &Path, arguments: &[&str], capture: &Path, scratch: &Path) -> Command {
-    let mut command = Command::new(lab);
-    command.arg("flowscribe").args(arguments).arg("--input").arg(capture).arg("--output").arg(scratch.join("out"));
+fn flowscribe(program: &Path, arguments: &[&str], capture: &Path, scratch: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).arg("--input").arg(capture).arg("--output").arg(scratch.join("out"));
     command
 }

@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 
 use super::{
     hour::{Counts, HOUR_MS, Hour},
+    known::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
     resolve::{Destination, End, Resolver, Told, direct},
     row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
     text::{TextColumn, Texts},
@@ -46,79 +47,9 @@ pub(super) struct EndKey {
     pub(super) unknown_reason: u32,
 }
 
-/// One end of one row: the end's number, and the pod and node that it was, where known.
-#[derive(Clone, Copy, Debug)]
-struct Resolved {
-    end: u32,
-    pod: u32,
-    host: u32,
-}
-
-/// What rows are told apart by: port and whether the client observed it, in one; both addresses; and the number of what
-/// the row says of its transport and its local end.
-type RowKey = [u32; 4];
-
 /// What a row says of its transport and its local end: transport, whether it shares its node's network, the observer's
 /// node, kind, namespace, workload kind, workload, pod, and node.
 type LocalKey = [u32; 9];
-
-/// Most rows are of one edge whose ends are certain for long: what they are counted for, at once.
-#[derive(Clone, Copy, Debug)]
-struct Shortcut {
-    /// Spans for which nothing else has to be done; none, where that is never so.
-    from: i64,
-    to: i64,
-    /// Where the edge's counts are, and of which hour.
-    hour: i64,
-    place: u32,
-    edge: u32,
-    source_pod: u32,
-    destination_pod: u32,
-    service: u32,
-    answered: bool,
-    crosses_zones: bool,
-    /// Met in this unit of work, or so many before.
-    age: u8,
-    /// What else is known, in the list of memos.
-    memo: u32,
-}
-
-/// What rows that say the same are counted as, where that takes more than a shortcut.
-#[derive(Debug)]
-struct Memo {
-    /// Spans for which it is right.
-    holds: Span,
-    /// Spans for which nobody has to be told who the local end was.
-    certain: Span,
-    own: Option<Resolved>,
-    /// The other end is not known, unless its own row tells.
-    is_pending: bool,
-    targets: SmallVec<[Target; 1]>,
-}
-
-/// An edge that rows are counted for.
-#[derive(Clone, Debug)]
-struct Target {
-    edge: u32,
-    source_pod: u32,
-    destination_pod: u32,
-    service: u32,
-    answered: bool,
-    /// Both ends' nodes are known, and in different zones.
-    crosses_zones: bool,
-    /// Where its counts are, or what waits to be counted is, and of which hour.
-    place: (i64, usize),
-}
-
-/// What an edge has of all rows that say the same.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Marks {
-    pub(super) edge: u32,
-    pub(super) source_pod: u32,
-    pub(super) destination_pod: u32,
-    pub(super) service: u32,
-    pub(super) answered: bool,
-}
 
 /// Rows that wait for what their other end says: of one conversation and hour, without a long pause.
 #[derive(Debug)]
@@ -149,10 +80,7 @@ pub(super) struct Folder<'a> {
     pub(super) edges: Numbered<EdgeKey>,
     /// Where the counts of each edge were last, and of which hour.
     edge_places: Vec<(i64, u32)>,
-    /// Where the shortcut of rows is.
-    known: HashMap<RowKey, u32, RandomState>,
-    shortcuts: Vec<Shortcut>,
-    memos: Vec<Memo>,
+    known: Known,
     /// The rows of a batch that count, and what is known of them.
     rows: Vec<(u32, i64, RowKey)>,
     places: Vec<u32>,
@@ -182,9 +110,7 @@ impl<'a> Folder<'a> {
             ends: Numbered::default(),
             edges: Numbered::default(),
             edge_places: Vec::new(),
-            known: HashMap::default(),
-            shortcuts: Vec::new(),
-            memos: Vec::new(),
+            known: Known::default(),
             rows: Vec::new(),
             places: Vec::new(),
             locals: Numbered::default(),
@@ -253,7 +179,7 @@ impl<'a> Folder<'a> {
             counted.push((row as u32, hour, key));
         }
         for counted in counted.chunks(AHEAD_ROWS) {
-            self.look_ahead(counted);
+            self.known.look_ahead(counted.iter().map(|(.., key)| *key), &mut self.places);
             for (number, (row, hour, key)) in counted.iter().enumerate() {
                 let row = *row as usize;
                 let span = Span { from: TimestampMs(rows.first_seen[row]), to: TimestampMs(rows.last_seen[row]) };
@@ -265,16 +191,6 @@ impl<'a> Folder<'a> {
         self.columns = columns;
     }
 
-    /// Looks up what is known of the next rows. Tables of this size are not in the processor's caches, and it waits for
-    /// many look-ups at once as long as for one, if nothing else stands between them.
-    fn look_ahead(&mut self, rows: &[(u32, i64, RowKey)]) {
-        let Self { known, shortcuts, places, .. } = self;
-        places.clear();
-        places.extend(rows.iter().map(|(.., key)| known.get(key).copied().unwrap_or(NOT_MET)));
-        let touched = places.iter().filter_map(|place| shortcuts.get(*place as usize)).fold(0, |sum, s| sum ^ s.from);
-        std::hint::black_box(touched);
-    }
-
     /// The edges of the hours since it was asked before, in order of time.
     pub(super) fn finish(&mut self) -> Vec<Hour> {
         for pending in std::mem::take(&mut self.pending) {
@@ -282,10 +198,7 @@ impl<'a> Folder<'a> {
         }
         self.witnesses.clear();
         self.seen.clear();
-        if self.shortcuts.len() > KNOWN_ROWS {
-            self.forget();
-        }
-        self.shortcuts.iter_mut().for_each(|shortcut| shortcut.age = shortcut.age.saturating_add(1));
+        self.known.end_unit();
         let mut hours = std::mem::take(&mut self.hours);
         hours.sort_unstable_by_key(|hour| hour.number);
         hours
@@ -296,44 +209,16 @@ impl<'a> Folder<'a> {
         self.undirected.iter().filter_map(|(run, rows)| Some((Arc::clone(self.texts.text(*run)?), *rows)))
     }
 
-    /// Forgets what was not met for long; where that is not enough, everything.
-    fn forget(&mut self) {
-        let is_recent = |shortcut: &Shortcut| shortcut.age < FORGOTTEN_AFTER;
-        if self.shortcuts.iter().filter(|shortcut| is_recent(shortcut)).count() > KNOWN_ROWS {
-            self.known.clear();
-            self.shortcuts.clear();
-            self.memos.clear();
-            return;
-        }
-        let mut kept = Vec::with_capacity(KNOWN_ROWS);
-        let mut memos: Vec<Option<Memo>> = std::mem::take(&mut self.memos).into_iter().map(Some).collect();
-        let Self { shortcuts, memos: kept_memos, .. } = self;
-        self.known.retain(|_, place| {
-            let mut shortcut = shortcuts[*place as usize];
-            if let Some(memo) =
-                memos.get_mut(shortcut.memo as usize).and_then(Option::take).filter(|_| is_recent(&shortcut))
-            {
-                shortcut.memo = kept_memos.len() as u32;
-                kept_memos.push(memo);
-            }
-            *place = kept.len() as u32;
-            let is_kept = is_recent(&shortcut);
-            kept.extend(is_kept.then_some(shortcut));
-            is_kept
-        });
-        self.shortcuts = kept;
-    }
-
     fn count(&mut self, key: RowKey, place: u32, span: Span, hour: i64, failure: u32, counts: &Counts) {
         let is_client = is_client(&key);
-        let place = if place == NOT_MET { self.place_of(key) } else { place } as usize;
-        let shortcut = &mut self.shortcuts[place];
+        let place = if place == NOT_MET { self.known.place_of(key) } else { place } as usize;
+        let shortcut = &mut self.known.shortcuts[place];
         shortcut.age = 0;
         if shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
             let of_hour = hour_of(&mut self.hours, hour);
             if shortcut.hour != hour {
-                let known = &mut self.edge_places[shortcut.edge as usize];
-                let place = of_hour.place(shortcut.target(), is_client.then_some(port_of(&key)), known);
+                let known = &mut self.edge_places[shortcut.marks.edge as usize];
+                let place = of_hour.place(shortcut.marks, is_client.then_some(port_of(&key)), known);
                 (shortcut.hour, shortcut.place) = (hour, place as u32);
             }
             let edge = &mut of_hour.edges[shortcut.place as usize];
@@ -344,27 +229,21 @@ impl<'a> Folder<'a> {
             }
             return;
         }
-        if !self.memos.get(shortcut.memo as usize).is_some_and(|memo| memo.holds.contains(span)) {
-            let memo = self.resolve(&key, span);
-            if let Some(plain) = memo.shortcut()
+        let memo = shortcut.memo;
+        if !self.known.memos.get(memo as usize).is_some_and(|memo| memo.holds.contains(span)) {
+            let resolved = self.resolve(&key, span);
+            if let Some(plain) = resolved.shortcut()
                 && plain.from <= span.from.0
                 && span.to.0 <= plain.to
             {
-                let memo = self.shortcuts[place].memo;
-                self.shortcuts[place] = Shortcut { memo, ..plain };
+                self.known.shortcuts[place] = Shortcut { memo, ..plain };
                 return self.count(key, place as u32, span, hour, failure, counts);
             }
-            match self.memos.get_mut(self.shortcuts[place].memo as usize) {
-                Some(known) => *known = memo,
-                None => {
-                    self.shortcuts[place].memo = self.memos.len() as u32;
-                    self.memos.push(memo);
-                }
-            }
+            self.known.remember(place, resolved);
         }
         let transport = self.locals.values[key[3] as usize][0];
-        let Self { memos, shortcuts, edge_places, hours, pending, witnesses, .. } = self;
-        let memo = &mut memos[shortcuts[place].memo as usize];
+        let Self { known, edge_places, hours, pending, witnesses, .. } = self;
+        let memo = &mut known.memos[known.shortcuts[place].memo as usize];
         if let Some(own) = memo.own
             && !memo.certain.contains(span)
         {
@@ -391,20 +270,12 @@ impl<'a> Folder<'a> {
             }
             let hour = hour_of(hours, hour);
             if target.place.0 != hour.number {
-                let known = &mut edge_places[target.edge as usize];
-                target.place = (hour.number, hour.place(target.marks(), is_client.then_some(port_of(&key)), known));
+                let known = &mut edge_places[target.marks.edge as usize];
+                target.place = (hour.number, hour.place(target.marks, is_client.then_some(port_of(&key)), known));
             }
             let counts = counts.across(target.crosses_zones);
             hour.edges[target.place.1].add(is_client, &counts, failure, span);
         }
-    }
-
-    /// The place of rows that were not met before, or only in this batch.
-    fn place_of(&mut self, key: RowKey) -> u32 {
-        *self.known.entry(key).or_insert_with(|| {
-            self.shortcuts.push(Shortcut::default());
-            self.shortcuts.len() as u32 - 1
-        })
     }
 
     /// Looks up who is at the ends of a row.
@@ -473,11 +344,7 @@ impl<'a> Folder<'a> {
             let service = self.texts.number_of(service.as_deref());
             let crosses_zones = self.crosses_zones(source, destination);
             let target = |edge| Target {
-                edge,
-                source_pod: source.pod,
-                destination_pod: destination.pod,
-                service,
-                answered,
+                marks: Marks { edge, source_pod: source.pod, destination_pod: destination.pod, service, answered },
                 crosses_zones,
                 place: (i64::MIN, 0),
             };
@@ -493,27 +360,27 @@ impl<'a> Folder<'a> {
     fn settle(&mut self, pending: Pending) {
         let Pending { conversation, own, mut target, hour, span, failure, counts } = pending;
         let is_client = !conversation.4;
-        let EdgeKey { transport, source, destination, port, .. } = self.edges.values[target.edge as usize];
+        let EdgeKey { transport, source, destination, port, .. } = self.edges.values[target.marks.edge as usize];
         let told = self.witnesses.get(&conversation).map_or(&[][..], Vec::as_slice);
         let mut told = told.iter().filter(|(known, _)| known.overlaps(span)).map(|(_, end)| *end);
         let other = told.next().filter(|one| told.all(|other| other.identity() == one.identity()));
         if let Some(other) = other {
             let unknown = |end, pod| Resolved { end, pod, host: Texts::NONE };
             let (source, destination) = if is_client {
-                (own.unwrap_or(unknown(source, target.source_pod)), other)
+                (own.unwrap_or(unknown(source, target.marks.source_pod)), other)
             } else {
-                (other, own.unwrap_or(unknown(destination, target.destination_pod)))
+                (other, own.unwrap_or(unknown(destination, target.marks.destination_pod)))
             };
             if is_same_pod(source, destination) {
                 return;
             }
-            target.edge = self.edge(transport, source, destination, port);
-            (target.source_pod, target.destination_pod) = (source.pod, destination.pod);
+            target.marks.edge = self.edge(transport, source, destination, port);
+            (target.marks.source_pod, target.marks.destination_pod) = (source.pod, destination.pod);
             target.crosses_zones = self.crosses_zones(source, destination);
         }
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
-        let place = hour.place(target.marks(), dialled, &mut self.edge_places[target.edge as usize]);
+        let place = hour.place(target.marks, dialled, &mut self.edge_places[target.marks.edge as usize]);
         hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, span);
     }
 
@@ -550,52 +417,6 @@ impl<'a> Folder<'a> {
     }
 }
 
-impl Memo {
-    /// What rows are counted for at once, if they are of one edge and its ends are certain.
-    fn shortcut(&self) -> Option<Shortcut> {
-        let [target] = &self.targets[..] else { return None };
-        let Target { edge, source_pod, destination_pod, service, answered, crosses_zones, place: _ } = *target;
-        let certain = if self.own.is_some() { self.certain } else { self.holds };
-        let (from, to) = (self.holds.from.max(certain.from).0, self.holds.to.min(certain.to).0);
-        let ends =
-            Shortcut { edge, source_pod, destination_pod, service, answered, crosses_zones, ..Shortcut::default() };
-        (!self.is_pending).then_some(Shortcut { from, to, ..ends })
-    }
-}
-
-impl Shortcut {
-    const fn target(&self) -> Marks {
-        let Self { edge, source_pod, destination_pod, service, answered, .. } = *self;
-        Marks { edge, source_pod, destination_pod, service, answered }
-    }
-}
-
-impl Default for Shortcut {
-    fn default() -> Self {
-        Self {
-            from: i64::MAX,
-            to: i64::MIN,
-            hour: i64::MIN,
-            place: 0,
-            edge: 0,
-            source_pod: Texts::NONE,
-            destination_pod: Texts::NONE,
-            service: Texts::NONE,
-            answered: false,
-            crosses_zones: false,
-            age: 0,
-            memo: NOT_MET,
-        }
-    }
-}
-
-impl Target {
-    const fn marks(&self) -> Marks {
-        let Self { edge, source_pod, destination_pod, service, answered, .. } = *self;
-        Marks { edge, source_pod, destination_pod, service, answered }
-    }
-}
-
 impl<K: Copy + Eq + Hash> Numbered<K> {
     fn number(&mut self, value: K) -> u32 {
         *self.numbers.entry(value).or_insert_with(|| {
@@ -608,13 +429,6 @@ impl<K: Copy + Eq + Hash> Numbered<K> {
 impl<K> Default for Numbered<K> {
     fn default() -> Self {
         Self { numbers: HashMap::default(), values: Vec::new() }
-    }
-}
-
-impl Resolved {
-    /// What tells two ends apart: the pod, or else the node.
-    const fn identity(self) -> (u32, u32) {
-        if self.pod == Texts::NONE { (Texts::NONE, self.host) } else { (self.pod, Texts::NONE) }
     }
 }
 
@@ -654,11 +468,5 @@ fn is_loopback(address: &str) -> bool {
 
 /// Rows of a conversation that are further apart are told apart: its ends may have changed.
 const PAUSE_MS: i64 = 60_000;
-/// Different rows that are remembered from one unit of work to the next: some 100 bytes each.
-const KNOWN_ROWS: usize = 400_000;
-/// Units of work after which rows that were not met again may be forgotten.
-const FORGOTTEN_AFTER: u8 = 8;
 /// Rows that are looked up at once.
 const AHEAD_ROWS: usize = 64;
-/// The place of rows that were not met, and of memos that are not there.
-const NOT_MET: u32 = u32::MAX;

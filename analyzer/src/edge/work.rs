@@ -55,8 +55,9 @@ pub(crate) struct Flows {
     rows: u64,
     files: Vec<FlowFile>,
     units: Vec<Unit>,
-    /// What is read of them.
+    /// What is read of them, and the columns that there are.
     columns: Vec<&'static str>,
+    schema: SchemaRef,
     index: Arc<Index>,
     progress: ProgressBar,
 }
@@ -114,7 +115,7 @@ impl Flows {
         let units = units(&files);
         let columns = row::columns().collect();
         progress.set_style(style());
-        Self { cluster, rows, files, units, columns, index, progress }
+        Self { cluster, rows, files, units, columns, schema: FlowRecord::schema(), index, progress }
     }
 
     /// Folds everything into one total per edge, on as many threads as there are processors. Memory goes by the edges of
@@ -195,13 +196,12 @@ impl Flows {
 
     /// Reads a unit.
     fn fold(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<(), WorkError> {
-        let schema = FlowRecord::schema();
         for (file, groups) in &unit.parts {
             let file = &self.files[*file];
             let read_error = |source| WorkError::Read { path: file.path.clone(), source };
             let pages = Pages::open(&file.path).map_err(read_error)?;
             for group in groups {
-                let reader = pages.read(*group, &schema, &self.columns, None).map_err(read_error)?;
+                let reader = pages.read(*group, &self.schema, &self.columns, None).map_err(read_error)?;
                 for batch in reader {
                     let batch = batch.map_err(|source| WorkError::Decode { path: file.path.clone(), source })?;
                     folder.add(&batch, unit.hours, file.repeats);

@@ -64,6 +64,11 @@ impl Connections {
         self.0[transport as usize].ranges_insert(first..=last);
     }
 
+    /// Takes a port away; whether it was there.
+    pub(crate) fn remove(&mut self, transport: Transport, port: u16) -> bool {
+        self.0[transport as usize].remove(port)
+    }
+
     /// The ranges of ports by transport, in order.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = (Transport, u16, u16)> {
         let of = |transport: Transport| {

@@ -19,7 +19,7 @@ use crate::{communication::Edge, netpol::NAMESPACE_NAME};
 pub(super) enum Peer {
     Pods {
         namespace: Arc<str>,
-        selector: Selector,
+        selector: Arc<Selector>,
     },
     /// Addresses, of nodes or of the outside.
     Block {

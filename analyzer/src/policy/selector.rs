@@ -32,7 +32,7 @@ pub(super) struct Selectors<'a> {
     common: HashMap<Workload, Labels>,
     /// By namespace.
     members: HashMap<&'a str, Vec<&'a Member>>,
-    found: HashMap<Workload, Option<Selector>>,
+    found: HashMap<Workload, Option<Arc<Selector>>>,
 }
 
 impl<'a> Selectors<'a> {
@@ -66,7 +66,7 @@ impl<'a> Selectors<'a> {
     /// The selector of a workload: its owner's own, or the fewest labels that only its pods have in common; in both cases
     /// without what changes from one rollout, replica or place to the next. Where the owner's own selects pods of others
     /// too, with as many of the pods' common labels as keep those out. `None` when nothing is left.
-    pub(super) fn of(&mut self, workload: &Workload) -> Option<Selector> {
+    pub(super) fn of(&mut self, workload: &Workload) -> Option<Arc<Selector>> {
         if let Some(found) = self.found.get(workload) {
             return found.clone();
         }
@@ -75,6 +75,7 @@ impl<'a> Selectors<'a> {
             Some(own) => self.narrowed(workload, own),
             None => self.narrowed(workload, Selector::default()),
         };
+        let selector = selector.map(Arc::new);
         self.found.insert(workload.clone(), selector.clone());
         selector
     }

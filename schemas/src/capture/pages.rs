@@ -10,7 +10,7 @@ use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use parquet::{
     arrow::{
-        ProjectionMask,
+        FieldLevels, ProjectionMask,
         arrow_reader::{ParquetRecordBatchReader, RowGroups, RowSelection},
         parquet_to_arrow_field_levels, parquet_to_arrow_schema,
     },
@@ -24,6 +24,7 @@ use parquet::{
         reader::ChunkReader,
         serialized_reader::SerializedPageReader,
     },
+    schema::types::TypePtr,
 };
 
 /// An open file of a known schema.
@@ -74,8 +75,24 @@ impl Pages {
         columns: &[&str],
         selected: Option<RowSelection>,
     ) -> Result<ParquetRecordBatchReader> {
+        let levels = self.levels(known, columns)?;
+        let group = Group { pages: self, metadata: self.metadata.row_group(group) };
+        ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)
+    }
+
+    /// How some columns are made of the file's; files are mostly like the one before.
+    fn levels(&self, known: &SchemaRef, columns: &[&str]) -> Result<Arc<FieldLevels>> {
         let file = self.metadata.file_metadata();
         let schema = file.schema_descr();
+        let of_last = |last: &Option<Levels>| {
+            let is_this = |last: &&Levels| {
+                last.columns == columns && Arc::ptr_eq(&last.known, known) && *last.schema == *schema.root_schema()
+            };
+            last.as_ref().filter(is_this).map(|last| Arc::clone(&last.levels))
+        };
+        if let Some(levels) = LAST_LEVELS.with_borrow(of_last) {
+            return Ok(levels);
+        }
         let mask = ProjectionMask::columns(schema, columns.iter().copied());
         let roots = schema.root_schema().get_fields();
         let is_known = roots.len() == known.fields().len()
@@ -86,9 +103,16 @@ impl Pages {
         } else {
             parquet_to_arrow_schema(schema, file.key_value_metadata())?.fields
         };
-        let levels = parquet_to_arrow_field_levels(schema, mask, Some(&fields))?;
-        let group = Group { pages: self, metadata: self.metadata.row_group(group) };
-        ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)
+        let levels = Arc::new(parquet_to_arrow_field_levels(schema, mask, Some(&fields))?);
+        if is_known {
+            LAST_LEVELS.set(Some(Levels {
+                schema: schema.root_schema_ptr(),
+                known: Arc::clone(known),
+                columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+                levels: Arc::clone(&levels),
+            }));
+        }
+        Ok(levels)
     }
 
     fn column(&self, group: &RowGroupMetaData, column: usize) -> Result<Box<dyn PageReader>> {
@@ -222,7 +246,16 @@ fn decompress(bytes: &Bytes, plain: usize) -> Result<Bytes> {
     Ok(out.into())
 }
 
+/// How some columns of a schema are read.
+struct Levels {
+    schema: TypePtr,
+    known: SchemaRef,
+    columns: Vec<String>,
+    levels: Arc<FieldLevels>,
+}
+
 thread_local! {
+    static LAST_LEVELS: RefCell<Option<Levels>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 

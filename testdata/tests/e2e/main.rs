@@ -5,6 +5,7 @@
 mod demo;
 mod hard;
 mod outage;
+mod policies;
 #[path = "../it/support.rs"]
 #[expect(dead_code, reason = "the kernel tests use the rest")]
 mod support;

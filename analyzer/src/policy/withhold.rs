@@ -1,0 +1,156 @@
+//! Directions that are left open: what is not sure, what comes from too many addresses, and what would hold for another
+//! workload too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use schemas::inventory::kind;
+
+use super::{
+    Draft, Finding, Wish, path_of,
+    rule::{Peer, Port},
+    told,
+};
+use crate::{
+    communication::{Direction, Endpoint, Workload},
+    sets::Status,
+};
+
+impl Draft<'_> {
+    /// Withholds what was not observed for long enough, or not in enough places, and names what is not stable.
+    pub(super) fn withhold_unsure(&mut self) {
+        let Wish { only_stable, min_coverage, .. } = *self.wish;
+        let mut unsure: BTreeMap<_, BTreeSet<Workload>> = BTreeMap::new();
+        for (workload, set) in &self.sets.workloads {
+            let (ran, observed) = self.sets.exposure.of(workload).map(|time| time.sums()).unwrap_or_default();
+            let coverage = observed as f64 / ran as f64;
+            if ran > 0 && coverage < min_coverage {
+                let (share, wanted) = (100.0 * coverage, 100.0 * min_coverage);
+                let reason = format!("{share:.0} % of its pods' time was observed, of {wanted:.0} % (--min-coverage)");
+                for direction in Direction::ALL {
+                    self.withhold(workload, direction, reason.clone());
+                }
+                continue;
+            }
+            let mut of_reason: BTreeMap<(&str, &'static str), Vec<Direction>> = BTreeMap::new();
+            for direction in Direction::ALL {
+                let (status, reason) = &set.directions[direction as usize];
+                if *status == Status::Stable || !self.wish.directions.contains(&direction) {
+                    continue;
+                }
+                if only_stable {
+                    self.withhold(workload, direction, format!("it is {}: {reason}", status.as_str()));
+                } else if self.rules.contains_key(workload) {
+                    of_reason.entry((reason, status.as_str())).or_default().push(direction);
+                }
+            }
+            for ((reason, status), directions) in of_reason {
+                unsure.entry((reason.to_owned(), status, directions)).or_default().insert(workload.clone());
+            }
+        }
+        let finding =
+            |((reason, status, directions), workloads)| Finding::NotStable { reason, status, directions, workloads };
+        self.findings.extend(unsure.into_iter().map(finding));
+    }
+
+    /// Merges addresses outside where a rule has too many; where that is not enough, the ingress of a workload is withheld.
+    pub(super) fn merge_outside(&mut self) {
+        let max = self.wish.max_cidrs;
+        let mut crowded = Vec::new();
+        for (workload, directions) in &mut self.rules {
+            for direction in Direction::ALL {
+                let rules = &mut directions[direction as usize];
+                let mut by_ports: BTreeMap<BTreeSet<Port>, BTreeSet<IpAddr>> = BTreeMap::new();
+                for (peer, ports) in rules.iter() {
+                    if let Peer::Block { cidr, is_node: false } = peer {
+                        by_ports.entry(ports.keys().cloned().collect()).or_default().insert(cidr.addr());
+                    }
+                }
+                for (ports, addresses) in by_ports.into_iter().filter(|(_, addresses)| addresses.len() > max) {
+                    let blocks = self.outside.merged(addresses.iter().copied(), max);
+                    if blocks.len() > max {
+                        crowded.push((workload.clone(), direction, ports.clone(), blocks.len()));
+                    }
+                    for address in addresses {
+                        let single = IpNet::from(address);
+                        let Some(block) = blocks.iter().find(|block| block.contains(&address)) else { continue };
+                        let block = Peer::Block { cidr: *block, is_node: false };
+                        let single = Peer::Block { cidr: single, is_node: false };
+                        if block == single {
+                            continue;
+                        }
+                        let seen = rules.remove(&single).unwrap_or_default();
+                        let known = rules.entry(block).or_default();
+                        for (port, edges) in seen {
+                            known.entry(port).or_default().extend(edges);
+                        }
+                    }
+                }
+            }
+        }
+        for (workload, direction, ports, blocks) in crowded {
+            let told = ports.iter().map(told).collect::<Vec<_>>().join(", ");
+            if direction == Direction::Egress {
+                self.findings.insert(Finding::ManyAddresses { workload, ports: told, blocks });
+                continue;
+            }
+            let services = self.index.latest(kind::SERVICE).filter(|(service, _)| {
+                let behind = self.behind(service);
+                ports.iter().any(|port| behind.contains(&(workload.clone(), port.clone())))
+            });
+            let services: Vec<String> =
+                services.map(|(service, _)| format!("--open-ingress {}", path_of(service))).collect();
+            let decide = if services.is_empty() { "raise --max-cidrs".into() } else { services.join(" or ") };
+            let reason =
+                format!("{blocks} addresses outside on {told} are more than a rule should have: decide with {decide}");
+            self.withhold(&workload, direction, reason);
+        }
+    }
+
+    /// Judges selectors, and withholds what a policy that is withheld for another workload would isolate all the same.
+    pub(super) fn overlaps(&mut self) -> BTreeSet<(Workload, Workload)> {
+        let workloads: Vec<Workload> =
+            self.sets.workloads.keys().filter(|workload| self.is_named(workload)).cloned().collect();
+        let mut overlaps = BTreeSet::new();
+        for workload in workloads {
+            let Some(selector) = self.selectors.of(&workload) else { continue };
+            for finding in self.selectors.judge(&workload, &selector) {
+                if let Finding::SelectsAnother { workload, other } = &finding {
+                    overlaps.insert((workload.clone(), other.clone()));
+                }
+                self.findings.insert(finding);
+            }
+        }
+        loop {
+            let caught = overlaps.iter().flat_map(|pair| Direction::ALL.map(|direction| (pair, direction)));
+            let caught = caught.filter(|((workload, other), direction)| {
+                let is_withheld = |workload: &Workload| self.withheld.contains_key(&(workload.clone(), *direction));
+                !is_withheld(workload) && is_withheld(other)
+            });
+            let caught: Vec<_> = caught.collect();
+            if caught.is_empty() {
+                return overlaps;
+            }
+            for ((workload, other), direction) in caught {
+                self.withhold(
+                    workload,
+                    direction,
+                    format!("its policy would hold for {other} too, where it is withheld"),
+                );
+            }
+        }
+    }
+
+    /// Whether a policy is about a workload, or names it.
+    fn is_named(&self, workload: &Workload) -> bool {
+        self.rules.contains_key(workload)
+            || self.sets.workloads[workload].entries.iter().any(|entry| {
+                [&entry.edge.source, &entry.edge.destination]
+                    .iter()
+                    .any(|end| matches!(end, Endpoint::Workload(other) if self.rules.contains_key(other)))
+            })
+    }
+}
