@@ -212,8 +212,9 @@ impl<'a> Folder<'a> {
     fn count(&mut self, key: RowKey, place: u32, span: Span, hour: i64, failure: u32, counts: &Counts) {
         let is_client = is_client(&key);
         let place = if place == NOT_MET { self.known.place_of(key) } else { place } as usize;
+        let unit = self.known.unit;
         let shortcut = &mut self.known.shortcuts[place];
-        shortcut.age = 0;
+        shortcut.unit = unit;
         if shortcut.from <= span.from.0 && span.to.0 <= shortcut.to {
             let of_hour = hour_of(&mut self.hours, hour);
             if shortcut.hour != hour {
@@ -236,7 +237,7 @@ impl<'a> Folder<'a> {
                 && plain.from <= span.from.0
                 && span.to.0 <= plain.to
             {
-                self.known.shortcuts[place] = Shortcut { memo, ..plain };
+                self.known.shortcuts[place] = Shortcut { memo, unit, ..plain };
                 return self.count(key, place as u32, span, hour, failure, counts);
             }
             self.known.remember(place, resolved);

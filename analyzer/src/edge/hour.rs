@@ -181,7 +181,8 @@ fn insert_text<A: Array<Item = u32>>(sorted: &mut SmallVec<A>, text: u32) {
     }
 }
 
-fn insert<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, value: A::Item) {
+/// Adds a value to a sorted list, unless it is in it.
+pub(super) fn insert<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, value: A::Item) {
     if let Err(at) = sorted.binary_search(&value) {
         sorted.insert(at, value);
     }

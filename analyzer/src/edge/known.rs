@@ -19,6 +19,8 @@ pub(super) struct Known {
     places: HashMap<RowKey, u32, RandomState>,
     pub(super) shortcuts: Vec<Shortcut>,
     pub(super) memos: Vec<Memo>,
+    /// The unit of work that is under way.
+    pub(super) unit: u32,
 }
 
 /// Most rows are of one edge whose ends are certain for long: what they are counted for, at once.
@@ -32,8 +34,8 @@ pub(super) struct Shortcut {
     pub(super) place: u32,
     pub(super) marks: Marks,
     pub(super) crosses_zones: bool,
-    /// Met in this unit of work, or so many before.
-    pub(super) age: u8,
+    /// The unit of work in which it was met last.
+    pub(super) unit: u32,
     /// What else is known, in the list of memos.
     pub(super) memo: u32,
 }
@@ -113,12 +115,13 @@ impl Known {
         if self.shortcuts.len() > KNOWN_ROWS {
             self.forget();
         }
-        self.shortcuts.iter_mut().for_each(|shortcut| shortcut.age = shortcut.age.saturating_add(1));
+        self.unit += 1;
     }
 
     /// Forgets what was not met for long; where that is not enough, everything.
     fn forget(&mut self) {
-        let is_recent = |shortcut: &Shortcut| shortcut.age < FORGOTTEN_AFTER;
+        let oldest = self.unit.saturating_sub(FORGOTTEN_AFTER);
+        let is_recent = |shortcut: &Shortcut| shortcut.unit >= oldest;
         if self.shortcuts.iter().filter(|shortcut| is_recent(shortcut)).count() > KNOWN_ROWS {
             self.places.clear();
             self.shortcuts.clear();
@@ -164,7 +167,7 @@ impl Default for Shortcut {
             place: 0,
             marks: Marks::default(),
             crosses_zones: false,
-            age: 0,
+            unit: 0,
             memo: NOT_MET,
         }
     }
@@ -180,6 +183,6 @@ impl Resolved {
 /// Different rows that are remembered from one unit of work to the next: some 100 bytes each.
 const KNOWN_ROWS: usize = 400_000;
 /// Units of work after which rows that were not met again may be forgotten.
-const FORGOTTEN_AFTER: u8 = 8;
+const FORGOTTEN_AFTER: u32 = 8;
 /// The place of rows that were not met, and of memos that are not there.
 pub(super) const NOT_MET: u32 = u32::MAX;

@@ -6,13 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use roaring::RoaringBitmap;
 use schemas::table::TimestampMs;
 use smallvec::SmallVec;
 
 use super::{
     fold::{EdgeKey, EndKey, Folder},
-    hour::Hour,
+    hour::{Hour, insert},
     text::Texts,
 };
 use crate::communication::{Communications, Edge, Endpoint, Evidence, Workload};
@@ -33,22 +32,8 @@ struct Sums {
     destination_pods: Pods,
 }
 
-/// Pods, by numbers of their UIDs.
-#[derive(Default)]
-struct Pods {
-    all: RoaringBitmap,
-    /// Those of the last hour, which the next one mostly has too.
-    last: SmallVec<[u32; 6]>,
-}
-
-impl Pods {
-    fn add(&mut self, pods: &SmallVec<[u32; 6]>) {
-        if self.last != *pods {
-            self.all.extend(pods);
-            self.last.clone_from(pods);
-        }
-    }
-}
+/// Pods, by numbers of their UIDs, sorted. There are few, and they are looked at for every edge and hour.
+type Pods = SmallVec<[u32; 8]>;
 
 impl Tally {
     /// Adds the edges of an hour.
@@ -84,8 +69,8 @@ impl Tally {
             }
             services.extend(&edge.services);
             failures.extend(&edge.failures);
-            source_pods.add(&edge.source_pods);
-            destination_pods.add(&edge.destination_pods);
+            edge.source_pods.iter().for_each(|pod| insert(source_pods, *pod));
+            edge.destination_pods.iter().for_each(|pod| insert(destination_pods, *pod));
         }
     }
 
@@ -109,8 +94,8 @@ impl Tally {
             let evidence = Evidence {
                 services: all(&mut services.into_iter()),
                 failures: all(&mut failures.into_iter()),
-                source_pods: all(&mut source_pods.all.into_iter()),
-                destination_pods: all(&mut destination_pods.all.into_iter()),
+                source_pods: all(&mut source_pods.into_iter()),
+                destination_pods: all(&mut destination_pods.into_iter()),
                 ..evidence
             };
             Some((edge, evidence))
