@@ -361,7 +361,7 @@ impl Scope<'_> {
         let directions = match spec.policy_types.as_deref() {
             None | Some([]) if rules[1].is_empty() => vec![Direction::Ingress],
             None | Some([]) => vec![Direction::Ingress, Direction::Egress],
-            Some(types) => types.iter().map(direction).collect::<Result<Vec<_>, _>>()?,
+            Some(types) => types.iter().map(|name| direction(name)).collect::<Result<Vec<_>, _>>()?,
         };
         Ok((Policy { path: path_of(policy).into(), rules }, selected, directions))
     }
@@ -408,8 +408,8 @@ impl Scope<'_> {
     }
 }
 
-fn direction(policy_type: &String) -> Result<Direction, String> {
-    match policy_type.as_str() {
+fn direction(policy_type: &str) -> Result<Direction, String> {
+    match policy_type {
         "Ingress" => Ok(Direction::Ingress),
         "Egress" => Ok(Direction::Egress),
         other => Err(format!("`{other}` is not a policy type")),

@@ -150,6 +150,9 @@ pub(crate) fn replay<'a, 'p>(
     (verdict, invalid)
 }
 
+/// A port that may be allowed: it was observed, under `None`, or there is an excuse.
+type Reason = (Option<Excuse>, Transport, u16);
+
 struct Replay<'a, 'p> {
     sets: &'a Sets,
     population: &'p Population,
@@ -267,8 +270,8 @@ impl<'a> Replay<'a, '_> {
     }
 
     /// What was observed between workloads, under `None`; and what may be allowed for other reasons.
-    fn known(&self) -> HashMap<(&'a Workload, &'a Workload), Vec<(Option<Excuse>, Transport, u16)>> {
-        let mut known: HashMap<_, Vec<(Option<Excuse>, Transport, u16)>> = HashMap::new();
+    fn known(&self) -> HashMap<(&'a Workload, &'a Workload), Vec<Reason>> {
+        let mut known: HashMap<_, Vec<Reason>> = HashMap::new();
         for (edge, (evidence, fate)) in &self.sets.edges {
             let (Endpoint::Workload(source), Endpoint::Workload(destination)) = (&edge.source, &edge.destination)
             else {

@@ -236,6 +236,7 @@ impl Pod {
                     // What may not be sent, and what nobody answers.
                     Err(error) => !matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::TimedOut),
                 };
+                #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
                 let tries: Vec<_> = to.into_iter().map(|to| thread::spawn(move || passes(to))).collect();
                 Ok(tries.into_iter().map(|tried| u64::from(tried.join().unwrap_or(true))).sum())
             }

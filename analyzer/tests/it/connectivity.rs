@@ -142,9 +142,13 @@ fn policies_add_up_and_isolate_only_the_directions_that_they_name() {
     let line = |of: &str, ports: &str| format!("{of}{ports}");
     let everything = "All Connections";
     let deny = policy("deny", "podSelector: {}, policyTypes: [Egress]");
-    assert_eq!(between(&[deny.clone()]), [""; 0], "nobody may send");
+    assert_eq!(between(&[deny]), [""; 0], "nobody may send");
     let ingress = policy("one", "podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 1}]}]");
-    assert_eq!(between(&[ingress.clone()]), [line(to_web, everything), line(to_db, "TCP 1")], "egress stays open");
+    assert_eq!(
+        between(std::slice::from_ref(&ingress)),
+        [line(to_web, everything), line(to_db, "TCP 1")],
+        "egress stays open"
+    );
     let more = policy("two", "podSelector: {}, ingress: [{ports: [{port: 3}]}], policyTypes: [Ingress]");
     assert_eq!(between(&[ingress.clone(), more]), [line(to_web, "TCP 3"), line(to_db, "TCP 1,3")]);
     let egress = policy("three", "podSelector: {}, egress: [{ports: [{port: 1}, {port: 2}]}], policyTypes: [Egress]");
