@@ -18,7 +18,7 @@ use testdata::{
     generator::{self, Plan},
 };
 
-use crate::support::{flowscribe, skip};
+use crate::support::{executable, flowscribe, skip};
 
 /// What `flowscribe report` writes.
 fn report(capture: &Path, more: &[&str]) -> String {
@@ -59,12 +59,28 @@ fn the_api_server_takes_both_dialects_by_the_real_schemas() {
                 *taken.entry(policy["kind"].to_string()).or_default() += 1;
             }
         }
+        if capture == demo() {
+            verify_cluster(&api);
+        }
     }
     assert!(taken.len() == 2 && taken.values().all(|count| *count > 20), "{taken:?}");
     let nonsense = json!({ "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": { "name": "x", "namespace": "demo" },
         "spec": { "endpointSelector": {}, "ingress": [{ "toPorts": [{ "ports": [{ "port": 80 }] }] }] } });
     let refused = api.create(&nonsense).expect_err("a port is a text there");
     assert!(format!("{refused:#}").contains("port"), "the schema is in force: {refused:#}");
+}
+
+/// What `flowscribe verify` finds of the policies that are in the cluster.
+fn verify_cluster(api: &Cluster) {
+    let verified = Command::new(executable())
+        .args(["flowscribe", "verify", "--cluster", "--strict", "--input"])
+        .arg(demo())
+        .env("KUBECONFIG", api.kubeconfig("admin"))
+        .output()
+        .expect("it starts");
+    let found = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{found}{}", String::from_utf8_lossy(&verified.stderr));
+    assert!(found.contains("32 observed edges allowed, 0 denied"), "what is in the cluster: {found}");
 }
 
 /// Creates an object of a kind that the server may have learned of a moment ago.
