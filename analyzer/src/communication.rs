@@ -104,6 +104,11 @@ impl Evidence {
         self.connections + self.closed + self.max_active > 0
     }
 
+    /// Whether names were asked: what was dialled is DNS' port, of the destination itself or of a Service.
+    pub(crate) fn asks_names(&self, edge: &Edge) -> bool {
+        edge.port == DNS_PORT || self.service_ports.contains(&DNS_PORT)
+    }
+
     /// Which ends saw it: `client`, `server` or `both`.
     pub(crate) const fn seen_by(&self) -> &'static str {
         seen_by(self.seen_by_client, self.seen_by_server)
@@ -233,3 +238,6 @@ impl fmt::Display for Endpoint {
         }
     }
 }
+
+/// The port of DNS (RFC 1035).
+pub(crate) const DNS_PORT: u16 = 53;

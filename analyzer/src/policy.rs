@@ -174,10 +174,12 @@ impl<'a> Draft<'a> {
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
             return;
         }
-        let is_dns = *port == DNS_PORT || evidence.service_ports.contains(&DNS_PORT);
+        let is_dns = evidence.asks_names(edge);
         // Who asks over UDP asks again over TCP when the answer is too long (RFC 7766).
         let transports: &[&str] = match destination {
-            Endpoint::Workload(_) | Endpoint::Node { .. } if is_dns => &["tcp", "udp"],
+            Endpoint::Workload(_) | Endpoint::Node { .. } if is_dns && !self.sets.narrow.contains(edge) => {
+                &["tcp", "udp"]
+            }
             _ => &[transport],
         };
         let allowed = |port: u16| transports.iter().map(move |transport| (Arc::from(*transport), port));
@@ -460,4 +462,3 @@ fn path_of(record: &InventoryRecord) -> String {
 
 const PREFIX: &str = "flowscribe.io/";
 const DIGEST_BYTES: usize = 16;
-const DNS_PORT: u16 = 53;

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::{
-    communication::{Direction, Edge, Endpoint, Evidence, Workload},
+    communication::{DNS_PORT, Direction, Edge, Endpoint, Evidence, Workload},
     netpol::{Connections, Denial, Enforcement, InvalidPolicy, Party, Transport},
     policy::size,
     population::Population,
@@ -288,7 +288,7 @@ impl<'a> Replay<'a, '_> {
             let excuse = (evidence.via_service && !evidence.answered).then_some(Excuse::ViaService);
             reasons.push((excuse, transport, edge.port));
             reasons.extend(evidence.service_ports.iter().map(|port| (Some(Excuse::ServicePort), transport, *port)));
-            if edge.port == DNS_PORT || evidence.service_ports.contains(&DNS_PORT) {
+            if evidence.asks_names(edge) {
                 for transport in [Transport::Tcp, Transport::Udp] {
                     reasons.push((Some(Excuse::Names), transport, edge.port));
                     reasons.push((Some(Excuse::ServicePort), transport, DNS_PORT));
@@ -333,5 +333,3 @@ impl<'a> Replay<'a, '_> {
         found
     }
 }
-
-const DNS_PORT: u16 = 53;

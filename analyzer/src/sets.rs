@@ -52,6 +52,8 @@ pub(crate) struct Sets {
     /// All communications, and of those that could be learned what became of them.
     pub(crate) edges: BTreeMap<Edge, (Evidence, Fate)>,
     pub(crate) exposure: Exposure,
+    /// Of those on which names are asked, those whose other transport a person forbade.
+    pub(crate) narrow: BTreeSet<Edge>,
     /// Decisions that concern nothing.
     pub(crate) idle_decisions: Vec<String>,
 }
@@ -167,7 +169,7 @@ impl Sets {
         let exposure = Exposure::new(index, runs, &communications);
         let judge = judge::Judge { index, exposure: &exposure, thresholds };
         let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
-        let mut concerned = BTreeSet::new();
+        let (mut concerned, mut narrow) = (BTreeSet::new(), BTreeSet::new());
         for (edge, evidence) in communications {
             let fate = match decisions.of(&edge, &mut concerned) {
                 _ if edge.own_node => Fate::OwnNode,
@@ -176,6 +178,13 @@ impl Sets {
                 _ if !evidence.is_established() => Fate::Failed,
                 _ => judge.held(&edge, &evidence).map_or(Fate::Learned, Fate::Held),
             };
+            if evidence.asks_names(&edge) {
+                let transport = if &*edge.transport == "udp" { "tcp" } else { "udp" };
+                let other = Edge { transport: transport.into(), ..edge.clone() };
+                if matches!(decisions.of(&other, &mut concerned), Some(Fate::Forbidden(_))) {
+                    narrow.insert(edge.clone());
+                }
+            }
             edges.insert(edge, (evidence, fate));
         }
         // What a person pinned is there even when this capture has not seen it.
@@ -207,7 +216,7 @@ impl Sets {
         };
         let workloads = entries.into_iter().map(set).collect();
         let idle_decisions = decisions.idle(&concerned);
-        Self { workloads, edges, exposure, idle_decisions }
+        Self { workloads, edges, exposure, narrow, idle_decisions }
     }
 }
 

@@ -249,3 +249,18 @@ fn the_apis_service_becomes_the_address_of_its_endpoint_in_every_dialect() {
     let report = capture.report_with(&["--format", "cilium"]);
     insta::assert_snapshot!("cilium", report.yaml);
 }
+
+#[test]
+fn what_is_forbidden_is_not_allowed_for_the_sake_of_dns_either() {
+    let mut capture = Capture::new();
+    capture.pod("demo/web", WEB);
+    capture.pod("kube-system/dns", "10.244.0.53");
+    capture.talk(WEB, "10.244.0.53", 53);
+    capture.flows.iter_mut().for_each(|row| row.transport = "udp".into());
+    let decisions = tempfile::NamedTempFile::new().expect("a file");
+    let forbid = "forbid: [{ from: demo/web, to: kube-system/dns, port: 53/tcp }]";
+    std::fs::write(decisions.path(), forbid).expect("written");
+    let report = capture.report_with(&["--decisions", &decisions.path().to_string_lossy()]);
+    assert_eq!(report.allows("demo/web-network"), lines(["egress [ns kube-system] app=dns 53/UDP"]));
+    assert!(!report.said.contains("concerns nothing"), "{}", report.said);
+}
