@@ -75,7 +75,8 @@ fn rules(
     let rule = |(kind, peers): (&str, Value)| {
         let mut rule = json!({ format!("{way}{kind}"): peers });
         if let Some(ports) = ports {
-            rule["toPorts"] = json!([{ "ports": ports.iter().map(port).collect::<Vec<_>>() }]);
+            let part = |ports: &[NetworkPolicyPort]| json!({ "ports": ports.iter().map(port).collect::<Vec<_>>() });
+            rule["toPorts"] = ports.chunks(PORTS).map(part).collect();
         }
         rule
     };
@@ -104,3 +105,6 @@ fn port(port: &NetworkPolicyPort) -> Value {
     };
     json!({ "port": number, "protocol": port.protocol.as_deref().unwrap_or("TCP") })
 }
+
+/// Ports of one list, at most (the schema's `maxItems`).
+const PORTS: usize = 40;

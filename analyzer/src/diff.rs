@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use k8s_openapi::{
+    api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
 use schemas::index::Labels;
 use serde_json::{Value, json};
 
@@ -15,7 +18,6 @@ use crate::{
     args::{DiffArgs, DiffFormat, InputArgs},
     communication::{Direction, Workload},
     connectivity::ranges,
-    explain::selector_told,
     manifests::{Manifests, ManifestsError},
     netpol::{Connections, DEFAULT_NAMESPACE, Enforcement, NAMESPACE_NAME, Party, Subject},
     output::{self, OutputError},
@@ -31,6 +33,8 @@ pub(crate) enum DiffError {
     Manifests(#[from] ManifestsError),
     #[error(transparent)]
     Tables(#[from] TablesError),
+    #[error("the policies select {0}: tell which workloads there are, with --input or --manifests")]
+    Supposed(&'static str),
     #[error("not valid, so that nothing can be compared: {0}")]
     Invalid(String),
     #[error(transparent)]
@@ -79,7 +83,7 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
         }
     };
     if population.members.is_empty() {
-        population = supposed(old.policies.iter().chain(&new.policies));
+        population = supposed(old.policies.iter().chain(&new.policies))?;
     }
     let difference = compare(&population, &old.policies, &new.policies)?;
     let text = match format {
@@ -92,51 +96,75 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
 }
 
 /// Pods that selectors of policies ask for, where nobody tells which there are.
-fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) -> Population {
+///
+/// # Errors
+/// Policies name ports, or select by what pods do not have: only pods can tell what that means.
+fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) -> Result<Population, DiffError> {
     let mut population = Population::default();
     for policy in policies {
         let own: Arc<str> = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE).into();
         let Some(spec) = &policy.spec else { continue };
         let mut suppose = |namespace: &Arc<str>, selector: Option<&LabelSelector>| {
             let none = LabelSelector::default();
-            let selector = selector.unwrap_or(&none);
-            let name = if labels(selector).is_empty() { "(any pod)".into() } else { selector_told(selector) };
-            let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
-            let subject = Subject { namespace: Arc::clone(namespace), labels: labels(selector), ports: Vec::new() };
-            let pod = Arc::clone(&workload.name);
-            population.members.push(Member { workload, subject, pod, is_current: true });
+            for (name, labels) in examples(selector.unwrap_or(&none))? {
+                let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
+                let subject = Subject { namespace: Arc::clone(namespace), labels, ports: Vec::new() };
+                let pod = Arc::clone(&workload.name);
+                population.members.push(Member { workload, subject, pod, is_current: true });
+            }
+            Ok::<(), DiffError>(())
         };
-        suppose(&own, spec.pod_selector.as_ref());
-        let ingress = spec.ingress.iter().flatten().flat_map(|rule| rule.from.iter().flatten());
-        let egress = spec.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten());
-        for peer in ingress.chain(egress).filter(|peer| peer.ip_block.is_none()) {
-            let Some(selector) = &peer.namespace_selector else {
-                suppose(&own, peer.pod_selector.as_ref());
-                continue;
-            };
-            let labels = labels(selector);
-            let name = labels.get(NAMESPACE_NAME).cloned().unwrap_or_else(|| selector_told(selector).into());
-            suppose(&name, peer.pod_selector.as_ref());
-            population.namespaces.insert(name, labels);
+        suppose(&own, spec.pod_selector.as_ref())?;
+        let ingress = spec.ingress.iter().flatten().map(|rule| (&rule.from, &rule.ports));
+        let egress = spec.egress.iter().flatten().map(|rule| (&rule.to, &rule.ports));
+        for (peers, ports) in ingress.chain(egress) {
+            let is_named = |port: &NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
+            if ports.iter().flatten().any(is_named) {
+                return Err(DiffError::Supposed("ports by name"));
+            }
+            for peer in peers.iter().flatten().filter(|peer| peer.ip_block.is_none()) {
+                let Some(selector) = &peer.namespace_selector else {
+                    suppose(&own, peer.pod_selector.as_ref())?;
+                    continue;
+                };
+                for (told, labels) in examples(selector)? {
+                    let name = labels.get(NAMESPACE_NAME).cloned().unwrap_or_else(|| told.into());
+                    suppose(&name, peer.pod_selector.as_ref())?;
+                    population.namespaces.entry(name).or_default().extend(labels);
+                }
+            }
         }
     }
     population.join();
-    population
+    Ok(population)
 }
 
-/// Labels that a selector selects.
-fn labels(selector: &LabelSelector) -> Labels {
+/// Labels that a selector selects, each in words: one example for every value that it takes.
+fn examples(selector: &LabelSelector) -> Result<Vec<(String, Labels)>, DiffError> {
     let labels = selector.match_labels.iter().flatten();
-    let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into()));
-    let asked = selector.match_expressions.iter().flatten().filter_map(|expression| {
-        let value = match expression.operator.as_str() {
-            "In" => expression.values.as_ref()?.first()?.as_str(),
-            "Exists" => "",
-            _ => return None,
+    let labels: Labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
+    let mut examples = vec![labels];
+    for expression in selector.match_expressions.iter().flatten() {
+        let values = match expression.operator.as_str() {
+            "In" => expression.values.clone().unwrap_or_default(),
+            "Exists" => vec![String::new()],
+            _ => return Err(DiffError::Supposed("pods by labels that they do not have")),
         };
-        Some((expression.key.as_str().into(), value.into()))
-    });
-    labels.chain(asked).collect()
+        let with = |labels: &Labels| {
+            let with = |value: &String| {
+                let mut labels = labels.clone();
+                labels.insert(expression.key.as_str().into(), value.as_str().into());
+                labels
+            };
+            values.iter().map(with).collect::<Vec<_>>()
+        };
+        examples = examples.iter().flat_map(with).collect();
+    }
+    let told = |labels: Labels| {
+        let told = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        (if told.is_empty() { "(any pod)".into() } else { told }, labels)
+    };
+    Ok(examples.into_iter().map(told).collect())
 }
 
 fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]) -> Result<Difference, DiffError> {

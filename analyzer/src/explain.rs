@@ -347,7 +347,7 @@ fn why_not(edge: &Edge, evidence: &Evidence, fate: &Fate, of: &Endpoint) -> Opti
 }
 
 /// A peer in words.
-pub(crate) fn peer_told(peer: &NetworkPolicyPeer) -> String {
+fn peer_told(peer: &NetworkPolicyPeer) -> String {
     let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
     if let Some(block) = ip_block {
         let except = block.except.as_deref().unwrap_or_default();
@@ -369,7 +369,7 @@ pub(crate) fn peer_told(peer: &NetworkPolicyPeer) -> String {
 }
 
 /// A selector in words.
-pub(crate) fn selector_told(selector: &LabelSelector) -> String {
+fn selector_told(selector: &LabelSelector) -> String {
     let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
     let expressions = selector.match_expressions.iter().flatten().map(|e| {
         let values = e.values.as_deref().unwrap_or_default().join("|");

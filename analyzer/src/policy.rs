@@ -31,6 +31,7 @@ use schemas::{
 
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
+    netpol::Transport,
     population::Population,
     sets::{Fate, Sets, Status},
 };
@@ -170,7 +171,7 @@ impl<'a> Draft<'a> {
             // A pod's own node may always reach it; what is held or forbidden is told with the sets.
             Fate::Failed | Fate::OwnNode | Fate::Held(_) | Fate::Forbidden(_) => return,
         }
-        if [source, destination].iter().any(|end| matches!(end, Endpoint::Unknown { .. })) {
+        if !is_sound(edge) {
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
             return;
         }
@@ -302,27 +303,21 @@ impl<'a> Draft<'a> {
         let mut policies = Vec::new();
         let names = name::names(rules.keys());
         let mut shared: BTreeMap<Arc<str>, Rules<'a>> = BTreeMap::new();
-        let mut open: BTreeMap<Arc<str>, BTreeSet<Workload>> = BTreeMap::new();
-        for workload in self.silent(&rules).into_iter().filter(|workload| self.is_unsure(workload)) {
-            open.entry(Arc::clone(&workload.namespace)).or_default().insert(workload.clone());
-        }
+        let open = self.left_open(&rules);
         for (workload, mut rules) in rules {
             let Some(selector) = self.selectors.of(&workload) else {
-                self.findings.insert(Finding::NoUsableLabels { workload: workload.clone() });
-                open.entry(Arc::clone(&workload.namespace)).or_default().insert(workload);
+                self.findings.insert(Finding::NoUsableLabels { workload });
                 continue;
             };
-            let is_written = |direction: &Direction| !self.withheld.contains_key(&(workload.clone(), *direction));
-            let directions: Vec<Direction> = self.wish.directions.iter().copied().filter(is_written).collect();
-            if directions.len() < self.wish.directions.len() {
-                open.entry(Arc::clone(&workload.namespace)).or_default().insert(workload.clone());
-            }
+            let directions = self.directions(&workload);
             if directions.is_empty() {
                 continue;
             }
-            if self.wish.namespace_defaults {
-                let dns = take(&mut rules[Direction::Egress as usize], &self.dns);
-                add(shared.entry(Arc::clone(&workload.namespace)).or_default(), dns);
+            if self.wish.namespace_defaults && !open.contains_key(&workload.namespace) {
+                let shared = shared.entry(Arc::clone(&workload.namespace)).or_default();
+                if directions.contains(&Direction::Egress) {
+                    add(shared, take(&mut rules[Direction::Egress as usize], &self.dns));
+                }
             }
             let subject =
                 Subject { name: &names[&workload], namespace: &workload.namespace, selector: selector.to_api() };
@@ -331,13 +326,37 @@ impl<'a> Draft<'a> {
             policies.push(Written { workload: Some(workload), policy, rules });
         }
         if self.wish.namespace_defaults {
-            policies.extend(self.defaults(shared, open));
+            policies.extend(self.defaults(shared));
+            let finding = |(namespace, workloads)| Finding::NoDefaults { namespace, workloads };
+            self.findings.extend(open.into_iter().map(finding));
         }
         let order =
             |written: &Written<'_>| (written.policy.metadata.namespace.clone(), written.policy.metadata.name.clone());
         policies.sort_by_key(order);
         check::check(&policies)?;
         Ok(PolicySet { policies, findings: self.findings, withheld: self.withheld, overlaps })
+    }
+
+    /// The directions that a workload's policy limits.
+    fn directions(&self, workload: &Workload) -> Vec<Direction> {
+        let is_written = |direction: &Direction| !self.withheld.contains_key(&(workload.clone(), *direction));
+        self.wish.directions.iter().copied().filter(is_written).collect()
+    }
+
+    /// The workloads that anything is left open for, by namespace: what holds for all of it would cut them off.
+    fn left_open(&mut self, rules: &BTreeMap<Workload, [Rules<'a>; 2]>) -> BTreeMap<Arc<str>, BTreeSet<Workload>> {
+        let silent = self.silent(rules).into_iter().filter(|workload| self.is_unsure(workload));
+        let mut open: Vec<Workload> = silent.cloned().collect();
+        for workload in rules.keys() {
+            if self.selectors.of(workload).is_none() || self.directions(workload).len() < self.wish.directions.len() {
+                open.push(workload.clone());
+            }
+        }
+        let mut by_namespace: BTreeMap<Arc<str>, BTreeSet<Workload>> = BTreeMap::new();
+        for workload in open {
+            by_namespace.entry(Arc::clone(&workload.namespace)).or_default().insert(workload);
+        }
+        by_namespace
     }
 
     /// The workloads of wanted namespaces that have no rules.
@@ -422,12 +441,8 @@ impl<'a> Draft<'a> {
         annotations.into_iter().map(|(key, value)| (format!("{PREFIX}{key}"), value)).collect()
     }
 
-    /// Policies for whole namespaces: names may be asked, and where nothing is left open, all else is denied.
-    fn defaults(
-        &mut self,
-        shared: BTreeMap<Arc<str>, Rules<'a>>,
-        mut open: BTreeMap<Arc<str>, BTreeSet<Workload>>,
-    ) -> Vec<Written<'a>> {
+    /// Policies for whole namespaces, where nothing is left open: names may be asked, and all else is denied.
+    fn defaults(&self, shared: BTreeMap<Arc<str>, Rules<'a>>) -> Vec<Written<'a>> {
         let mut policies = Vec::new();
         for (namespace, dns) in shared {
             let of_all = |name| Subject { name, namespace: &namespace, selector: LabelSelector::default() };
@@ -436,20 +451,24 @@ impl<'a> Draft<'a> {
                 let (policy, rules) = policy(of_all("allow-dns"), &both, &[Direction::Egress], BTreeMap::new());
                 policies.push(Written { workload: None, policy, rules });
             }
-            match open.remove(&namespace) {
-                Some(workloads) => {
-                    self.findings.insert(Finding::NoDefaults { namespace, workloads });
-                }
-                None => {
-                    let none = [Rules::new(), Rules::new()];
-                    let directions: Vec<Direction> = self.wish.directions.iter().copied().collect();
-                    let (policy, rules) = policy(of_all("default-deny"), &none, &directions, BTreeMap::new());
-                    policies.push(Written { workload: None, policy, rules });
-                }
-            }
+            let none = [Rules::new(), Rules::new()];
+            let directions: Vec<Direction> = self.wish.directions.iter().copied().collect();
+            let (policy, rules) = policy(of_all("default-deny"), &none, &directions, BTreeMap::new());
+            policies.push(Written { workload: None, policy, rules });
         }
         policies
     }
+}
+
+/// Whether policies can speak of an edge: both ends are known, and all of it is what Kubernetes could have made.
+fn is_sound(edge: &Edge) -> bool {
+    let is_known = |end: &Endpoint| match end {
+        Endpoint::Workload(workload) => name::is_dns_label(&workload.namespace),
+        Endpoint::Node { .. } | Endpoint::External { .. } => true,
+        Endpoint::Unknown { .. } => false,
+    };
+    let is_known_transport = edge.transport.parse::<Transport>().is_ok();
+    is_known(&edge.source) && is_known(&edge.destination) && is_known_transport && edge.port > 0
 }
 
 fn told((transport, port): &Port) -> String {

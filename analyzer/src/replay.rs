@@ -136,7 +136,7 @@ pub(crate) fn replay<'a, 'p>(
             continue;
         }
         let status = Status::Learning;
-        let explanation = replay.explain(edge, fate);
+        let explanation = replay.explain(edge, evidence, fate, &by);
         verdict.denied.push(Denied { edge, evidence, status, by, explanation });
     }
     if !verdict.denied.is_empty() {
@@ -196,7 +196,7 @@ impl<'a> Replay<'a, '_> {
         pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, edge.port)).collect()
     }
 
-    fn explain(&self, edge: &Edge, fate: &Fate) -> Option<String> {
+    fn explain(&self, edge: &Edge, evidence: &Evidence, fate: &Fate, by: &BTreeSet<Denial>) -> Option<String> {
         let with = |word: &str, reason: &str| {
             Some(if reason.is_empty() { word.to_owned() } else { format!("{word}: {reason}") })
         };
@@ -204,6 +204,11 @@ impl<'a> Replay<'a, '_> {
             Fate::Forbidden(reason) => return with("forbidden", reason),
             Fate::Held(reason) => return with("held for review", reason),
             Fate::OwnNode => return with("own node", ""),
+            Fate::Learned if evidence.via_service && !evidence.answered => {
+                if by.iter().all(|denial| denial.direction == Direction::Ingress) {
+                    return with("several stand behind the Service, and nobody saw this one answer", "");
+                }
+            }
             Fate::Learned | Fate::Pinned(_) | Fate::Failed => {}
         }
         let unknown = [&edge.source, &edge.destination].into_iter().find(|end| matches!(end, Endpoint::Unknown { .. }));

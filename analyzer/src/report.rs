@@ -62,6 +62,8 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     let explained = || Explanation::new(capture.sets(), &set, &verdict, &wish);
     let documents = documents(&set, *format, &capture)?;
     match output.as_deref().filter(|path| is_directory(path)) {
+        // Nothing is known: what a former run wrote stays.
+        Some(_) if capture.tables.files.is_empty() => {}
         Some(directory) => {
             let named: Vec<_> = set.policies.iter().map(|written| &written.policy.metadata).zip(documents).collect();
             tree::write(directory, &named, &explained().json())?;

@@ -7,12 +7,12 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-use super::{Written, name::dns_label};
+use super::{Written, name::is_dns_label};
 
 /// A rule or policy that must not be written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PolicyError {
-    #[error("policy `{name}` has no namespace")]
+    #[error("policy `{name}` has no namespace, or one that is no DNS label")]
     NoNamespace { name: String },
     #[error("policy `{name}` selects all pods of its namespace")]
     SelectsAll { name: String },
@@ -31,10 +31,10 @@ pub(super) fn check(policies: &[Written<'_>]) -> Result<(), PolicyError> {
     for Written { workload, policy, .. } in policies {
         let NetworkPolicy { metadata, spec } = policy;
         let name = || metadata.name.clone().unwrap_or_default();
-        if metadata.namespace.as_deref().is_none_or(str::is_empty) {
+        if !metadata.namespace.as_deref().is_some_and(is_dns_label) {
             return Err(PolicyError::NoNamespace { name: name() });
         }
-        if name().is_empty() || dns_label(&name()) != name() || !taken.insert((&metadata.namespace, name())) {
+        if !is_dns_label(&name()) || !taken.insert((&metadata.namespace, name())) {
             return Err(PolicyError::BadName { name: name() });
         }
         let Some(spec) = spec else { return Err(PolicyError::SelectsAll { name: name() }) };

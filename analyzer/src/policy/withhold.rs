@@ -27,6 +27,12 @@ impl Draft<'_> {
         for (workload, set) in &self.sets.workloads {
             let (ran, observed) = self.sets.exposure.of(workload).map(|time| time.sums()).unwrap_or_default();
             let coverage = observed as f64 / ran as f64;
+            if ran == 0 && self.sets.exposure.capture.is_some() && self.index.is_covered() {
+                for direction in Direction::ALL {
+                    self.withhold(workload, direction, "none of its pods was there to be observed".into());
+                }
+                continue;
+            }
             if ran > 0 && coverage < min_coverage {
                 let (share, wanted) = (100.0 * coverage, 100.0 * min_coverage);
                 let reason = format!("{share:.0} % of its pods' time was observed, of {wanted:.0} % (--min-coverage)");

@@ -233,6 +233,39 @@ fn a_directory_has_a_file_per_policy_and_loses_only_what_is_its_own() {
 }
 
 #[test]
+fn an_input_without_a_capture_leaves_a_directory_as_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = format!("{}/policies/", directory.path().display());
+    web_and_db().report_with(&["--output", &output]);
+    let before = names(Path::new(&output));
+    let empty = tempfile::tempdir().expect("a directory");
+    let input = empty.path().to_string_lossy();
+    let (code, _, said) = text(&flowscribe(&["report", "--input", &input, "--output", &output]));
+    assert_eq!(code, Some(0));
+    assert!(said.starts_with("nothing to report: no capture in "), "{said}");
+    assert_eq!(names(Path::new(&output)), before);
+}
+
+#[test]
+fn what_only_pods_can_tell_is_not_guessed_by_a_comparison() {
+    let policy = |port: &str, selector: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: a}}, \
+             spec: {{podSelector: {{}}, ingress: [{{from: [{{podSelector: {selector}}}], ports: [{{port: {port}}}]}}]}}}}"
+        )
+    };
+    let values = |values: &str| format!("{{matchExpressions: [{{key: app, operator: In, values: {values}}}]}}");
+    let (code, found, _) = diff(&policy("80", &values("[x, y]")), &policy("80", &values("[x, z]")), &[]);
+    assert_eq!(code, Some(1), "{found}");
+    assert!(found.contains("+ a/app=z → a/app=x TCP 80") && found.contains("- a/app=y → a/app=x TCP 80"), "{found}");
+    let (code, _, said) = diff(&policy("http", "{}"), &policy("admin", "{}"), &[]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("the policies select ports by name: tell which workloads there are, with --input"), "{said}");
+    let others = "{matchExpressions: [{key: app, operator: NotIn, values: [x]}]}";
+    assert_eq!(diff(&policy("80", others), &policy("80", "{}"), &[]).0, Some(2));
+}
+
+#[test]
 fn evidence_and_policies_can_be_files() {
     let directory = tempfile::tempdir().expect("a directory");
     let (policies, evidence) = (directory.path().join("p.yaml"), directory.path().join("e.json"));

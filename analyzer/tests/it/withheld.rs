@@ -228,7 +228,13 @@ fn defaults_of_a_namespace_stand_once_and_cut_nothing_off() {
     capture.bare_pod("demo/naked", "10.244.0.60", "{}");
     capture.talk("10.244.0.60", DB, 5432);
     let report = capture.report_with(&["--namespace-defaults", "--namespaces", "demo"]);
-    assert!(!report.names().contains(&"demo/default-deny".into()), "{:?}", report.names());
+    let whole = ["demo/default-deny".to_owned(), "demo/allow-dns".to_owned()];
+    assert!(
+        !whole.iter().any(|name| report.names().contains(name)),
+        "both would close its egress: {:?}",
+        report.names()
+    );
+    assert!(report.allows("demo/web-network").contains("egress [ns kube-system] app=dns 53/UDP"), "{}", report.yaml);
     assert!(
         report.said.contains("namespace demo: no default-deny, it would cut off demo/db, demo/naked"),
         "{}",
@@ -263,4 +269,68 @@ fn what_is_forbidden_is_not_allowed_for_the_sake_of_dns_either() {
     let report = capture.report_with(&["--decisions", &decisions.path().to_string_lossy()]);
     assert_eq!(report.allows("demo/web-network"), lines(["egress [ns kube-system] app=dns 53/UDP"]));
     assert!(!report.said.contains("concerns nothing"), "{}", report.said);
+}
+
+#[test]
+fn dns_of_a_namespace_closes_no_egress_that_is_to_stay_open() {
+    let mut capture = web_and_db();
+    capture.pod("kube-system/dns", "10.244.0.53");
+    capture.talk(WEB, "10.244.0.53", 53);
+    let report = capture.report_with(&["--namespace-defaults", "--directions", "ingress", "--namespaces", "demo"]);
+    assert_eq!(report.names(), ["demo/db-network", "demo/default-deny", "demo/web-network"]);
+    assert!(!report.yaml.contains("Egress"), "{}", report.yaml);
+}
+
+#[test]
+fn a_pinned_workload_that_nobody_has_seen_run_is_left_open() {
+    let mut capture = web_and_db();
+    capture.pod("demo/new", "10.244.0.70").phase = Some("Pending".into());
+    let decisions = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(decisions.path(), "pin: [{ from: demo/web, to: demo/new, port: 80 }]").expect("written");
+    let report = capture.report_with(&["--decisions", &decisions.path().to_string_lossy()]);
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
+    assert!(report.allows("demo/web-network").contains("egress app=new 80/TCP"), "{}", report.yaml);
+    let open = "demo/new: ingress and egress withheld and left open, none of its pods was there to be observed";
+    assert!(report.said.contains(open), "{}", report.said);
+}
+
+#[test]
+fn rows_that_no_policy_can_speak_of_are_named_and_the_rest_comes_out() {
+    let mut capture = web_and_db();
+    capture.dial(WEB, "198.51.100.9", 0);
+    capture.dial(WEB, "198.51.100.9", 443).transport = "quic".into();
+    let odd = capture.pod("../elsewhere/odd", "10.244.0.71");
+    odd.namespace = Some("../../elsewhere".into());
+    capture.talk("10.244.0.71", DB, 5432);
+    let report = capture.report();
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
+    assert_eq!(report.said.matches("left out, an end is not known").count(), 3, "{}", report.said);
+    assert_eq!(report.blocks().len(), 0, "{}", report.yaml);
+}
+
+#[test]
+fn a_backend_that_nobody_saw_answer_is_no_reason_to_refuse() {
+    let mut capture = watched(9);
+    for row in &mut capture.flows {
+        if &*row.observer == "client" {
+            (row.destination_address, row.destination_port) = ("10.96.0.5".into(), 80);
+        }
+    }
+    for (name, address) in [("demo/db", DB), ("demo/idle", "10.244.0.72")] {
+        if name != "demo/db" {
+            capture.pod(name, address);
+        }
+        let pod = capture.inventory.iter_mut().rfind(|r| r.addresses.iter().any(|a| &**a == address)).expect("a pod");
+        let app = name.trim_start_matches("demo/");
+        pod.labels = Some(format!(r#"{{"app":"{app}","tier":"db"}}"#).into());
+    }
+    capture.service("demo/db", "10.96.0.5", 80, "5432", Some(r#"{"tier":"db"}"#));
+    // What else it does closes its ingress.
+    move_to(capture.dial("10.244.0.72", "198.51.100.7", 443), 8 * DAY_MS);
+    capture.health.clear();
+    watch(&mut capture, 9 * DAY_MS);
+    let report = capture.report();
+    assert!(report.names().contains(&"demo/idle-network".into()), "{}", report.said);
+    assert!(report.allows("demo/web-network").contains("egress app=idle 5432/TCP"), "{}", report.yaml);
+    assert!(!report.said.contains("denied by"), "it is explained: {}", report.said);
 }
