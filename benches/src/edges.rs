@@ -72,7 +72,7 @@ fn compare(size: u64, capture: &Path, scratch: &Path, runs: usize) -> Result<()>
         ensure!(answer == first, "{name} found something else: {differs:?}");
     }
     let edges = first.lines().count() - 1;
-    let reference = best.iter().find(|(name, _)| *name == "polars").map_or(1.0, |(_, taken)| taken.seconds);
+    let reference = best.iter().find(|(name, _)| *name == "polars").map_or(f64::NAN, |(_, taken)| taken.seconds);
     for (name, Taken { seconds, cpu_seconds, peak_mib }) in best {
         println!(
             "| {size} | {edges} | {name} | {seconds:.2} s | {cpu_seconds:.2} s | {peak_mib:.0} MiB | {:.2} |",
@@ -88,7 +88,8 @@ pub(crate) fn measure(command: &mut Command, scratch: &Path) -> Result<Taken> {
     let mut timed = Command::new("/usr/bin/time");
     timed.arg("-f").arg("%e %U %S %M").arg("-o").arg(&report).arg(command.get_program()).args(command.get_args());
     let output = timed.output().context("cannot run /usr/bin/time, of the package `time`")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}, {}", output.status, said.lines().last().unwrap_or_default());
     let report = fs::read_to_string(&report)?;
     let numbers: Vec<f64> = report.split_whitespace().filter_map(|number| number.parse().ok()).collect();
     let [seconds, user, system, peak_kib] = numbers[..] else { anyhow::bail!("unexpected report {report:?}") };
@@ -116,8 +117,9 @@ fn python(script: &str, capture: &Path, output: &Path) -> Command {
     command
 }
 
+const OURS: &str = "flowscribe";
 const CONTESTANTS: [Contestant; 3] = [
-    Contestant { name: "flowscribe", command: flowscribe },
+    Contestant { name: OURS, command: flowscribe },
     Contestant { name: "polars", command: polars },
     Contestant { name: "DuckDB", command: duckdb },
 ];

@@ -2,7 +2,7 @@
 
 use schemas::{flow::FlowRecord, inventory::kind, table::TimestampMs};
 
-use crate::support::{Capture, DB, Report, START_MS, WEB, lines, tcp, web_and_db};
+use crate::support::{Capture, DB, Report, START_MS, WEB, flowscribe, lines, tcp, web_and_db};
 
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
@@ -333,4 +333,21 @@ fn a_backend_that_nobody_saw_answer_is_no_reason_to_refuse() {
     assert!(report.names().contains(&"demo/idle-network".into()), "{}", report.said);
     assert!(report.allows("demo/web-network").contains("egress app=idle 5432/TCP"), "{}", report.yaml);
     assert!(!report.said.contains("denied by"), "it is explained: {}", report.said);
+}
+
+#[test]
+fn policies_that_would_deny_what_is_stable_are_not_written() {
+    let mut capture = watched(9);
+    // A pod of web that web's own selector does not select: what it sends is denied at db.
+    let pod = capture.bare_pod("demo/web-odd", "10.244.0.73", r#"{"app":"odd"}"#);
+    (pod.owner_kind, pod.owner) = (Some("Deployment".into()), Some("web".into()));
+    capture.health.clear();
+    watch(&mut capture, 9 * DAY_MS);
+    let input = capture.write();
+    let output = flowscribe(&["report", "--input", &input.path().to_string_lossy()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{said}");
+    let refused = "refusing to write policies that deny what is stable (1), please report this:\n\
+        demo/web → demo/db 5432/TCP: denied by ingress of demo/db-network; stable, 216 connections\n";
+    assert!(said.contains(refused), "{said}");
 }
