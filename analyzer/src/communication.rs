@@ -8,7 +8,7 @@ use std::{
 };
 
 use roaring::RoaringBitmap;
-use schemas::table::TimestampMs;
+use schemas::{index::Index, inventory::InventoryRecord, table::TimestampMs};
 
 /// All communications of a capture, ordered by who talks to whom.
 pub(crate) type Communications = BTreeMap<Edge, Evidence>;
@@ -102,6 +102,11 @@ impl Evidence {
     /// Whether data could pass: a connection was established, was open, or ended.
     pub(crate) const fn is_established(&self) -> bool {
         self.connections + self.closed + self.max_active > 0
+    }
+
+    /// Distinct days (UTC) in which data could pass.
+    pub(crate) fn days(&self) -> usize {
+        self.hours.iter().map(|hour| hour / 24).collect::<BTreeSet<u32>>().len()
     }
 
     /// Whether names were asked: what was dialled is DNS' port, of the destination itself or of a Service.
@@ -201,6 +206,14 @@ impl Direction {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
         }
+    }
+}
+
+impl Workload {
+    /// The workload that a pod is of.
+    pub(crate) fn of(pod: &InventoryRecord, index: &Index) -> Self {
+        let (kind, name) = index.workload_of(pod);
+        Self { namespace: pod.namespace.clone().unwrap_or_default(), name, kind }
     }
 }
 

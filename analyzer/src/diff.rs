@@ -193,7 +193,6 @@ fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]
         !enforcement.isolated(source)[Direction::Egress as usize]
             && !enforcement.isolated(destination)[Direction::Ingress as usize]
     };
-    let (ingress, egress) = (Direction::Ingress as usize, Direction::Egress as usize);
     let mut ends: BTreeMap<(End, End), [Connections; 2]> = BTreeMap::new();
     let mut add = |from: End, to: End, allowed: [Connections; 2]| {
         let [was, is] = ends.entry((from, to)).or_default();
@@ -212,9 +211,7 @@ fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]
     for direction in Direction::ALL {
         for (first, last) in ranges(old.blocks(direction).chain(new.blocks(direction))) {
             for subject in 0..subjects.len() {
-                let isolated = [&old, &new]
-                    .map(|e| e.isolated(subject)[if direction == Direction::Ingress { ingress } else { egress }]);
-                if isolated != [true, true] {
+                if [&old, &new].map(|e| e.isolated(subject)[direction as usize]) != [true, true] {
                     continue;
                 }
                 let own = End::Workload(workload(subject).clone());

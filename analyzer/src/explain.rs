@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
     netpol::NAMESPACE_NAME,
-    policy::{PolicySet, Wish, Written},
+    policy::{PolicySet, Wish, Written, is_sound},
     replay::Verdict,
     sets::{Entry, Fate, Sets},
 };
@@ -174,7 +174,6 @@ impl PolicyExplained {
     fn of_workload(sets: &Sets, set: &PolicySet<'_>, workload: &Workload, left_out: Vec<LeftOut>) -> Self {
         let learned = sets.workloads.get(workload);
         let time = sets.exposure.of(workload);
-        let (ran, observed) = time.map(|time| time.sums()).unwrap_or_default();
         let withheld = Direction::ALL.into_iter().filter_map(|direction| {
             let reason = set.withheld.get(&(workload.clone(), direction))?.clone();
             Some(Withheld { direction: direction.as_str(), reason })
@@ -187,7 +186,7 @@ impl PolicyExplained {
             status: learned.map(|set| set.status.as_str()),
             reason: learned.map(|set| set.reason.clone()),
             since: learned.and_then(|set| Some(set.since?.to_string())),
-            coverage: (ran > 0).then(|| observed as f64 / ran as f64),
+            coverage: time.and_then(|time| time.coverage()),
             pods: time.map_or(0, |time| time.pods),
             rules: Vec::new(),
             withheld: withheld.collect(),
@@ -275,7 +274,6 @@ impl EdgeExplained {
         let is_this = |entry: &&Entry| entry.edge == *edge && entry.direction == direction;
         let entry = sets.workloads.get(own).and_then(|set| set.entries.iter().find(is_this));
         let was_seen = evidence.first_seen <= evidence.last_seen;
-        let days: std::collections::BTreeSet<u32> = evidence.hours.iter().map(|hour| hour / 24).collect();
         Some(Self {
             edge: edge.to_string(),
             status: if matches!(fate, Fate::Pinned(_)) {
@@ -292,7 +290,7 @@ impl EdgeExplained {
             connections: evidence.connections,
             failed: evidence.failed,
             hours: evidence.hours.len(),
-            days: days.len(),
+            days: evidence.days(),
             source_pods: evidence.source_pods.len(),
             destination_pods: evidence.destination_pods.len(),
             bytes_sent: evidence.bytes_sent,
@@ -336,8 +334,7 @@ fn why_not(edge: &Edge, evidence: &Evidence, fate: &Fate, of: &Endpoint) -> Opti
         }
         Fate::Failed => None,
         Fate::Learned | Fate::Pinned(_) => {
-            let ends = [&edge.source, &edge.destination];
-            if ends.iter().any(|end| matches!(end, Endpoint::Unknown { .. })) {
+            if !is_sound(edge) {
                 return with("an end is not known", "");
             }
             let is_ambiguous = !evidence.answered && matches!(fate, Fate::Learned) && *of == edge.destination;

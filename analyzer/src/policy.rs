@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use schemas::{
     index::{Index, Owner, Span},
@@ -253,11 +253,8 @@ impl<'a> Draft<'a> {
 
     /// Opens the Services that a person wants open to everybody outside, on the ports of the pods behind them.
     fn open_ingress(&mut self) {
-        let open = |is_ipv4, all: &str| {
-            let cidr = all.parse().expect("a constant");
-            Peer::Open { cidr, except: self.outside.inside(is_ipv4) }
-        };
-        let everybody = [open(true, "0.0.0.0/0"), open(false, "::/0")];
+        let everybody = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
+            .map(|cidr| Peer::Open { cidr, except: self.outside.inside(cidr.addr().is_ipv4()) });
         for service in &self.wish.open_ingress {
             let record = self.index.latest(kind::SERVICE).find(|(record, _)| *service == path_of(record));
             let behind = record.map(|(record, _)| self.behind(record)).unwrap_or_default();
@@ -288,9 +285,7 @@ impl<'a> Draft<'a> {
         for port in &service.ports {
             for backend in self.index.backends(service, &port.protocol, port.port, span) {
                 let Owner::Pod(pod) = backend.owner else { continue };
-                let (kind, name) = self.index.workload_of(pod);
-                let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
-                found.insert((workload, (Arc::clone(&port.protocol), backend.port)));
+                found.insert((Workload::of(pod, self.index), (Arc::clone(&port.protocol), backend.port)));
             }
         }
         found
@@ -461,7 +456,7 @@ impl<'a> Draft<'a> {
 }
 
 /// Whether policies can speak of an edge: both ends are known, and all of it is what Kubernetes could have made.
-fn is_sound(edge: &Edge) -> bool {
+pub(crate) fn is_sound(edge: &Edge) -> bool {
     let is_known = |end: &Endpoint| match end {
         Endpoint::Workload(workload) => name::is_dns_label(&workload.namespace),
         Endpoint::Node { .. } | Endpoint::External { .. } => true,

@@ -41,14 +41,14 @@ impl Population {
     pub(crate) fn of_index(index: &Index) -> Self {
         let mut found: BTreeMap<(Workload, Subject), (Arc<str>, bool)> = BTreeMap::new();
         for (pod, labels, is_there) in index.pods().filter(|(pod, ..)| pod.host_network != Some(true)) {
-            let namespace = pod.namespace.clone().unwrap_or_default();
-            let (kind, name) = index.workload_of(pod);
+            let workload = Workload::of(pod, index);
             let ports = pod.ports.iter().filter_map(|port| {
                 let (name, transport) = (Arc::clone(port.name.as_ref()?), port.protocol.parse().ok()?);
                 Some(NamedPort { name, transport, port: port.port })
             });
-            let subject = Subject { namespace: Arc::clone(&namespace), labels: labels.clone(), ports: ports.collect() };
-            let known = found.entry((Workload { namespace, name, kind }, subject));
+            let subject =
+                Subject { namespace: Arc::clone(&workload.namespace), labels: labels.clone(), ports: ports.collect() };
+            let known = found.entry((workload, subject));
             known.or_insert_with(|| (Arc::clone(&pod.name), false)).1 |= is_there;
         }
         let there: BTreeSet<Workload> =

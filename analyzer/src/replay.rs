@@ -14,7 +14,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use crate::{
     communication::{DNS_PORT, Direction, Edge, Endpoint, Evidence, Workload},
     netpol::{Connections, Denial, Enforcement, InvalidPolicy, Party, Transport},
-    policy::size,
+    policy::{is_sound, size},
     population::Population,
     sets::{Fate, Sets, Status},
 };
@@ -212,7 +212,12 @@ impl<'a> Replay<'a, '_> {
             Fate::Learned | Fate::Pinned(_) | Fate::Failed => {}
         }
         let unknown = [&edge.source, &edge.destination].into_iter().find(|end| matches!(end, Endpoint::Unknown { .. }));
-        unknown.and_then(|end| with("an end is not known", &end.to_string()))
+        match unknown {
+            Some(end) => with("an end is not known", &end.to_string()),
+            // An odd row is not for policies to allow.
+            None if !is_sound(edge) => with("no policy can speak of it", ""),
+            None => None,
+        }
     }
 
     /// What is allowed between pods that are there, and was not observed. What no policy limits at either end is not of

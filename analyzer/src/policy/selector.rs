@@ -39,8 +39,7 @@ impl<'a> Selectors<'a> {
     pub(super) fn new(index: &'a Index, population: &'a Population) -> Self {
         let mut common: HashMap<Workload, Labels> = HashMap::new();
         for (pod, labels) in index.pod_versions().filter(|(pod, _)| pod.host_network != Some(true)) {
-            let (kind, name) = index.workload_of(pod);
-            let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
+            let workload = Workload::of(pod, index);
             match common.get_mut(&workload) {
                 Some(known) => known.retain(|key, value| labels.get(key) == Some(value)),
                 None => {

@@ -25,15 +25,14 @@ impl Draft<'_> {
         let Wish { only_stable, min_coverage, .. } = *self.wish;
         let mut unsure: BTreeMap<_, BTreeSet<Workload>> = BTreeMap::new();
         for (workload, set) in &self.sets.workloads {
-            let (ran, observed) = self.sets.exposure.of(workload).map(|time| time.sums()).unwrap_or_default();
-            let coverage = observed as f64 / ran as f64;
-            if ran == 0 && self.sets.exposure.capture.is_some() && self.index.is_covered() {
+            let coverage = self.sets.exposure.of(workload).and_then(|time| time.coverage());
+            if coverage.is_none() && self.sets.exposure.capture.is_some() && self.index.is_covered() {
                 for direction in Direction::ALL {
                     self.withhold(workload, direction, "none of its pods was there to be observed".into());
                 }
                 continue;
             }
-            if ran > 0 && coverage < min_coverage {
+            if let Some(coverage) = coverage.filter(|coverage| *coverage < min_coverage) {
                 let (share, wanted) = (100.0 * coverage, 100.0 * min_coverage);
                 let reason = format!("{share:.0} % of its pods' time was observed, of {wanted:.0} % (--min-coverage)");
                 for direction in Direction::ALL {
@@ -82,7 +81,8 @@ impl Draft<'_> {
                     }
                     for address in addresses {
                         let single = IpNet::from(address);
-                        let Some(block) = blocks.iter().find(|block| block.contains(&address)) else { continue };
+                        // Blocks are disjoint: of those that begin before it, the last one holds it.
+                        let Some(block) = blocks.range(..=single).next_back() else { continue };
                         let block = Peer::Block { cidr: *block, is_node: false };
                         let single = Peer::Block { cidr: single, is_node: false };
                         if block == single {

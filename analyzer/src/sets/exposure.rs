@@ -115,8 +115,7 @@ impl Exposure {
             if from >= to {
                 continue;
             }
-            let (kind, name) = index.workload_of(pod);
-            let workload = Workload { namespace: pod.namespace.clone().unwrap_or_default(), name, kind };
+            let workload = Workload::of(pod, index);
             let time = exposure.workloads.entry(workload.clone()).or_default();
             let this = (workload, pod.uid.clone().unwrap_or_else(|| Arc::clone(&pod.name)));
             if last_uid.as_ref() != Some(&this) {
@@ -188,6 +187,12 @@ impl Time {
     /// Milliseconds that its pods ran, and of them those observed.
     pub(crate) fn sums(&self) -> (i64, i64) {
         self.hours.values().fold((0, 0), |sums, hour| (sums.0 + hour.0, sums.1 + hour.1))
+    }
+
+    /// Part of its pods' time that was observed; `None` if none ran.
+    pub(crate) fn coverage(&self) -> Option<f64> {
+        let (ran, observed) = self.sums();
+        (ran > 0).then(|| observed as f64 / ran as f64)
     }
 
     fn add(&mut self, span: Span, watches: &[&Watch], namespace: Option<&Arc<str>>) {

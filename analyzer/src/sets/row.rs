@@ -235,7 +235,7 @@ impl Sets {
                 services: evidence.services.iter().cloned().collect(),
                 failures: evidence.failures.iter().cloned().collect(),
                 hours: evidence.hours.len() as i64,
-                days: days(evidence),
+                days: evidence.days() as i64,
                 source_pods: evidence.source_pods.len() as i64,
                 destination_pods: evidence.destination_pods.len() as i64,
                 connections: evidence.connections,
@@ -288,7 +288,7 @@ impl Sets {
             recurrence: entry.recurrence.map(|recurrence| recurrence.as_str().into()),
             seen_hours: entry.seen_hours as i64,
             observable_hours: entry.observable_hours as i64,
-            days: days(evidence),
+            days: evidence.days() as i64,
             pods,
             peer_pods,
             connections: evidence.connections,
@@ -320,16 +320,11 @@ impl Sets {
                 pods: time.map_or(0, |time| time.pods as i64),
                 pod_ms,
                 observed_ms,
-                coverage: (pod_ms > 0).then(|| observed_ms as f64 / pod_ms as f64),
+                coverage: time.and_then(super::exposure::Time::coverage),
                 ran_hours: time.map_or(0, |time| time.ran.len() as i64),
                 observable_hours: time.map_or(0, |time| time.observable.len() as i64),
             }
         };
         self.workloads.iter().map(row).collect()
     }
-}
-
-fn days(evidence: &Evidence) -> i64 {
-    let days: std::collections::BTreeSet<u32> = evidence.hours.iter().map(|hour| hour / 24).collect();
-    days.len() as i64
 }

@@ -70,12 +70,7 @@ fn communications(directory: &Path) -> BTreeMap<TrueEdge, TrueEvidence> {
     let by_hour = hours_of_edges(directory);
     let mut found = BTreeMap::new();
     for row in rows(directory, &[query]) {
-        let edge = TrueEdge {
-            source: text(&row, "source"),
-            destination: text(&row, "destination"),
-            transport: if text(&row, "transport") == "udp" { "udp" } else { "tcp" },
-            port: number(&row, "port") as u16,
-        };
+        let edge = true_edge(&row);
         let seen_by = text(&row, "seen_by");
         let OfHours { hours, source_pods, destination_pods } = by_hour.get(&edge).cloned().unwrap_or_default();
         let sums = ["hours", "source_pods", "destination_pods"].map(|column| number(&row, column) as usize);
@@ -97,6 +92,16 @@ fn communications(directory: &Path) -> BTreeMap<TrueEdge, TrueEvidence> {
     found
 }
 
+/// The edge that a row is of.
+fn true_edge(row: &Value) -> TrueEdge {
+    TrueEdge {
+        source: text(row, "source"),
+        destination: text(row, "destination"),
+        transport: if text(row, "transport") == "udp" { "udp" } else { "tcp" },
+        port: number(row, "port") as u16,
+    }
+}
+
 /// What the hours of an edge say.
 #[derive(Clone, Default)]
 struct OfHours {
@@ -113,12 +118,7 @@ fn hours_of_edges(directory: &Path) -> BTreeMap<TrueEdge, OfHours> {
         cast(extract(epoch from hour) / 3600 as bigint) as hour, source_pod_uids, destination_pod_uids from edges";
     let mut edges: BTreeMap<TrueEdge, OfHours> = BTreeMap::new();
     for row in rows(directory, &[query]) {
-        let edge = TrueEdge {
-            source: text(&row, "source"),
-            destination: text(&row, "destination"),
-            transport: if text(&row, "transport") == "udp" { "udp" } else { "tcp" },
-            port: number(&row, "port") as u16,
-        };
+        let edge = true_edge(&row);
         let known = edges.entry(edge).or_default();
         if row["is_established"] == true {
             known.hours.insert(number(&row, "hour") as u32);
