@@ -18,7 +18,8 @@ use parquet::{
     errors::ParquetError,
     file::{
         metadata::{
-            ParquetMetaData, ParquetMetaDataOptions, ParquetMetaDataReader, ParquetStatisticsPolicy, RowGroupMetaData,
+            ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataOptions, ParquetMetaDataReader,
+            ParquetStatisticsPolicy, RowGroupMetaData,
         },
         statistics::Statistics,
     },
@@ -62,6 +63,8 @@ pub struct CaptureFile {
     pub run: Option<(String, i64, i64)>,
     /// Earliest and latest [`Record::TIME`] of each of its row groups; all of time where one does not say.
     pub times: Vec<(TimestampMs, TimestampMs)>,
+    /// Whether a row may have the DNS name of its destination.
+    pub has_names: bool,
 }
 
 impl CaptureFile {
@@ -286,7 +289,15 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let cluster = value(metadata, key::CLUSTER).unwrap_or_default();
     let node = value(metadata, key::NODE).unwrap_or_default();
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
-    Ok(CaptureFile { path, dataset, cluster, node, rows, size_bytes, run, times })
+    let has_names = metadata.row_groups().iter().any(has_names);
+    Ok(CaptureFile { path, dataset, cluster, node, rows, size_bytes, run, times, has_names })
+}
+
+/// Whether a row group does not say that all of its destinations are without a name.
+fn has_names(group: &RowGroupMetaData) -> bool {
+    let names = group.columns().iter().find(|chunk| chunk.column_path().string() == "destination_name");
+    let nulls = |chunk: &ColumnChunkMetaData| chunk.statistics()?.null_count_opt();
+    names.is_some_and(|chunk| nulls(chunk) != Some(group.num_rows() as u64))
 }
 
 fn times(metadata: &ParquetMetaData, dataset: &'static str) -> Vec<(TimestampMs, TimestampMs)> {

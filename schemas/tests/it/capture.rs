@@ -55,6 +55,19 @@ fn rows_come_back_from_the_partition_of_their_hour() {
 }
 
 #[test]
+fn a_file_says_whether_a_destination_has_a_name() {
+    for name in [None, Some("api.example.com".into())] {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut writer = writer(root.path());
+        writer.push(FlowRecord { destination_name: name.clone(), ..row(0, 60_000) }, TimestampMs(0)).expect("taken");
+        writer.push(row(1, 60_000), TimestampMs(0)).expect("taken");
+        writer.finish().expect("the file is finished");
+        let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+        assert_eq!(listing.files[0].has_names, name.is_some());
+    }
+}
+
+#[test]
 fn a_file_is_due_by_age_and_has_no_name_before_it_is_whole() {
     let root = tempfile::tempdir().expect("a directory");
     let mut writer = writer(root.path());
