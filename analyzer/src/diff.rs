@@ -11,7 +11,7 @@ use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
-use schemas::index::Labels;
+use schemas::inventory::Labels;
 use serde_json::{Value, json};
 
 use crate::{

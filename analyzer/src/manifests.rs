@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use schemas::index::Labels;
+use schemas::inventory::Labels;
 use serde::Deserialize;
 use serde_json::Value;
 

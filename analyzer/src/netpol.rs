@@ -24,7 +24,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use roaring::RoaringBitmap;
-use schemas::index::Labels;
+use schemas::inventory::Labels;
 
 use crate::communication::Direction;
 pub(crate) use connections::{Connections, Transport};

@@ -13,11 +13,10 @@ mod pages;
 mod reader;
 mod writer;
 
+pub use crate::table::Origin;
 pub use pages::Pages;
 pub use reader::{CaptureFile, Listing, Problem, ProblemKind, list, read, read_columns, read_where, verify};
 pub use writer::{CaptureError, DatasetWriter, Roll};
-
-use std::sync::Arc;
 
 use crate::{
     flow::FlowRecord,
@@ -25,17 +24,6 @@ use crate::{
     inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
-
-/// Who writes: the same on every row of a run.
-#[derive(Clone, Debug, Default)]
-pub struct Origin {
-    /// Cluster name.
-    pub cluster: Arc<str>,
-    /// Node name.
-    pub node: Arc<str>,
-    /// Random identifier of the run.
-    pub run_id: Arc<str>,
-}
 
 impl Origin {
     /// A new run of a writer, with 128 random bits in hexadecimal to tell it by.

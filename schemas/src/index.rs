@@ -14,7 +14,7 @@ mod lookup;
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     iter::Peekable,
     net::IpAddr,
     sync::{Arc, OnceLock},
@@ -24,7 +24,7 @@ use std::{
 use coverage::{Coverage, Ranges, SILENCE_MS};
 
 use crate::{
-    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, SCOPE_PART, kind},
+    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, Labels, SCOPE_PART, kind, parse_labels},
     table::TimestampMs,
 };
 
@@ -90,9 +90,6 @@ pub struct Backend<'a> {
     /// Whose endpoint it is.
     pub owner: Owner<'a>,
 }
-
-/// Labels of an object.
-pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// The index. Records of one writer have to be applied in the order of their `observed_at` and `seq`.
 #[derive(Debug, Default)]
@@ -571,11 +568,6 @@ pub fn pod_name_as_uid(pod: &InventoryRecord) -> Arc<str> {
 /// The hash of a static pod's manifest, which names its cgroups in place of the UID that the API server gave it.
 pub fn static_pod_hash(pod: &InventoryRecord) -> Option<Arc<str>> {
     parse_labels(pod.annotations.as_deref()?).get(CONFIG_HASH).cloned()
-}
-
-/// Reads labels, or a Service's selector, from canonical JSON; anything else than a map of texts is no label.
-pub fn parse_labels(json: &str) -> Labels {
-    serde_json::from_str(json).unwrap_or_default()
 }
 
 /// Whether a pod has ended, and given up its addresses.

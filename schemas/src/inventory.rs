@@ -1,6 +1,6 @@
 //! The `inventory` dataset: who was who, over time. An append-only log of observations.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::table::{Port, TimestampMs, dataset};
 
@@ -30,6 +30,14 @@ pub mod kind {
     pub const WORKLOAD: &str = "Workload";
     /// A range that Service addresses are taken from.
     pub const SERVICE_CIDR: &str = "ServiceCIDR";
+}
+
+/// Labels of an object.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// Reads labels, or a Service's selector, from canonical JSON; anything else than a map of texts is no label.
+pub fn parse_labels(json: &str) -> Labels {
+    serde_json::from_str(json).unwrap_or_default()
 }
 
 dataset! {

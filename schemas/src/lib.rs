@@ -29,6 +29,8 @@ pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 #[cfg(feature = "arrow")]
+pub mod otlp;
+#[cfg(feature = "arrow")]
 pub mod table;
 
 /// Schema version, `major.minor`: a new column raises the minor, a changed meaning the major. Readers accept every

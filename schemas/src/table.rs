@@ -19,7 +19,10 @@ use arrow::{
     error::ArrowError,
 };
 
-use crate::event::{RTT_BUCKETS, rtt_bucket};
+use crate::{
+    event::{RTT_BUCKETS, rtt_bucket},
+    otlp::Accessors,
+};
 
 /// One row of a table, whose columns all have a meaning.
 pub trait Table: Clone + Sized + Send + 'static {
@@ -55,12 +58,17 @@ pub trait Record: Table {
     const EVENT_NAME: &'static str;
     /// The column of time that tells which hour a row is of.
     const TIME: &'static str;
+    /// How each column travels as an OpenTelemetry attribute.
+    const ATTRIBUTES: &'static [Accessors<Self>];
 
     /// Converts a batch to rows. Columns are found by name and cast to their type; unknown ones are ignored.
     ///
     /// # Errors
     /// A column is missing, has another type, or has a null where none is allowed.
     fn decode(batch: &RecordBatch) -> Result<Vec<Self>, SchemaError>;
+
+    /// The value of [`Self::TIME`].
+    fn time(&self) -> TimestampMs;
 
     /// The instant that decides which hour's partition a row belongs to.
     fn partition_time(&self) -> TimestampMs;
@@ -70,6 +78,9 @@ pub trait Record: Table {
 
     /// The agent run that wrote the row, and the row's number in that run.
     fn origin(&self) -> (&Arc<str>, i64);
+
+    /// Who wrote the row.
+    fn writer(&self) -> Origin;
 }
 
 /// One column of a table.
@@ -106,6 +117,17 @@ pub enum SchemaError {
         #[source]
         source: ArrowError,
     },
+}
+
+/// Who writes: the same on every row of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// Cluster name.
+    pub cluster: Arc<str>,
+    /// Node name.
+    pub node: Arc<str>,
+    /// Random identifier of the run.
+    pub run_id: Arc<str>,
 }
 
 /// Milliseconds since the Unix epoch, UTC.
@@ -460,11 +482,24 @@ macro_rules! dataset {
         impl $crate::table::Record for $record {
             const EVENT_NAME: &'static str = $event;
             const TIME: &'static str = stringify!($time);
+            const ATTRIBUTES: &'static [$crate::otlp::Accessors<Self>] = &[$($crate::otlp::Accessors {
+                put: |row, key, out| $crate::otlp::Attribute::put(&row.$field, key, out),
+                take: |row, value, texts| {
+                    let taken = <$type as $crate::otlp::Attribute>::take(value, texts);
+                    taken.map(|value| row.$field = value).is_some()
+                },
+                text: |row| $crate::otlp::Attribute::as_text(&row.$field),
+                is_optional: <$type as $crate::otlp::Attribute>::IS_OPTIONAL,
+            }),+];
 
             fn decode(batch: &arrow::array::RecordBatch) -> Result<Vec<Self>, $crate::table::SchemaError> {
                 $(let mut $field = $crate::table::decode_column::<$type>(batch, $name, stringify!($field))?.into_iter();)+
                 let rows = (0..batch.num_rows()).map(|_| Some(Self { $($field: $field.next()?),+ }));
                 Ok(rows.flatten().collect())
+            }
+
+            fn time(&self) -> $crate::table::TimestampMs {
+                self.$time
             }
 
             fn partition_time(&self) -> $crate::table::TimestampMs {
@@ -481,6 +516,15 @@ macro_rules! dataset {
 
             fn origin(&self) -> (&std::sync::Arc<str>, i64) {
                 (&self.run_id, self.seq)
+            }
+
+            fn writer(&self) -> $crate::table::Origin {
+                let share = std::sync::Arc::clone;
+                $crate::table::Origin {
+                    cluster: share(&self.cluster),
+                    node: share(&self.node),
+                    run_id: share(&self.run_id),
+                }
             }
         }
     };

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use roaring::RoaringBitmap;
-use schemas::index::Labels;
+use schemas::inventory::Labels;
 
 /// Label sets by number, found by what they hold.
 #[derive(Debug, Default)]

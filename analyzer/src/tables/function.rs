@@ -15,7 +15,7 @@ use datafusion::{
 use ipnet::IpNet;
 use schemas::{
     event::RTT_BUCKETS,
-    index::{Labels, parse_labels},
+    inventory::{Labels, parse_labels},
     table::{Cell, RttHistogram},
 };
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use schemas::index::parse_labels;
+use schemas::inventory::parse_labels;
 
 /// Label keys, or beginnings of keys that end in `*`.
 #[derive(Clone, Debug, Default)]

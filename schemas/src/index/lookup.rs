@@ -2,11 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{
-    Backend, Holds, Index, Labels, Lease, Owner, Span, UnknownReason, Version, addresses, is_over, parse_labels,
-};
+use super::{Backend, Holds, Index, Lease, Owner, Span, UnknownReason, Version, addresses, is_over};
 use crate::{
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, Labels, kind, parse_labels},
     table::{Port, TimestampMs},
 };
 

@@ -28,7 +28,7 @@ fn time() -> impl Strategy<Value = TimestampMs> {
 }
 
 prop_compose! {
-    fn flow()(
+    pub(crate) fn flow()(
         texts in (text(), text(), text(), maybe_text(), maybe_text(), maybe_text()),
         numbers in any::<[i64; 6]>(),
         ports in (any::<Option<u16>>(), any::<u16>(), any::<Option<u16>>()),
@@ -58,7 +58,7 @@ fn port() -> impl Strategy<Value = Port> {
 }
 
 prop_compose! {
-    fn inventory()(
+    pub(crate) fn inventory()(
         texts in (text(), text(), maybe_text(), maybe_text()),
         addresses in prop::collection::vec(text(), 0..4),
         ports in prop::collection::vec(port(), 0..4),
@@ -75,7 +75,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn health()(
+    pub(crate) fn health()(
         programs in prop::collection::vec(text(), 0..3),
         numbers in any::<[i64; 3]>(),
         clean_shutdown in any::<bool>(),
