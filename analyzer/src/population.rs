@@ -6,8 +6,8 @@ use std::{
 };
 
 use schemas::{
-    index::{Index, Labels},
-    inventory::kind,
+    index::Index,
+    inventory::{InventoryRecord, Labels, kind},
 };
 
 use crate::{
@@ -61,9 +61,7 @@ impl Population {
             let is_last = is_current || !there.contains(&workload);
             is_last.then_some(Member { workload, subject, pod, is_current })
         };
-        let labels = |(namespace, labels): (&schemas::inventory::InventoryRecord, &Labels)| {
-            (Arc::clone(&namespace.name), labels.clone())
-        };
+        let labels = |(namespace, labels): (&InventoryRecord, &Labels)| (Arc::clone(&namespace.name), labels.clone());
         Self {
             members: found.into_iter().filter_map(member).collect(),
             namespaces: index.latest(kind::NAMESPACE).map(labels).collect(),

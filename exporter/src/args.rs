@@ -31,9 +31,32 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Directory of the capture; made if it is not there, added to if it is.
-    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR", required = true)]
+    /// Directory of the capture; made if it is not there, added to if it is. Or an object store, such as
+    /// s3://bucket/prefix, with credentials and settings from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on).
+    /// This, --otlp, or both.
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR|URL")]
     pub output: Option<PathBuf>,
+
+    /// Send records to an OpenTelemetry collector, as logs over OTLP. Endpoint, protocol, headers, certificates,
+    /// compression and timeout are those of the OTEL_EXPORTER_OTLP_* variables, and OTEL_RESOURCE_ATTRIBUTES is added.
+    #[arg(long, env = "FLOWSCRIBE_OTLP", value_parser = FalseyValueParser::new())]
+    pub otlp: bool,
+
+    /// Send them there, such as http://collector:4317 for gRPC; implies --otlp.
+    #[arg(long, env = "FLOWSCRIBE_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// How to send them, grpc or http/protobuf; by default gRPC to port 4317, and else HTTP.
+    #[arg(long, env = "FLOWSCRIBE_OTLP_PROTOCOL", value_name = "PROTOCOL")]
+    pub otlp_protocol: Option<String>,
+
+    /// Directory for what a collector or an object store has not taken yet: it is sent when they do, also by the next run.
+    #[arg(long, env = "FLOWSCRIBE_SPOOL", value_name = "DIR", default_value = "/var/lib/flowscribe/spool")]
+    pub spool: PathBuf,
+
+    /// Most that waits there for each of them, in MiB; beyond it, the oldest is dropped and counted as lost.
+    #[arg(long, env = "FLOWSCRIBE_SPOOL_SIZE_MIB", value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..))]
+    pub spool_size_mib: u64,
 
     /// Length of the windows that connections are summed over, such as 60s or 5m: a divisor of an hour. 0 writes a row
     /// per connection, and one per file for as long as it is open.
@@ -168,6 +191,11 @@ impl Args {
     /// The namespaces to keep, without what empty variables and stray commas leave.
     pub(crate) fn namespaces(&self) -> BTreeSet<Arc<str>> {
         self.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from).collect()
+    }
+
+    /// Whether records go to a collector.
+    pub(crate) const fn sends_otlp(&self) -> bool {
+        self.otlp || self.otlp_endpoint.is_some()
     }
 
     /// When files are finished.

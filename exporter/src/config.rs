@@ -25,6 +25,8 @@ pub(crate) enum ConfigError {
     UnknownName { path: PathBuf, name: String },
     #[error("settings {path}: `{name}` must be a value or a list of values")]
     BadValue { path: PathBuf, name: String },
+    #[error("nowhere to write to: give --output DIR, --otlp, or both; --help tells more")]
+    NoOutput,
     #[error("--kubernetes needs --node, the spec.nodeName of this node's pods (FLOWSCRIBE_NODE from the downward API)")]
     NodeUnnamed,
     #[error("--kubernetes and --inventory both say who the pods are: give one of them")]
@@ -46,6 +48,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
     let args = Args::from_arg_matches(&command.try_get_matches_from(arguments)?)?;
     // Not by clap, which takes what the file says for absent.
     match &args {
+        Args { command: None, output: None, .. } if !args.sends_otlp() => Err(ConfigError::NoOutput),
         Args { kubernetes: true, node: None, .. } => Err(ConfigError::NodeUnnamed),
         Args { kubernetes: true, inventory: Some(_), .. } => Err(ConfigError::TwoInventories),
         _ => Ok(args),

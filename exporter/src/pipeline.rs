@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  observe (task)                                          record (thread)
-//!  Probe ──FlowEvent, EdgeCounts──► FlowTable ──Message──► [bounded] ──► Enricher ──FlowRecord──► ParquetSink
+//!  Probe ──FlowEvent, EdgeCounts──► FlowTable ──Message──► [bounded] ──► Enricher ──FlowRecord──► Sinks
 //!  watch (tasks)                                               │
 //!  API server ──Change──────────────────────Message──► [bounded] ──► Inventory ──InventoryRecord──┘
 //! ```
@@ -30,6 +30,11 @@ use schemas::{
     capture::Origin,
     event::CgroupEvent,
     kubernetes::{self, Change, ConnectError, Resource, Start},
+    ship::{
+        Outbox, SpoolError, Target,
+        collector::{Collector, CollectorConfig, CollectorError, resource_attributes},
+        store::{self, Store, StoreError},
+    },
     table::TimestampMs,
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -54,7 +59,7 @@ use crate::{
         host::{cgroup1_mount, cgroup2_mount},
         netns,
     },
-    sink::ParquetSink,
+    sink::{Account, OtlpSink, ParquetSink, Sink, Sinks},
     telemetry::{self, Telemetry},
 };
 
@@ -72,12 +77,21 @@ pub enum RunError {
     Kubernetes(#[from] ConnectError),
     /// The end of the run could not be written.
     #[error(
-        "cannot write to {path}, as told above: the end of the recording is missing, {lost} ends of connections are lost"
+        "cannot write to {to}, as told above: the end of the recording is missing, {lost} ends of connections are lost"
     )]
-    EndUnwritten { path: PathBuf, lost: i64 },
+    EndUnwritten { to: String, lost: i64 },
     /// Not even the beginning could be written.
-    #[error("cannot write to {path}, as told above: make room, or name another directory with --output")]
-    Unwritable { path: PathBuf },
+    #[error("cannot write to {to}, as told above: make room, or name another directory with --output")]
+    Unwritable { to: String },
+    /// There is no place for what can't be delivered.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The collector can't be reached as configured.
+    #[error("cannot send to the collector")]
+    Collector(#[from] CollectorError),
+    /// The object store can't be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The node's own network namespace can't be told.
     #[error("cannot read {path}: name the node's network namespace with --host-netns")]
     HostNetns { path: PathBuf },
@@ -150,7 +164,7 @@ struct WindowReport {
 pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSummary, RunError> {
     let name = args.node.clone().map_or_else(node_name, Ok)?;
     let origin = Origin::new(&args.cluster, &name).map_err(RunError::Random)?;
-    let output = args.output.clone().unwrap_or_default();
+    let to = receivers(&args);
     let telemetry = Arc::new(Telemetry::new());
     if let Some(address) = args.metrics_address {
         let served = telemetry::serve(address, Arc::clone(&telemetry)).await;
@@ -162,7 +176,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         None => Inventory::of_node(&origin),
     };
     let client = if args.kubernetes { Some(kubernetes::connect().await?) } else { None };
-    let sink = ParquetSink::new(&output, &origin, args.roll());
+    let sinks = Sinks::start(sinks(&args, &origin)?, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let clock = clock()?;
@@ -194,17 +208,17 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         enricher.use_kubernetes((!remote.is_empty()).then(cluster), cgroup1_mount());
     }
     let node = Arc::clone(&origin.node);
-    let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sink)?;
+    let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sinks)?;
     recorder.programs = probe.attached().iter().copied().map(Arc::from).collect();
     // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
     if !recorder.begin() {
-        return Err(RunError::Unwritable { path: output });
+        return Err(RunError::Unwritable { to });
     }
     recorder.telemetry = Some(Arc::clone(&telemetry));
     if client.is_none() {
         telemetry.ready(); // otherwise once the pods are known
     }
-    tracing::info!(output = %output.display(), window = ?args.window, "recording, stop with Ctrl-C");
+    tracing::info!(to, window = ?args.window, "recording, stop with Ctrl-C");
 
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
     // They end with the observer: dropping the set ends its tasks.
@@ -223,7 +237,47 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     drop(watches);
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
     observed?;
-    if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { path: output, lost: summary.lost }) }
+    if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { to, lost: summary.lost }) }
+}
+
+/// Where records go, for people.
+fn receivers(args: &Args) -> String {
+    let output = args.output.iter().map(|output| output.display().to_string());
+    output.chain(args.sends_otlp().then(|| "an OpenTelemetry collector".into())).collect::<Vec<_>>().join(" and ")
+}
+
+/// The sinks that are asked for, ready to be started.
+fn sinks(args: &Args, origin: &Origin) -> Result<Vec<(Sink, Account)>, RunError> {
+    let mut sinks = Vec::new();
+    let outbox = |of: &str, target: Target| -> Result<(PathBuf, Outbox), RunError> {
+        let folder = args.spool.join(of);
+        let outbox = Outbox::open(&folder, args.spool_size_mib << 20)?;
+        outbox.start(target).map_err(RunError::Recorder)?;
+        Ok((folder, outbox))
+    };
+    if let Some(output) = &args.output {
+        let account = Account::default();
+        let (root, outbox) = if store::is_url(output) {
+            let target = Target::Store(Store::open(&output.to_string_lossy())?);
+            let (folder, outbox) = outbox("store", target)?;
+            (folder, Some(outbox))
+        } else {
+            (output.clone(), None)
+        };
+        let sink = ParquetSink::new(&root, origin, args.roll(), outbox, account.clone());
+        sinks.push((Sink::Parquet(Box::new(sink)), account));
+    }
+    if args.sends_otlp() {
+        let variable = |name: &str| std::env::var(name).ok();
+        let (endpoint, protocol) = (args.otlp_endpoint.as_deref(), args.otlp_protocol.as_deref());
+        let config = CollectorConfig::new(endpoint, protocol, variable)?;
+        let attributes = resource_attributes("flowscribe-exporter", variable)?;
+        let account = Account::default();
+        tracing::info!(endpoint = config.endpoint, protocol = ?config.protocol, "sending OTLP logs");
+        let (_, outbox) = outbox("otlp", Target::Collector(Collector::new(config)?))?;
+        sinks.push((Sink::Otlp(Box::new(OtlpSink::new(outbox, &attributes, account.clone()))), account));
+    }
+    Ok(sinks)
 }
 
 /// What is watched beside the node's own pods, with field selectors.

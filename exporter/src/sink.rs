@@ -1,144 +1,295 @@
-//! Where records go: a capture on disk.
+//! Where records go: a capture on disk, an object store, an OpenTelemetry collector, or several of them.
+//!
+//! ```text
+//! Recorder ──Order──► [bounded] ──► ParquetSink ──► files ( ──► Outbox ──► object store )
+//!                └──► [bounded] ──► OtlpSink ──requests──► Outbox ──► collector
+//! ```
+//!
+//! Each sink has a thread and a queue, so that none waits for another. One that is the only one may take its time: then
+//! observing waits, and the kernel sums. One beside others may keep them waiting for a tenth of the time; what does not
+//! fit its queue is lost to it alone, and counted in its own health rows.
 
-use std::{collections::VecDeque, path::Path};
+mod otlp;
+mod parquet;
 
-use schemas::{
-    capture::{CaptureError, DatasetWriter, Origin, Roll},
-    flow::FlowRecord,
-    health::HealthRecord,
-    inventory::InventoryRecord,
-    table::{Record, TimestampMs},
+pub(crate) use otlp::OtlpSink;
+pub(crate) use parquet::ParquetSink;
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
-use crate::flow::Flow;
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, ship, table::TimestampMs};
 
-/// Writes the three datasets of a capture.
-///
-/// A file that can't be written is given up and the next one begun: a full disk that is emptied again costs what could
-/// not be kept, not the run. Flows are then counted as lost, inventory is told again from the start, and health rows,
-/// which carry the counts, are kept until they are durable.
-pub(crate) struct ParquetSink {
-    flows: DatasetWriter<FlowRecord>,
-    inventory: DatasetWriter<InventoryRecord>,
-    health: DatasetWriter<HealthRecord>,
-    /// Ends of connections in rows that are not durable yet.
-    pending_ends: i64,
-    lost_ends: i64,
-    pending_health: VecDeque<HealthRecord>,
+use crate::telemetry::Telemetry;
+
+/// What a sink is to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// Write a flow, with the ends of connections in it.
+    Flow(Box<FlowRecord>, i64),
+    Inventory(Box<InventoryRecord>),
+    /// Make the inventory durable; its next row begins anew.
+    FinishInventory,
+    /// Write a health row, after what it tells of.
+    Health(Box<HealthRecord>),
+    /// A second has passed.
+    Tick,
+    /// Make everything durable, and say whether it is.
+    Sync(SyncSender<bool>),
+    /// As that, and end.
+    End(SyncSender<bool>),
 }
 
-impl ParquetSink {
-    /// Prepares to write below `root`; nothing is made before the first row.
-    pub(crate) fn new(root: &Path, origin: &Origin, roll: Roll) -> Self {
-        Self {
-            flows: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
-            inventory: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
-            health: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
-            pending_ends: 0,
-            lost_ends: 0,
-            pending_health: VecDeque::new(),
+/// One way that records go.
+pub(crate) enum Sink {
+    Parquet(Box<ParquetSink>),
+    Otlp(Box<OtlpSink>),
+}
+
+/// What a sink and the recorder share.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Account {
+    /// Ends of connections in rows that the sink lost for good.
+    lost_ends: Arc<AtomicI64>,
+    /// Inventory was lost: it has to be told from the start.
+    is_inventory_broken: Arc<AtomicBool>,
+}
+
+impl Account {
+    fn lose(&self, ends: i64) {
+        self.lost_ends.fetch_add(ends, Ordering::Relaxed);
+    }
+
+    fn lose_inventory(&self) {
+        self.is_inventory_broken.store(true, Ordering::Relaxed);
+    }
+
+    fn lost_ends(&self) -> i64 {
+        self.lost_ends.load(Ordering::Relaxed)
+    }
+}
+
+/// All sinks of a run.
+pub(crate) struct Sinks {
+    handles: Vec<Handle>,
+    roll_age: Duration,
+    /// When the first inventory row was written that is not durable.
+    inventory_since: Option<TimestampMs>,
+    told_lost: i64,
+}
+
+struct Handle {
+    batch: Vec<Order>,
+    sender: SyncSender<(TimestampMs, Vec<Order>)>,
+    account: Account,
+    /// How long the others may be kept waiting, as of an instant; `None` where there are no others.
+    patience: Option<(Duration, Instant)>,
+}
+
+impl Sinks {
+    /// Starts a thread for each sink.
+    ///
+    /// # Errors
+    /// The system has no thread.
+    pub(crate) fn start(
+        sinks: impl IntoIterator<Item = (Sink, Account)>,
+        roll_age: Duration,
+        telemetry: &Arc<Telemetry>,
+    ) -> io::Result<Self> {
+        let mut handles = Vec::new();
+        for (mut sink, account) in sinks {
+            let (sender, receiver) = sync_channel(QUEUE_BATCHES);
+            let telemetry = Arc::clone(telemetry);
+            let name = sink.name();
+            thread::Builder::new().name(name.into()).spawn(move || sink.run(&receiver, &telemetry))?;
+            handles.push(Handle { batch: Vec::new(), sender, account, patience: Some((PATIENCE, Instant::now())) });
+        }
+        if let [only] = &mut *handles {
+            only.patience = None;
+        }
+        Ok(Self { handles, roll_age, inventory_since: None, told_lost: 0 })
+    }
+
+    pub(crate) fn flow(&mut self, record: Box<FlowRecord>, ends: i64) {
+        self.order(Order::Flow(record, ends));
+    }
+
+    pub(crate) fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) {
+        self.inventory_since.get_or_insert(now);
+        self.order(Order::Inventory(Box::new(record)));
+    }
+
+    /// Whether inventory is under way; the first row after that has to be a snapshot's.
+    pub(crate) const fn has_open_inventory(&self) -> bool {
+        self.inventory_since.is_some()
+    }
+
+    /// Makes the inventory durable, so that the next row begins anew.
+    pub(crate) fn finish_inventory(&mut self) {
+        self.inventory_since = None;
+        self.order(Order::FinishInventory);
+    }
+
+    pub(crate) fn health(&mut self, record: HealthRecord) {
+        self.order(Order::Health(Box::new(record)));
+    }
+
+    /// A second has passed: what is large or old enough is made durable.
+    pub(crate) fn tick(&mut self, now: TimestampMs) {
+        if self.inventory_since.is_some_and(|since| now.0 - since.0 >= self.roll_age.as_millis() as i64) {
+            self.finish_inventory();
+        }
+        self.order(Order::Tick);
+        self.send(now);
+    }
+
+    /// Hands over what was ordered.
+    pub(crate) fn send(&mut self, now: TimestampMs) {
+        self.handles.iter_mut().for_each(|handle| handle.send(now));
+    }
+
+    /// Makes everything durable; whether it is.
+    pub(crate) fn sync(&mut self, now: TimestampMs) -> bool {
+        self.ask(Order::Sync, now)
+    }
+
+    /// Makes everything durable and ends; whether it is.
+    pub(crate) fn end(&mut self, now: TimestampMs) -> bool {
+        self.ask(Order::End, now)
+    }
+
+    /// Whether a sink lost inventory, since the last call.
+    pub(crate) fn take_inventory_broken(&self) -> bool {
+        let take = |handle: &Handle| handle.account.is_inventory_broken.swap(false, Ordering::Relaxed);
+        self.handles.iter().filter(|handle| take(handle)).count() > 0
+    }
+
+    /// Ends of connections that were lost since the last call, by the sink that lost most.
+    pub(crate) fn take_lost_ends(&mut self) -> i64 {
+        let lost = self.handles.iter().map(|handle| handle.account.lost_ends()).max().unwrap_or_default();
+        lost - std::mem::replace(&mut self.told_lost, lost)
+    }
+
+    fn order(&mut self, order: Order) {
+        if let Some((last, others)) = self.handles.split_last_mut() {
+            others.iter_mut().for_each(|handle| handle.batch.push(order.clone()));
+            last.batch.push(order);
         }
     }
 
-    /// Writes a flow's record.
-    pub(crate) fn flow(&mut self, flow: &Flow, record: FlowRecord, now: TimestampMs) {
-        let finished = self.flows.finish_other_hour(&record);
-        let is_durable = matches!(finished, Ok(Some(_)));
-        if !judge(&mut self.flows, finished) {
-            self.lost_ends += std::mem::take(&mut self.pending_ends);
-        } else if is_durable {
-            self.pending_ends = 0;
+    fn ask(&mut self, question: fn(SyncSender<bool>) -> Order, now: TimestampMs) -> bool {
+        let mut answers = Vec::new();
+        for handle in &mut self.handles {
+            let (sender, answer) = sync_channel(1);
+            handle.batch.push(question(sender));
+            handle.send(now);
+            answers.push(answer);
         }
-        self.pending_ends += flow.ends();
-        if !push(&mut self.flows, record, now) {
-            self.lost_ends += std::mem::take(&mut self.pending_ends);
+        // One that does not answer is stuck in a write that does not return.
+        answers.iter().filter(|answer| !answer.recv_timeout(ANSWER_TIMEOUT).unwrap_or_default()).count() == 0
+    }
+}
+
+impl Handle {
+    fn send(&mut self, now: TimestampMs) {
+        if self.batch.is_empty() {
+            return;
         }
-    }
-
-    /// Writes an inventory row; whether it is on its way.
-    pub(crate) fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) -> bool {
-        push(&mut self.inventory, record, now)
-    }
-
-    /// Whether an inventory file is open; the first row of a new one has to be a snapshot's.
-    pub(crate) fn has_open_inventory(&self) -> bool {
-        self.inventory.is_open()
-    }
-
-    /// Finishes the inventory file, so that the next row begins a new one. Returns whether it is durable.
-    pub(crate) fn finish_inventory(&mut self) -> bool {
-        finish(&mut self.inventory)
-    }
-
-    /// Writes a health row, after those that an earlier file could not keep.
-    pub(crate) fn health(&mut self, record: HealthRecord, now: TimestampMs) {
-        if self.pending_health.len() == PENDING_HEALTH_ROWS {
-            self.pending_health.pop_front();
-        }
-        self.pending_health.push_back(record);
-        let begin = if self.health.is_open() { self.pending_health.len() - 1 } else { 0 };
-        for record in self.pending_health.range(begin..) {
-            if !push(&mut self.health, record.clone(), now) {
-                break;
+        let mut message = (now, std::mem::take(&mut self.batch));
+        let Some((patience, since)) = &mut self.patience else {
+            // Nobody else waits. A sink that is gone has told why.
+            return drop(self.sender.send(message));
+        };
+        *patience = (*patience + since.elapsed() / 10).min(PATIENCE);
+        *since = Instant::now();
+        loop {
+            match self.sender.try_send(message) {
+                Ok(()) => return,
+                Err(TrySendError::Full(back)) if *patience > PAUSE => {
+                    message = back;
+                    *patience -= PAUSE;
+                    thread::sleep(PAUSE);
+                }
+                Err(TrySendError::Full((_, lost)) | TrySendError::Disconnected((_, lost))) => {
+                    return self.lose(lost);
+                }
             }
         }
     }
 
-    /// Finishes the files that are large or old enough. Returns whether what there was of inventory is durable.
-    pub(crate) fn roll(&mut self, now: TimestampMs) -> bool {
-        if self.flows.is_due(now) {
-            self.finish_flows();
+    fn lose(&mut self, orders: Vec<Order>) {
+        let mut rows = 0;
+        for order in orders {
+            match order {
+                Order::Flow(_, ends) => (self.account.lose(ends), rows += 1).1,
+                Order::Inventory(_) | Order::FinishInventory => self.account.lose_inventory(),
+                // Somebody waits for the answer to these.
+                Order::Sync(_) | Order::End(_) => self.batch.push(order),
+                Order::Health(_) | Order::Tick => {}
+            }
         }
-        if self.health.is_due(now) {
-            self.finish_health();
-        }
-        !self.inventory.is_due(now) || self.finish_inventory()
-    }
-
-    /// Makes all flows durable.
-    pub(crate) fn finish_flows(&mut self) {
-        let pending = std::mem::take(&mut self.pending_ends);
-        if !finish(&mut self.flows) {
-            self.lost_ends += pending;
-        }
-    }
-
-    /// Makes health durable: the last act of a run. Returns whether it is.
-    pub(crate) fn finish_health(&mut self) -> bool {
-        // Where no file is open, what is pending was given up and waits for the next one.
-        if self.health.is_open() && finish(&mut self.health) {
-            self.pending_health.clear();
-        }
-        self.pending_health.is_empty()
-    }
-
-    /// Ends of connections in rows that were given up since the last call.
-    pub(crate) fn take_lost_ends(&mut self) -> i64 {
-        std::mem::take(&mut self.lost_ends)
+        tracing::error!(rows, "a sink does not keep up, rows are lost to it");
     }
 }
 
-/// Whether the row is on its way; if not, the file is given up.
-fn push<R: Record>(writer: &mut DatasetWriter<R>, row: R, now: TimestampMs) -> bool {
-    let pushed = writer.push(row, now);
-    judge(writer, pushed)
-}
-
-/// Whether everything is durable; if not, the file is given up.
-fn finish<R: Record>(writer: &mut DatasetWriter<R>) -> bool {
-    let finished = writer.finish();
-    judge(writer, finished)
-}
-
-fn judge<R: Record, T>(writer: &mut DatasetWriter<R>, written: Result<T, CaptureError>) -> bool {
-    if let Err(error) = &written {
-        tracing::error!(dataset = R::DATASET, error = error as &dyn std::error::Error, "a file is given up");
-        writer.abandon();
+impl Sink {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Parquet(_) => "parquet",
+            Self::Otlp(_) => "otlp",
+        }
     }
-    written.is_ok()
+
+    fn run(&mut self, receiver: &Receiver<(TimestampMs, Vec<Order>)>, telemetry: &Telemetry) {
+        let mut told = ship::Stats::default();
+        while let Ok((now, orders)) = receiver.recv() {
+            for order in orders {
+                if matches!(order, Order::Tick)
+                    && let Some(stats) = self.stats()
+                {
+                    telemetry.shipped(self.name(), &stats, &std::mem::replace(&mut told, stats));
+                }
+                match self {
+                    Self::Parquet(sink) => sink.take(order, now),
+                    Self::Otlp(sink) => sink.take(order, now),
+                }
+            }
+        }
+    }
+
+    fn stats(&self) -> Option<ship::Stats> {
+        match self {
+            Self::Parquet(sink) => sink.stats(),
+            Self::Otlp(sink) => Some(sink.stats()),
+        }
+    }
 }
 
-/// Health rows that are kept while they can't be written: a day of the default windows.
-const PENDING_HEALTH_ROWS: usize = 1440;
+/// A health row as a sink writes it: what it lost since its last one is not exported.
+fn own_account(mut row: HealthRecord, account: &Account, told: &mut i64) -> HealthRecord {
+    let lost = account.lost_ends();
+    let since = lost - std::mem::replace(told, lost);
+    row.exported -= since;
+    row.lost_sink += since;
+    row
+}
+
+/// Messages of the recorder that wait for a sink, each of up to some hundred rows of a kilobyte.
+const QUEUE_BATCHES: usize = 32;
+/// How long a sink may keep the others waiting at once.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long a sink may take to make everything durable.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the end of a run waits for a receiver that is there.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Version of the agent, as it stands in every file.
 pub(crate) const AGENT_VERSION: &str = env!("CARGO_PKG_VERSION");

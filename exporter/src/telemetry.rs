@@ -19,7 +19,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use schemas::health::HealthRecord;
+use schemas::{health::HealthRecord, ship::Stats};
 use tokio::net::TcpListener;
 
 use crate::probe::{MapEntries, ProgramStats};
@@ -60,6 +60,10 @@ pub(crate) struct Telemetry {
     bpf_runs: Family<Label, Gauge>,
     bpf_run_seconds: Family<Label, Gauge<f64, AtomicU64>>,
     bpf_skipped: Family<Label, Gauge>,
+    requests: Family<[(&'static str, &'static str); 2], Counter>,
+    rejected_rows: Family<Label, Counter>,
+    waiting: Family<Label, Gauge>,
+    spooled_bytes: Family<Label, Gauge>,
     rows: AtomicI64,
 }
 
@@ -109,6 +113,11 @@ impl Telemetry {
         let run_time = telemetry.bpf_run_seconds.clone();
         registry.register("bpf_run_seconds", "Time in a program, with --bpf-stats", run_time);
         registry.register("bpf_skipped", "Runs of a program that the kernel skipped", telemetry.bpf_skipped.clone());
+        let help = "Requests and files for a receiver, by what became of them";
+        registry.register("sink_requests", help, telemetry.requests.clone());
+        registry.register("sink_rejected_rows", "Rows that a receiver refused", telemetry.rejected_rows.clone());
+        registry.register("sink_waiting", "Requests and files that wait for a receiver", telemetry.waiting.clone());
+        registry.register("sink_spooled_bytes", "Bytes of them on disk", telemetry.spooled_bytes.clone());
         Self { registry, ..telemetry }
     }
 
@@ -139,13 +148,13 @@ impl Telemetry {
     }
 
     /// A health row was made.
-    pub(crate) fn health(&self, row: &HealthRecord) {
+    pub(crate) fn health(&self, row: &HealthRecord, lost_sink: i64) {
         let add = |counter: &Counter, value: i64| {
             counter.inc_by(value.max(0) as u64);
         };
         add(&self.seen, row.seen);
-        // A row takes back what a file lost that was given up; a counter waits until that is made up for.
-        let exported = row.exported + self.exported_before.swap(0, Ordering::Relaxed);
+        // What a sink lost is taken back; a counter waits until that is made up for.
+        let exported = row.exported - lost_sink + self.exported_before.swap(0, Ordering::Relaxed);
         self.exported_before.store(exported.min(0), Ordering::Relaxed);
         add(&self.exported, exported);
         add(&self.filtered, row.filtered);
@@ -163,7 +172,7 @@ impl Telemetry {
             ("map", row.lost_map),
             ("parse", row.lost_parse),
             ("queue", row.lost_queue),
-            ("sink", row.lost_sink),
+            ("sink", lost_sink),
             ("end", row.lost_end),
         ];
         for (reason, lost) in reasons {
@@ -171,6 +180,20 @@ impl Telemetry {
         }
         self.ring_bytes.set(row.ring_bytes);
         self.open_connections.set(row.open_connections);
+    }
+
+    /// What became of what a sink sent; `before` is what was told last.
+    pub(crate) fn shipped(&self, sink: &'static str, now: &Stats, before: &Stats) {
+        let told = |stats: &Stats| {
+            [("sent", stats.sent), ("retried", stats.retries), ("refused", stats.refused), ("dropped", stats.dropped)]
+        };
+        for ((outcome, now), (_, before)) in told(now).into_iter().zip(told(before)) {
+            self.requests.get_or_create(&[("sink", sink), ("outcome", outcome)]).inc_by(now - before);
+        }
+        let label = [("sink", sink)];
+        self.rejected_rows.get_or_create(&label).inc_by(now.rejected_rows - before.rejected_rows);
+        self.waiting.get_or_create(&label).set(now.waiting as i64);
+        self.spooled_bytes.get_or_create(&label).set(now.spooled_bytes as i64);
     }
 
     fn age(&self) -> Duration {

@@ -30,6 +30,8 @@ pub mod inventory;
 pub mod kubernetes;
 #[cfg(feature = "arrow")]
 pub mod otlp;
+#[cfg(feature = "ship")]
+pub mod ship;
 #[cfg(feature = "arrow")]
 pub mod table;
 

@@ -18,8 +18,8 @@ mod encode;
 mod value;
 mod wire;
 
-pub use decode::{Decoded, Decoder, Rejected};
-pub use encode::{Encoder, ResourceAttributes};
+pub use decode::{Decoded, Decoder, Rejected, partial_success};
+pub use encode::{Encoder, ResourceAttributes, response};
 pub use value::{Attribute, Texts, Value};
 pub use wire::Malformed;
 
@@ -84,6 +84,9 @@ const WORKLOAD: &str = "workload";
 /// Fields of the messages, by their numbers.
 mod field {
     pub(super) const REQUEST_RESOURCE_LOGS: u32 = 1;
+    pub(super) const RESPONSE_PARTIAL_SUCCESS: u32 = 1;
+    pub(super) const PARTIAL_REJECTED: u32 = 1;
+    pub(super) const PARTIAL_MESSAGE: u32 = 2;
     pub(super) const RESOURCE_LOGS_RESOURCE: u32 = 1;
     pub(super) const RESOURCE_LOGS_SCOPE_LOGS: u32 = 2;
     pub(super) const RESOURCE_ATTRIBUTES: u32 = 1;

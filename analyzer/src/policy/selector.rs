@@ -7,8 +7,8 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use schemas::{
-    index::{Index, Labels},
-    inventory::{InventoryRecord, kind},
+    index::Index,
+    inventory::{InventoryRecord, Labels, kind},
 };
 
 use super::{finding::Finding, rule::non_empty};

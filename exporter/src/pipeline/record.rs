@@ -19,7 +19,7 @@ use crate::{
     flow::{Flow, Role},
     inventory::Inventory,
     probe::return_memory,
-    sink::{AGENT_VERSION, ParquetSink},
+    sink::{AGENT_VERSION, Sinks},
     telemetry::Telemetry,
 };
 
@@ -35,10 +35,8 @@ pub(super) struct Recorder {
     window_ms: i64,
     enricher: Enricher,
     inventory: Inventory,
-    sink: ParquetSink,
+    sinks: Sinks,
     health_seq: i64,
-    /// The inventory on disk is not whole: a file of it was given up.
-    is_inventory_broken: bool,
     /// Flows that wait for the name of an end, and until when they do.
     waiting: VecDeque<(TimestampMs, Flow)>,
     metadata_wait: Duration,
@@ -66,7 +64,7 @@ impl Recorder {
         run_start: TimestampMs,
         enricher: Enricher,
         inventory: Inventory,
-        sink: ParquetSink,
+        sinks: Sinks,
     ) -> Result<Self, RunError> {
         Ok(Self {
             origin,
@@ -79,9 +77,8 @@ impl Recorder {
             window_ms: args.window.as_millis() as i64,
             enricher,
             inventory,
-            sink,
+            sinks,
             health_seq: 0,
-            is_inventory_broken: false,
             waiting: VecDeque::new(),
             metadata_wait: args.metadata_wait,
             reports: VecDeque::new(),
@@ -105,32 +102,34 @@ impl Recorder {
                     self.record_inventory_changes(now);
                     self.enricher.tick(now);
                     self.record_waiting(now);
-                    self.record_reports(now, now);
+                    self.record_reports(now);
                     let over = self.troubles.expire(now);
                     self.tell(over, "");
-                    self.is_inventory_broken |= !self.sink.roll(now);
+                    self.sinks.tick(now);
                 }
                 // Written when everything else is.
                 Message::Window(report) if report.is_last => last_report = Some(report),
                 Message::Window(report) => {
                     self.reports.push_back((self.waiting.back().map_or(now, |(until, _)| *until), report));
-                    self.record_reports(now, now);
+                    self.record_reports(now);
                     return_memory();
                 }
             }
+            self.sinks.send(now);
         }
         let now = now().unwrap_or(self.run_start);
         for (_, flow) in std::mem::take(&mut self.waiting) {
             self.record_flow(&flow, false, now);
         }
-        self.record_reports(TimestampMs(i64::MAX), now);
-        self.sink.finish_flows();
-        self.sink.finish_inventory();
+        self.record_reports(TimestampMs(i64::MAX));
+        self.sinks.finish_inventory();
+        self.sinks.sync(now);
         if let Some(report) = last_report {
-            self.record_health(&report, now);
+            self.record_health(&report);
         }
         self.summary.rows = self.enricher.next_seq();
-        (self.summary, self.sink.finish_health())
+        let is_durable = self.sinks.end(now);
+        (self.summary, is_durable)
     }
 
     fn record_or_wait(&mut self, flow: Flow, now: TimestampMs) {
@@ -149,9 +148,9 @@ impl Recorder {
     }
 
     /// Tells of the windows of which no flow waits longer than until `due`.
-    fn record_reports(&mut self, due: TimestampMs, now: TimestampMs) {
+    fn record_reports(&mut self, due: TimestampMs) {
         while let Some((_, report)) = self.reports.pop_front_if(|(until, _)| *until <= due) {
-            self.record_health(&report, now);
+            self.record_health(&report);
         }
     }
 
@@ -170,7 +169,7 @@ impl Recorder {
                 self.since.unnamed += if is_unnamed { ends } else { 0 };
                 self.since.contradicted += if is_contradicted { ends } else { 0 };
                 self.since.exported += ends;
-                self.sink.flow(flow, *record, now);
+                self.sinks.flow(record, ends);
             }
         }
         true
@@ -183,31 +182,32 @@ impl Recorder {
             self.record_snapshot(self.run_start);
         }
         self.enricher.locate(self.inventory.observations(), self.run_start);
-        let has_inventory = self.sink.finish_inventory() && !self.is_inventory_broken;
+        self.sinks.finish_inventory();
         let report = WindowReport { start: self.run_start, end: self.run_start, ..WindowReport::default() };
-        self.record_health(&report, self.run_start);
-        self.sink.finish_health() && has_inventory
+        self.record_health(&report);
+        self.sinks.sync(self.run_start)
     }
 
     fn record_snapshot(&mut self, now: TimestampMs) {
         let rows = self.inventory.log.snapshot(now);
-        self.is_inventory_broken = !self.write_inventory(rows, now);
+        self.write_inventory(rows, now);
     }
 
     fn record_inventory_changes(&mut self, now: TimestampMs) {
-        if self.inventory.log.is_new_hour(now) && self.sink.has_open_inventory() {
-            self.is_inventory_broken |= !self.sink.finish_inventory();
+        if self.inventory.log.is_new_hour(now) && self.sinks.has_open_inventory() {
+            self.sinks.finish_inventory();
         }
+        let is_broken = self.sinks.take_inventory_broken();
         let changed = self.inventory.reload();
         // Every file and every day opens with what was known before the change.
-        let opens_file = changed.is_some() && !self.sink.has_open_inventory();
-        let is_due = opens_file || self.inventory.log.is_new_day(now) || self.is_inventory_broken;
+        let opens_file = changed.is_some() && !self.sinks.has_open_inventory();
+        let is_due = opens_file || self.inventory.log.is_new_day(now) || is_broken;
         if self.inventory.log.has_begun() && is_due {
             self.record_snapshot(now);
         }
         if let Some(observations) = changed {
             let rows = self.inventory.replace(observations, now);
-            self.is_inventory_broken |= !self.write_inventory(rows, now);
+            self.write_inventory(rows, now);
         }
         if !self.inventory.is_of_node() {
             // Namespaces and cgroups come and go without a change of the file.
@@ -223,12 +223,12 @@ impl Recorder {
         self.tell(news, "pods of this node have no names, only UIDs");
         // Every file opens with what was known before.
         let log = &self.inventory.log;
-        let opens_file = log.has_begun() && (!self.sink.has_open_inventory() || log.is_new_hour(now));
+        let opens_file = log.has_begun() && (!self.sinks.has_open_inventory() || log.is_new_hour(now));
         if opens_file && self.inventory.log.is_news(&change) {
             self.record_snapshot(now);
         }
         let rows = self.inventory.log.learn(change, now);
-        self.is_inventory_broken |= !self.write_inventory(rows, now);
+        self.write_inventory(rows, now);
         if is_listed && !self.inventory.log.has_begun() {
             self.record_snapshot(now);
             if self.inventory.log.next_seq() == 0 {
@@ -278,27 +278,25 @@ impl Recorder {
         }
     }
 
-    /// Writes rows and learns from them; returns whether they are on their way to disk.
-    fn write_inventory(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) -> bool {
-        let mut is_whole = true;
+    /// Writes rows and learns from them.
+    fn write_inventory(&mut self, rows: Vec<InventoryRecord>, now: TimestampMs) {
         for row in rows {
             self.enricher.learn(row.clone());
-            // What follows a failure would look like all there is.
-            is_whole = is_whole && self.sink.inventory(row, now);
+            self.sinks.inventory(row, now);
         }
-        is_whole
     }
 
-    fn record_health(&mut self, report: &WindowReport, now: TimestampMs) {
-        let lost_sink = self.sink.take_lost_ends();
+    fn record_health(&mut self, report: &WindowReport) {
+        // Of all sinks; in what each writes, its own are counted.
+        let lost_sink = self.sinks.take_lost_ends();
         let since = std::mem::take(&mut self.since);
-        let exported = since.exported - lost_sink;
+        let exported = since.exported;
         let WindowReport { start, end, counters, lost, datagram_ends, ring_bytes, open_connections, edges, .. } =
             *report;
         let lost_map = (counters.lost_connections + counters.lost_datagrams) as i64;
         let (lost_queue, lost_end) = (lost.ends as i64, report.lost_end as i64);
         let filtered = since.filtered;
-        self.summary.ends += exported;
+        self.summary.ends += exported - lost_sink;
         self.summary.filtered += filtered;
         self.summary.lost +=
             counters.lost_ring as i64 + counters.malformed as i64 + lost_queue + lost_sink + lost_map + lost_end;
@@ -324,7 +322,7 @@ impl Recorder {
             lost_recursion: counters.skipped as i64,
             lost_parse: counters.malformed as i64,
             lost_queue,
-            lost_sink,
+            lost_sink: 0,
             lost_end,
             lost_closed: (counters.lost_closed + lost.closings) as i64,
             lost_cgroups: counters.lost_cgroups as i64,
@@ -342,9 +340,9 @@ impl Recorder {
         };
         self.health_seq += 1;
         if let Some(telemetry) = &self.telemetry {
-            telemetry.health(&record);
+            telemetry.health(&record, lost_sink);
         }
-        self.sink.health(record, now);
+        self.sinks.health(record);
     }
 }
 

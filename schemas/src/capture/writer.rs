@@ -107,8 +107,12 @@ impl<R: Record> DatasetWriter<R> {
     /// # Errors
     /// As [`Self::finish`].
     pub fn finish_other_hour(&mut self, row: &R) -> Result<Option<PathBuf>, CaptureError> {
-        let hour = hour(row.partition_time());
-        if self.open.as_ref().is_some_and(|file| file.hour != hour) { self.finish() } else { Ok(None) }
+        if self.is_same_hour(row) { Ok(None) } else { self.finish() }
+    }
+
+    /// Whether a row belongs to the open file, or none is open.
+    pub fn is_same_hour(&self, row: &R) -> bool {
+        self.open.as_ref().is_none_or(|file| file.hour == hour(row.partition_time()))
     }
 
     /// Whether the open file has reached the size or age to be finished at.

@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{
-    EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, Value, WORKLOAD, Way, field, value::key_value, wire::Message,
+    EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, Value, WORKLOAD, Way, field,
+    value::key_value,
+    wire::{Message, Wire},
 };
 use crate::{
     SCHEMA_VERSION,
@@ -130,6 +132,25 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// Reads an `ExportLogsServiceResponse`: how many log records were refused, and why.
+///
+/// # Errors
+/// The bytes are no such message.
+pub fn partial_success(answer: &[u8]) -> Result<(i64, &str), Malformed> {
+    let (mut rejected, mut message) = (0, "");
+    for field in Message(answer) {
+        let (field::RESPONSE_PARTIAL_SUCCESS, partial) = field? else { continue };
+        for field in Message(partial.bytes()?) {
+            match field? {
+                (field::PARTIAL_REJECTED, Wire::Varint(records)) => rejected = (records as i64).max(0),
+                (field::PARTIAL_MESSAGE, text) => message = text.text()?,
+                _ => {}
+            }
+        }
+    }
+    Ok((rejected, message))
 }
 
 /// The columns of a dataset, by the attributes that carry them.

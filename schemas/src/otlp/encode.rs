@@ -148,6 +148,17 @@ impl<R: Record> Encoder<R> {
     }
 }
 
+/// Writes an `ExportLogsServiceResponse`: how many log records were refused, and why; empty if none was.
+pub fn response(rejected: i64, message: &str) -> Vec<u8> {
+    let (mut partial, mut response) = (Vec::new(), Vec::new());
+    if rejected > 0 {
+        put_varint(&mut partial, field::PARTIAL_REJECTED, rejected as u64);
+        put_bytes(&mut partial, field::PARTIAL_MESSAGE, message.as_bytes());
+        put_bytes(&mut response, field::RESPONSE_PARTIAL_SUCCESS, &partial);
+    }
+    response
+}
+
 /// What the messages around the records take.
 const FRAME_BYTES: usize = 128;
 /// Labels whose attributes are kept.

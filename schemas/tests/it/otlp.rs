@@ -12,7 +12,6 @@ use proptest::prelude::*;
 use prost::Message;
 use schemas::{
     flow::FlowRecord,
-    health::HealthRecord,
     inventory::InventoryRecord,
     otlp::{Decoded, Decoder, Encoder},
     table::{Record, TimestampMs},
