@@ -1,6 +1,6 @@
 //! The command line, parsed into types.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -27,6 +27,10 @@ pub(crate) enum Command {
     /// Write what the Kubernetes API knows of the whole cluster into a capture: who had which address when, what owns
     /// it, and what stands behind Services. Of several that run, one writes.
     Inventory(InventoryArgs),
+    /// Receive flows, inventory and health by OTLP, from agents or through a collector, and write them into a capture.
+    Receive(ReceiveArgs),
+    /// Write what a collector's file exporter wrote, OTLP as JSON lines, into a capture.
+    Import(ImportArgs),
     /// List the communication sets of all workloads with their evidence, those first that need attention.
     Sets(SetsArgs),
     /// Run a SQL query over a capture; --tables explains the tables.
@@ -341,10 +345,93 @@ pub(crate) struct InventoryArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(crate) struct InputArgs {
-    /// Directory of a capture, or a file of one; may be repeated.
-    #[arg(long, value_name = "DIR", required = true)]
+pub(crate) struct ReceiveArgs {
+    /// Directory of the capture; made if it is not there, added to if it is. Or an object store, such as
+    /// s3://bucket/prefix, with credentials and settings from the environment.
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR|URL")]
+    pub(crate) output: PathBuf,
+
+    /// Where OTLP/gRPC is received. Both addresses take both.
+    #[arg(long, env = "FLOWSCRIBE_GRPC_ADDRESS", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4317")]
+    pub(crate) grpc_address: SocketAddr,
+
+    /// Where OTLP/HTTP is received (/v1/logs, protobuf or JSON), and /livez, /readyz and /metrics are served.
+    #[arg(long, env = "FLOWSCRIBE_HTTP_ADDRESS", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4318")]
+    pub(crate) http_address: SocketAddr,
+
+    /// Certificate chain in PEM. This and the other files are read again when they change.
+    #[arg(long, env = "FLOWSCRIBE_TLS_CERT", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Private key in PEM.
+    #[arg(long, env = "FLOWSCRIBE_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Certificate authorities in PEM; clients have to have a certificate of one of them.
+    #[arg(long, env = "FLOWSCRIBE_TLS_CLIENT_CA", value_name = "FILE")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+
+    /// File with the token that clients have to send, as `Authorization: Bearer TOKEN`.
+    #[arg(long, env = "FLOWSCRIBE_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// Listen on addresses that others can reach even without TLS, token or client certificates.
+    #[arg(long, env = "FLOWSCRIBE_INSECURE")]
+    pub(crate) insecure: bool,
+
+    /// Largest request, uncompressed, in MiB.
+    #[arg(long, env = "FLOWSCRIBE_MAX_REQUEST_MIB", value_name = "MIB", default_value_t = 16)]
+    pub(crate) max_request_mib: usize,
+
+    /// Memory that all requests may take together, in MiB; more are refused until there is room.
+    #[arg(long, env = "FLOWSCRIBE_BUFFER_MIB", value_name = "MIB", default_value_t = 256)]
+    pub(crate) buffer_mib: usize,
+
+    /// Connections at once on each address; more are closed.
+    #[arg(long, env = "FLOWSCRIBE_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024)]
+    pub(crate) max_connections: usize,
+
+    /// Most that one client may send, in KiB per second over ten seconds; 0 for any rate.
+    #[arg(long, env = "FLOWSCRIBE_CLIENT_RATE_KIB", value_name = "KIB", default_value_t = 0)]
+    pub(crate) client_rate_kib: u64,
+
+    /// What was received becomes files of the capture this often; until then it is in its directory .journal.
+    #[arg(long, env = "FLOWSCRIBE_ROLL_INTERVAL", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub(crate) roll_interval: Duration,
+
+    /// Most that is received and not in files yet, in MiB; beyond it, requests are refused.
+    #[arg(long, env = "FLOWSCRIBE_JOURNAL_SIZE_MIB", value_name = "MIB", default_value_t = 4096)]
+    pub(crate) journal_size_mib: u64,
+
+    /// With an object store: directory for what it has not taken yet.
+    #[arg(long, env = "FLOWSCRIBE_SPOOL", value_name = "DIR", default_value = "/var/lib/flowscribe/receive")]
+    pub(crate) spool: PathBuf,
+
+    /// Most that waits there, in MiB; beyond it, the oldest is dropped and said so.
+    #[arg(long, env = "FLOWSCRIBE_SPOOL_SIZE_MIB", value_name = "MIB", default_value_t = 4096)]
+    pub(crate) spool_size_mib: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImportArgs {
+    /// File of OTLP JSON lines, a directory of such files, or - for standard input; may be repeated.
+    #[arg(long, value_name = "FILE|DIR", required = true)]
     pub(crate) input: Vec<PathBuf>,
+
+    /// Directory of the capture; made if it is not there, added to if it is.
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InputArgs {
+    /// Directory of a capture, or a file of one, or an object store such as s3://bucket/prefix; may be repeated.
+    #[arg(long, value_name = "DIR|URL", required = true)]
+    pub(crate) input: Vec<PathBuf>,
+
+    /// Directory that keeps what is fetched from an object store for the next time; else it is removed.
+    #[arg(long, env = "FLOWSCRIBE_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
 
     /// Cluster to look at, where the input holds several.
     #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME")]
@@ -444,7 +531,7 @@ impl LearnArgs {
 impl InputArgs {
     /// Some captures, with all else as it is by default.
     pub(crate) const fn of(input: Vec<PathBuf>, cluster_name: Option<String>) -> Self {
-        Self { input, cluster_name, clock_skew_ms: CLOCK_SKEW_MS, memory_mib: MEMORY_MIB }
+        Self { input, cache: None, cluster_name, clock_skew_ms: CLOCK_SKEW_MS, memory_mib: MEMORY_MIB }
     }
 }
 

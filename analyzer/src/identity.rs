@@ -83,7 +83,9 @@ fn read_file(
 ) -> Result<(Vec<InventoryRecord>, Option<Heard>), Problem> {
     let Some((run, first, last)) = &file.run else { return Ok((capture::read(file)?, None)) };
     let (mut selected, mut heard) = (None, None);
-    if let Some(progress) = runs.get(run).filter(|progress| progress.next_seq == *first) {
+    // Where rows are missing within the file, a snapshot tells more than the changes before it.
+    let is_whole = file.seqs.len() == 1;
+    if let Some(progress) = runs.get(run).filter(|progress| is_whole && progress.next_seq == *first) {
         let opening = open(file)?;
         if opening.scopes.iter().all(|scope| *scope == progress.scope) {
             (heard, selected) = (opening.heard, Some(opening.selected));

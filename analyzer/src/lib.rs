@@ -12,7 +12,7 @@
 //!
 //! `edge` reads the flows, `sets` tells what is believed of them, `policy` what a policy may say; a capture is all they
 //! know. `netpol` knows what policies mean, whoever wrote them, and nothing of how ours are made. `inventory` talks to a
-//! cluster, and only writes.
+//! cluster, `receive` and `import` take what agents sent by OTLP; they only write.
 
 mod args;
 mod cilium;
@@ -22,12 +22,15 @@ mod diff;
 mod edge;
 mod explain;
 mod identity;
+mod import;
 mod inventory;
 mod manifests;
 mod netpol;
 mod output;
 mod policy;
 mod population;
+mod receive;
+mod remote;
 mod replay;
 mod report;
 mod runs;
@@ -37,10 +40,15 @@ mod tables;
 mod tree;
 mod verify;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use tokio::runtime::Runtime;
+use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
 
@@ -86,6 +94,8 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
         match &args.command {
             Command::Report(args) => report::run(args).await?,
             Command::Inventory(args) => inventory::run(args).await?,
+            Command::Receive(args) => receive::run(args).await?,
+            Command::Import(args) => import::run(args)?,
             Command::Sets(args) => sets::run(args).await?,
             Command::Sql(args) => sql::run(args).await?,
             Command::Connectivity(args) => connectivity::run(args)?,
@@ -96,7 +106,7 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
         anyhow::Ok(Some(true))
     };
     // Recording ends by itself, with what it has yet to write.
-    if matches!(args.command, Command::Inventory(_)) {
+    if matches!(args.command, Command::Inventory(_) | Command::Receive(_)) {
         return command.await;
     }
     tokio::select! {
@@ -105,6 +115,15 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
     }
 }
 
+/// Logs what happens while the program runs on, such as to a receiver that is away.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let _ = subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).try_init();
+}
+
+/// What is logged by default; of the API server, commands tell themselves.
+const LOGGED: &str = "info,kube_client=off,kube_runtime=off";
 /// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 /// As diff(1) says that it could not compare.

@@ -59,7 +59,24 @@ pub(crate) struct Watch {
 struct Rows {
     /// First and last numbers, disjoint and in order.
     ranges: Vec<(i64, i64)>,
-    rows: i64,
+}
+
+/// What a row of health says.
+struct Told {
+    node: Arc<str>,
+    run_id: Arc<str>,
+    seq: i64,
+    span: Span,
+    run_start: TimestampMs,
+    namespaces: Vec<Arc<str>>,
+    filters: Vec<Arc<str>>,
+    unreadable: Vec<Arc<str>>,
+    seen: i64,
+    unidentified: i64,
+    lost: i64,
+    /// Of flows and of inventory.
+    next_seq: (i64, i64),
+    clean_shutdown: bool,
 }
 
 /// Reads what the runs say. Files that turn out to be damaged are left out, and returned.
@@ -77,8 +94,17 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
     let parts = thread::scope(|scope| {
         let read = |share: &[&[&CaptureFile]]| {
             let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
-            let files = share.iter().flat_map(|files| files.iter());
-            problems.extend(files.filter_map(|file| read_file(file, flows.as_ref(), &needed, &mut runs).err()));
+            for files in share {
+                let (told, damaged): (Vec<_>, Vec<_>) = files.iter().map(|file| told(file)).partition(Result::is_ok);
+                problems.extend(damaged.into_iter().filter_map(Result::err));
+                let mut told: Vec<Told> = told.into_iter().flatten().flatten().collect();
+                // Rows that came by other ways may be in any file.
+                told.sort_by(|a, b| (&a.run_id, a.seq).cmp(&(&b.run_id, b.seq)));
+                for row in told {
+                    let new = || Run::new(Arc::clone(&row.node), Arc::clone(&row.run_id));
+                    runs.entry(Arc::clone(&row.run_id)).or_insert_with(new).learn(row, flows.as_ref(), &needed);
+                }
+            }
             (runs, problems)
         };
         #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
@@ -141,6 +167,43 @@ impl Run {
         self.heard.map(|time| Heard { time, writer, run_id })
     }
 
+    /// Takes in the next row of health.
+    fn learn(&mut self, row: Told, flows: Option<&HashMap<String, Rows>>, needed: &[String]) {
+        if row.seq < self.next_seq[2] {
+            return; // a second delivery
+        }
+        let (flows_next, inventory_next) = row.next_seq;
+        self.missing_rows[2].1 += row.seq - self.next_seq[2];
+        let is_next = row.seq == self.next_seq[2];
+        self.next_seq = [flows_next, inventory_next, row.seq + 1];
+        self.run_start = row.run_start;
+        self.clean_shutdown |= row.clean_shutdown;
+        self.unidentified += row.unidentified;
+        self.filters.extend(row.filters);
+        self.lost += row.lost;
+        let end = row.span.to;
+        if !row.unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
+            self.heard = Some(end.max(self.heard.unwrap_or(end)));
+        }
+        let none = Rows::default();
+        let rows = flows.map(|flows| flows.get(&*self.run_id).unwrap_or(&none));
+        let last = |rows: &Rows| rows.ranges.last().map_or(0, |(_, last)| last + 1);
+        let written = rows.map_or(i64::MAX, last);
+        if flows_next <= written || self.whole_until == TimestampMs::default() {
+            self.whole_until = if flows_next <= written { end } else { row.run_start };
+        }
+        let told_before = if is_next { self.flows_told } else { flows_next };
+        self.flows_told = flows_next;
+        let gap = if rows.is_some_and(|rows| !rows.has(told_before, flows_next)) {
+            Some("rows are missing")
+        } else if row.lost * 100 > row.seen {
+            Some("more than 1 % was lost")
+        } else {
+            None
+        };
+        self.watch(row.span, row.namespaces, gap);
+    }
+
     fn watch(&mut self, span: Span, namespaces: Vec<Arc<str>>, gap: Option<&'static str>) {
         match self.watched.last_mut() {
             Some(last) if last.span.to >= span.from && last.namespaces == namespaces && last.gap == gap => {
@@ -162,7 +225,7 @@ impl Rows {
     fn missing(&self, told: i64) -> i64 {
         let next = self.ranges.last().map_or(0, |(_, last)| last + 1).max(told);
         let numbers: i64 = self.ranges.iter().map(|(first, last)| last - first + 1).sum();
-        (next - numbers.min(self.rows)).max(0)
+        (next - numbers).max(0)
     }
 }
 
@@ -170,10 +233,9 @@ impl Rows {
 fn rows(files: &[CaptureFile], dataset: &str) -> Option<HashMap<String, Rows>> {
     let mut runs: HashMap<String, Rows> = HashMap::new();
     for file in files.iter().filter(|file| file.dataset == dataset) {
-        let (run, first, last) = file.run.as_ref()?;
+        let (run, ..) = file.run.as_ref()?;
         let rows = runs.entry(run.clone()).or_default();
-        rows.ranges.push((*first, *last));
-        rows.rows += file.rows;
+        rows.ranges.extend(&file.seqs);
     }
     for rows in runs.values_mut() {
         rows.ranges.sort_unstable();
@@ -189,13 +251,9 @@ fn rows(files: &[CaptureFile], dataset: &str) -> Option<HashMap<String, Rows>> {
     Some(runs)
 }
 
-fn read_file(
-    file: &CaptureFile,
-    flows: Option<&HashMap<String, Rows>>,
-    needed: &[String],
-    runs: &mut BTreeMap<Arc<str>, Run>,
-) -> Result<(), Problem> {
-    let lacks = |unreadable: &[Arc<str>]| unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name));
+/// Reads what a file of health says.
+fn told(file: &CaptureFile) -> Result<Vec<Told>, Problem> {
+    let mut told = Vec::new();
     for batch in capture::read_columns::<HealthRecord>(file, &COLUMNS)? {
         let batch = batch?;
         let columns = Columns { batch: &batch, file };
@@ -205,53 +263,29 @@ fn read_file(
         let times = |name| columns.read::<TimestampMs>(name);
         let (nodes, run_ids, seqs) = (texts("node")?, texts("run_id")?, numbers("seq")?);
         let (starts, ends, run_starts) = (times("window_start")?, times("window_end")?, times("run_start")?);
-        let (namespaces, filters, unreadable) = (lists("namespaces")?, lists("filters")?, lists("unreadable")?);
+        let (mut namespaces, mut filters) = (lists("namespaces")?, lists("filters")?);
+        let mut unreadable = lists("unreadable")?;
         let (seen, unidentified) = (numbers("seen")?, numbers("unidentified")?);
         let (flows_next, inventory_next) = (numbers("flows_next_seq")?, numbers("inventory_next_seq")?);
         let clean = columns.read::<bool>("clean_shutdown")?;
         let lost = LOST.into_iter().map(numbers).collect::<Result<Vec<_>, _>>()?;
-        let mut order: Vec<usize> = (0..batch.num_rows()).collect();
-        order.sort_by_key(|row| seqs[*row]);
-        for row in order {
-            let run_id = &run_ids[row];
-            let new = || Run::new(Arc::clone(&nodes[row]), Arc::clone(run_id));
-            let run = runs.entry(Arc::clone(run_id)).or_insert_with(new);
-            if seqs[row] < run.next_seq[2] {
-                continue; // a second delivery
-            }
-            run.missing_rows[2].1 += seqs[row] - run.next_seq[2];
-            let is_next = seqs[row] == run.next_seq[2];
-            run.next_seq = [flows_next[row], inventory_next[row], seqs[row] + 1];
-            run.run_start = run_starts[row];
-            run.clean_shutdown |= clean[row];
-            run.unidentified += unidentified[row];
-            run.filters.extend(filters[row].iter().cloned());
-            let lost: i64 = lost.iter().map(|column| column[row]).sum();
-            run.lost += lost;
-            if !lacks(&unreadable[row]) {
-                run.heard = Some(ends[row].max(run.heard.unwrap_or(ends[row])));
-            }
-            let none = Rows::default();
-            let rows = flows.map(|flows| flows.get(&**run_id).unwrap_or(&none));
-            let last = |rows: &Rows| rows.ranges.last().map_or(0, |(_, last)| last + 1);
-            let written = rows.map_or(i64::MAX, last);
-            if flows_next[row] <= written || run.whole_until == TimestampMs::default() {
-                run.whole_until = if flows_next[row] <= written { ends[row] } else { run_starts[row] };
-            }
-            let told_before = if is_next { run.flows_told } else { flows_next[row] };
-            run.flows_told = flows_next[row];
-            let gap = if rows.is_some_and(|rows| !rows.has(told_before, flows_next[row])) {
-                Some("rows are missing")
-            } else if lost * 100 > seen[row] {
-                Some("more than 1 % was lost")
-            } else {
-                None
-            };
-            let span = Span { from: starts[row].max(run_starts[row]), to: ends[row] };
-            run.watch(span, namespaces[row].clone(), gap);
-        }
+        told.extend((0..batch.num_rows()).map(|row| Told {
+            node: Arc::clone(&nodes[row]),
+            run_id: Arc::clone(&run_ids[row]),
+            seq: seqs[row],
+            span: Span { from: starts[row].max(run_starts[row]), to: ends[row] },
+            run_start: run_starts[row],
+            namespaces: std::mem::take(&mut namespaces[row]),
+            filters: std::mem::take(&mut filters[row]),
+            unreadable: std::mem::take(&mut unreadable[row]),
+            seen: seen[row],
+            unidentified: unidentified[row],
+            lost: lost.iter().map(|column| column[row]).sum(),
+            next_seq: (flows_next[row], inventory_next[row]),
+            clean_shutdown: clean[row],
+        }));
     }
-    Ok(())
+    Ok(told)
 }
 
 /// A batch's columns by name.

@@ -49,6 +49,7 @@ use crate::{
     edge::{EdgeTable, Flows, Undirected, repeats},
     identity,
     policy::Names,
+    remote::{self, Local, RemoteError},
     runs::{self, Run},
     sets::{Decisions, Sets, Thresholds},
 };
@@ -68,6 +69,8 @@ pub(crate) struct Tables {
     pub(crate) problems: Vec<Problem>,
     learned: Arc<Learned>,
     progress: ProgressBar,
+    /// Holds what came from an object store.
+    fetched: Arc<Local>,
     /// Where queries put what does not fit into memory; removed with this.
     _spill: Option<TempDir>,
 }
@@ -98,6 +101,9 @@ pub(crate) enum TablesError {
     /// The query engine can't be set up.
     #[error("cannot set up the query engine")]
     Engine(#[from] DataFusionError),
+    /// A capture in an object store can't be fetched.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// There is no room for temporary files, or no thread.
     #[error("cannot set up the query engine")]
     System(#[from] io::Error),
@@ -136,14 +142,17 @@ impl Tables {
     /// # Errors
     /// An input does not exist, or the query engine can't be set up.
     async fn open(args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
-        let InputArgs { input, cluster_name: cluster, .. } = args;
-        for path in input {
+        let InputArgs { input, cluster_name: cluster, cache, .. } = args;
+        let fetched = Arc::new(remote::fetch(input, cache.as_deref()).await?);
+        let Local { inputs: paths, problems, .. } = &*fetched;
+        for path in paths {
             fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
         }
         let first = input.first().cloned().unwrap_or_default();
-        let paths = input.clone();
+        let paths = paths.clone();
         let listing = tokio::task::spawn_blocking(move || capture::list(&paths)).await.map_err(io::Error::other)?;
         let mut listing = listing.map_err(|source| TablesError::Input { path: first, source })?;
+        listing.problems.extend(problems.iter().cloned());
         let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
         let named = || clusters.iter().cloned().collect::<Vec<_>>().join(", ");
         match cluster {
@@ -154,7 +163,7 @@ impl Tables {
             None if clusters.len() > 1 => return Err(TablesError::SeveralClusters { clusters: named() }),
             None => {}
         }
-        Self::over(listing, args, learning).await
+        Self::over(listing, fetched, args, learning).await
     }
 
     /// Opens the input again without the files that turned out to be damaged when they were read; `None` when all are
@@ -172,7 +181,8 @@ impl Tables {
         let mut problems = self.problems.clone();
         problems.extend(damaged.iter().cloned());
         problems.sort();
-        Self::over(Listing { files, problems }, args, learning).await.map(Some)
+        let fetched = Arc::clone(&self.fetched);
+        Self::over(Listing { files, problems }, fetched, args, learning).await.map(Some)
     }
 
     /// Plans queries, which semicolons separate; a capture can only be read.
@@ -228,7 +238,12 @@ impl Tables {
         self.files.iter().filter(|file| file.dataset == dataset).map(|file| file.rows).sum()
     }
 
-    async fn over(listing: Listing, args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
+    async fn over(
+        listing: Listing,
+        fetched: Arc<Local>,
+        args: &InputArgs,
+        learning: &Learning,
+    ) -> Result<Self, TablesError> {
         let clock_skew_ms = args.clock_skew_ms;
         let read = move || {
             let Listing { mut files, mut problems } = listing;
@@ -274,7 +289,7 @@ impl Tables {
         for (name, _, query) in help::VIEWS {
             view(&context, name, query).await?;
         }
-        Ok(Self { context, index, runs, files, problems, learned, progress, _spill: spill })
+        Ok(Self { context, index, runs, files, problems, learned, progress, fetched, _spill: spill })
     }
 }
 

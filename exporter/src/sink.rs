@@ -144,7 +144,9 @@ impl Sinks {
 
     /// A second has passed: what is large or old enough is made durable.
     pub(crate) fn tick(&mut self, now: TimestampMs) {
-        if self.inventory_since.is_some_and(|since| now.0 - since.0 >= self.roll_age.as_millis() as i64) {
+        // Where the clock was set back, how old it is can't be told.
+        let fresh = 0..self.roll_age.as_millis() as i64;
+        if self.inventory_since.is_some_and(|since| !fresh.contains(&(now.0 - since.0))) {
             self.finish_inventory();
         }
         self.order(Order::Tick);

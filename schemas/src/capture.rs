@@ -51,6 +51,8 @@ mod key {
     pub(super) const RUN_ID: &str = "flowscribe.run_id";
     pub(super) const FIRST_SEQ: &str = "flowscribe.first_seq";
     pub(super) const LAST_SEQ: &str = "flowscribe.last_seq";
+    /// All of them, as `first-last,…`: in rows that came by other ways there are gaps.
+    pub(super) const SEQS: &str = "flowscribe.seqs";
 }
 
 const PARQUET: &str = "parquet";

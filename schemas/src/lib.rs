@@ -28,6 +28,8 @@ pub mod index;
 pub mod inventory;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+#[cfg(feature = "listen")]
+pub mod listen;
 #[cfg(feature = "arrow")]
 pub mod otlp;
 #[cfg(feature = "ship")]

@@ -19,7 +19,7 @@ mod value;
 mod wire;
 
 pub use decode::{Decoded, Decoder, Rejected, partial_success};
-pub use encode::{Encoder, ResourceAttributes, response};
+pub use encode::{Encoder, ResourceAttributes, response, status};
 pub use value::{Attribute, Texts, Value};
 pub use wire::Malformed;
 
@@ -87,6 +87,8 @@ mod field {
     pub(super) const RESPONSE_PARTIAL_SUCCESS: u32 = 1;
     pub(super) const PARTIAL_REJECTED: u32 = 1;
     pub(super) const PARTIAL_MESSAGE: u32 = 2;
+    pub(super) const STATUS_CODE: u32 = 1;
+    pub(super) const STATUS_MESSAGE: u32 = 2;
     pub(super) const RESOURCE_LOGS_RESOURCE: u32 = 1;
     pub(super) const RESOURCE_LOGS_SCOPE_LOGS: u32 = 2;
     pub(super) const RESOURCE_ATTRIBUTES: u32 = 1;

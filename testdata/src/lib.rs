@@ -16,3 +16,4 @@ pub mod lab;
 mod names;
 pub mod pod;
 pub mod recording;
+pub mod sender;

@@ -138,6 +138,92 @@ fn rest(mut log: BufReader<ChildStderr>, mut text: String) -> String {
     text
 }
 
+/// A running `flowscribe receive`; dropped, it is killed.
+pub struct Receiver {
+    child: Child,
+    /// Where it receives OTLP/gRPC and OTLP/HTTP, as `http://ADDRESS:PORT`.
+    pub grpc: String,
+    pub http: String,
+    rest: Option<JoinHandle<String>>,
+}
+
+impl Receiver {
+    /// Starts a receiver on free ports of the loopback interface, and waits until it receives.
+    ///
+    /// # Errors
+    /// It ends instead, and says why.
+    pub fn start<S: AsRef<OsStr>>(executable: &Path, output: &Path, extra: &[S]) -> Result<Self> {
+        Self::at(executable, output, ("127.0.0.1:0", "127.0.0.1:0"), extra)
+    }
+
+    /// As [`Self::start`], on these addresses.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn at<S: AsRef<OsStr>>(
+        executable: &Path,
+        output: &Path,
+        (grpc, http): (&str, &str),
+        extra: &[S],
+    ) -> Result<Self> {
+        let mut command = Command::new(executable);
+        command.args(["flowscribe", "receive", "--grpc-address", grpc, "--http-address", http]).arg("--output");
+        let mut child = command.arg(output).args(extra).stderr(Stdio::piped()).spawn().context("start the receiver")?;
+        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
+        let (mut text, mut line) = (String::new(), String::new());
+        while !line.starts_with("receiving OTLP/gRPC on ") {
+            line.clear();
+            if log.read_line(&mut line)? == 0 {
+                child.wait()?;
+                bail!("{}", text.trim());
+            }
+            text.push_str(&line);
+        }
+        let mut addresses = line.split(' ').filter(|word| word.starts_with("http")).map(str::to_owned);
+        let (grpc, http) = addresses.next().zip(addresses.next()).context("it says where")?;
+        let rest = thread::spawn(move || rest(log, text));
+        Ok(Self { child, grpc, http, rest: Some(rest) })
+    }
+
+    /// Its addresses, for another one after it.
+    pub fn addresses(&self) -> (String, String) {
+        let address = |url: &str| url.split_once("://").map_or("", |(_, address)| address).to_owned();
+        (address(&self.grpc), address(&self.http))
+    }
+
+    /// Number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as kubelet does, and returns what it said.
+    ///
+    /// # Errors
+    /// It does not end well.
+    pub fn stop(mut self) -> Result<String> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        let log = self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default();
+        if !status.success() {
+            bail!("the receiver ended with {status}: {log}");
+        }
+        Ok(log)
+    }
+
+    /// Kills it.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Runs `flowscribe` to its end.
 ///
 /// # Errors

@@ -61,6 +61,8 @@ pub struct CaptureFile {
     pub size_bytes: u64,
     /// Run that wrote it, with its first and last `seq`; `None` when the file does not say.
     pub run: Option<(String, i64, i64)>,
+    /// Which numbers from the first to the last there are: ranges in order, without overlap.
+    pub seqs: Vec<(i64, i64)>,
     /// Earliest and latest [`Record::TIME`] of each of its row groups; all of time where one does not say.
     pub times: Vec<(TimestampMs, TimestampMs)>,
     /// Whether a row may have the DNS name of its destination.
@@ -247,6 +249,10 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
     let mut empty = true;
     for entry in entries {
         empty = false;
+        // As in Hive and Spark, names that begin so are not of the data.
+        if entry.as_ref().is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
         match entry {
             // What is a link is followed.
             Ok(entry) if entry.file_type().is_ok_and(|kind| kind.is_file()) => paths.push(entry.path()),
@@ -286,11 +292,22 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     check_columns(metadata, dataset)?;
     let number = |key| value(metadata, key)?.parse::<i64>().ok();
     let run = value(metadata, key::RUN_ID).and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
+    let told = value(metadata, key::SEQS).and_then(|seqs| ranges(&seqs));
+    let seqs = told.unwrap_or_else(|| run.iter().map(|(_, first, last)| (*first, *last)).collect());
     let cluster = value(metadata, key::CLUSTER).unwrap_or_default();
     let node = value(metadata, key::NODE).unwrap_or_default();
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
     let has_names = metadata.row_groups().iter().any(has_names);
-    Ok(CaptureFile { path, dataset, cluster, node, rows, size_bytes, run, times, has_names })
+    Ok(CaptureFile { path, dataset, cluster, node, rows, size_bytes, run, seqs, times, has_names })
+}
+
+/// Reads `first-last,…`.
+fn ranges(text: &str) -> Option<Vec<(i64, i64)>> {
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    text.split(',').map(range).collect()
 }
 
 /// Whether a row group does not say that all of its destinations are without a name.

@@ -72,7 +72,8 @@ struct OpenFile {
     path: PathBuf,
     hour: i64,
     opened_at: TimestampMs,
-    seqs: Option<(i64, i64)>,
+    /// First and last of the numbers without a gap, in order of writing.
+    seqs: Vec<(i64, i64)>,
 }
 
 impl<R: Record> DatasetWriter<R> {
@@ -120,7 +121,9 @@ impl<R: Record> DatasetWriter<R> {
         self.open.as_ref().is_some_and(|file| {
             let size_bytes = file.writer.bytes_written() + file.writer.in_progress_size();
             let age_ms = now.0 - file.opened_at.0;
-            size_bytes as u64 >= self.roll.size_bytes || age_ms >= self.roll.age.as_millis() as i64
+            // Where the clock was set back, how old the file is can't be told.
+            let is_old = age_ms < 0 || age_ms >= self.roll.age.as_millis() as i64;
+            is_old || size_bytes as u64 >= self.roll.size_bytes
         })
     }
 
@@ -157,7 +160,14 @@ impl<R: Record> DatasetWriter<R> {
         let started = Utc::new(now).compact();
         let Origin { cluster, node, run_id } = &self.origin;
         let run = run_id.get(..8).unwrap_or(run_id);
-        let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(node), self.files));
+        let path = loop {
+            let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(node), self.files));
+            // Another writer of the run may have been here, as where rows of a run come from elsewhere.
+            if !path.exists() {
+                break path;
+            }
+            self.files += 1;
+        };
         let io_error = |source| CaptureError::Io { path: path.clone(), source };
         fs::create_dir_all(&folder).map_err(io_error)?;
         let file = File::create_new(unfinished(&path)).map_err(io_error)?;
@@ -174,16 +184,15 @@ impl<R: Record> DatasetWriter<R> {
         let writer = ArrowWriter::try_new(file, R::schema(), Some(properties::<R>(metadata.to_vec())))
             .map_err(|source| CaptureError::Encode { path: path.clone(), source })?;
         self.files += 1;
-        Ok(OpenFile { writer, path, hour: hour(time), opened_at: now, seqs: None })
+        Ok(OpenFile { writer, path, hour: hour(time), opened_at: now, seqs: Vec::new() })
     }
 
     fn write_batch(&mut self) -> Result<(), CaptureError> {
         let Some(file) = self.open.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
         R::sort_rows(&mut self.buffer);
-        for (_, seq) in self.buffer.iter().map(Record::origin) {
-            let (first, last) = file.seqs.get_or_insert((seq, seq));
-            (*first, *last) = (seq.min(*first), seq.max(*last));
-        }
+        let mut seqs: Vec<i64> = self.buffer.iter().map(|row| row.origin().1).collect();
+        seqs.sort_unstable();
+        join(&mut file.seqs, seqs.into_iter().map(|seq| (seq, seq)));
         let written = file.writer.write(&R::encode(&self.buffer));
         written.map_err(|source| CaptureError::Encode { path: file.path.clone(), source })?;
         self.buffer.clear();
@@ -193,10 +202,17 @@ impl<R: Record> DatasetWriter<R> {
 
 impl OpenFile {
     fn finish(self, unfinished: &Path) -> Result<PathBuf, CaptureError> {
-        let Self { mut writer, path, seqs, .. } = self;
-        if let Some((first, last)) = seqs {
-            writer.append_key_value_metadata(KeyValue::new(key::FIRST_SEQ.into(), first.to_string()));
-            writer.append_key_value_metadata(KeyValue::new(key::LAST_SEQ.into(), last.to_string()));
+        let Self { mut writer, path, mut seqs, .. } = self;
+        seqs.sort_unstable();
+        let mut ranges = Vec::new();
+        join(&mut ranges, seqs);
+        if let (Some((first, _)), Some((_, last))) = (ranges.first(), ranges.last()) {
+            let told: Vec<String> = ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+            let pairs =
+                [(key::FIRST_SEQ, first.to_string()), (key::LAST_SEQ, last.to_string()), (key::SEQS, told.join(","))];
+            for (key, value) in pairs {
+                writer.append_key_value_metadata(KeyValue::new(key.into(), value));
+            }
         }
         let file = writer.into_inner().map_err(|source| CaptureError::Encode { path: path.clone(), source })?;
         let io_error = |source| CaptureError::Io { path: path.clone(), source };
@@ -205,6 +221,16 @@ impl OpenFile {
         // The rename itself is durable only once the directory is.
         path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
         Ok(path)
+    }
+}
+
+/// Adds ranges that are in order to those before, as one where they meet or overlap.
+fn join(ranges: &mut Vec<(i64, i64)>, more: impl IntoIterator<Item = (i64, i64)>) {
+    for (first, last) in more {
+        match ranges.last_mut().filter(|(begin, end)| *begin <= first && first <= end.saturating_add(1)) {
+            Some((_, end)) => *end = last.max(*end),
+            None => ranges.push((first, last)),
+        }
     }
 }
 

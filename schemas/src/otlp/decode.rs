@@ -305,10 +305,12 @@ impl Labels {
             sorted.insert(key, text);
         }
         let json: Arc<str> = serde_json::to_string(&sorted).unwrap_or_default().into();
-        if known.len() >= KNOWN_LABELS {
-            known.clear();
+        if pairs.len() <= KNOWN_LABELS_BYTES {
+            if known.len() >= KNOWN_LABELS {
+                known.clear();
+            }
+            known.insert(pairs.clone(), Arc::clone(&json));
         }
-        known.insert(pairs.clone(), Arc::clone(&json));
         Some(json)
     }
 }
@@ -363,3 +365,4 @@ const NEAR: usize = 4;
 const SHOWN_CHARS: usize = 40;
 /// Sets of labels that are kept as JSON.
 const KNOWN_LABELS: usize = 1 << 14;
+const KNOWN_LABELS_BYTES: usize = 2048;

@@ -159,6 +159,14 @@ pub fn response(rejected: i64, message: &str) -> Vec<u8> {
     response
 }
 
+/// Writes a `google.rpc.Status`, as the body of an answer over HTTP that refuses.
+pub fn status(code: u64, message: &str) -> Vec<u8> {
+    let mut status = Vec::new();
+    put_varint(&mut status, field::STATUS_CODE, code);
+    put_bytes(&mut status, field::STATUS_MESSAGE, message.as_bytes());
+    status
+}
+
 /// What the messages around the records take.
 const FRAME_BYTES: usize = 128;
 /// Labels whose attributes are kept.

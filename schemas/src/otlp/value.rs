@@ -54,12 +54,14 @@ impl Texts {
         if let Some(known) = self.0.get(text) {
             return Arc::clone(known);
         }
-        // They come from whoever sends, in any number.
-        if self.0.len() >= KNOWN_TEXTS {
-            self.0.clear();
-        }
         let new: Arc<str> = text.into();
-        self.0.insert(Arc::clone(&new));
+        // They come from whoever sends, of any length and in any number.
+        if text.len() <= KNOWN_TEXT_BYTES {
+            if self.0.len() >= KNOWN_TEXTS {
+                self.0.clear();
+            }
+            self.0.insert(Arc::clone(&new));
+        }
         new
     }
 }
@@ -318,3 +320,4 @@ fn take_port(value: Value<'_>, texts: &mut Texts) -> Option<Port> {
 
 /// Texts that are kept: as many as the pods, names and addresses of a large cluster.
 const KNOWN_TEXTS: usize = 1 << 17;
+const KNOWN_TEXT_BYTES: usize = 256;

@@ -74,6 +74,7 @@ fn a_file_is_due_by_age_and_has_no_name_before_it_is_whole() {
     writer.push(row(0, 1), TimestampMs(1_000)).expect("the row is taken");
     assert!(!writer.is_due(TimestampMs(60_999)));
     assert!(writer.is_due(TimestampMs(61_000)));
+    assert!(writer.is_due(TimestampMs(999)), "a clock that was set back must not keep it open for long");
     drop(writer);
     let listing = capture::list(&[root.path().into()]).expect("the directory is there");
     assert_eq!(listing.files, [], "what was not finished has no final name");

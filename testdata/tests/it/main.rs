@@ -1,8 +1,10 @@
 //! Everything at once: real pods, the real exporter, the real analyzer; and the analyzer on generated months. What needs
 //! root and eBPF says SKIPPED with the reason where they are missing.
 
+mod collector;
 mod complete;
 mod cookbook;
+mod delivery;
 mod demo;
 mod enforced;
 mod interop;
@@ -10,6 +12,7 @@ mod kill;
 mod loss;
 mod months;
 mod plan;
+mod receive;
 mod support;
 mod telemetry;
 mod udp;

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
 use serde_json::json;
 use testdata::{
@@ -44,6 +45,34 @@ pub(crate) fn spec(workload: &str) -> PodSpec {
     let owner = json!({ "kind": "Deployment", "name": workload, "selector": { "matchLabels": labels } });
     let name = format!("{workload}-0");
     PodSpec { namespace: "demo".into(), name, labels, owner, ..PodSpec::default() }
+}
+
+/// A file system of its own, of so many bytes; unmounted when it is dropped.
+pub(crate) struct SmallDisk(tempfile::TempDir);
+
+/// A disk that is soon full, or `None` after saying why there is none here.
+pub(crate) fn small_disk(test: &str, bytes: u64) -> Option<SmallDisk> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let size = format!("size={bytes}");
+    match mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(&*size)) {
+        Ok(()) => Some(SmallDisk(directory)),
+        Err(error) => {
+            skip(test, &format!("no file system can be mounted: {error}"));
+            None
+        }
+    }
+}
+
+impl SmallDisk {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// Every row of a dataset.

@@ -1,0 +1,124 @@
+//! Rows of many runs into the files of a capture, of which each is of one run and hour.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use schemas::{
+    capture::{CaptureError, DatasetWriter, Origin, Roll},
+    flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    otlp::Decoded,
+    table::{Record, TimestampMs},
+};
+
+/// Rows by the run that wrote them.
+#[derive(Default)]
+pub(crate) struct Sorted {
+    runs: BTreeMap<Origin, Decoded>,
+    rows: usize,
+}
+
+/// Writes rows of one run.
+pub(crate) struct RunFiles {
+    flows: DatasetWriter<FlowRecord>,
+    inventory: DatasetWriter<InventoryRecord>,
+    health: DatasetWriter<HealthRecord>,
+    finished: Vec<PathBuf>,
+}
+
+impl Sorted {
+    /// Adds the rows of a request.
+    pub(crate) fn add(&mut self, request: Decoded) {
+        self.rows += request.rows();
+        let Decoded { flows, inventory, health, rejected: _ } = request;
+        self.sort(flows, |run| &mut run.flows);
+        self.sort(inventory, |run| &mut run.inventory);
+        self.sort(health, |run| &mut run.health);
+    }
+
+    fn sort<R: Record>(&mut self, rows: Vec<R>, pick: fn(&mut Decoded) -> &mut Vec<R>) {
+        for row in rows {
+            pick(self.runs.entry(row.writer()).or_default()).push(row);
+        }
+    }
+
+    /// Whether it is time to write them.
+    pub(crate) const fn is_large(&self) -> bool {
+        self.rows >= ROWS_AT_ONCE
+    }
+
+    /// Writes everything below `root`, and returns the files.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub(crate) fn write(&mut self, root: &Path, now: TimestampMs) -> Result<Vec<PathBuf>, CaptureError> {
+        self.rows = 0;
+        let mut finished = Vec::new();
+        for (origin, rows) in std::mem::take(&mut self.runs) {
+            let mut files = RunFiles::new(root, &origin);
+            files.add(rows, now)?;
+            finished.extend(files.finish()?);
+        }
+        Ok(finished)
+    }
+}
+
+impl RunFiles {
+    pub(crate) fn new(root: &Path, origin: &Origin) -> Self {
+        Self {
+            flows: DatasetWriter::new(root, origin, VERSION, ROLL),
+            inventory: DatasetWriter::new(root, origin, VERSION, ROLL),
+            health: DatasetWriter::new(root, origin, VERSION, ROLL),
+            finished: Vec::new(),
+        }
+    }
+
+    /// Adds rows of the run.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub(crate) fn add(&mut self, rows: Decoded, now: TimestampMs) -> Result<(), CaptureError> {
+        let Decoded { flows, inventory, health, rejected: _ } = rows;
+        add(&mut self.flows, flows, now, &mut self.finished)?;
+        add(&mut self.inventory, inventory, now, &mut self.finished)?;
+        add(&mut self.health, health, now, &mut self.finished)
+    }
+
+    /// Makes everything durable, and returns the files.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub(crate) fn finish(mut self) -> Result<Vec<PathBuf>, CaptureError> {
+        let last = [self.flows.finish()?, self.inventory.finish()?, self.health.finish()?];
+        self.finished.extend(last.into_iter().flatten());
+        Ok(self.finished)
+    }
+}
+
+fn add<R: Record>(
+    writer: &mut DatasetWriter<R>,
+    mut rows: Vec<R>,
+    now: TimestampMs,
+    finished: &mut Vec<PathBuf>,
+) -> Result<(), CaptureError> {
+    // What was kept while nobody took it comes late, between newer rows: an hour is one file even so.
+    rows.sort_by_key(|row| row.partition_time().0.div_euclid(HOUR_MS));
+    for row in rows {
+        finished.extend(writer.finish_other_hour(&row)?);
+        writer.push(row, now)?;
+    }
+    if writer.is_due(now) {
+        finished.extend(writer.finish()?);
+    }
+    Ok(())
+}
+
+const HOUR_MS: i64 = 3_600_000;
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const ROLL: Roll = Roll { size_bytes: 64 << 20, age: Duration::from_secs(u32::MAX as u64) };
+/// Rows that are in memory at once: some 45 MB.
+const ROWS_AT_ONCE: usize = 1 << 16;

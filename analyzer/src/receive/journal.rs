@@ -1,0 +1,480 @@
+//! What was received and acknowledged, and is not in files of the capture yet.
+//!
+//! Requests are appended to a segment as they came, compressed, and made durable together with those that came
+//! meanwhile: one sync for many. A segment that is old or large enough is read again and becomes files, and is removed
+//! once they are durable. A process that finds segments of an earlier one does the same with them first.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, TryLockError},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use schemas::{
+    capture::{CaptureError, Origin},
+    otlp::{Decoded, Decoder, Malformed},
+    ship::Outbox,
+    table::TimestampMs,
+};
+use tokio::sync::oneshot;
+
+use super::filing::{RunFiles, Sorted};
+
+/// Why segments can't be kept, or not become files.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JournalError {
+    #[error("cannot keep what is received in {path}: make it writable, or make room")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is in use by another process: one receives into a capture, or name another directory")]
+    InUse { path: PathBuf },
+    #[error(transparent)]
+    Write(#[from] CaptureError),
+}
+
+/// Where requests are made durable.
+pub(crate) struct Journal {
+    sender: Option<SyncSender<Entry>>,
+    bytes: Arc<AtomicU64>,
+    max_bytes: u64,
+    threads: Vec<JoinHandle<()>>,
+    is_ending: Arc<AtomicBool>,
+    /// Held until it is dropped.
+    _lock: File,
+}
+
+/// How the journal is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct JournalConfig {
+    /// Where segments are.
+    pub(crate) folder: PathBuf,
+    /// Where files go.
+    pub(crate) root: PathBuf,
+    /// What takes files on to an object store.
+    pub(crate) outbox: Option<Outbox>,
+    /// How old a segment gets.
+    pub(crate) roll_interval: Duration,
+    /// Most bytes of all segments.
+    pub(crate) max_bytes: u64,
+}
+
+/// A request on its way to the disk.
+struct Entry {
+    frame: Vec<u8>,
+    of: Of,
+    done: oneshot::Sender<io::Result<()>>,
+}
+
+/// Whose rows a request has, and of which hour the first is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Of {
+    origins: BTreeSet<Origin>,
+    hour: i64,
+}
+
+/// Why a request is not taken.
+#[derive(Debug)]
+pub(crate) enum NotKept {
+    /// More is waiting than is allowed: come again.
+    Full,
+    Failed(io::Error),
+}
+
+/// A segment that nothing is added to any more.
+struct Closed {
+    path: PathBuf,
+    /// Of each request: where it is in the file, and what it has. `None` of an earlier process.
+    entries: Option<Vec<(u64, Of)>>,
+}
+
+impl Of {
+    /// Of rows that are sorted.
+    pub(crate) fn new(rows: &Decoded) -> Self {
+        let time = rows.flows.first().map(|row| row.window_end);
+        let time = time.or(rows.inventory.first().map(|row| row.observed_at));
+        let time = time.or(rows.health.first().map(|row| row.window_end)).unwrap_or_default();
+        // Mostly all rows are of one run: no need to share more than one.
+        let mut origins = BTreeSet::new();
+        let mut last: Option<Origin> = None;
+        let mut add = |origin: (&Arc<str>, &Arc<str>, &Arc<str>)| {
+            let is_last = last
+                .as_ref()
+                .is_some_and(|last| (&last.run_id, &last.node, &last.cluster) == (origin.2, origin.1, origin.0));
+            if !is_last {
+                let origin =
+                    Origin { cluster: Arc::clone(origin.0), node: Arc::clone(origin.1), run_id: Arc::clone(origin.2) };
+                last = Some(origin.clone());
+                origins.insert(origin);
+            }
+        };
+        rows.flows.iter().for_each(|row| add((&row.cluster, &row.node, &row.run_id)));
+        rows.inventory.iter().for_each(|row| add((&row.cluster, &row.node, &row.run_id)));
+        rows.health.iter().for_each(|row| add((&row.cluster, &row.node, &row.run_id)));
+        Self { origins, hour: time.0.div_euclid(3_600_000) }
+    }
+}
+
+impl Journal {
+    /// Begins a segment, and makes files of those that an earlier process left.
+    ///
+    /// # Errors
+    /// The directory can't be used.
+    pub(crate) fn open(config: JournalConfig) -> Result<Self, JournalError> {
+        let io_error = |source| JournalError::Io { path: config.folder.clone(), source };
+        fs::create_dir_all(&config.folder).map_err(io_error)?;
+        let lock = File::create(config.folder.join("lock")).map_err(io_error)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => JournalError::InUse { path: config.folder.clone() },
+            TryLockError::Error(error) => io_error(error),
+        })?;
+        let bytes = Arc::new(AtomicU64::new(0));
+        let (close, closed) = channel();
+        let mut left = segments(&config.folder).map_err(io_error)?;
+        left.sort();
+        for (path, size_bytes) in left {
+            bytes.fetch_add(size_bytes, Ordering::Relaxed);
+            let _ = close.send(Closed { path, entries: None });
+        }
+        let segment = Segment::create(&config.folder).map_err(io_error)?;
+        let (sender, entries) = sync_channel(QUEUE_ENTRIES);
+        let (max_bytes, is_ending) = (config.max_bytes, Arc::new(AtomicBool::new(false)));
+        let (writing, counted) = (config.clone(), Arc::clone(&bytes));
+        let write = move || write(&writing, segment, &entries, &close, &counted);
+        let (rolling, counted, ending) = (config.clone(), Arc::clone(&bytes), Arc::clone(&is_ending));
+        let roll = move || closed.iter().for_each(|segment| roll(&rolling, &segment, &counted, &ending));
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.into()).spawn(run).map_err(io_error)
+        };
+        let threads = vec![spawn("journal", Box::new(write))?, spawn("files", Box::new(roll))?];
+        Ok(Self { sender: Some(sender), bytes, max_bytes, threads, is_ending, _lock: lock })
+    }
+
+    /// Makes a request durable: compressed, and with what it has.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) async fn keep(&self, packed: Packed<'_>, of: Of) -> Result<(), NotKept> {
+        if self.bytes.load(Ordering::Relaxed) >= self.max_bytes {
+            return Err(NotKept::Full);
+        }
+        let frame = packed.frame().map_err(NotKept::Failed)?;
+        let (done, kept) = oneshot::channel();
+        let gone = || NotKept::Failed(io::Error::other("the journal has ended"));
+        let sender = self.sender.as_ref().ok_or_else(gone)?;
+        sender.try_send(Entry { frame, of, done }).map_err(|error| match error {
+            TrySendError::Full(_) => NotKept::Full,
+            TrySendError::Disconnected(_) => gone(),
+        })?;
+        kept.await.map_err(|_| gone())?.map_err(NotKept::Failed)
+    }
+
+    /// Makes files of everything. What can't become one stays, for the next process.
+    pub(crate) fn end(mut self) {
+        self.is_ending.store(true, Ordering::Relaxed);
+        self.sender = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A request as it came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Packed<'a> {
+    /// A protobuf message.
+    Plain(&'a [u8]),
+    /// One that is compressed with gzip.
+    Gzip(&'a [u8]),
+}
+
+impl Packed<'_> {
+    /// An entry of a segment: length, checksum, how it is compressed, and the request.
+    fn frame(self) -> io::Result<Vec<u8>> {
+        let compressed;
+        let (how, body) = match self {
+            Self::Gzip(body) => (GZIP, body),
+            Self::Plain(body) => {
+                compressed = zstd::bulk::compress(body, ZSTD_LEVEL)?;
+                (ZSTD, &*compressed)
+            }
+        };
+        let mut frame = Vec::with_capacity(HEAD_BYTES + body.len());
+        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+        frame.extend(length.to_le_bytes());
+        frame.extend(crc32fast::hash(body).to_le_bytes());
+        frame.push(how);
+        frame.extend(body);
+        Ok(frame)
+    }
+}
+
+/// A segment that is being written.
+struct Segment {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    begun: Instant,
+    entries: Vec<(u64, Of)>,
+}
+
+impl Segment {
+    fn create(folder: &Path) -> io::Result<Self> {
+        let mut now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        loop {
+            let path = folder.join(format!("{now:020}.{SEGMENT}"));
+            match File::create_new(&path) {
+                Ok(file) => {
+                    File::open(folder)?.sync_all()?;
+                    return Ok(Self { path, file, length: 0, begun: Instant::now(), entries: Vec::new() });
+                }
+                // The clock was set back.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => now += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Appends entries, all of them or none.
+    fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let frames: Vec<u8> = entries.iter().flat_map(|entry| entry.frame.iter().copied()).collect();
+        let written = self.file.write_all(&frames).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // What follows has to be readable.
+            self.file.set_len(self.length)?;
+            self.file.seek(SeekFrom::Start(self.length))?;
+            return Err(error);
+        }
+        for entry in entries {
+            self.entries.push((self.length, entry.of.clone()));
+            self.length += entry.frame.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what comes, until nothing more can.
+fn write(
+    config: &JournalConfig,
+    mut segment: Segment,
+    entries: &Receiver<Entry>,
+    close: &Sender<Closed>,
+    bytes: &AtomicU64,
+) {
+    loop {
+        let first = entries.recv_timeout(config.roll_interval.saturating_sub(segment.begun.elapsed()));
+        let is_over = matches!(first, Err(RecvTimeoutError::Disconnected));
+        let batch: Vec<Entry> = first.into_iter().chain(entries.try_iter()).take(QUEUE_ENTRIES).collect();
+        if !batch.is_empty() {
+            let before = segment.length;
+            let written = segment.append(&batch);
+            bytes.fetch_add(segment.length - before, Ordering::Relaxed);
+            for entry in batch {
+                let copy = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
+                let _ = entry.done.send(written.as_ref().copied().map_err(copy));
+            }
+        }
+        let is_due = segment.begun.elapsed() >= config.roll_interval || segment.length >= SEGMENT_BYTES;
+        if is_over || is_due {
+            if segment.length == 0 {
+                segment.begun = Instant::now();
+            } else {
+                match Segment::create(&config.folder) {
+                    Ok(next) => {
+                        let Segment { path, entries, .. } = std::mem::replace(&mut segment, next);
+                        let _ = close.send(Closed { path, entries: Some(entries) });
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "cannot begin another segment, going on with the one before");
+                        segment.begun = Instant::now();
+                    }
+                }
+            }
+        }
+        if is_over {
+            if segment.length == 0 {
+                let _ = fs::remove_file(&segment.path);
+            }
+            return;
+        }
+    }
+}
+
+/// Makes files of a segment, however often it takes; at the end of the process, once.
+fn roll(config: &JournalConfig, segment: &Closed, bytes: &AtomicU64, is_ending: &AtomicBool) {
+    loop {
+        let size_bytes = segment.path.metadata().map_or(0, |metadata| metadata.len());
+        match file(config, segment) {
+            Ok(files) => {
+                let _ = fs::remove_file(&segment.path);
+                bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+                tracing::debug!(files, size_bytes, "a segment became files");
+                return;
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(error, "what was received is kept in the journal, and tried again");
+            }
+        }
+        for _ in 0..RETRY_SECONDS {
+            if is_ending.load(Ordering::Relaxed) {
+                return;
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+fn file(config: &JournalConfig, segment: &Closed) -> Result<usize, JournalError> {
+    let JournalConfig { root, outbox, .. } = config;
+    let io_error = |source| JournalError::Io { path: segment.path.clone(), source };
+    let now = TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64);
+    let mut reader = SegmentReader(File::open(&segment.path).map_err(io_error)?);
+    let found;
+    let entries = match &segment.entries {
+        Some(entries) => entries,
+        None => {
+            found = reader.find().map_err(io_error)?;
+            &found
+        }
+    };
+    // Requests of one run go into its files one after the other, those of several are sorted first.
+    let mut runs: BTreeMap<&Origin, Vec<(i64, u64)>> = BTreeMap::new();
+    let mut mixed = Vec::new();
+    for (at, of) in entries {
+        match of.origins.first().filter(|_| of.origins.len() == 1) {
+            Some(origin) => runs.entry(origin).or_default().push((of.hour, *at)),
+            None => mixed.push(*at),
+        }
+    }
+    let mut files = 0;
+    let mut done = |paths: Vec<PathBuf>| {
+        files += paths.len();
+        if let Some(outbox) = outbox {
+            paths.iter().for_each(|path| outbox.adopt(path, 0, 0));
+        }
+    };
+    for (origin, mut requests) in runs {
+        requests.sort_unstable();
+        let mut writer = RunFiles::new(root, origin);
+        for (_, at) in requests {
+            writer.add(reader.read_or_skip(at).map_err(io_error)?, now)?;
+        }
+        done(writer.finish()?);
+    }
+    let mut sorted = Sorted::default();
+    for at in mixed {
+        sorted.add(reader.read_or_skip(at).map_err(io_error)?);
+        if sorted.is_large() {
+            done(sorted.write(root, now)?);
+        }
+    }
+    done(sorted.write(root, now)?);
+    Ok(files)
+}
+
+struct SegmentReader(File);
+
+impl SegmentReader {
+    /// Finds the whole entries of a segment of an earlier process; what was cut at its end was never acknowledged.
+    fn find(&mut self) -> io::Result<Vec<(u64, Of)>> {
+        let length = self.0.metadata()?.len();
+        let (mut at, mut entries) = (0, Vec::new());
+        while at < length {
+            match self.entry(at) {
+                Ok((rows, next)) => {
+                    entries.push((at, Of::new(&rows)));
+                    at = next;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, at, length, "a segment ends in a request that was not acknowledged");
+                    break;
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The rows of the entry at a place; none where the disk has damaged it.
+    fn read_or_skip(&mut self, at: u64) -> io::Result<Decoded> {
+        match self.entry(at) {
+            Ok((rows, _)) => Ok(rows),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!(%error, at, "a request in the journal is damaged, it is lost");
+                Ok(Decoded::default())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The rows of the entry at a place, and where the next one is.
+    fn entry(&mut self, at: u64) -> io::Result<(Decoded, u64)> {
+        let damaged = |reason: &'static str| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let mut head = [0; HEAD_BYTES];
+        self.0.seek(SeekFrom::Start(at))?;
+        self.0.read_exact(&mut head)?;
+        let [a, b, c, d, e, f, g, h, how] = head;
+        let (length, checksum) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+        let mut body = Vec::new();
+        (&mut self.0).take(length.into()).read_to_end(&mut body)?;
+        if body.len() != length as usize || crc32fast::hash(&body) != checksum {
+            return Err(damaged("cut short or altered"));
+        }
+        let request = match how {
+            ZSTD => zstd::stream::decode_all(&*body)?,
+            GZIP => {
+                let mut request = Vec::new();
+                flate2::read::MultiGzDecoder::new(&*body).read_to_end(&mut request)?;
+                request
+            }
+            _ => return Err(damaged("compressed in an unknown way")),
+        };
+        let rows = decode(&request).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok((rows, at + HEAD_BYTES as u64 + u64::from(length)))
+    }
+}
+
+/// Reads a request with what this thread knows of earlier ones.
+pub(crate) fn decode(request: &[u8]) -> Result<Decoded, Malformed> {
+    thread_local! {
+        static DECODER: RefCell<Decoder> = RefCell::default();
+    }
+    DECODER.with_borrow_mut(|decoder| decoder.decode(request))
+}
+
+/// The segments in a folder, with their sizes; what is empty is removed.
+fn segments(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == SEGMENT) {
+            match path.metadata()?.len() {
+                0 => fs::remove_file(&path)?,
+                size_bytes => found.push((path, size_bytes)),
+            }
+        }
+    }
+    Ok(found)
+}
+
+const SEGMENT: &str = "segment";
+const HEAD_BYTES: usize = 9;
+const ZSTD: u8 = 1;
+const GZIP: u8 = 2;
+const ZSTD_LEVEL: i32 = 1;
+/// Requests that wait to be written, and that are written at once.
+const QUEUE_ENTRIES: usize = 256;
+/// Size of a segment: a file of a busy run has some ten thousand rows.
+const SEGMENT_BYTES: u64 = 256 << 20;
+const RETRY_SECONDS: u64 = 5;

@@ -1,0 +1,128 @@
+//! Captures in object stores: their files are fetched to a directory, and read there like any others.
+//!
+//! The files of a capture are small and never change, and a report reads most of each: one request for the whole of it
+//! costs less than one for its footer and more for its columns. With `--cache` a file is fetched once for all reports.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use schemas::{
+    capture::{Problem, ProblemKind},
+    ship::store::{self, Object, Store, StoreError},
+};
+use tempfile::TempDir;
+
+/// Inputs as directories.
+pub(crate) struct Local {
+    pub(crate) inputs: Vec<PathBuf>,
+    /// Objects that are no files of a capture.
+    pub(crate) problems: Vec<Problem>,
+    /// Removed with this, where no cache is kept.
+    _fetched: Option<TempDir>,
+}
+
+/// Why a capture can't be fetched.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("there is nothing at {url}")]
+    Nothing { url: String },
+    #[error("cannot keep what is fetched in {path}: make room, or name another directory with --cache")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Fetches what is in object stores; what is on disk stays where it is.
+///
+/// # Errors
+/// A store can't be read, has nothing there, or the files can't be written.
+pub(crate) async fn fetch(inputs: &[PathBuf], cache: Option<&Path>) -> Result<Local, RemoteError> {
+    let mut local = Local { inputs: Vec::new(), problems: Vec::new(), _fetched: None };
+    if !inputs.iter().any(|input| store::is_url(input)) {
+        local.inputs = inputs.to_vec();
+        return Ok(local);
+    }
+    let root = match cache {
+        Some(cache) => cache.to_path_buf(),
+        None => {
+            let fetched = tempfile::tempdir().map_err(|source| write_error(&std::env::temp_dir(), source))?;
+            local._fetched.insert(fetched).path().to_path_buf()
+        }
+    };
+    for input in inputs {
+        if !store::is_url(input) {
+            local.inputs.push(input.clone());
+            continue;
+        }
+        let url = input.to_string_lossy();
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", &url));
+        let folder = root.join(scheme).join(rest.trim_matches('/'));
+        local.problems.extend(fetch_all(&Store::open(&url)?, &folder).await?);
+        local.inputs.push(folder);
+    }
+    Ok(local)
+}
+
+/// Fetches everything below a prefix that is not there yet.
+async fn fetch_all(store: &Store, folder: &Path) -> Result<Vec<Problem>, RemoteError> {
+    let objects = store.list().await?;
+    if objects.is_empty() {
+        return Err(RemoteError::Nothing { url: store.url_of("") });
+    }
+    let (files, others): (Vec<Object>, Vec<Object>) =
+        objects.into_iter().partition(|object| object.name.ends_with(".parquet") && is_safe(&object.name));
+    fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
+    stream::iter(files)
+        .map(Ok)
+        .try_for_each_concurrent(FETCHES, |object| async move {
+            let path = folder.join(&object.name);
+            // Files never change, and a part of one never has its name.
+            if path.metadata().is_ok_and(|metadata| metadata.len() == object.size_bytes) {
+                return Ok(());
+            }
+            let bytes = store.get(&object.name).await?;
+            keep(&path, &bytes).map_err(|source| write_error(&path, source))
+        })
+        .await?;
+    let shown = others.into_iter().filter(|object| !object.name.split('/').any(|part| part.starts_with('.')));
+    Ok(shown.map(|object| Problem { path: store.url_of(&object.name).into(), kind: ProblemKind::NotParquet }).collect())
+}
+
+/// Whether a name stays below the directory that it is put in.
+fn is_safe(name: &str) -> bool {
+    name.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+fn keep(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder)?;
+    let file = tempfile::Builder::new().prefix(".").tempfile_in(folder)?;
+    fs::write(file.path(), bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn write_error(path: &Path, source: io::Error) -> RemoteError {
+    RemoteError::Write { path: path.into(), source }
+}
+
+/// Objects that are fetched at once.
+const FETCHES: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_leaves_the_directory() {
+        assert!(is_safe("flows/date=2026-01-01/hour=00/a.parquet"));
+        assert!(!is_safe("flows/../../etc/a.parquet") && !is_safe("/etc/a.parquet") && !is_safe("a/./b.parquet"));
+    }
+}
