@@ -26,6 +26,7 @@ use store::Store;
 
 /// Where parcels go.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 pub enum Target {
     /// A receiver of OTLP.
     Collector(Collector),

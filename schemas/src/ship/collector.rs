@@ -4,7 +4,7 @@
 //! "OTLP" (1.x). The crate opentelemetry-otlp is not used to send: it logs a partial success without telling the caller,
 //! takes only records that its SDK made, and drops what it could not deliver within ten seconds.
 
-use std::{error::Error, fs, io::Write, path::PathBuf, time::Duration};
+use std::{error::Error, fs, io::Write, path::PathBuf, sync::OnceLock, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes};
 use flate2::{Compression, write::GzEncoder};
@@ -85,9 +85,20 @@ pub struct Collector {
     client: Client,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Client {
-    Grpc { channel: Box<Grpc<Channel>>, headers: MetadataMap },
-    Http { client: reqwest::Client, url: String, gzip: bool },
+    /// The channel belongs to the runtime that sends first.
+    Grpc {
+        endpoint: Box<Endpoint>,
+        channel: OnceLock<Grpc<Channel>>,
+        gzip: bool,
+        headers: MetadataMap,
+    },
+    Http {
+        client: reqwest::Client,
+        url: String,
+        gzip: bool,
+    },
 }
 
 impl CollectorConfig {
@@ -242,7 +253,13 @@ impl Collector {
     pub async fn send(&self, request: Bytes) -> Result<Receipt, Failure> {
         let sending = async {
             match &self.client {
-                Client::Grpc { channel, headers } => send_grpc((**channel).clone(), headers.clone(), request).await,
+                Client::Grpc { endpoint, channel, gzip, headers } => {
+                    let connect = || {
+                        let channel = Grpc::new(endpoint.connect_lazy());
+                        if *gzip { channel.send_compressed(CompressionEncoding::Gzip) } else { channel }
+                    };
+                    send_grpc(channel.get_or_init(connect).clone(), headers.clone(), request).await
+                }
                 Client::Http { client, url, gzip } => send_http(client, url, *gzip, request).await,
             }
         };
@@ -268,11 +285,8 @@ fn grpc(endpoint: &str, gzip: bool, headers: HeaderMap, tls: Tls) -> SetUp {
         }
         channel = channel.tls_config(config)?;
     }
-    let mut channel = Grpc::new(channel.connect_lazy());
-    if gzip {
-        channel = channel.send_compressed(CompressionEncoding::Gzip);
-    }
-    Ok(Client::Grpc { channel: Box::new(channel), headers: MetadataMap::from_headers(headers) })
+    let (endpoint, headers) = (Box::new(channel), MetadataMap::from_headers(headers));
+    Ok(Client::Grpc { endpoint, channel: OnceLock::new(), gzip, headers })
 }
 
 fn http(endpoint: &str, gzip: bool, headers: HeaderMap, tls: Tls) -> SetUp {

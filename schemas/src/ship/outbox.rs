@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{Backoff, Failure, Receipt, SpoolError, Target, spool::Spool};
 
@@ -71,6 +71,9 @@ struct State {
     spooled_bytes: u64,
     /// The last attempt failed.
     is_down: bool,
+    backoff: Backoff,
+    /// Nothing is sent before.
+    not_before: Option<Instant>,
     /// Nothing more is sent: the process ends.
     is_closed: bool,
     numbers: u64,
@@ -222,7 +225,6 @@ impl Shared {
 
     /// Sends one parcel after the other. While the receiver is away, only the first lane tries.
     async fn send_all(self: Arc<Self>, target: Arc<Target>, lane: usize) {
-        let mut backoff = Backoff::default();
         loop {
             let item = self.next(lane).await;
             let number = item.number;
@@ -231,16 +233,9 @@ impl Shared {
                 Err(error) => Err(Failure::Refused { reason: format!("{}: {error}", item.name) }),
             };
             match sent {
-                Ok(receipt) => {
-                    backoff.reset();
-                    self.delivered(number, &receipt);
-                }
+                Ok(receipt) => self.delivered(number, &receipt),
                 Err(Failure::Refused { reason }) => self.refused(number, &reason),
-                Err(Failure::Retry { after, reason }) => {
-                    self.put_back(number, &reason);
-                    let random = getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX));
-                    tokio::time::sleep(backoff.next(after, random)).await;
-                }
+                Err(Failure::Retry { after, reason }) => self.put_back(number, after, &reason),
             }
         }
     }
@@ -252,15 +247,23 @@ impl Shared {
             let mut news = std::pin::pin!(news);
             // From here on, no news are missed.
             news.as_mut().enable();
-            {
+            let not_before = {
                 let mut state = self.lock();
                 let may_send = !state.is_closed && (lane == 0 || !state.is_down);
-                if may_send && let Some(item) = state.waiting.pop_front() {
+                let not_before = state.not_before.filter(|until| may_send && *until > Instant::now());
+                if may_send
+                    && not_before.is_none()
+                    && let Some(item) = state.waiting.pop_front()
+                {
                     state.in_flight.push(item.clone());
                     return item;
                 }
+                not_before
+            };
+            match not_before {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => news.await,
             }
-            news.await;
         }
     }
 
@@ -309,6 +312,7 @@ impl Shared {
                 "partial success"
             );
         }
+        state.backoff.reset();
         if std::mem::take(&mut state.is_down) {
             tracing::info!(waiting = state.waiting.len(), "the receiver answers again");
             self.news.notify_waiters();
@@ -321,6 +325,8 @@ impl Shared {
         let mut state = self.lock();
         let Some(item) = self.landed(&mut state, number) else { return };
         self.forget(&mut state, &item);
+        state.backoff.reset();
+        state.is_down = false;
         state.stats.refused += 1;
         state.lost_ends += item.ends;
         tracing::error!(parcel = item.name, rows = item.rows, reason, "the receiver refuses this for good, it is lost");
@@ -329,9 +335,12 @@ impl Shared {
     }
 
     /// The receiver is away: everything goes to the disk.
-    fn put_back(&self, number: u64, reason: &str) {
+    fn put_back(&self, number: u64, after: Option<Duration>, reason: &str) {
         let mut state = self.lock();
         let Some(item) = self.landed(&mut state, number) else { return };
+        let random = getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX));
+        let until = Instant::now() + state.backoff.next(after, random);
+        state.not_before = state.not_before.max(Some(until));
         state.waiting.push_front(item);
         state.stats.retries += 1;
         if !std::mem::replace(&mut state.is_down, true) {

@@ -278,6 +278,7 @@ fn what_waits_is_sent_by_the_next_process_and_two_do_not_share_it() {
     // As a process does that ends; its thread would hold the directory.
     let kept = directory.path().join("kept");
     std::fs::rename(&spool, &kept).expect("moved");
+    std::fs::remove_file(kept.join(".lock")).expect("it was there");
     collector.come_back();
     let mut next = Sender::new("node-b", &kept, SPOOL_BYTES).expect("another spool");
     next.start(&endpoint, "http/protobuf", &[]).expect("it sends");

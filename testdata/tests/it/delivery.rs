@@ -138,6 +138,7 @@ fn a_full_disk_under_the_capture_costs_the_collector_nothing() {
     while std::io::Write::write_all(&mut file, &[7; 4096]).is_ok() {}
     dial(&mut lab, ends, 30);
     thread::sleep(Duration::from_millis(3500));
+    drop(file);
     fs::remove_file(&filler).expect("there was one");
     dial(&mut lab, ends, 10);
     thread::sleep(Duration::from_millis(2500));

@@ -60,6 +60,8 @@ fn what_was_acknowledged_survives_a_receiver_that_is_killed_again_and_again() {
             thread::sleep(Duration::from_millis(10));
         }
         receiver.kill();
+        senders.iter_mut().for_each(|sender| sender.send(40, now()));
+        thread::sleep(Duration::from_millis(200));
         let started = Receiver::at(executable(), &capture, (&grpc, &http), &QUICK);
         receiver = started.unwrap_or_else(|error| panic!("it starts again in round {round}: {error:#}"));
     }
@@ -246,6 +248,7 @@ fn a_full_disk_is_told_and_what_comes_is_taken_once_there_is_room() {
         sender.send(500, now());
     }
     wait_until("a refusal", || sender.outbox.stats().retries > 0);
+    drop(file);
     fs::remove_file(&filler).expect("there was one");
     wait_for_delivery(&sender);
     assert_eq!(sender.outbox.stats().dropped + sender.outbox.stats().refused, 0);
