@@ -331,6 +331,7 @@ impl Shared {
         state.lost_ends += item.ends;
         tracing::error!(parcel = item.name, rows = item.rows, reason, "the receiver refuses this for good, it is lost");
         drop(state);
+        self.news.notify_waiters();
         self.progress.notify_all();
     }
 

@@ -34,12 +34,8 @@ pub enum StoreError {
     #[error("{url} is not an object store that this build can use: {reason}")]
     Url { url: String, reason: String },
     /// The store refused, or did not answer.
-    #[error("cannot read {url}")]
-    Read {
-        url: String,
-        #[source]
-        source: object_store::Error,
-    },
+    #[error("cannot read {url}: {reason}")]
+    Read { url: String, reason: String },
 }
 
 /// Whether a path or address is that of an object store.
@@ -58,10 +54,10 @@ impl Store {
         let parsed = Url::parse(url).map_err(|error| wrong(error.to_string()))?;
         let settings = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
         let (store, prefix) = parse_url_opts(&parsed, settings).map_err(|error| match error {
-            object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
+            error if error.to_string().contains("feature for") => {
                 wrong("built in are s3:// and file://; gs://, az:// and https:// are features of the build".into())
             }
-            error => wrong(error.to_string()),
+            error => wrong(brief(&error)),
         })?;
         Ok(Self { store: store.into(), prefix, url: url.trim_end_matches('/').into() })
     }
@@ -118,9 +114,9 @@ impl Store {
             upload.put(body);
             upload.finish().await.map(drop)
         };
-        let retry = |error: object_store::Error| {
-            // Without its causes: they hold whole requests.
-            Failure::Retry { after: None, reason: format!("{}: {error}", self.url_of(name)) }
+        let retry = |error: object_store::Error| Failure::Retry {
+            after: None,
+            reason: format!("{}: {}", self.url_of(name), brief(&error)),
         };
         put.await.map(|()| Receipt::default()).map_err(retry)
     }
@@ -129,9 +125,23 @@ impl Store {
         name.split('/').filter(|part| !part.is_empty()).fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    fn read_error(&self, name: &str, source: object_store::Error) -> StoreError {
-        StoreError::Read { url: self.url_of(name), source }
+    fn read_error(&self, name: &str, error: object_store::Error) -> StoreError {
+        StoreError::Read { url: self.url_of(name), reason: brief(&error) }
     }
+}
+
+/// What a store says is wrong, without the requests and answers that its errors hold.
+fn brief(error: &object_store::Error) -> String {
+    let text = error.to_string();
+    let said = text.split_once("<Message>").and_then(|(_, rest)| Some(rest.split_once("</Message>")?.0));
+    let first = said.or_else(|| text.lines().next()).unwrap_or_default();
+    let hint = match error {
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            " (are the credentials in the environment, such as AWS_ACCESS_KEY_ID, and may they?)"
+        }
+        _ => "",
+    };
+    format!("{first}{hint}")
 }
 
 impl fmt::Debug for Store {

@@ -1,11 +1,13 @@
-//! Identity from a real API server: etcd, kube-apiserver, the lab's pods in both, real traffic, the shipped programs.
+//! With the programs of others: identity from a real API server, delivery to a real collector and object store. The
+//! lab's pods, real traffic, the shipped programs.
 //!
-//! `.ci/e2e` builds the API server and runs these; without it they are ignored.
+//! `.ci/e2e` builds those and runs these; without it they are ignored.
 
 mod demo;
 mod hard;
 mod outage;
 mod policies;
+mod shipping;
 #[path = "../it/support.rs"]
 #[expect(dead_code, reason = "the kernel tests use the rest")]
 mod support;

@@ -1,0 +1,285 @@
+//! Flows by way of a real OpenTelemetry Collector and of a real S3 gateway: what comes out is what went in.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record};
+use testdata::{
+    app::{App, RunningApp},
+    demo::{MICROSERVICES, NAMESPACE},
+    lab::Lab,
+    recording::{Receiver, Recording},
+};
+
+use crate::{
+    support::{executable, flowscribe, rows, wait_until},
+    watching::free_address,
+};
+
+/// A program of others; killed when it is dropped.
+struct Program(Child);
+
+impl Program {
+    fn start(variable: &str, arguments: &[&str], variables: &[(&str, &str)], log: &Path) -> Self {
+        let path = env::var(variable).unwrap_or_else(|_| panic!("{variable} has to name the program: run .ci/e2e"));
+        let log = fs::File::options().create(true).append(true).open(log).expect("a log");
+        let mut command = Command::new(path);
+        command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null());
+        let child = command.stdout(log.try_clone().expect("a log")).stderr(log).spawn();
+        Self(child.expect("it starts"))
+    }
+
+    fn end(mut self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id() as i32), signal).expect("it runs");
+        self.0.wait().expect("it ends");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn lab() -> Lab {
+    if let Some(missing) = Lab::missing() {
+        panic!("these tests were asked for, and can't run: {missing}");
+    }
+    Lab::new(executable()).expect("the lab starts")
+}
+
+fn app(lab: &mut Lab) -> RunningApp {
+    App::parse(MICROSERVICES).expect("the manifest").start(lab, NAMESPACE).expect("it starts")
+}
+
+fn report(input: &str) -> String {
+    let report = flowscribe(&["report", "--input", input, "--namespaces", NAMESPACE]);
+    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    String::from_utf8_lossy(&report.stdout).into_owned()
+}
+
+fn golden() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/apps/microservices-demo.policies.yaml");
+    fs::read_to_string(path).expect("the golden policies are committed")
+}
+
+/// Numbers of the rows of a dataset; of those that came twice, once.
+fn numbers<R: Record>(capture: &Path) -> BTreeSet<(String, i64)> {
+    rows::<R>(capture).iter().map(|row| (row.origin().0.to_string(), row.origin().1)).collect()
+}
+
+/// Asserts that all rows of one capture are in another.
+fn assert_all(written: &Path, arrived: &Path) {
+    assert!(numbers::<FlowRecord>(written).len() > 50, "there are flows");
+    assert_eq!(numbers::<FlowRecord>(written), numbers::<FlowRecord>(arrived), "every flow is accounted for");
+    assert_eq!(numbers::<InventoryRecord>(written), numbers::<InventoryRecord>(arrived));
+    assert_eq!(numbers::<HealthRecord>(written), numbers::<HealthRecord>(arrived));
+}
+
+/// A collector that writes to a file and sends on to a receiver.
+struct Pipeline {
+    directory: tempfile::TempDir,
+    grpc: String,
+    http: String,
+    config: String,
+}
+
+impl Pipeline {
+    fn new(receiver: &Receiver) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (grpc, http) = (free_address(), free_address());
+        let out = directory.path().join("out.jsonl");
+        let config = format!(
+            "receivers: {{ otlp: {{ protocols: {{ grpc: {{ endpoint: '{grpc}' }}, http: {{ endpoint: '{http}' }} }} }} }}\n\
+             processors: {{ batch: {{ timeout: 100ms, send_batch_size: 300 }} }}\n\
+             exporters:\n  file: {{ path: '{}', append: true }}\n  debug: {{}}\n\
+             \x20 otlp: {{ endpoint: '{}', tls: {{ insecure: true }} }}\n\
+             service:\n  telemetry: {{ metrics: {{ level: none }} }}\n  pipelines:\n\
+             \x20   logs: {{ receivers: [otlp], processors: [batch], exporters: [file, debug, otlp] }}\n",
+            out.display(),
+            receiver.addresses().0
+        );
+        let path = directory.path().join("config.yaml");
+        fs::write(&path, config).expect("written");
+        Self { directory, grpc, http, config: path.to_string_lossy().into_owned() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn start(&self) -> Program {
+        let log = self.path("collector.log");
+        let begun = || fs::read_to_string(&log).unwrap_or_default().matches("Everything is ready").count();
+        let before = begun();
+        let program = Program::start("FLOWSCRIBE_OTELCOL", &["--config", &self.config], &[], &log);
+        wait_until("a collector", || begun() > before);
+        program
+    }
+
+    /// Imports what the collector wrote.
+    fn import(&self) -> PathBuf {
+        let imported = self.path("imported");
+        let (input, output) = (self.path("out.jsonl"), imported.to_string_lossy().into_owned());
+        let done = flowscribe(&["import", "--input", &input.to_string_lossy(), "--output", &output]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        imported
+    }
+}
+
+#[test]
+#[ignore = "needs the OpenTelemetry Collector: run .ci/e2e"]
+fn policies_are_the_same_by_way_of_a_collector_and_every_row_is_accounted_for() {
+    for protocol in ["grpc", "http/protobuf"] {
+        let mut lab = lab();
+        let app = app(&mut lab);
+        let directory = tempfile::tempdir().expect("a directory");
+        let (written, arrived) = (directory.path().join("written"), directory.path().join("arrived"));
+        let receiver = Receiver::start(executable(), &arrived, &["--roll-interval", "1s"]).expect("it receives");
+        let pipeline = Pipeline::new(&receiver);
+        let collector = pipeline.start();
+        let endpoint = format!("http://{}", if protocol == "grpc" { &pipeline.grpc } else { &pipeline.http });
+        let spool = directory.path().join("spool").to_string_lossy().into_owned();
+        let sending = ["--spool", &spool, "--otlp-protocol", protocol, "--otlp-endpoint", &endpoint];
+        let recording = Recording::start(executable(), &lab, &written, &sending).expect("the exporter records");
+        app.probe(&mut lab).expect("probes are answered");
+        app.play(&mut lab, 4).expect("calls are answered");
+        recording.stop().expect("it ends well");
+        collector.end(Signal::SIGTERM);
+        receiver.stop().expect("it ends well");
+        let imported = pipeline.import();
+        assert_all(&written, &imported);
+        assert_all(&written, &arrived);
+        for capture in [&written, &imported, &arrived] {
+            assert_eq!(report(&capture.to_string_lossy()), golden(), "{protocol}, {}", capture.display());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the OpenTelemetry Collector: run .ci/e2e"]
+fn a_collector_that_is_down_for_a_minute_and_restarts_gets_everything() {
+    let mut lab = lab();
+    let app = app(&mut lab);
+    let directory = tempfile::tempdir().expect("a directory");
+    let (written, arrived) = (directory.path().join("written"), directory.path().join("arrived"));
+    let receiver = Receiver::start(executable(), &arrived, &["--roll-interval", "1s"]).expect("it receives");
+    let pipeline = Pipeline::new(&receiver);
+    let spool = directory.path().join("spool").to_string_lossy().into_owned();
+    let endpoint = format!("http://{}", pipeline.grpc);
+    let sending = ["--window", "5s", "--spool", &spool, "--otlp-protocol", "grpc", "--otlp-endpoint", &endpoint];
+    let recording = Recording::start(executable(), &lab, &written, &sending).expect("the exporter records");
+    app.probe(&mut lab).expect("probes are answered");
+    app.play(&mut lab, 2).expect("calls are answered");
+    thread::sleep(Duration::from_secs(60));
+    for _ in 0..4 {
+        let collector = pipeline.start();
+        app.play(&mut lab, 1).expect("calls are answered");
+        thread::sleep(Duration::from_secs(4));
+        collector.end(Signal::SIGTERM);
+    }
+    let collector = pipeline.start();
+    let kept = || fs::read_dir(format!("{spool}/otlp")).map_or(0, |entries| entries.flatten().count());
+    wait_until_long("an empty spool", || kept() == 1);
+    let log = recording.stop().expect("it ends well");
+    assert!(log.contains("trying again") && log.contains("answers again"), "{log}");
+    collector.end(Signal::SIGTERM);
+    receiver.stop().expect("it ends well");
+    assert_all(&written, &pipeline.import());
+    assert_all(&written, &arrived);
+}
+
+/// As the wait of the support, for the longest that a sender waits.
+fn wait_until_long(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if condition() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{what} did not happen");
+}
+
+const KEYS: [(&str, &str); 2] = [("ROOT_ACCESS_KEY", "e2e-access"), ("ROOT_SECRET_KEY", "e2e-secret-key")];
+
+#[test]
+#[ignore = "needs an S3 gateway: run .ci/e2e"]
+fn an_object_store_that_is_killed_and_comes_back_has_everything() {
+    let mut lab = lab();
+    let app = app(&mut lab);
+    let directory = tempfile::tempdir().expect("a directory");
+    let data = directory.path().join("data");
+    fs::create_dir_all(data.join("captures")).expect("a bucket");
+    let address = free_address();
+    let gateway = |address: &str| {
+        let arguments = ["--port", address, "posix", &data.to_string_lossy()];
+        let program = Program::start("FLOWSCRIBE_S3_GATEWAY", &arguments, &KEYS, &directory.path().join("gateway.log"));
+        wait_until("a gateway", || std::net::TcpStream::connect(address).is_ok());
+        program
+    };
+    let running = gateway(&address);
+    let endpoint = format!("http://{address}");
+    let settings = [
+        ("AWS_ENDPOINT", &*endpoint),
+        ("AWS_ACCESS_KEY_ID", KEYS[0].1),
+        ("AWS_SECRET_ACCESS_KEY", KEYS[1].1),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ALLOW_HTTP", "true"),
+    ];
+    let spool = directory.path().join("spool");
+    let inventory = directory.path().join("inventory.yaml");
+    lab.write_inventory(&inventory).expect("written");
+    let exporter = || {
+        let mut command = Command::new(executable());
+        command.args(["exporter", "--output", "s3://captures/demo", "--node", "lab", "--cluster", "lab"]);
+        command.args(["--window", "1s", "--roll-interval", "1s"]).arg("--spool").arg(&spool).envs(settings);
+        command.arg("--inventory").arg(&inventory).arg("--cgroup").arg(lab.cgroup());
+        command.arg("--host-netns").arg(lab.node_netns());
+        command
+    };
+    let (first, second) = (exporter(), exporter());
+    let recording = Recording::spawn(first).expect("the exporter records");
+    app.probe(&mut lab).expect("probes are answered");
+    app.play(&mut lab, 2).expect("calls are answered");
+    thread::sleep(Duration::from_secs(2));
+    running.end(Signal::SIGKILL);
+    app.play(&mut lab, 2).expect("calls are answered");
+    thread::sleep(Duration::from_secs(3));
+    // The agent ends while the store is away; the next one sends what it left.
+    recording.stop().expect("nobody to send to is no failure");
+    let staged = numbers::<FlowRecord>(&spool.join("store"));
+    assert!(!staged.is_empty(), "what was not taken is in the spool");
+    let running = gateway(&address);
+    let recording = Recording::spawn(second).expect("the exporter records");
+    app.play(&mut lab, 1).expect("calls are answered");
+    recording.stop().expect("it ends well");
+    drop(running);
+    let stored = numbers::<FlowRecord>(&data.join("captures/demo"));
+    assert!(staged.is_subset(&stored), "what was left has come");
+    let runs = rows::<HealthRecord>(&data.join("captures/demo"));
+    for last in runs.iter().filter(|row| row.clean_shutdown) {
+        let of_run = stored.iter().filter(|(run, _)| **run == *last.run_id).count() as i64;
+        assert_eq!(of_run, last.flows_next_seq, "every row of run {}", last.run_id);
+    }
+    assert_eq!(runs.iter().filter(|row| row.clean_shutdown).count(), 2, "both runs ended well");
+
+    let running = gateway(&address);
+    let report = Command::new(executable())
+        .args(["flowscribe", "report", "--input", "s3://captures/demo", "--namespaces", NAMESPACE])
+        .envs(settings)
+        .output()
+        .expect("flowscribe starts");
+    assert_eq!(String::from_utf8_lossy(&report.stdout), golden(), "{}", String::from_utf8_lossy(&report.stderr));
+    drop(running);
+}
