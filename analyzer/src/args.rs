@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use ipnet::IpNet;
 
 use crate::{
@@ -314,9 +314,30 @@ pub(crate) struct LearnArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct InventoryArgs {
-    /// Directory of the capture; made if it is not there, added to if it is.
-    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
-    pub(crate) output: PathBuf,
+    /// Directory of the capture; made if it is not there, added to if it is. Or an object store, such as
+    /// s3://bucket/prefix, with credentials and settings from the environment. This, --otlp, or both.
+    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR|URL")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Send the inventory to an OTLP receiver, as the OTEL_EXPORTER_OTLP_* variables say.
+    #[arg(long, env = "FLOWSCRIBE_OTLP", value_parser = FalseyValueParser::new())]
+    pub(crate) otlp: bool,
+
+    /// Send it there, such as http://collector:4317 for gRPC; implies --otlp.
+    #[arg(long, env = "FLOWSCRIBE_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
+
+    /// How to send it, grpc or http/protobuf; by default gRPC to port 4317, and else HTTP.
+    #[arg(long, env = "FLOWSCRIBE_OTLP_PROTOCOL", value_name = "PROTOCOL")]
+    pub(crate) otlp_protocol: Option<String>,
+
+    /// Directory for what a receiver or an object store has not taken yet.
+    #[arg(long, env = "FLOWSCRIBE_SPOOL", value_name = "DIR", default_value = "/var/lib/flowscribe/inventory")]
+    pub(crate) spool: PathBuf,
+
+    /// Most that waits there for each of them, in MiB; beyond it, the oldest is dropped.
+    #[arg(long, env = "FLOWSCRIBE_SPOOL_SIZE_MIB", value_name = "MIB", default_value_t = 1024)]
+    pub(crate) spool_size_mib: u64,
 
     /// Name of the cluster, written on every row: the one that its agents write.
     #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default")]

@@ -1,23 +1,25 @@
 //! `flowscribe inventory`: the one writer of what is known of the whole cluster.
 //!
 //! ```text
-//! API server ──Change──► InventoryLog ──InventoryRecord──► capture/inventory
-//! Lease ──who writes──┘        └──────────HealthRecord──► capture/health
+//! API server ──Change──► InventoryLog ──InventoryRecord──► Ledger ──► capture/inventory, OTLP
+//! Lease ──who writes──┘        └──────────HealthRecord──► Ledger ──► capture/health, OTLP
 //! ```
 //!
 //! Agents tell of their own nodes' pods; this tells of all pods too, because an agent that dies with its node can't tell
 //! of their end, and nodes may have no agent. The same pod told by two writers is one pod.
 
 mod lease;
+mod ledger;
 
 use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use schemas::{
-    capture::{CaptureError, DatasetWriter, Origin, Roll},
+    capture::{CaptureError, Origin, Roll},
     health::HealthRecord,
     inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind, log::InventoryLog},
     kubernetes::{self, Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles},
+    ship::{SpoolError, collector::CollectorError, store::StoreError},
     table::TimestampMs,
 };
 use tokio::{
@@ -29,6 +31,7 @@ use tokio::{
 
 use crate::args::InventoryArgs;
 use lease::Lease;
+use ledger::{Ledger, Ways};
 
 /// Why the inventory can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,14 @@ pub(crate) enum InventoryError {
     Write(#[from] CaptureError),
     #[error("the API server did not tell of {missing} within {}s: {reason}", ONCE_TIMEOUT.as_secs())]
     Silent { missing: String, reason: String },
+    #[error("nowhere to write to: give --output, --otlp, or both")]
+    NoOutput,
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot send to the collector")]
+    Collector(#[from] CollectorError),
     #[error("cannot catch signals")]
     Signal(#[source] io::Error),
     #[error("the system tells no time, name or randomness")]
@@ -49,8 +60,8 @@ pub(crate) enum InventoryError {
 struct Term {
     log: InventoryLog,
     origin: Origin,
-    rows: DatasetWriter<InventoryRecord>,
-    health: DatasetWriter<HealthRecord>,
+    rows: Ledger<InventoryRecord>,
+    health: Ledger<HealthRecord>,
     /// Resources of which nothing has been heard yet.
     awaited: HashSet<Resource>,
     troubles: Troubles,
@@ -67,11 +78,16 @@ struct Term {
 /// # Errors
 /// There is no API, or the directory can't be written to.
 pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
+    super::log_to_stderr();
+    let ways = Ways::open(args)?;
     let client = kubernetes::connect().await?;
     let mut stop = std::pin::pin!(stopped()?);
     if args.once {
         return tokio::select! {
-            written = once(args, client) => written,
+            written = once(args, &ways, client) => {
+                ways.close().await;
+                written
+            }
             () = &mut stop => Ok(()),
         };
     }
@@ -82,12 +98,13 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
             () = lease.acquire() => {}
             () = &mut stop => return Ok(()),
         }
-        let mut term = Term::new(args, now()?)?;
-        eprintln!("writing the inventory of cluster {} to {}", args.cluster, args.output.display());
+        let mut term = Term::new(args, &ways, now()?)?;
+        eprintln!("writing the inventory of cluster {} to {}", args.cluster, ways);
         let is_stopped = term.write(client.clone(), lease.keep(), stop.as_mut()).await?;
         if is_stopped {
             // A server that does not answer sees it run out.
             let _ = timeout(RELEASE_TIMEOUT, lease.release()).await;
+            ways.close().await;
             return Ok(());
         }
         eprintln!("the lease {lease} is lost: another one writes");
@@ -95,8 +112,8 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
 }
 
 /// Writes one snapshot.
-async fn once(args: &InventoryArgs, client: kube::Client) -> Result<(), InventoryError> {
-    let mut term = Term::new(args, now()?)?;
+async fn once(args: &InventoryArgs, ways: &Ways, client: kube::Client) -> Result<(), InventoryError> {
+    let mut term = Term::new(args, ways, now()?)?;
     let (_watches, mut changes) = watch_all(client);
     let told = timeout(ONCE_TIMEOUT, async {
         let mut tick = interval(TICK);
@@ -113,7 +130,7 @@ async fn once(args: &InventoryArgs, client: kube::Client) -> Result<(), Inventor
         Err(_) => return Err(term.silent()),
     }
     term.finish(now()?)?;
-    eprintln!("the inventory of cluster {} is in {}", args.cluster, args.output.display());
+    eprintln!("the inventory of cluster {} is in {}", args.cluster, ways);
     Ok(())
 }
 
@@ -128,8 +145,8 @@ fn watch_all(client: kube::Client) -> (JoinSet<()>, mpsc::Receiver<Change>) {
 }
 
 impl Term {
-    fn new(args: &InventoryArgs, now: TimestampMs) -> Result<Self, InventoryError> {
-        let InventoryArgs { output, cluster, cluster_cidrs, roll_interval, .. } = args;
+    fn new(args: &InventoryArgs, ways: &Ways, now: TimestampMs) -> Result<Self, InventoryError> {
+        let InventoryArgs { cluster, cluster_cidrs, roll_interval, .. } = args;
         let origin = Origin::new(cluster, WRITER).map_err(|error| InventoryError::System(error.into()))?;
         let roll = Roll { size_bytes: ROLL_SIZE_BYTES, age: *roll_interval };
         let mut log = InventoryLog::new(origin.clone(), SCOPE_PART);
@@ -138,8 +155,8 @@ impl Term {
         }
         let mut term = Self {
             log,
-            rows: DatasetWriter::new(output, &origin, VERSION, roll),
-            health: DatasetWriter::new(output, &origin, VERSION, roll),
+            rows: ways.ledger(&origin, roll),
+            health: ways.ledger(&origin, roll),
             origin,
             awaited: Resource::cluster().into_iter().collect(),
             troubles: Troubles::default(),
@@ -214,16 +231,17 @@ impl Term {
         if self.log.has_begun() && (self.is_broken || self.log.is_new_day(now)) {
             self.snapshot(now)?;
         }
+        self.rows.send();
         if now.0 - self.told_until.0 >= WINDOW.as_millis() as i64 {
             let told = self.tell_health(now, false);
             self.judge_health(told);
         }
         if self.rows.is_due(now) || self.log.is_new_hour(now) {
-            let finished = self.rows.finish().map(drop);
+            let finished = self.rows.finish();
             self.judge_rows(finished);
         }
         if self.health.is_due(now) {
-            let finished = self.health.finish().map(drop);
+            let finished = self.health.finish();
             self.judge_health(finished);
         }
         Ok(())
@@ -242,7 +260,7 @@ impl Term {
         self.push(rows, now)?;
         if is_first {
             // What a crash from here on may lose is only what changes.
-            let finished = self.rows.finish().map(drop);
+            let finished = self.rows.finish();
             self.judge_rows(finished);
             eprintln!("{} objects are known", self.log.known().count());
         }
@@ -294,7 +312,9 @@ impl Term {
             ..HealthRecord::default()
         };
         (self.health_seq, self.told_until) = (self.health_seq + 1, now);
-        self.health.push(row, now)
+        self.health.push(row, now)?;
+        self.health.send();
+        Ok(())
     }
 
     fn finish(&mut self, now: TimestampMs) -> Result<(), InventoryError> {

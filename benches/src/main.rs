@@ -8,6 +8,7 @@ mod edges;
 mod load;
 mod policies;
 mod report;
+mod ship;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -71,6 +72,15 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         runs: usize,
     },
+    /// Encode, send and receive rows.
+    Ship {
+        /// Rows that are sent to a receiver, by each protocol.
+        #[arg(long, default_value_t = 3_000_000)]
+        rows: usize,
+        /// Agents that send at once.
+        #[arg(long, default_value_t = 16)]
+        agents: usize,
+    },
     /// The process that makes the load.
     #[command(hide = true)]
     Load {
@@ -84,6 +94,7 @@ fn main() -> ExitCode {
         Command::Load { cgroup } => load::run(&cgroup),
         Command::Edges { rows, runs, keep } => edges::run(&rows, runs, keep.as_deref()),
         Command::Policies { workloads, runs } => policies::run(workloads, runs),
+        Command::Ship { rows, agents } => ship::run(rows, agents),
         Command::Cluster { pods, services } => cluster::run(pods, services),
         Command::Report { pairs, only } => report::run(pairs, &only),
         Command::Soak { seconds, per_second } => report::soak(seconds, per_second),

@@ -7,7 +7,7 @@ use clap::{
     builder::{FalseyValueParser, NonEmptyStringValueParser},
 };
 use ipnet::IpNet;
-use schemas::capture::Roll;
+use schemas::{capture::Roll, listen::Security};
 
 use crate::flow::SUMMED_WINDOW_MS;
 
@@ -135,6 +135,18 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
 
+    /// Certificate chain in PEM, to serve them by HTTPS. Read again when it changes, as the key and the token are.
+    #[arg(long, env = "FLOWSCRIBE_METRICS_TLS_CERT", value_name = "FILE", requires = "metrics_tls_key")]
+    pub metrics_tls_cert: Option<PathBuf>,
+
+    /// Private key in PEM.
+    #[arg(long, env = "FLOWSCRIBE_METRICS_TLS_KEY", value_name = "FILE", requires = "metrics_tls_cert")]
+    pub metrics_tls_key: Option<PathBuf>,
+
+    /// File with the token that /metrics wants, as `Authorization: Bearer TOKEN`.
+    #[arg(long, env = "FLOWSCRIBE_METRICS_TOKEN_FILE", value_name = "FILE")]
+    pub metrics_token_file: Option<PathBuf>,
+
     /// Have the kernel measure how long the eBPF programs run, for /metrics. Needs CAP_SYS_ADMIN, and costs about 50 ns
     /// per run of any eBPF program on the node.
     #[arg(long, env = "FLOWSCRIBE_BPF_STATS", value_parser = FalseyValueParser::new())]
@@ -191,6 +203,12 @@ impl Args {
     /// The namespaces to keep, without what empty variables and stray commas leave.
     pub(crate) fn namespaces(&self) -> BTreeSet<Arc<str>> {
         self.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from).collect()
+    }
+
+    /// Who may read the metrics.
+    pub(crate) fn metrics_security(&self) -> Security {
+        let certificate = self.metrics_tls_cert.clone().zip(self.metrics_tls_key.clone());
+        Security { certificate, client_authority: None, token: self.metrics_token_file.clone() }
     }
 
     /// Whether records go to a collector.

@@ -16,7 +16,6 @@ mod record;
 
 use std::{
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -30,6 +29,7 @@ use schemas::{
     capture::Origin,
     event::CgroupEvent,
     kubernetes::{self, Change, ConnectError, Resource, Start},
+    listen::ListenError,
     ship::{
         Outbox, SpoolError, Target,
         collector::{Collector, CollectorConfig, CollectorError, resource_attributes},
@@ -96,12 +96,8 @@ pub enum RunError {
     #[error("cannot read {path}: name the node's network namespace with --host-netns")]
     HostNetns { path: PathBuf },
     /// The metrics can't be served.
-    #[error("cannot serve metrics on {address}: name another one with --metrics-address")]
-    Metrics {
-        address: SocketAddr,
-        #[source]
-        source: io::Error,
-    },
+    #[error("cannot serve metrics")]
+    Metrics(#[from] ListenError),
     /// The system refused something that always works.
     #[error("cannot read the system's clock or name")]
     System(#[from] nix::Error),
@@ -167,8 +163,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     let to = receivers(&args);
     let telemetry = Arc::new(Telemetry::new());
     if let Some(address) = args.metrics_address {
-        let served = telemetry::serve(address, Arc::clone(&telemetry)).await;
-        served.map_err(|source| RunError::Metrics { address, source })?;
+        telemetry::serve(address, &args.metrics_security(), Arc::clone(&telemetry)).await?;
     }
     let host = host_netns(args.host_netns.as_deref())?;
     let inventory = match args.inventory.clone() {

@@ -12,15 +12,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use schemas::{health::HealthRecord, ship::Stats};
-use tokio::net::TcpListener;
+use schemas::{
+    health::HealthRecord,
+    listen::{self, Limits, ListenError, Security},
+    ship::Stats,
+};
 
 use crate::probe::{MapEntries, ProgramStats};
 
@@ -229,18 +237,28 @@ impl Metric {
     }
 }
 
-/// Serves until the task is dropped.
+/// Serves until the process ends. Only the metrics need the token, if there is one: kubelet has none.
 ///
 /// # Errors
-/// The address can't be listened on.
-pub(crate) async fn serve(address: SocketAddr, telemetry: Arc<Telemetry>) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+/// The address can't be listened on, or the certificate or token not be used.
+pub(crate) async fn serve(
+    address: SocketAddr,
+    security: &Security,
+    telemetry: Arc<Telemetry>,
+) -> Result<(), ListenError> {
+    let guard = Arc::new(security.guard()?);
+    let listener = listen::bind(address).await?;
     let status = |is_well: bool| if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let asked = Arc::clone(&guard);
+    let metrics = async move |State(telemetry): State<Arc<Telemetry>>, headers: HeaderMap| {
+        if asked.admits(&headers) {
+            Ok(([(CONTENT_TYPE, TEXT)], telemetry.text()))
+        } else {
+            Err(StatusCode::UNAUTHORIZED)
+        }
+    };
     let routes = Router::new()
-        .route(
-            "/metrics",
-            get(|State(telemetry): State<Arc<Telemetry>>| async move { ([(CONTENT_TYPE, TEXT)], telemetry.text()) }),
-        )
+        .route("/metrics", get(metrics))
         .route(
             "/livez",
             get(move |State(telemetry): State<Arc<Telemetry>>| async move { status(telemetry.is_alive()) }),
@@ -252,7 +270,8 @@ pub(crate) async fn serve(address: SocketAddr, telemetry: Arc<Telemetry>) -> std
             }),
         )
         .with_state(telemetry);
-    tokio::spawn(async move { axum::serve(listener, routes).await });
+    let limits = Limits { connections: CONNECTIONS, streams: CONNECTIONS as u32 };
+    tokio::spawn(listen::serve(listener, routes, guard, limits, std::future::pending()));
     Ok(())
 }
 
@@ -263,6 +282,8 @@ fn resident_bytes() -> Option<i64> {
     Some(pages * sysconf(SysconfVar::PAGE_SIZE).ok()??)
 }
 
+/// Connections at once; scrapers and probes are few.
+const CONNECTIONS: usize = 32;
 /// After so long without reading the kernel, the agent is stuck.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// Content type of the OpenMetrics text format, which Prometheus reads.

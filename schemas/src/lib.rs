@@ -9,7 +9,9 @@
 //! datasets, each defined by one table in [`flow`], [`inventory`] and [`health`], from which the Arrow schema, the
 //! conversion to and from record batches and this crate's README come. Feature `capture` adds the directory layout,
 //! its writer and its reader; feature `index` the time-aware index from addresses to their owners; feature `kubernetes`
-//! what the API server tells of the inventory, which agent and analyzer watch in the same way.
+//! what the API server tells of the inventory, which agent and analyzer watch in the same way; feature `ship` delivery
+//! to collectors and object stores; feature `listen` how both are listened to. Rows as OpenTelemetry log records are in
+//! [`otlp`].
 //!
 //! There is nothing about eBPF loaders or query engines in here.
 #![cfg_attr(not(feature = "arrow"), no_std)]

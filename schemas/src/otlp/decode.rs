@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::fast::RandomState;
+
 use super::{
     EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, Value, WORKLOAD, Way, field,
     value::key_value,
@@ -155,8 +157,8 @@ pub fn partial_success(answer: &[u8]) -> Result<(i64, &str), Malformed> {
 
 /// The columns of a dataset, by the attributes that carry them.
 struct Known<R> {
-    resource: HashMap<&'static str, usize>,
-    plain: HashMap<&'static str, usize>,
+    resource: HashMap<&'static [u8], usize, RandomState>,
+    plain: HashMap<&'static [u8], usize, RandomState>,
     /// Columns with their keys, in order: where the next attribute is looked for first.
     order: Vec<Way>,
     required: u64,
@@ -177,7 +179,7 @@ impl<R: Record> Default for Known<R> {
         const { assert!(R::COLUMNS.len() <= u64::BITS as usize, "a bit per column") };
         let order = Way::all::<R>();
         let keyed = |pick: fn(&Way) -> Option<&'static str>| {
-            order.iter().enumerate().filter_map(|(column, way)| Some((pick(way)?, column))).collect()
+            order.iter().enumerate().filter_map(|(column, way)| Some((pick(way)?.as_bytes(), column))).collect()
         };
         let plain = keyed(|way| if let Way::Plain(key) = way { Some(key) } else { None });
         let resource = keyed(|way| if let Way::Resource(key) = way { Some(key) } else { None });
@@ -214,7 +216,7 @@ impl<R: Record + Default> Known<R> {
             let (field::RECORD_ATTRIBUTES, attribute) = field? else { continue };
             let (key, value) = key_value(attribute.bytes()?)?;
             // Mostly the attributes are in the order of the columns.
-            let is_this = |way: &Way| matches!(way, Way::Plain(plain) if *plain == key);
+            let is_this = |way: &Way| matches!(way, Way::Plain(plain) if plain.as_bytes() == key);
             let near = self.order[next..].iter().take(NEAR).position(is_this);
             let column = near.map(|distance| next + distance).or_else(|| self.plain.get(key).copied());
             match column {
@@ -222,7 +224,10 @@ impl<R: Record + Default> Known<R> {
                     next = column + 1;
                     begun.take(Some(&column), value, texts);
                 }
-                None => self.take_special(&mut begun, key, value, texts, labels),
+                None => {
+                    let key = std::str::from_utf8(key).map_err(|_| Malformed("a key is not UTF-8"))?;
+                    self.take_special(&mut begun, key, value, texts, labels);
+                }
             }
         }
         for (column, way) in self.order.iter().enumerate() {
@@ -272,7 +277,7 @@ impl<R: Record + Default> Known<R> {
 struct Labels {
     /// Of each column, keys and texts, each behind its length.
     pairs: Vec<(usize, Vec<u8>)>,
-    known: HashMap<Vec<u8>, Arc<str>>,
+    known: HashMap<Vec<u8>, Arc<str>, RandomState>,
 }
 
 impl Labels {
@@ -325,6 +330,13 @@ fn text_of<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
 
 /// The EventName of a log record; of one that went by an older collector, its attribute.
 fn event_name(record: &[u8]) -> Result<&str, Malformed> {
+    // The field with the highest number is mostly the last: no need to read all that is before it.
+    for name in [FlowRecord::EVENT_NAME, InventoryRecord::EVENT_NAME, HealthRecord::EVENT_NAME] {
+        let rest = record.strip_suffix(name.as_bytes());
+        if rest.is_some_and(|rest| rest.ends_with(&[EVENT_NAME_TAG, name.len() as u8])) {
+            return Ok(name);
+        }
+    }
     let mut name = "";
     for field in Message(record) {
         if let (field::RECORD_EVENT_NAME, text) = field? {
@@ -336,7 +348,10 @@ fn event_name(record: &[u8]) -> Result<&str, Malformed> {
     }
     for field in Message(record) {
         let (field::RECORD_ATTRIBUTES, attribute) = field? else { continue };
-        if let (EVENT_NAME_KEY, Value::Text(text)) = key_value(attribute.bytes()?)? {
+        let (key, value) = key_value(attribute.bytes()?)?;
+        if let Value::Text(text) = value
+            && key == EVENT_NAME_KEY.as_bytes()
+        {
             name = text;
         }
     }
@@ -349,7 +364,10 @@ fn unknown_version(scope_logs: &[u8]) -> Result<Option<String>, Malformed> {
         let (field::SCOPE_LOGS_SCOPE, scope) = field? else { continue };
         for field in Message(scope.bytes()?) {
             let (field::SCOPE_ATTRIBUTES, attribute) = field? else { continue };
-            let (SCHEMA_VERSION_KEY, Value::Text(version)) = key_value(attribute.bytes()?)? else { continue };
+            let (key, Value::Text(version)) = key_value(attribute.bytes()?)? else { continue };
+            if key != SCHEMA_VERSION_KEY.as_bytes() {
+                continue;
+            }
             let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
             if major.is_none_or(|major| major > SCHEMA_VERSION.0) {
                 return Ok(Some(version.chars().take(SHOWN_CHARS).collect()));
@@ -359,6 +377,8 @@ fn unknown_version(scope_logs: &[u8]) -> Result<Option<String>, Malformed> {
     Ok(None)
 }
 
+/// How the field of the EventName begins, before its length.
+const EVENT_NAME_TAG: u8 = (field::RECORD_EVENT_NAME << 3 | 2) as u8;
 /// How far ahead the next column is looked for, before it is looked up.
 const NEAR: usize = 4;
 /// Most characters of a sender's text in an answer.

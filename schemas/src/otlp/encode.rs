@@ -28,7 +28,7 @@ pub struct Encoder<R> {
     /// A log record that is under way.
     record: Vec<u8>,
     /// Labels as attributes, by column and JSON.
-    labels: HashMap<(usize, Arc<str>), Vec<u8>>,
+    labels: HashMap<(usize, Arc<str>), Vec<u8>, foldhash::fast::RandomState>,
     ways: Vec<Way>,
     dataset: PhantomData<R>,
 }
@@ -45,7 +45,7 @@ impl<R: Record> Encoder<R> {
             records: Vec::new(),
             rows: 0,
             record: Vec::new(),
-            labels: HashMap::new(),
+            labels: HashMap::default(),
             ways,
             dataset: PhantomData,
         }

@@ -29,7 +29,7 @@ pub enum Value<'a> {
 
 /// Texts that have been read: equal ones are one.
 #[derive(Debug, Default)]
-pub struct Texts(HashSet<Arc<str>>);
+pub struct Texts(HashSet<Arc<str>, foldhash::fast::RandomState>);
 
 /// A type of columns that travels as an attribute.
 pub trait Attribute: Sized {
@@ -68,6 +68,7 @@ impl Texts {
 
 impl<'a> Value<'a> {
     /// Reads an `AnyValue`.
+    #[inline]
     pub(super) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
         let mut value = Value::Other;
         for field in Message(message) {
@@ -96,12 +97,13 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Reads a `KeyValue`.
-pub(super) fn key_value(message: &[u8]) -> Result<(&str, Value<'_>), Malformed> {
-    let (mut key, mut value) = ("", Value::Other);
+/// Reads a `KeyValue`; the key may be no text, but then it is none that is known.
+#[inline]
+pub(super) fn key_value(message: &[u8]) -> Result<(&[u8], Value<'_>), Malformed> {
+    let (mut key, mut value) = (&[][..], Value::Other);
     for field in Message(message) {
         match field? {
-            (field::KEY, text) => key = text.text()?,
+            (field::KEY, text) => key = text.bytes()?,
             (field::VALUE, message) => value = Value::read(message.bytes()?)?,
             _ => {}
         }
@@ -307,11 +309,11 @@ fn take_port(value: Value<'_>, texts: &mut Texts) -> Option<Port> {
         let (field::MAP_VALUES, pair) = field.ok()? else { continue };
         let (key, value) = key_value(pair.bytes().ok()?).ok()?;
         match key {
-            "name" => port.name = Attribute::take(value, texts)?,
-            "target" => port.target = Attribute::take(value, texts)?,
-            "protocol" => port.protocol = Attribute::take(value, texts)?,
-            "port" => port.port = u16::take(value, texts)?,
-            "node_port" => port.node_port = Attribute::take(value, texts)?,
+            b"name" => port.name = Attribute::take(value, texts)?,
+            b"target" => port.target = Attribute::take(value, texts)?,
+            b"protocol" => port.protocol = Attribute::take(value, texts)?,
+            b"port" => port.port = u16::take(value, texts)?,
+            b"node_port" => port.node_port = Attribute::take(value, texts)?,
             _ => {}
         }
     }

@@ -20,6 +20,7 @@ pub(super) struct Message<'a>(pub(super) &'a [u8]);
 
 impl<'a> Wire<'a> {
     /// What is within a field that holds a message, text or bytes.
+    #[inline]
     pub(super) fn bytes(self) -> Result<&'a [u8], Malformed> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
@@ -34,6 +35,7 @@ impl<'a> Wire<'a> {
 
 impl<'a> Message<'a> {
     /// Reads the next field; `None` at the end.
+    #[inline]
     fn field(&mut self) -> Result<Option<(u32, Wire<'a>)>, Malformed> {
         if self.0.is_empty() {
             return Ok(None);
@@ -54,7 +56,19 @@ impl<'a> Message<'a> {
         Ok(Some((number, wire)))
     }
 
+    #[inline]
     fn varint(&mut self) -> Result<u64, Malformed> {
+        match self.0 {
+            // Most tags and lengths.
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.0 = rest;
+                Ok((*byte).into())
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0;
         for (shift, byte) in (0..70).step_by(7).zip(self.0) {
             // Of the tenth byte, a number of 64 bits has one.
@@ -70,6 +84,7 @@ impl<'a> Message<'a> {
         Err(Malformed("a number is cut short or too long"))
     }
 
+    #[inline]
     fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(CUT)?;
         self.0 = rest;
@@ -84,6 +99,7 @@ impl<'a> Message<'a> {
 impl<'a> Iterator for Message<'a> {
     type Item = Result<(u32, Wire<'a>), Malformed>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let field = self.field();
         if field.is_err() {

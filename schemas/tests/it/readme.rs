@@ -27,7 +27,14 @@ fn readme() -> String {
          them as they are. Each file names its schema version, dataset, run and range of `seq` in its key-value\n\
          metadata (`flowscribe.*`). Readers take every minor version of the majors they know and refuse a newer major.\n\
          Rows are delivered at least once: (cluster, node, run_id, seq) of a dataset tells repetitions, and a gap in\n\
-         `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers.\n\n\
+         `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers. Names that begin\n\
+         with a dot are not of the capture.\n\n\
+         Over OTLP a row is a log record without a body, its dataset the EventName, its time `flow.end` or\n\
+         `inventory.observed_at`, its columns the attributes below. Those that say `resource` are of the resource; the\n\
+         scope is `flowscribe` with the attribute `flowscribe.schema_version`. Null and empty lists have no attribute,\n\
+         nor has a histogram of zeros; times are integers of milliseconds since the Unix epoch; `<key>` is a label's\n\
+         key, one attribute each; `<kind>` is the workload's kind in lower case, as in `source.k8s.deployment.name`, or\n\
+         `workload` for the kinds Namespace, Node, Pod and Service, whose key has another meaning.\n\n\
          This page is made from the tables in `src/flow.rs`, `src/inventory.rs` and `src/health.rs`; the Arrow schema\n\
          and the OpenTelemetry mapping come from the same tables.\n"
     );

@@ -22,7 +22,7 @@ use testdata::{
 };
 
 use crate::{
-    support::{executable, flowscribe, rows, wait_until},
+    support::{balance, executable, flowscribe, rows, wait_until},
     watching::free_address,
 };
 
@@ -198,6 +198,46 @@ fn a_collector_that_is_down_for_a_minute_and_restarts_gets_everything() {
     receiver.stop().expect("it ends well");
     assert_all(&written, &pipeline.import());
     assert_all(&written, &arrived);
+}
+
+#[test]
+#[ignore = "needs libfaketime: run .ci/e2e"]
+fn a_clock_that_is_set_back_loses_nothing() {
+    let library = env::var("FLOWSCRIBE_FAKETIME").expect("FLOWSCRIBE_FAKETIME names libfaketime: run .ci/e2e");
+    let mut lab = lab();
+    let app = app(&mut lab);
+    let directory = tempfile::tempdir().expect("a directory");
+    let (written, arrived) = (directory.path().join("written"), directory.path().join("arrived"));
+    let receiver = Receiver::start(executable(), &arrived, &["--roll-interval", "1s"]).expect("it receives");
+    let (clock, inventory) = (directory.path().join("clock"), directory.path().join("inventory.yaml"));
+    lab.write_inventory(&inventory).expect("written");
+    fs::write(&clock, "+0").expect("written");
+    let mut command = Command::new(executable());
+    command.args(["exporter", "--node", "lab", "--cluster", "lab", "--window", "1s", "--roll-interval", "2s"]);
+    command.args(["--otlp-endpoint", &receiver.grpc, "--otlp-protocol", "grpc"]);
+    command.arg("--output").arg(&written).arg("--spool").arg(directory.path().join("spool"));
+    command.arg("--inventory").arg(&inventory).arg("--cgroup").arg(lab.cgroup());
+    command.arg("--host-netns").arg(lab.node_netns());
+    command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock);
+    command.env("FAKETIME_NO_CACHE", "1").env("DONT_FAKE_MONOTONIC", "1");
+    let recording = Recording::spawn(command).expect("the exporter records");
+    app.probe(&mut lab).expect("probes are answered");
+    app.play(&mut lab, 1).expect("calls are answered");
+    thread::sleep(Duration::from_secs(3));
+    fs::write(&clock, "-7200").expect("written");
+    thread::sleep(Duration::from_secs(1));
+    app.play(&mut lab, 2).expect("calls are answered");
+    thread::sleep(Duration::from_secs(4));
+    recording.stop().expect("it ends well");
+    receiver.stop().expect("it ends well");
+    assert_all(&written, &arrived);
+    balance(&written);
+    balance(&arrived);
+    let hours: BTreeSet<i64> = rows::<HealthRecord>(&written).iter().map(|row| row.window_end.0 / 3_600_000).collect();
+    assert!(hours.len() > 1, "it was set back: {hours:?}");
+    let health = rows::<HealthRecord>(&written);
+    let last = health.iter().max_by_key(|row| row.seq).expect("there is health");
+    assert_eq!(numbers::<FlowRecord>(&written).len() as i64, last.flows_next_seq, "no number is missing");
 }
 
 /// As the wait of the support, for the longest that a sender waits.
