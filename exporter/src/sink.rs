@@ -42,8 +42,8 @@ pub(crate) enum Order {
     Health(Box<HealthRecord>),
     /// A second has passed.
     Tick,
-    /// Make everything durable, and say whether it is.
-    Sync(SyncSender<bool>),
+    /// Make everything durable, and say whether it is; receivers have so long to take it.
+    Sync(SyncSender<bool>, Duration),
     /// As that, and end.
     End(SyncSender<bool>),
 }
@@ -160,7 +160,12 @@ impl Sinks {
 
     /// Makes everything durable; whether it is.
     pub(crate) fn sync(&mut self, now: TimestampMs) -> bool {
-        self.ask(Order::Sync, now)
+        self.ask(|answer| Order::Sync(answer, Duration::ZERO), now)
+    }
+
+    /// As [`Self::sync`], and gives receivers the time to take it: what they refuse is known to the row of health after it.
+    pub(crate) fn settle(&mut self, now: TimestampMs) -> bool {
+        self.ask(|answer| Order::Sync(answer, SETTLE), now)
     }
 
     /// Makes everything durable and ends; whether it is.
@@ -234,7 +239,7 @@ impl Handle {
                 Order::Flow(_, ends) => (self.account.lose(ends), rows += 1).1,
                 Order::Inventory(_) | Order::FinishInventory => self.account.lose_inventory(),
                 // Somebody waits for the answer to these.
-                Order::Sync(_) | Order::End(_) => self.batch.push(order),
+                Order::Sync(..) | Order::End(_) => self.batch.push(order),
                 Order::Health(_) | Order::Tick => {}
             }
         }
@@ -291,7 +296,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(5);
 /// How long a sink may take to make everything durable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the end of a run waits for a receiver that is there.
+/// How long the end of a run waits for a receiver that is there, and then for its last row of health.
 const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE_LAST: Duration = Duration::from_secs(2);
 /// Version of the agent, as it stands in every file.
 pub(crate) const AGENT_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -223,7 +223,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Arc::new(Semaphore::new(limits.connections));
-    let graceful = Arc::new(GracefulShutdown::new());
+    let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -253,9 +253,7 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if let Ok(graceful) = Arc::try_unwrap(graceful).map_err(|_| ()) {
-        let _ = timeout(GRACE, graceful.shutdown()).await;
-    }
+    let _ = timeout(GRACE, graceful.shutdown()).await;
 }
 
 async fn handle(

@@ -95,7 +95,16 @@ impl RunFiles {
     pub(crate) fn finish(mut self) -> Result<Vec<PathBuf>, CaptureError> {
         let last = [self.flows.finish()?, self.inventory.finish()?, self.health.finish()?];
         self.finished.extend(last.into_iter().flatten());
-        Ok(self.finished)
+        Ok(std::mem::take(&mut self.finished))
+    }
+}
+
+impl Drop for RunFiles {
+    /// Frees the room of what was not finished; all of it comes again.
+    fn drop(&mut self) {
+        self.flows.abandon();
+        self.inventory.abandon();
+        self.health.abandon();
     }
 }
 

@@ -249,11 +249,12 @@ impl Segment {
     /// Appends entries, all of them or none.
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
         let frames: Vec<u8> = entries.iter().flat_map(|entry| entry.frame.iter().copied()).collect();
+        // Over what an attempt that failed may have left.
+        self.file.seek(SeekFrom::Start(self.length))?;
         let written = self.file.write_all(&frames).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
-            // What follows has to be readable.
-            self.file.set_len(self.length)?;
-            self.file.seek(SeekFrom::Start(self.length))?;
+            // Nothing of it is needed; where even this fails, it is at the end, and is not read.
+            let _ = self.file.set_len(self.length);
             return Err(error);
         }
         for entry in entries {

@@ -14,7 +14,7 @@ fn help_explains_every_command_and_flag() {
     insta::assert_snapshot!("help_report", said(&["report", "--help"]).1);
     insta::assert_snapshot!("help_inventory", said(&["inventory", "--help"]).1);
     insta::assert_snapshot!("help_sets", said(&["sets", "--help"]).1);
-    for command in ["connectivity", "diff", "explain", "verify"] {
+    for command in ["connectivity", "diff", "explain", "import", "receive", "verify"] {
         insta::assert_snapshot!(format!("help_{command}"), said(&[command, "--help"]).1);
     }
     insta::assert_snapshot!("help_sql", said(&["sql", "--help"]).1);
@@ -24,7 +24,7 @@ fn help_explains_every_command_and_flag() {
 fn a_wrong_command_line_is_exit_code_2() {
     let (code, text) = said(&["report"]);
     assert_eq!(code, Some(2));
-    assert!(text.contains("--input <DIR>"), "{text}");
+    assert!(text.contains("--input <DIR|URL>"), "{text}");
     assert_eq!(said(&["sql", "--input", ".", "select 1", "--format", "xml"]).0, Some(2));
     assert_eq!(said(&[]).0, Some(2));
 }

@@ -123,7 +123,7 @@ impl Recorder {
         }
         self.record_reports(TimestampMs(i64::MAX));
         self.sinks.finish_inventory();
-        self.sinks.sync(now);
+        self.sinks.settle(now);
         if let Some(report) = last_report {
             self.record_health(&report);
         }

@@ -10,7 +10,7 @@ use schemas::{
     table::{Record, TimestampMs},
 };
 
-use super::{AGENT_VERSION, Account, Order, SETTLE, own_account};
+use super::{AGENT_VERSION, Account, Order, SETTLE_LAST, own_account};
 
 /// Makes requests of the rows of all datasets, at least one per dataset and second in which there are any.
 pub(crate) struct OtlpSink {
@@ -68,11 +68,17 @@ impl OtlpSink {
                 self.ship_inventory();
                 self.learn_losses();
             }
-            Order::Sync(answer) => {
+            Order::Sync(answer, patience) => {
+                self.ship_flows();
+                self.ship_inventory();
+                if !patience.is_zero() {
+                    self.outbox.settle(patience);
+                }
+                self.learn_losses();
                 let _ = answer.send(true);
             }
             Order::End(answer) => {
-                self.outbox.settle(SETTLE);
+                self.outbox.settle(SETTLE_LAST);
                 let _ = answer.send(self.outbox.close());
             }
         }

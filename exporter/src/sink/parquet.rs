@@ -14,7 +14,7 @@ use schemas::{
     table::{Record, TimestampMs},
 };
 
-use super::{AGENT_VERSION, Account, Order, SETTLE, own_account};
+use super::{AGENT_VERSION, Account, Order, SETTLE_LAST, own_account};
 
 /// Writes the three datasets of a capture.
 ///
@@ -57,13 +57,20 @@ impl ParquetSink {
             Order::FinishInventory => self.finish_inventory(),
             Order::Health(record) => self.health(*record, now),
             Order::Tick => self.roll(now),
-            Order::Sync(answer) => {
-                let _ = answer.send(self.sync());
+            Order::Sync(answer, patience) => {
+                let is_durable = self.sync();
+                if let Some(outbox) = self.outbox.as_ref().filter(|_| !patience.is_zero()) {
+                    outbox.settle(patience);
+                    self.account.lose(outbox.take_lost_ends());
+                }
+                let _ = answer.send(is_durable);
             }
             Order::End(answer) => {
-                let is_durable = self.sync();
+                // Rows that can't be written are counted in those of health, on which all depends.
+                self.sync();
+                let is_durable = self.pending_health.is_empty();
                 let is_kept = self.outbox.as_ref().is_none_or(|outbox| {
-                    outbox.settle(SETTLE);
+                    outbox.settle(SETTLE_LAST);
                     outbox.close()
                 });
                 let _ = answer.send(is_durable && is_kept);

@@ -75,26 +75,21 @@ impl Spool {
         fs::read(self.path(name))
     }
 
-    /// Removes a file, and the folders that it leaves empty.
+    /// Removes a file. Its folder stays: somebody may be about to write there.
     pub(super) fn remove(&self, name: &str) {
-        let path = self.path(name);
-        let _ = fs::remove_file(&path);
-        let parents = path.ancestors().skip(1).take_while(|parent| *parent != self.folder);
-        for parent in parents {
-            if fs::remove_dir(parent).is_err() {
-                break;
-            }
-        }
+        let _ = fs::remove_file(self.path(name));
     }
 }
 
-/// Finds files with their times of writing, in nanoseconds; removes what was never finished.
+/// Finds files with their times of writing, in nanoseconds; removes what was never finished, and empty folders.
 fn walk(root: &Path, folder: &Path, found: &mut Vec<(u128, String, u64)>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let (path, metadata) = (entry.path(), entry.metadata()?);
         if metadata.is_dir() {
             walk(root, &path, found)?;
+            // What an earlier process left empty.
+            let _ = fs::remove_dir(&path);
         } else if path.extension().is_some_and(|extension| extension == UNFINISHED) {
             fs::remove_file(&path)?;
         } else if let Some(name) = path.strip_prefix(root).ok().and_then(Path::to_str).filter(|name| *name != LOCK) {
