@@ -479,3 +479,45 @@ const QUEUE_ENTRIES: usize = 256;
 /// Size of a segment: a file of a busy run has some ten thousand rows.
 const SEGMENT_BYTES: u64 = 256 << 20;
 const RETRY_SECONDS: u64 = 5;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use schemas::{flow::FlowRecord, otlp::Encoder};
+
+    use super::*;
+
+    fn request(seqs: std::ops::Range<i64>) -> Vec<u8> {
+        let mut encoder = Encoder::new(Vec::new(), "1");
+        seqs.for_each(|seq| encoder.push(&FlowRecord { seq, ..FlowRecord::default() }, TimestampMs(0)));
+        encoder.finish().expect("there are rows")
+    }
+
+    fn segment(bytes: &[u8]) -> SegmentReader {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(bytes).expect("written");
+        SegmentReader(file)
+    }
+
+    proptest! {
+        #[test]
+        fn of_a_segment_that_is_cut_the_whole_requests_are_found(cut in 0.0..1.0) {
+            let frames: Vec<Vec<u8>> = (0..4)
+                .map(|number| Packed::Plain(&request(number * 10..number * 10 + 10)).frame().expect("it is compressed"))
+                .collect();
+            let bytes = frames.concat();
+            let end = (bytes.len() as f64 * cut) as usize;
+            let mut reader = segment(&bytes[..end]);
+            let found = reader.find().expect("it is read");
+            let whole = (1..=4).filter(|count| frames[..*count].concat().len() <= end).count();
+            prop_assert_eq!(found.len(), whole);
+            let rows = found.iter().map(|(at, _)| reader.read_or_skip(*at).expect("it is read").flows.len());
+            prop_assert_eq!(rows.sum::<usize>(), whole * 10);
+        }
+
+        #[test]
+        fn garbage_is_no_request(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(segment(&bytes).find().expect("it is read"), []);
+        }
+    }
+}

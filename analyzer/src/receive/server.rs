@@ -445,3 +445,33 @@ const JSON_FACTOR: usize = 8;
 const RATE_SECONDS: f64 = 10.0;
 /// Clients that are remembered.
 const CLIENTS: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_body_is_one_message_of_grpc_or_refused(flag in 0u8..3, message: Vec<u8>, more: Vec<u8>) {
+            let mut body = vec![flag];
+            body.extend((message.len() as u32).to_be_bytes());
+            body.extend(&message);
+            let read = grpc_message(&body, true);
+            match flag {
+                0 | 1 => prop_assert_eq!(read.expect("it is one"), (&*message, flag == 1)),
+                _ => prop_assert!(read.is_err()),
+            }
+            prop_assert!(flag != 1 || grpc_message(&body, false).is_err(), "compressed, and not said how");
+            prop_assert!(grpc_message(&body[..body.len() - 1], true).is_err() || message.is_empty());
+            body.extend(&more);
+            prop_assert!(more.is_empty() || grpc_message(&body, true).is_err());
+        }
+
+        #[test]
+        fn text_that_is_no_json_of_otlp_is_refused(text: Vec<u8>) {
+            prop_assert!(from_json(&text).is_err());
+        }
+    }
+}

@@ -152,3 +152,27 @@ impl fmt::Debug for Store {
 
 /// Size of a part, and of what is sent at once: parts of S3 have at least 5 MiB.
 const PART_BYTES: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_put_is_listed_and_read_in_parts_or_at_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}/capture", directory.path().display());
+        let store = Store::open(&url).expect("a store");
+        let large: Bytes = (0..PART_BYTES * 2 + 17).map(|at| at as u8).collect();
+        for (name, body) in [("flows/b.parquet", large.clone()), ("flows/a.parquet", Bytes::from_static(b"small"))] {
+            assert_eq!(store.put(name, body).await, Ok(Receipt::default()));
+        }
+        let listed = store.list().await.expect("it can be listed");
+        let names: Vec<_> = listed.iter().map(|object| (&*object.name, object.size_bytes)).collect();
+        assert_eq!(names, [("flows/a.parquet", 5), ("flows/b.parquet", large.len() as u64)]);
+        assert_eq!(store.get("flows/b.parquet").await.expect("it is there"), large);
+        let missing = store.get("flows/c.parquet").await.expect_err("it is not there").to_string();
+        assert!(missing.contains(&format!("{url}/flows/c.parquet")), "{missing}");
+        let unknown = Store::open("ftp://somewhere/else").expect_err("no such store").to_string();
+        assert!(unknown.starts_with("ftp://somewhere/else is not an object store"), "{unknown}");
+    }
+}

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use schemas::{flow::FlowRecord, health::HealthRecord, table::TimestampMs};
+use schemas::{flow::FlowRecord, health::HealthRecord, ship::Parcel, table::TimestampMs};
 use testdata::{recording::Receiver, sender::Sender};
 
 use crate::support::{executable, flowscribe, rows, small_disk, wait_until};
@@ -159,6 +159,14 @@ fn garbage_bombs_and_slow_clients_are_answered_within_bounds() {
     assert_eq!(status(&raw(&http, b"GET /v1/logs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), "405");
     assert_eq!(status(&raw(&http, b"GET /else HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), "404");
     assert!(raw(&grpc, &[0x16; 4096]).len() < 4096, "what is no HTTP at all ends the connection");
+
+    let wrong = Sender::new("node-b", &directory.path().join("wrong"), SPOOL_BYTES).expect("a spool");
+    wrong.start(&receiver.grpc, "grpc", &[]).expect("it sends");
+    for body in [&b"garbage"[..], &request[..request.len() / 2], &vec![0; 5 << 20]] {
+        wrong.outbox.put(Parcel { dataset: "flows", rows: 1, ends: 1, body: body.to_vec().into() });
+    }
+    wait_until("three refusals", || wrong.outbox.stats().refused == 3);
+    assert_eq!(wrong.outbox.take_lost_ends(), 3, "each is counted");
 
     // Half a gigabyte of zeros in half a megabyte.
     let mut bomb = flate(&vec![0; 16 << 20]);
