@@ -31,6 +31,11 @@ pub(crate) enum Command {
     Receive(ReceiveArgs),
     /// Write what a collector's file exporter wrote, OTLP as JSON lines, into a capture.
     Import(ImportArgs),
+    /// Merge the small files of a capture, and sum its hours up into rollups, from which the same is learned. To be run now
+    /// and then, beside those that write and read.
+    Compact(CompactArgs),
+    /// Remove flows from a capture that rollups sum up.
+    Prune(PruneArgs),
     /// List the communication sets of all workloads with their evidence, those first that need attention.
     Sets(SetsArgs),
     /// Run a SQL query over a capture; --tables explains the tables.
@@ -442,6 +447,57 @@ pub(crate) struct ImportArgs {
     /// Directory of the capture; made if it is not there, added to if it is.
     #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
     pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CompactArgs {
+    /// Directory of the capture, or an object store such as s3://bucket/prefix.
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) input: PathBuf,
+
+    /// Directory that keeps what is fetched from an object store for the next time; else it is removed.
+    #[arg(long, env = "FLOWSCRIBE_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+
+    /// Leave an hour alone until so long after its end, as its last files may not be there yet.
+    #[arg(long, env = "FLOWSCRIBE_SETTLE", value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
+    pub(crate) settle: Duration,
+
+    /// Remove files only so long after what they were merged into was written, for those who read them now.
+    #[arg(long, env = "FLOWSCRIBE_KEEP", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) keep: Duration,
+
+    /// Sum hours up, and leave the files as they are.
+    #[arg(long)]
+    pub(crate) rollups_only: bool,
+
+    /// How far a flow and the news of its pod may be apart, in milliseconds: as reports are made with.
+    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = CLOCK_SKEW_MS)]
+    pub(crate) clock_skew_ms: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PruneArgs {
+    /// Directory of the capture, or an object store such as s3://bucket/prefix.
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) input: PathBuf,
+
+    /// Directory that keeps what is fetched from an object store for the next time; else it is removed.
+    #[arg(long, env = "FLOWSCRIBE_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+
+    /// Remove flows whose hour ended so long ago, such as 14d.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) older_than: Duration,
+
+    /// Remove everything whose hour ended so long ago, rollups, inventory and health too, such as 1y: what was learned
+    /// from it is forgotten.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) forget_after: Option<Duration>,
+
+    /// Tell what would be removed, and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, ClapArgs)]

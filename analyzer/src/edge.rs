@@ -17,6 +17,7 @@ mod fold;
 mod hour;
 mod known;
 mod resolve;
+mod rollup;
 mod row;
 mod text;
 mod total;

@@ -4,7 +4,7 @@
 //! that its changes have not told, and is passed over: most of an inventory is such repetition.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, mpsc},
     thread,
 };
@@ -23,26 +23,27 @@ struct Progress {
     scope: Arc<str>,
 }
 
-/// What a file says before its rows are read.
-struct Opening {
-    selected: BooleanArray,
-    heard: Option<Heard>,
-    scopes: BTreeSet<Arc<str>>,
+/// A moment at which a writer told everything that it knew.
+struct Snapshot {
+    heard: Heard,
+    scope: Arc<str>,
 }
 
 /// Reads the inventory. Files that turn out to be damaged are left out, and returned.
 pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32) -> (Index, Vec<Problem>) {
-    let mut files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == InventoryRecord::DATASET).collect();
-    files.sort_by_key(|file| (file.first_time(), file.run.as_ref().map(|(_, first, _)| *first), &file.path));
+    let mut files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == InventoryRecord::DATASET && file.rows > 0).collect();
+    let first_seq = |file: &CaptureFile| file.runs.0.values().next().and_then(|rows| rows.seqs.first());
+    files.sort_by_key(|file| (file.first_time(), first_seq(file), &file.path));
     let mut builder = IndexBuilder::new(heard, clock_skew_ms.into());
     let mut problems = Vec::new();
     let mut waiting: BTreeMap<TimestampMs, Vec<InventoryRecord>> = BTreeMap::new();
     // Files are read while the ones before are taken in; those of a run by one reader, as each tells what the next adds.
-    let reader_of = |file: &CaptureFile| match &file.run {
-        Some((run, ..)) => {
+    let are_merged = files.iter().any(|file| file.runs.0.len() > 1);
+    let reader_of = |file: &CaptureFile| match file.runs.0.keys().next() {
+        Some(run) if !are_merged => {
             run.bytes().fold(0, |sum: usize, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % READERS
         }
-        None => 0,
+        _ => 0,
     };
     thread::scope(|scope| {
         let ahead = &files;
@@ -76,51 +77,64 @@ pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32)
     (builder.finish(), problems)
 }
 
-/// Reads what is news in a file, and that its writer was there.
+/// Reads what is news in a file, and when its writers were there.
 fn read_file(
     file: &CaptureFile,
     runs: &mut HashMap<String, Progress>,
-) -> Result<(Vec<InventoryRecord>, Option<Heard>), Problem> {
-    let Some((run, first, last)) = &file.run else { return Ok((capture::read(file)?, None)) };
-    let (mut selected, mut heard) = (None, None);
+) -> Result<(Vec<InventoryRecord>, Vec<Heard>), Problem> {
     // Where rows are missing within the file, a snapshot tells more than the changes before it.
-    let is_whole = file.seqs.len() == 1;
-    if let Some(progress) = runs.get(run).filter(|progress| is_whole && progress.next_seq == *first) {
-        let opening = open(file)?;
-        if opening.scopes.iter().all(|scope| *scope == progress.scope) {
-            (heard, selected) = (opening.heard, Some(opening.selected));
+    let is_whole = |run: &str| file.runs.0.get(run).is_some_and(|rows| rows.seqs.ranges_len() == 1);
+    let goes_on = |runs: &HashMap<String, Progress>, run: &str| {
+        let first = file.runs.0.get(run).and_then(|rows| rows.seqs.first());
+        runs.get(run).is_some_and(|progress| first == Some(progress.next_seq))
+    };
+    let is_merged = file.runs.0.len() > 1;
+    let may_repeat = file.runs.0.keys().any(|run| is_whole(run) && (is_merged || goes_on(runs, run)));
+    let (mut selected, mut heard) = (None, Vec::new());
+    if may_repeat {
+        let snapshots = snapshots(file)?;
+        let mut first: HashMap<&str, (TimestampMs, &Arc<str>)> = HashMap::new();
+        for snapshot in snapshots.iter().flatten() {
+            let told = first.entry(&snapshot.heard.run_id).or_insert((snapshot.heard.time, &snapshot.scope));
+            *told = (*told).min((snapshot.heard.time, &snapshot.scope));
         }
+        let is_news = |snapshot: &Snapshot| {
+            let Snapshot { heard, scope } = snapshot;
+            let (first, first_scope) = first.get(&*heard.run_id).copied().unwrap_or((heard.time, scope));
+            let is_continued = goes_on(runs, &heard.run_id);
+            let known = if is_continued { runs.get(&*heard.run_id).map(|run| &run.scope) } else { Some(first_scope) };
+            !is_whole(&heard.run_id) || known != Some(scope) || (!is_continued && heard.time == first)
+        };
+        let select = |snapshot: &Option<Snapshot>| snapshot.as_ref().is_none_or(is_news);
+        selected = Some(snapshots.iter().map(select).map(Some).collect::<BooleanArray>());
+        heard = snapshots.iter().flatten().filter(|snapshot| !is_news(snapshot)).map(|s| s.heard.clone()).collect();
+        heard.dedup();
     }
     let records: Vec<InventoryRecord> = capture::read_where(file, selected)?;
-    let scope = records.last().map(|record| Arc::clone(&record.scope));
-    let progress = runs.entry(run.clone()).or_insert(Progress { next_seq: 0, scope: "".into() });
-    progress.next_seq = last + 1;
-    progress.scope = scope.unwrap_or_else(|| Arc::clone(&progress.scope));
+    let scopes: HashMap<&str, &Arc<str>> = records.iter().map(|record| (&*record.run_id, &record.scope)).collect();
+    for (run, rows) in &file.runs.0 {
+        let progress = runs.entry(run.clone()).or_insert(Progress { next_seq: 0, scope: "".into() });
+        progress.next_seq = rows.seqs.last().map_or(0, |last| last + 1);
+        progress.scope = scopes.get(&**run).map_or_else(|| Arc::clone(&progress.scope), |scope| Arc::clone(scope));
+    }
     Ok((records, heard))
 }
 
-/// Which rows of a file are no snapshot, and of what scope the snapshots are.
-fn open(file: &CaptureFile) -> Result<Opening, Problem> {
+/// Of which snapshot each row of a file is, if of one.
+fn snapshots(file: &CaptureFile) -> Result<Vec<Option<Snapshot>>, Problem> {
     let wrong = |error: SchemaError| file.problem(ProblemKind::WrongColumns { reason: error.to_string() });
-    let mut opening =
-        Opening { selected: BooleanArray::from(Vec::<bool>::new()), heard: None, scopes: BTreeSet::new() };
-    let mut selected = Vec::new();
+    let mut snapshots = Vec::new();
     for batch in capture::read_columns::<InventoryRecord>(file, &["event", "scope", "node", "run_id", "observed_at"])? {
         let batch = batch?;
         let text = |column| decode_column::<Arc<str>>(&batch, InventoryRecord::DATASET, column).map_err(wrong);
         let events = text("event")?;
         let times = decode_column::<TimestampMs>(&batch, InventoryRecord::DATASET, "observed_at").map_err(wrong)?;
         let rows = events.iter().zip(times).zip(text("scope")?).zip(text("node")?).zip(text("run_id")?);
-        for ((((event, time), scope), writer), run_id) in rows {
-            selected.push(**event != *EVENT_SNAPSHOT);
-            if **event == *EVENT_SNAPSHOT {
-                opening.heard = Some(Heard { time, writer, run_id });
-                opening.scopes.insert(scope);
-            }
-        }
+        snapshots.extend(rows.map(|((((event, time), scope), writer), run_id)| {
+            (**event == *EVENT_SNAPSHOT).then_some(Snapshot { heard: Heard { time, writer, run_id }, scope })
+        }));
     }
-    opening.selected = selected.into();
-    Ok(opening)
+    Ok(snapshots)
 }
 
 /// Files that are read before they are taken in.

@@ -17,6 +17,7 @@
 mod args;
 mod cilium;
 mod communication;
+mod compact;
 mod connectivity;
 mod diff;
 mod edge;
@@ -26,6 +27,7 @@ mod import;
 mod inventory;
 mod manifests;
 mod netpol;
+mod opening;
 mod output;
 mod policy;
 mod population;
@@ -96,6 +98,8 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
             Command::Inventory(args) => inventory::run(args).await?,
             Command::Receive(args) => receive::run(args).await?,
             Command::Import(args) => import::run(args)?,
+            Command::Compact(args) => compact::run(args).await?,
+            Command::Prune(args) => compact::prune(args).await?,
             Command::Sets(args) => sets::run(args).await?,
             Command::Sql(args) => sql::run(args).await?,
             Command::Connectivity(args) => connectivity::run(args)?,

@@ -61,25 +61,50 @@ pub(crate) async fn fetch(inputs: &[PathBuf], cache: Option<&Path>) -> Result<Lo
             local.inputs.push(input.clone());
             continue;
         }
-        let url = input.to_string_lossy();
-        let (scheme, rest) = url.split_once("://").unwrap_or(("", &url));
-        let folder = root.join(scheme).join(rest.trim_matches('/'));
-        local.problems.extend(fetch_all(&Store::open(&url)?, &folder).await?);
-        local.inputs.push(folder);
+        let store = Store::open(&input.to_string_lossy())?;
+        let (folder, objects) = mirror(&store, input, &root).await?;
+        let shown = objects.iter().filter(|object| !is_file(object));
+        let shown = shown.filter(|object| !object.name.split('/').any(|part| part.starts_with('.')));
+        let problem =
+            |object: &Object| Problem { path: store.url_of(&object.name).into(), kind: ProblemKind::NotParquet };
+        local.problems.extend(shown.map(problem));
+        // Of a cache, what is in the store now: what was merged or pruned is not.
+        local.inputs.extend(objects.iter().filter(|object| is_file(object)).map(|object| folder.join(&object.name)));
     }
     Ok(local)
 }
 
-/// Fetches everything below a prefix that is not there yet.
-async fn fetch_all(store: &Store, folder: &Path) -> Result<Vec<Problem>, RemoteError> {
-    let objects = store.list().await?;
-    if objects.is_empty() {
-        return Err(RemoteError::Nothing { url: store.url_of("") });
+/// Fetches everything in a store that is not there yet: where to, and everything that the store has.
+///
+/// # Errors
+/// The store can't be read, has nothing there, or the files can't be written.
+pub(crate) async fn mirror(
+    store: &Store,
+    url: &Path,
+    root: &Path,
+) -> Result<(PathBuf, Vec<Object>), RemoteError> {
+    let url = url.to_string_lossy();
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", &url));
+    let folder = root.join(scheme).join(rest.trim_matches('/'));
+    fs::create_dir_all(&folder).map_err(|source| write_error(&folder, source))?;
+    let mut tries = 1;
+    loop {
+        let objects = store.list().await?;
+        if objects.is_empty() {
+            return Err(RemoteError::Nothing { url: store.url_of("") });
+        }
+        match fetch_all(store, &objects, &folder).await {
+            Ok(()) => return Ok((folder, objects)),
+            Err(error) if tries == TRIES => return Err(error),
+            // It may have been merged into another one after it was listed.
+            Err(_) => tries += 1,
+        }
     }
-    let (files, others): (Vec<Object>, Vec<Object>) =
-        objects.into_iter().partition(|object| object.name.ends_with(".parquet") && is_safe(&object.name));
-    fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
-    stream::iter(files)
+}
+
+/// Fetches the files that are not there yet.
+async fn fetch_all(store: &Store, objects: &[Object], folder: &Path) -> Result<(), RemoteError> {
+    stream::iter(objects.iter().filter(|object| is_file(object)))
         .map(Ok)
         .try_for_each_concurrent(FETCHES, |object| async move {
             let path = folder.join(&object.name);
@@ -90,9 +115,12 @@ async fn fetch_all(store: &Store, folder: &Path) -> Result<Vec<Problem>, RemoteE
             let bytes = store.get(&object.name).await?;
             keep(&path, &bytes).map_err(|source| write_error(&path, source))
         })
-        .await?;
-    let shown = others.into_iter().filter(|object| !object.name.split('/').any(|part| part.starts_with('.')));
-    Ok(shown.map(|object| Problem { path: store.url_of(&object.name).into(), kind: ProblemKind::NotParquet }).collect())
+        .await
+}
+
+/// Whether an object is a file of a capture.
+fn is_file(object: &Object) -> bool {
+    object.name.ends_with(".parquet") && is_safe(&object.name)
 }
 
 /// Whether a name stays below the directory that it is put in.
@@ -115,6 +143,8 @@ fn write_error(path: &Path, source: io::Error) -> RemoteError {
 
 /// Objects that are fetched at once.
 const FETCHES: usize = 16;
+/// How often a store is listed anew, where something could not be fetched.
+const TRIES: usize = 3;
 
 #[cfg(test)]
 mod tests {

@@ -4,11 +4,7 @@
 use std::{collections::BTreeSet, fmt::Write, path::Path, sync::Arc};
 
 use datafusion::error::DataFusionError;
-use schemas::{
-    capture::{Problem, ProblemKind},
-    flow::FlowRecord,
-    table::Record,
-};
+use schemas::capture::{Problem, ProblemKind};
 
 use crate::{
     args::{ExplainArgs, InputArgs, LearnArgs, PolicyArgs, PolicyFormat, ReportArgs},
@@ -211,7 +207,7 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
         "{} policies from {} communications ({one_sided} seen from one end only), {} rows of flows in {} files",
         set.policies.len(),
         established.count(),
-        tables.rows(FlowRecord::DATASET),
+        tables.flow_rows(),
         tables.files.len(),
     );
     let _ = match tables.problems.len() {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use schemas::{
-    capture::{self, CaptureFile, Problem, ProblemKind},
+    capture::{self, CaptureFile, Problem, ProblemKind, RunRows, Runs, Seqs},
     flow::FlowRecord,
     health::HealthRecord,
     index::{Heard, Span},
@@ -54,13 +54,6 @@ pub(crate) struct Watch {
     pub(crate) gap: Option<&'static str>,
 }
 
-/// Rows of one run in the capture.
-#[derive(Debug, Default)]
-struct Rows {
-    /// First and last numbers, disjoint and in order.
-    ranges: Vec<(i64, i64)>,
-}
-
 /// What a row of health says.
 struct Told {
     node: Arc<str>,
@@ -86,56 +79,41 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
     // Who can't watch what tells of addresses has not heard everything.
     let needed: Vec<_> = Resource::cluster().into_iter().filter(|r| r.is_needed).map(|r| r.to_string()).collect();
     let mut health: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == HealthRecord::DATASET).collect();
-    health.sort_by_key(|file| (&file.run, file.first_time()));
-    // A run is read in order, several at the same time.
-    let of_runs: Vec<&[&CaptureFile]> =
-        health.chunk_by(|a, b| a.run.as_ref().map(|r| &r.0) == b.run.as_ref().map(|r| &r.0)).collect();
-    let share = of_runs.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
-    let parts = thread::scope(|scope| {
-        let read = |share: &[&[&CaptureFile]]| {
-            let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
-            for files in share {
-                let (told, damaged): (Vec<_>, Vec<_>) = files.iter().map(|file| told(file)).partition(Result::is_ok);
-                problems.extend(damaged.into_iter().filter_map(Result::err));
-                let mut told: Vec<Told> = told.into_iter().flatten().flatten().collect();
-                // Rows that came by other ways may be in any file.
-                told.sort_by(|a, b| (&a.run_id, a.seq).cmp(&(&b.run_id, b.seq)));
-                for row in told {
-                    let new = || Run::new(Arc::clone(&row.node), Arc::clone(&row.run_id));
-                    runs.entry(Arc::clone(&row.run_id)).or_insert_with(new).learn(row, flows.as_ref(), &needed);
-                }
-            }
-            (runs, problems)
-        };
-        #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
-        let threads: Vec<_> = of_runs.chunks(share).map(|share| scope.spawn(move || read(share))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("reading health does not panic")).collect::<Vec<_>>()
-    });
-    for (more, damaged) in parts {
-        runs.extend(more);
-        problems.extend(damaged);
+    health.sort_by_key(|file| (file.first_time(), &file.path));
+    // Where a clock was set back, order of time is not order of writing, and everything is needed at once.
+    let at_once = if are_in_order(&health) { FILES_AT_ONCE } else { health.len().max(1) };
+    for files in health.chunks(at_once) {
+        let (told, damaged): (Vec<_>, Vec<_>) = read_all(files).into_iter().partition(Result::is_ok);
+        problems.extend(damaged.into_iter().filter_map(Result::err));
+        let mut told: Vec<Told> = told.into_iter().flatten().flatten().collect();
+        told.sort_by(|a, b| (&a.run_id, a.seq).cmp(&(&b.run_id, b.seq)));
+        for row in told {
+            let new = || Run::new(Arc::clone(&row.node), Arc::clone(&row.run_id));
+            runs.entry(Arc::clone(&row.run_id)).or_insert_with(new).learn(row, flows.as_ref(), &needed);
+        }
     }
-    let inventory = rows(files, InventoryRecord::DATASET);
+    let (inventory, told) = (rows(files, InventoryRecord::DATASET), rows(files, HealthRecord::DATASET));
     for file in files {
         // A run that was killed before its first word of health.
-        if let Some((run_id, ..)) = &file.run {
+        for (run_id, RunRows { node, .. }) in file.runs.0.iter().filter(|_| file.rows > 0) {
             let run_id: Arc<str> = run_id.as_str().into();
             let start = TimestampMs(file.first_time().0.saturating_sub(1).div_euclid(HOUR_MS).saturating_mul(HOUR_MS));
             let new = || Run {
                 whole_until: start,
                 run_start: start,
-                ..Run::new(file.node.as_str().into(), Arc::clone(&run_id))
+                ..Run::new(node.as_str().into(), Arc::clone(&run_id))
             };
             runs.entry(Arc::clone(&run_id)).or_insert_with(new);
         }
     }
     for run in runs.values_mut() {
-        let missing = |told: i64, rows: &Option<HashMap<String, Rows>>| {
-            let of_run = |rows: &HashMap<String, Rows>| rows.get(&*run.run_id).map_or(told, |rows| rows.missing(told));
+        let missing = |told: i64, rows: &Option<Runs>| {
+            let of_run = |rows: &Runs| rows.0.get(&*run.run_id).map_or(told, |rows| missing(&rows.seqs, told));
             rows.as_ref().map_or(0, of_run)
         };
         run.missing_rows[0].1 = missing(run.next_seq[0], &flows);
         run.missing_rows[1].1 = missing(run.next_seq[1], &inventory);
+        run.missing_rows[2].1 = missing(run.next_seq[2], &told);
     }
     let mut runs: Vec<Run> = runs.into_values().collect();
     runs.sort_by(|a, b| (&a.node, a.run_start, &a.run_id).cmp(&(&b.node, b.run_start, &b.run_id)));
@@ -168,12 +146,11 @@ impl Run {
     }
 
     /// Takes in the next row of health.
-    fn learn(&mut self, row: Told, flows: Option<&HashMap<String, Rows>>, needed: &[String]) {
+    fn learn(&mut self, row: Told, flows: Option<&Runs>, needed: &[String]) {
         if row.seq < self.next_seq[2] {
             return; // a second delivery
         }
         let (flows_next, inventory_next) = row.next_seq;
-        self.missing_rows[2].1 += row.seq - self.next_seq[2];
         let is_next = row.seq == self.next_seq[2];
         self.next_seq = [flows_next, inventory_next, row.seq + 1];
         self.run_start = row.run_start;
@@ -185,16 +162,16 @@ impl Run {
         if !row.unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
             self.heard = Some(end.max(self.heard.unwrap_or(end)));
         }
-        let none = Rows::default();
-        let rows = flows.map(|flows| flows.get(&*self.run_id).unwrap_or(&none));
-        let last = |rows: &Rows| rows.ranges.last().map_or(0, |(_, last)| last + 1);
+        let none = Seqs::new();
+        let rows = flows.map(|flows| flows.0.get(&*self.run_id).map_or(&none, |rows| &rows.seqs));
+        let last = |rows: &Seqs| rows.last().map_or(0, |last| last + 1);
         let written = rows.map_or(i64::MAX, last);
         if flows_next <= written || self.whole_until == TimestampMs::default() {
             self.whole_until = if flows_next <= written { end } else { row.run_start };
         }
         let told_before = if is_next { self.flows_told } else { flows_next };
         self.flows_told = flows_next;
-        let gap = if rows.is_some_and(|rows| !rows.has(told_before, flows_next)) {
+        let gap = if rows.is_some_and(|rows| !has(rows, told_before, flows_next)) {
             Some("rows are missing")
         } else if row.lost * 100 > row.seen {
             Some("more than 1 % was lost")
@@ -214,41 +191,49 @@ impl Run {
     }
 }
 
-impl Rows {
-    /// Whether all rows from one number to another, exclusive, are there.
-    fn has(&self, from: i64, to: i64) -> bool {
-        let at = self.ranges.partition_point(|(first, _)| *first <= from);
-        from >= to || at.checked_sub(1).is_some_and(|at| to - 1 <= self.ranges[at].1)
-    }
-
-    /// How many of the rows numbered up to `told`, exclusive, are missing.
-    fn missing(&self, told: i64) -> i64 {
-        let next = self.ranges.last().map_or(0, |(_, last)| last + 1).max(told);
-        let numbers: i64 = self.ranges.iter().map(|(first, last)| last - first + 1).sum();
-        (next - numbers).max(0)
-    }
+/// Whether all rows from one number to another, exclusive, are there.
+fn has(rows: &Seqs, from: i64, to: i64) -> bool {
+    from >= to || rows.range_at(from).is_some_and(|range| to - 1 <= *range.end())
 }
 
-/// Rows of a dataset by run, from what files say of themselves; `None` if one does not, as when others wrote it anew.
-fn rows(files: &[CaptureFile], dataset: &str) -> Option<HashMap<String, Rows>> {
-    let mut runs: HashMap<String, Rows> = HashMap::new();
-    for file in files.iter().filter(|file| file.dataset == dataset) {
-        let (run, ..) = file.run.as_ref()?;
-        let rows = runs.entry(run.clone()).or_default();
-        rows.ranges.extend(&file.seqs);
-    }
-    for rows in runs.values_mut() {
-        rows.ranges.sort_unstable();
-        let mut joined: Vec<(i64, i64)> = Vec::new();
-        for (first, last) in rows.ranges.drain(..) {
-            match joined.last_mut().filter(|(_, end)| first <= *end + 1) {
-                Some((_, end)) => *end = last.max(*end),
-                None => joined.push((first, last)),
-            }
+/// How many of the rows numbered up to `told`, exclusive, are missing.
+fn missing(rows: &Seqs, told: i64) -> i64 {
+    let next = rows.last().map_or(0, |last| last + 1).max(told);
+    (next - i64::try_from(rows.len()).unwrap_or(next)).max(0)
+}
+
+/// Rows of a dataset by run, from what files say of themselves; `None` if one does not, as when others wrote it anew. Of
+/// flows, those that are summed up are there too.
+fn rows(files: &[CaptureFile], dataset: &str) -> Option<Runs> {
+    let mut runs = Runs::default();
+    let is_summed_up = |file: &CaptureFile| file.summary.is_some() && dataset == FlowRecord::DATASET;
+    for file in files.iter().filter(|file| file.dataset == dataset || is_summed_up(file)) {
+        if file.runs.is_empty() {
+            return None;
         }
-        rows.ranges = joined;
+        runs.add(&file.runs);
     }
     Some(runs)
+}
+
+/// Whether files that are in order of time have the rows of each run in order too.
+fn are_in_order(files: &[&CaptureFile]) -> bool {
+    let mut last: HashMap<&str, i64> = HashMap::new();
+    files.iter().flat_map(|file| &file.runs.0).all(|(run, rows)| {
+        let before = last.insert(run, rows.seqs.last().unwrap_or_default());
+        before.is_none_or(|before| rows.seqs.first().is_some_and(|first| before < first))
+    }) && files.iter().all(|file| !file.runs.is_empty())
+}
+
+/// Reads files of health, on as many threads as there are processors.
+fn read_all(files: &[&CaptureFile]) -> Vec<Result<Vec<Told>, Problem>> {
+    let share = files.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
+    thread::scope(|scope| {
+        let read = |files: &[&CaptureFile]| files.iter().map(|file| told(file)).collect::<Vec<_>>();
+        #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
+        let threads: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || read(files))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("reading health does not panic")).collect()
+    })
 }
 
 /// Reads what a file of health says.
@@ -302,6 +287,8 @@ impl Columns<'_> {
 }
 
 const HOUR_MS: i64 = 3_600_000;
+/// Files of health that are in memory at once.
+const FILES_AT_ONCE: usize = 256;
 const LOST: [&str; 6] = ["lost_ring", "lost_map", "lost_parse", "lost_queue", "lost_sink", "lost_end"];
 const COLUMNS: [&str; 20] = [
     "node",

@@ -5,8 +5,7 @@ mod help;
 mod learned;
 
 use std::{
-    collections::{BTreeSet, HashSet},
-    fs, io,
+    io,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -34,7 +33,7 @@ use datafusion::{
 };
 use indicatif::ProgressBar;
 use schemas::{
-    capture::{self, CaptureFile, Listing, Problem},
+    capture::{CaptureFile, Problem, Runs},
     flow::FlowRecord,
     health::HealthRecord,
     index::Index,
@@ -47,10 +46,9 @@ use url::Url;
 use crate::{
     args::InputArgs,
     edge::{EdgeTable, Flows, Undirected, repeats},
-    identity,
+    opening::{Opening, OpeningError},
     policy::Names,
-    remote::{self, Local, RemoteError},
-    runs::{self, Run},
+    runs::Run,
     sets::{Decisions, Sets, Thresholds},
 };
 pub(crate) use help::explain;
@@ -69,8 +67,7 @@ pub(crate) struct Tables {
     pub(crate) problems: Vec<Problem>,
     learned: Arc<Learned>,
     progress: ProgressBar,
-    /// Holds what came from an object store.
-    fetched: Arc<Local>,
+    opening: Opening,
     /// Where queries put what does not fit into memory; removed with this.
     _spill: Option<TempDir>,
 }
@@ -85,25 +82,19 @@ pub(crate) struct Learning {
 /// Why a capture can't be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TablesError {
-    /// An input is not there.
-    #[error("cannot read input {path}")]
-    Input {
+    /// The capture can't be opened.
+    #[error(transparent)]
+    Opening(#[from] OpeningError),
+    /// A file's path can't be given to the query engine.
+    #[error("cannot read {path}")]
+    Path {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// Addresses mean something in one cluster only.
-    #[error("the input holds several clusters ({clusters}): name one with --cluster-name")]
-    SeveralClusters { clusters: String },
-    /// The named cluster is not there.
-    #[error("the input holds no cluster `{wanted}`, only {clusters}")]
-    NoSuchCluster { wanted: String, clusters: String },
     /// The query engine can't be set up.
     #[error("cannot set up the query engine")]
     Engine(#[from] DataFusionError),
-    /// A capture in an object store can't be fetched.
-    #[error(transparent)]
-    Remote(#[from] RemoteError),
     /// There is no room for temporary files, or no thread.
     #[error("cannot set up the query engine")]
     System(#[from] io::Error),
@@ -122,67 +113,22 @@ impl Tables {
     where
         E: From<TablesError>,
     {
-        let tables = Self::open(args, learning).await?;
-        let answer = question(&tables).await;
-        tables.progress.finish_and_clear();
-        match answer {
-            Ok(answer) => Ok((tables, answer)),
-            // A file whose footer is whole may still be damaged.
-            Err(error) => {
-                let whole = tables.without_damaged(args, learning).await?.ok_or(error)?;
-                let answer = question(&whole).await?;
-                whole.progress.finish_and_clear();
-                Ok((whole, answer))
+        let mut tables = Self::over(Opening::new(args).await.map_err(TablesError::from)?, args, learning).await?;
+        let mut tries = 1;
+        loop {
+            let answer = question(&tables).await;
+            tables.progress.finish_and_clear();
+            match answer {
+                Ok(answer) => return Ok((tables, answer)),
+                Err(error) if tries == TRIES => return Err(error),
+                // A file whose footer is whole may still be damaged, or was merged into another one meanwhile.
+                Err(error) => {
+                    let opening = tables.opening.again(args).await.map_err(TablesError::from)?.ok_or(error)?;
+                    tables = Self::over(opening, args, learning).await?;
+                }
             }
+            tries += 1;
         }
-    }
-
-    /// Opens the inputs; what can't be read is left out and told in [`Self::problems`].
-    ///
-    /// # Errors
-    /// An input does not exist, or the query engine can't be set up.
-    async fn open(args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
-        let InputArgs { input, cluster_name: cluster, cache, .. } = args;
-        let fetched = Arc::new(remote::fetch(input, cache.as_deref()).await?);
-        let Local { inputs: paths, problems, .. } = &*fetched;
-        for path in paths {
-            fs::metadata(path).map_err(|source| TablesError::Input { path: path.clone(), source })?;
-        }
-        let first = input.first().cloned().unwrap_or_default();
-        let paths = paths.clone();
-        let listing = tokio::task::spawn_blocking(move || capture::list(&paths)).await.map_err(io::Error::other)?;
-        let mut listing = listing.map_err(|source| TablesError::Input { path: first, source })?;
-        listing.problems.extend(problems.iter().cloned());
-        let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
-        let named = || clusters.iter().cloned().collect::<Vec<_>>().join(", ");
-        match cluster {
-            Some(wanted) if !clusters.is_empty() && !clusters.contains(wanted) => {
-                return Err(TablesError::NoSuchCluster { wanted: wanted.clone(), clusters: named() });
-            }
-            Some(wanted) => listing.files.retain(|file| file.cluster == *wanted),
-            None if clusters.len() > 1 => return Err(TablesError::SeveralClusters { clusters: named() }),
-            None => {}
-        }
-        Self::over(listing, fetched, args, learning).await
-    }
-
-    /// Opens the input again without the files that turned out to be damaged when they were read; `None` when all are
-    /// whole, so that the cause must be another one.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    async fn without_damaged(&self, args: &InputArgs, learning: &Learning) -> Result<Option<Self>, TablesError> {
-        let damaged: Vec<Problem> = self.files.iter().filter_map(|file| capture::verify(file).err()).collect();
-        if damaged.is_empty() {
-            return Ok(None);
-        }
-        let paths: HashSet<&PathBuf> = damaged.iter().map(|problem| &problem.path).collect();
-        let files = self.files.iter().filter(|file| !paths.contains(&file.path)).cloned().collect();
-        let mut problems = self.problems.clone();
-        problems.extend(damaged.iter().cloned());
-        problems.sort();
-        let fetched = Arc::clone(&self.fetched);
-        Self::over(Listing { files, problems }, fetched, args, learning).await.map(Some)
     }
 
     /// Plans queries, which semicolons separate; a capture can only be read.
@@ -233,32 +179,24 @@ impl Tables {
         Ok(names)
     }
 
-    /// Rows of a dataset, repetitions counted.
-    pub(crate) fn rows(&self, dataset: &str) -> i64 {
-        self.files.iter().filter(|file| file.dataset == dataset).map(|file| file.rows).sum()
+    /// Different rows of flows that it was learned from, those that rollups sum up among them.
+    pub(crate) fn flow_rows(&self) -> i64 {
+        let is_of_flows = |file: &&CaptureFile| file.dataset == FlowRecord::DATASET || file.summary.is_some();
+        let mut runs = Runs::default();
+        let mut untold = 0;
+        for file in self.files.iter().filter(is_of_flows) {
+            match (file.runs.is_empty(), file.rows) {
+                (true, rows) => untold += rows,
+                // Of forgotten rows, only their numbers are there.
+                (false, 0) if file.summary.is_none() => {}
+                _ => runs.add(&file.runs),
+            }
+        }
+        untold + runs.rows()
     }
 
-    async fn over(
-        listing: Listing,
-        fetched: Arc<Local>,
-        args: &InputArgs,
-        learning: &Learning,
-    ) -> Result<Self, TablesError> {
-        let clock_skew_ms = args.clock_skew_ms;
-        let read = move || {
-            let Listing { mut files, mut problems } = listing;
-            let (runs, damaged) = runs::read(&files);
-            let heard = runs.iter().filter_map(Run::heard).collect();
-            let (index, more) = identity::read(&files, heard, clock_skew_ms);
-            problems.extend(damaged.into_iter().chain(more));
-            problems.sort();
-            let unusable: HashSet<&PathBuf> = problems.iter().map(|problem| &problem.path).collect();
-            files.retain(|file| !unusable.contains(&file.path));
-            (files, problems, Arc::new(runs), Arc::new(index))
-        };
-        // In a thread that nobody has to wait for after Ctrl-C.
-        let (files, problems, runs, index) = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
-
+    async fn over(opening: Opening, args: &InputArgs, learning: &Learning) -> Result<Self, TablesError> {
+        let Opening { files, problems, runs, index, .. } = opening.clone();
         // Where nothing can be written, everything has to fit into memory.
         let spill = tempfile::tempdir().ok();
         let mode = spill.as_ref().map(|spill| DiskManagerMode::Directories(vec![spill.path().into()]));
@@ -280,16 +218,15 @@ impl Tables {
         register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &files).await?;
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), &files).await?;
 
-        let of_flows: Vec<_> = files.iter().filter(|file| file.dataset == FlowRecord::DATASET).collect();
         let progress = ProgressBar::no_length();
-        let flows = Arc::new(Flows::new(&of_flows, Arc::clone(&index), progress.clone()));
+        let flows = Arc::new(Flows::new(&files, Arc::clone(&index), progress.clone()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
         let learned = Arc::new(Learned::new(flows, Arc::clone(&index), Arc::clone(&runs), learning.clone()));
         learned.register(&context)?;
         for (name, _, query) in help::VIEWS {
             view(&context, name, query).await?;
         }
-        Ok(Self { context, index, runs, files, problems, learned, progress, fetched, _spill: spill })
+        Ok(Self { context, index, runs, files, problems, learned, progress, opening, _spill: spill })
     }
 }
 
@@ -325,11 +262,13 @@ async fn view(context: &SessionContext, name: &str, query: &str) -> Result<(), T
 }
 
 fn table_url(file: &CaptureFile) -> Result<ListingTableUrl, TablesError> {
-    let input_error = |source| TablesError::Input { path: file.path.clone(), source };
+    let input_error = |source| TablesError::Path { path: file.path.clone(), source };
     let path = std::path::absolute(&file.path).map_err(input_error)?;
     let not_a_path = |()| input_error(io::Error::other("not an absolute path"));
     // Not parsed from text: a path may contain what would be a pattern there.
     Ok(ListingTableUrl::try_new(Url::from_file_path(path).map_err(not_a_path)?, None)?)
 }
 
+/// How often a question is asked, of a capture that changes meanwhile.
+const TRIES: usize = 4;
 const DEDUPLICATED: &str = include_str!("sql/deduplicated.sql");

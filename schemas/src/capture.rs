@@ -9,14 +9,22 @@
 //! A file appears under its name only when it is whole: it is written as `….parquet.tmp`, synced and renamed. Each
 //! file names its dataset, schema version, writer and range of rows in its key-value metadata.
 
+mod merge;
 mod pages;
 mod reader;
+mod runs;
 mod writer;
 
 pub use crate::table::Origin;
+pub use merge::{MergeError, merge, partition, write_forgotten, write_rollup};
 pub use pages::Pages;
-pub use reader::{CaptureFile, Listing, Problem, ProblemKind, list, read, read_columns, read_where, verify};
+pub use reader::{CaptureFile, Listing, Problem, ProblemKind, columns, list, read, read_columns, read_where, set_apart, verify};
+pub use runs::{RunRows, Runs, Seqs};
 pub use writer::{CaptureError, DatasetWriter, Roll};
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     flow::FlowRecord,
@@ -38,6 +46,21 @@ impl Origin {
     }
 }
 
+/// What a rollup sums up, beside which rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// First and last hour, since the Unix epoch.
+    pub hours: (i64, i64),
+    /// First and last moment that was looked up in the inventory.
+    pub looked_up: (TimestampMs, TimestampMs),
+    /// What the inventory said of that, as a number.
+    pub fingerprint: String,
+    /// Rows of flows.
+    pub rows: i64,
+    /// Of them those that are no edge, as their direction was not known, by run.
+    pub undirected: BTreeMap<String, i64>,
+}
+
 /// Names of the datasets, which are their folders.
 pub const DATASETS: [&str; 3] = [FlowRecord::DATASET, InventoryRecord::DATASET, HealthRecord::DATASET];
 
@@ -53,6 +76,12 @@ mod key {
     pub(super) const LAST_SEQ: &str = "flowscribe.last_seq";
     /// All of them, as `first-last,…`: in rows that came by other ways there are gaps.
     pub(super) const SEQS: &str = "flowscribe.seqs";
+    /// Of a merged file, instead of these: `{run: {node, seqs}}`.
+    pub(super) const RUNS: &str = "flowscribe.runs";
+    /// Of a merged file and of a rollup: the names of the files that it was made of.
+    pub(super) const INPUTS: &str = "flowscribe.inputs";
+    /// Of a rollup: [`Summary`](super::Summary).
+    pub(super) const SUMMARY: &str = "flowscribe.summary";
 }
 
 const PARQUET: &str = "parquet";

@@ -10,6 +10,7 @@
 //! inventory covered that time.
 
 mod coverage;
+mod fingerprint;
 mod lookup;
 
 use std::{
@@ -22,6 +23,7 @@ use std::{
 };
 
 use coverage::{Coverage, Ranges, SILENCE_MS};
+pub use fingerprint::Fingerprints;
 
 use crate::{
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, Labels, SCOPE_PART, kind, parse_labels},
@@ -285,6 +287,11 @@ impl Index {
     /// then not missed, and one of two is not taken for the other.
     pub fn new(tolerance_ms: i64) -> Self {
         Self { tolerance_ms, ..Self::default() }
+    }
+
+    /// How far clocks may be apart, in milliseconds.
+    pub const fn tolerance_ms(&self) -> i64 {
+        self.tolerance_ms
     }
 
     /// Builds an index from one cluster's log in any order, with repetitions, and from when its writers were there.

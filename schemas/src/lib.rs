@@ -34,6 +34,8 @@ pub mod kubernetes;
 pub mod listen;
 #[cfg(feature = "arrow")]
 pub mod otlp;
+#[cfg(feature = "arrow")]
+pub mod rollup;
 #[cfg(feature = "ship")]
 pub mod ship;
 #[cfg(feature = "arrow")]

@@ -3,12 +3,17 @@
 //! Who is at the ends is looked up once for all rows that say the same, for as long as the answer holds; a row then costs
 //! one look into a table and some additions.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    sync::Arc,
+};
 
 use arrow::array::{Array as _, AsArray, RecordBatch};
 use foldhash::fast::RandomState;
 use roaring::RoaringTreemap;
 use schemas::{
+    capture::Seqs,
     index::{Holds, Index, Span},
     inventory::{InventoryRecord, kind},
     table::TimestampMs,
@@ -16,7 +21,7 @@ use schemas::{
 use smallvec::SmallVec;
 
 use super::{
-    hour::{Counts, HOUR_MS, Hour},
+    hour::{Counts, HOUR_MS, Hour, HourEdge},
     known::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
     resolve::{Destination, End, Resolver, Told, direct},
     row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
@@ -51,7 +56,7 @@ pub(super) struct EndKey {
 /// node, kind, namespace, workload kind, workload, pod, and node.
 type LocalKey = [u32; 9];
 
-/// Rows that wait for what their other end says: of one conversation and hour, without a long pause.
+/// Rows that wait for what their other end says: of one conversation, hour and [`Slot`].
 #[derive(Debug)]
 struct Pending {
     conversation: Conversation,
@@ -62,6 +67,10 @@ struct Pending {
     failure: u32,
     counts: Counts,
 }
+
+/// The minutes in which rows begin and end. Rows of a conversation whose minutes differ are told apart, as its ends may
+/// have changed between them; in which order they are read makes no difference.
+type Slot = (i64, i64);
 
 /// Transport, addresses and port of a conversation, and whether its client tells of it.
 type Conversation = (u32, u32, u32, u16, bool);
@@ -92,6 +101,8 @@ pub(super) struct Folder<'a> {
     seen: HashMap<u32, RoaringTreemap>,
     /// Rows whose direction the kernel could not tell, by run.
     undirected: HashMap<u32, i64>,
+    /// First and last moment of the rows of this unit.
+    looked_up: Span,
     /// The zone of each node.
     zones: HashMap<u32, Arc<str>>,
     columns: [TextColumn; TEXTS.len()],
@@ -119,6 +130,7 @@ impl<'a> Folder<'a> {
             witnesses: HashMap::default(),
             seen: HashMap::new(),
             undirected: HashMap::new(),
+            looked_up: NOTHING,
             zones,
             columns: Default::default(),
             client,
@@ -146,6 +158,8 @@ impl<'a> Folder<'a> {
             if repeats && !self.seen.entry(text(Text::RunId)).or_default().insert(rows.seq[row] as u64) {
                 continue;
             }
+            self.looked_up.from = self.looked_up.from.min(TimestampMs(rows.first_seen[row]));
+            self.looked_up.to = self.looked_up.to.max(TimestampMs(rows.last_seen[row]));
             if !rows.direction_known.value(row) {
                 *self.undirected.entry(text(Text::RunId)).or_default() += 1;
                 continue;
@@ -193,15 +207,66 @@ impl<'a> Folder<'a> {
 
     /// The edges of the hours since it was asked before, in order of time.
     pub(super) fn finish(&mut self) -> Vec<Hour> {
-        for pending in std::mem::take(&mut self.pending) {
+        let mut waiting = std::mem::take(&mut self.pending);
+        waiting.sort_unstable_by_key(Pending::key);
+        waiting.dedup_by(|pending, known| {
+            let is_same = pending.key() == known.key();
+            if is_same {
+                known.span = known.span.hull(pending.span);
+                known.counts.add(&pending.counts);
+            }
+            is_same
+        });
+        for pending in waiting {
             self.settle(pending);
         }
+        self.looked_up = NOTHING;
         self.witnesses.clear();
         self.seen.clear();
         self.known.end_unit();
         let mut hours = std::mem::take(&mut self.hours);
         hours.sort_unstable_by_key(|hour| hour.number);
         hours
+    }
+
+    /// Takes in what a rollup says of an edge and an hour.
+    pub(super) fn place(&mut self, hour: i64, edge: HourEdge) {
+        let hour = hour_of(&mut self.hours, hour);
+        let marks = Marks { edge: edge.edge, ..Marks::default() };
+        let place = hour.place(marks, None, &mut self.edge_places[edge.edge as usize]);
+        hour.edges[place].merge(edge);
+    }
+
+    /// Takes in that rows were met, whose numbers are given.
+    pub(super) fn skip(&mut self, run: &str, seqs: &Seqs) {
+        let seen = self.seen.entry(self.texts.number(run)).or_default();
+        for range in seqs.ranges() {
+            seen.insert_range(range.start().unsigned_abs()..=range.end().unsigned_abs());
+        }
+    }
+
+    /// Counts rows that a rollup says had no known direction.
+    pub(super) fn add_undirected(&mut self, run: &str, rows: i64) {
+        *self.undirected.entry(self.texts.number(run)).or_default() += rows;
+    }
+
+    /// First and last moment of the rows of this unit.
+    pub(super) const fn looked_up(&self) -> Span {
+        self.looked_up
+    }
+
+    /// How many rows of each run had no known direction since it was asked before.
+    pub(super) fn take_undirected(&mut self) -> BTreeMap<String, i64> {
+        let undirected = self.undirected().map(|(run, rows)| (run.to_string(), rows)).collect();
+        self.undirected.clear();
+        undirected
+    }
+
+    /// The number of an edge.
+    pub(super) fn edge_of(&mut self, key: EdgeKey) -> u32 {
+        let edge = self.edges.number(key);
+        self.edge_places.resize(self.edges.values.len(), (i64::MIN, 0));
+        edge
     }
 
     /// How many rows of each run had no known direction.
@@ -249,7 +314,8 @@ impl<'a> Folder<'a> {
             && !memo.certain.contains(span)
         {
             let told = witnesses.entry(conversation(transport, &key, is_client)).or_default();
-            match told.iter_mut().find(|(known, other)| other.identity() == own.identity() && is_near(*known, span)) {
+            let is_same = |known, other: Resolved| other.identity() == own.identity() && slot(known) == slot(span);
+            match told.iter_mut().find(|(known, other)| is_same(*known, *other)) {
                 Some((known, _)) => *known = known.hull(span),
                 None => told.push((span, own)),
             }
@@ -258,7 +324,7 @@ impl<'a> Folder<'a> {
             if memo.is_pending {
                 // Units share no hour, so that the place is one of this unit.
                 let known = pending.get_mut(target.place.1).filter(|_| target.place.0 == hour);
-                if let Some(known) = known.filter(|known| known.failure == failure && is_near(known.span, span)) {
+                if let Some(known) = known.filter(|known| known.failure == failure && slot(known.span) == slot(span)) {
                     known.span = known.span.hull(span);
                     known.counts.add(counts);
                     continue;
@@ -359,10 +425,12 @@ impl<'a> Folder<'a> {
 
     /// Counts a row whose other end was not known, with what the other end said of itself.
     fn settle(&mut self, pending: Pending) {
-        let Pending { conversation, own, mut target, hour, span, failure, counts } = pending;
+        let Pending { conversation, own, mut target, hour, span: pending_span, failure, counts } = pending;
         let is_client = !conversation.4;
         let EdgeKey { transport, source, destination, port, .. } = self.edges.values[target.marks.edge as usize];
         let told = self.witnesses.get(&conversation).map_or(&[][..], Vec::as_slice);
+        // The two ends have clocks of their own.
+        let span = pending_span.widened(self.index.tolerance_ms());
         let mut told = told.iter().filter(|(known, _)| known.overlaps(span)).map(|(_, end)| *end);
         let other = told.next().filter(|one| told.all(|other| other.identity() == one.identity()));
         if let Some(other) = other {
@@ -382,7 +450,7 @@ impl<'a> Folder<'a> {
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
         let place = hour.place(target.marks, dialled, &mut self.edge_places[target.marks.edge as usize]);
-        hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, span);
+        hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, pending_span);
     }
 
     fn crosses_zones(&self, source: Resolved, destination: Resolved) -> bool {
@@ -412,14 +480,22 @@ impl<'a> Folder<'a> {
         let is_node = self.ends.values[source.end as usize].node != Texts::NONE;
         let own_node = is_node && source.host == destination.host;
         let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node };
-        let edge = self.edges.number(key);
-        self.edge_places.resize(self.edges.values.len(), (i64::MIN, 0));
-        edge
+        self.edge_of(key)
+    }
+}
+
+impl Pending {
+    /// What has to be the same for rows to be settled as one.
+    fn key(&self) -> impl Ord + use<> {
+        let Self { conversation, own, target, hour, span, failure, counts: _ } = self;
+        let Marks { edge, source_pod, destination_pod, service, answered } = target.marks;
+        let own = own.map(|own| (own.end, own.pod, own.host));
+        (*conversation, own, [edge, source_pod, destination_pod, service, *failure], answered, *hour, slot(*span))
     }
 }
 
 impl<K: Copy + Eq + Hash> Numbered<K> {
-    fn number(&mut self, value: K) -> u32 {
+    pub(super) fn number(&mut self, value: K) -> u32 {
         *self.numbers.entry(value).or_insert_with(|| {
             self.values.push(value);
             self.values.len() as u32 - 1
@@ -442,9 +518,8 @@ fn hour_of(hours: &mut Vec<Hour>, number: i64) -> &mut Hour {
     &mut hours[at]
 }
 
-/// Whether of two spans with the same ends, one goes on where the other ended.
-fn is_near(known: Span, span: Span) -> bool {
-    known.widened(PAUSE_MS).overlaps(span)
+const fn slot(span: Span) -> Slot {
+    (span.from.0.div_euclid(SLOT_MS), span.to.0.div_euclid(SLOT_MS))
 }
 
 const fn conversation(transport: u32, key: &RowKey, is_client: bool) -> Conversation {
@@ -467,7 +542,8 @@ fn is_loopback(address: &str) -> bool {
     address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Rows of a conversation that are further apart are told apart: its ends may have changed.
-const PAUSE_MS: i64 = 60_000;
+/// A window, as it usually is.
+const SLOT_MS: i64 = 60_000;
+const NOTHING: Span = Span { from: TimestampMs(i64::MAX), to: TimestampMs(i64::MIN) };
 /// Rows that are looked up at once.
 const AHEAD_ROWS: usize = 64;

@@ -82,7 +82,7 @@ impl Hour {
 }
 
 impl HourEdge {
-    fn new(edge: u32) -> Self {
+    pub(super) fn new(edge: u32) -> Self {
         Self {
             edge,
             client: Counts::default(),
@@ -107,6 +107,21 @@ impl HourEdge {
         if failure != Texts::NONE {
             insert(&mut self.failures, failure);
         }
+    }
+
+    /// Adds what was counted of other rows of the same edge and hour.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.client.add(&other.client);
+        self.server.add(&other.server);
+        self.via_service |= other.via_service;
+        self.answered |= other.answered;
+        other.services.into_iter().for_each(|service| insert(&mut self.services, service));
+        other.dialled_ports.into_iter().for_each(|port| insert(&mut self.dialled_ports, port));
+        other.failures.into_iter().for_each(|failure| insert(&mut self.failures, failure));
+        other.source_pods.into_iter().for_each(|pod| insert(&mut self.source_pods, pod));
+        other.destination_pods.into_iter().for_each(|pod| insert(&mut self.destination_pods, pod));
+        self.first_seen = self.first_seen.min(other.first_seen);
+        self.last_seen = self.last_seen.max(other.last_seen);
     }
 
     /// The counts of the edge: of the two ends' sums the larger one, never both. Only what each end does itself adds up.

@@ -6,9 +6,10 @@
 use std::{
     collections::HashMap,
     fmt, iter,
+    net::IpAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -34,17 +35,18 @@ use datafusion::{
 use indicatif::{ProgressBar, ProgressStyle};
 use parquet::errors::ParquetError;
 use schemas::{
-    capture::{CaptureFile, Pages},
+    capture::{self, CaptureFile, Pages, Problem, Runs, Summary},
     flow::FlowRecord,
-    index::Index,
-    table::Table,
+    index::{Fingerprints, Index, Span},
+    rollup::RollupRow,
+    table::{Record, Table},
 };
 
 use super::{
     EdgeRow,
     fold::Folder,
     hour::HOUR_MS,
-    row, rows,
+    rollup, row, rows,
     total::{Tally, merge},
 };
 use crate::communication::Communications;
@@ -54,16 +56,18 @@ pub(crate) struct Flows {
     cluster: Arc<str>,
     rows: u64,
     files: Vec<FlowFile>,
+    rollups: Vec<CaptureFile>,
     units: Vec<Unit>,
     /// What is read of them, and the columns that there are.
     columns: Vec<&'static str>,
     schema: SchemaRef,
     index: Arc<Index>,
+    fingerprints: OnceLock<Fingerprints>,
     progress: ProgressBar,
 }
 
 struct FlowFile {
-    path: PathBuf,
+    file: CaptureFile,
     /// Another file may hold some of its rows too.
     repeats: bool,
     /// First and last hour of each row group.
@@ -74,10 +78,25 @@ struct FlowFile {
 pub(crate) type Undirected = HashMap<Arc<str>, i64>;
 
 /// Hours, and the files and row groups that have rows of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Unit {
-    hours: (i64, i64),
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unit {
+    pub(crate) hours: (i64, i64),
     parts: Vec<(usize, Vec<usize>)>,
+    /// Rollups that sum up different rows of these hours, and for each others of the same rows.
+    rollups: Vec<Vec<usize>>,
+    source: Source,
+}
+
+/// What a unit is read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Source {
+    /// Files of flows: there are no rollups, or rows that they do not sum up.
+    #[default]
+    Files,
+    /// Rollups, which sum up all rows that there are; else the files.
+    RollupsOrFiles,
+    /// Rollups, as what they sum up is not there any more, and files for what else there is.
+    Rollups,
 }
 
 /// Why flows could not be read.
@@ -95,27 +114,33 @@ pub(crate) enum WorkError {
         #[source]
         source: ArrowError,
     },
+    #[error("{0}")]
+    Rollup(Problem),
     #[error("cannot make rows of edges")]
     Encode(#[source] ArrowError),
 }
 
 impl Flows {
-    /// Divides the files that hold flows.
-    pub(crate) fn new(files: &[&CaptureFile], index: Arc<Index>, progress: ProgressBar) -> Self {
-        let repeats = repeats(files);
+    /// Divides the files that hold flows, and what sums them up.
+    pub(crate) fn new(files: &[CaptureFile], index: Arc<Index>, progress: ProgressBar) -> Self {
+        let of_dataset =
+            |dataset| files.iter().filter(move |file| file.dataset == dataset).cloned().collect::<Vec<CaptureFile>>();
+        let (flows, rollups) = (of_dataset(FlowRecord::DATASET), of_dataset(RollupRow::NAME));
+        let repeats = repeats(&flows.iter().collect::<Vec<_>>());
         let cluster = files.first().map(|file| file.cluster.as_str().into()).unwrap_or_default();
-        let rows = files.iter().map(|file| file.rows.max(0) as u64).sum();
         let hour = |time: i64| time.saturating_sub(1).div_euclid(HOUR_MS);
-        let flow_file = |(file, repeats): (&&CaptureFile, bool)| FlowFile {
-            path: file.path.clone(),
+        let flow_file = |(file, repeats): (CaptureFile, bool)| FlowFile {
             repeats,
             hours: file.times.iter().map(|(first, last)| (hour(first.0), hour(last.0))).collect(),
+            file,
         };
-        let files: Vec<FlowFile> = files.iter().zip(repeats).map(flow_file).collect();
-        let units = units(&files);
+        let files: Vec<FlowFile> = flows.into_iter().zip(repeats).map(flow_file).collect();
+        let units = units(&files, &rollups);
+        let rows = units.iter().map(|unit| unit.rows(&files, &rollups)).sum();
         let columns = row::columns().collect();
         progress.set_style(style());
-        Self { cluster, rows, files, units, columns, schema: FlowRecord::schema(), index, progress }
+        let (schema, fingerprints) = (FlowRecord::schema(), OnceLock::new());
+        Self { cluster, rows, files, rollups, units, columns, schema, index, fingerprints, progress }
     }
 
     /// Folds everything into one total per edge, on as many threads as there are processors. Memory goes by the edges of
@@ -196,20 +221,160 @@ impl Flows {
 
     /// Reads a unit.
     fn fold(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<(), WorkError> {
+        let is_summed_up = unit.source != Source::Files && self.place(folder, unit)?;
+        if is_summed_up && unit.source == Source::RollupsOrFiles {
+            return Ok(());
+        }
         for (file, groups) in &unit.parts {
-            let file = &self.files[*file];
+            let FlowFile { file, repeats, .. } = &self.files[*file];
             let read_error = |source| WorkError::Read { path: file.path.clone(), source };
             let pages = Pages::open(&file.path).map_err(read_error)?;
             for group in groups {
                 let reader = pages.read(*group, &self.schema, &self.columns, None).map_err(read_error)?;
                 for batch in reader {
                     let batch = batch.map_err(|source| WorkError::Decode { path: file.path.clone(), source })?;
-                    folder.add(&batch, unit.hours, file.repeats);
+                    folder.add(&batch, unit.hours, *repeats || is_summed_up);
                     self.progress.inc(batch.num_rows() as u64);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Reads the rollups of a unit; not, if the files are there too and the inventory tells something else by now.
+    fn place(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<bool, WorkError> {
+        let mut read = Vec::new();
+        for alternatives in &unit.rollups {
+            let mut last = None;
+            for rollup in alternatives.iter().map(|number| &self.rollups[*number]) {
+                let batches = capture::read_columns::<RollupRow>(rollup, &capture::columns::<RollupRow>())
+                    .and_then(Iterator::collect::<Result<Vec<RecordBatch>, _>>)
+                    .map_err(WorkError::Rollup)?;
+                let is_right = self.still_holds(rollup, &batches);
+                last = Some((rollup, batches, is_right));
+                if is_right {
+                    break;
+                }
+            }
+            read.extend(last);
+        }
+        if unit.source == Source::RollupsOrFiles && !read.iter().all(|(.., is_right)| *is_right) {
+            return Ok(false);
+        }
+        for (rollup, batches, _) in read {
+            for batch in &batches {
+                rollup::place(folder, batch);
+            }
+            for (run, rows) in &rollup.runs.0 {
+                folder.skip(run, &rows.seqs);
+            }
+            for (run, rows) in rollup.summary.iter().flat_map(|summary| &summary.undirected) {
+                folder.add_undirected(run, *rows);
+            }
+            self.progress.inc(rollup.rows.unsigned_abs());
+        }
+        Ok(true)
+    }
+
+    /// Whether the inventory says what it said when a rollup was made.
+    fn still_holds(&self, rollup: &CaptureFile, batches: &[RecordBatch]) -> bool {
+        let Some(Summary { looked_up: (from, to), fingerprint, .. }) = &rollup.summary else { return false };
+        let (pods, outside) = rollup::mentions(batches);
+        *fingerprint == self.fingerprint(Span { from: *from, to: *to }, pods, outside)
+    }
+
+    /// What the inventory says of a span, and of what was met in it.
+    fn fingerprint<'a>(
+        &self,
+        span: Span,
+        pods: impl IntoIterator<Item = &'a str>,
+        outside: impl IntoIterator<Item = IpAddr>,
+    ) -> String {
+        let fingerprints = self.fingerprints.get_or_init(|| Fingerprints::new(&self.index));
+        format!("{:016x}", fingerprints.of(&self.index, span, pods, outside))
+    }
+
+    /// Sums up the hours for which that is not done yet, or not of all rows, until an hour: gives each rollup's rows and
+    /// summary, the rows of flows that it is of, and their files. Hours that can't be read are left, and returned.
+    ///
+    /// # Errors
+    /// `write` fails.
+    pub(crate) fn sum_up<E: Send>(
+        &self,
+        until: i64,
+        write: impl Fn(&[RecordBatch], &Summary, &Runs, &[&CaptureFile]) -> Result<(), E> + Sync,
+    ) -> Result<Vec<WorkError>, E> {
+        let is_due = |unit: &&Unit| unit.hours.1 < until && !unit.parts.is_empty();
+        #[expect(clippy::needless_collect, reason = "threads share them")]
+        let units: Vec<&Unit> = self.units.iter().filter(is_due).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let (mut folder, mut left) = (Folder::new(&self.index), Vec::new());
+            while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.sum_up_unit(&mut folder, unit) {
+                    Ok(Some((batches, summary, runs, files))) => write(&batches, &summary, &runs, &files)?,
+                    Ok(None) => {}
+                    Err(error) => left.push(error),
+                }
+                folder.finish();
+                folder.take_undirected();
+            }
+            Ok(left)
+        };
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(units.len()).max(1);
+        let parts: Vec<Result<Vec<WorkError>, E>> = thread::scope(|scope| {
+            #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().map(|worker| worker.join().expect("the fold does not panic")).collect()
+        });
+        Ok(parts.into_iter().collect::<Result<Vec<_>, E>>()?.into_iter().flatten().collect())
+    }
+
+    /// What is to be written of a unit; `None` if it is summed up, or can't be.
+    fn sum_up_unit<'a>(&'a self, folder: &mut Folder<'a>, unit: &Unit) -> Result<Option<SummedUp<'a>>, WorkError> {
+        let files: Vec<&CaptureFile> = unit.parts.iter().map(|(file, _)| &self.files[*file].file).collect();
+        // Of what does not tell its rows, nobody could say later whether it is summed up.
+        if files.iter().any(|file| file.runs.is_empty()) {
+            return Ok(None);
+        }
+        // Whether a rollup is right is known when it is read.
+        if unit.source == Source::RollupsOrFiles && self.place(folder, unit)? {
+            return Ok(None);
+        }
+        self.fold(folder, unit)?;
+        let looked_up = folder.looked_up();
+        let hours = folder.finish();
+        let undirected = folder.take_undirected();
+        let batches: Vec<RecordBatch> =
+            hours.iter().map(|hour| RollupRow::encode(&rollup::rows(folder, hour))).collect();
+        let mut runs = Runs::default();
+        let old = unit.rollups.iter().filter_map(|same| self.rollups.get(*same.first()?));
+        let of_rollups: Vec<&CaptureFile> = if unit.source == Source::Rollups { old.collect() } else { Vec::new() };
+        files.iter().chain(&of_rollups).for_each(|file| runs.add(&file.runs));
+        let spans = of_rollups.iter().filter_map(|rollup| rollup.summary.as_ref()).map(|summary| summary.looked_up);
+        let span = spans.fold(looked_up, |span, (from, to)| span.hull(Span { from, to }));
+        let (pods, outside) = rollup::mentions(&batches);
+        let fingerprint = self.fingerprint(span, pods, outside);
+        let (hours, looked_up, rows) = (unit.hours, (span.from, span.to), runs.rows());
+        let summary = Summary { hours, looked_up, fingerprint, rows, undirected };
+        Ok(Some((batches, summary, runs, files)))
+    }
+}
+
+/// A rollup's rows and summary, the rows of flows that it is of, and their files.
+type SummedUp<'a> = (Vec<RecordBatch>, Summary, Runs, Vec<&'a CaptureFile>);
+
+impl Unit {
+    /// Rows that are read of it.
+    fn rows(&self, files: &[FlowFile], rollups: &[CaptureFile]) -> u64 {
+        let of_rollups = || self.rollups.iter().filter_map(|same| Some(rollups[*same.first()?].rows)).sum::<i64>();
+        let of_files = || self.parts.iter().map(|(file, _)| files[*file].file.rows).sum::<i64>();
+        let rows = match self.source {
+            Source::Files => of_files(),
+            Source::RollupsOrFiles => of_rollups(),
+            Source::Rollups => of_rollups() + of_files(),
+        };
+        rows.unsigned_abs()
     }
 }
 
@@ -285,11 +450,15 @@ fn style() -> ProgressStyle {
 }
 
 /// Units in order of time, which share no hour.
-fn units(files: &[FlowFile]) -> Vec<Unit> {
-    // Runs of hours that files connect.
+fn units(files: &[FlowFile], rollups: &[CaptureFile]) -> Vec<Unit> {
+    // Runs of hours that files connect. Rollups are numbered after the files.
     let mut groups: Vec<(i64, i64, usize, usize)> = Vec::new();
     for (number, file) in files.iter().enumerate() {
         groups.extend(file.hours.iter().enumerate().map(|(group, (first, last))| (*first, *last, number, group)));
+    }
+    for (number, rollup) in rollups.iter().enumerate() {
+        let (first, last) = rollup.summary.as_ref().map(|summary| summary.hours).unwrap_or_default();
+        groups.push((first, last, files.len() + number, 0));
     }
     groups.sort_unstable();
     let mut units = Vec::new();
@@ -302,21 +471,25 @@ fn units(files: &[FlowFile]) -> Vec<Unit> {
         }
         let (connected, others) = rest.split_at(end);
         rest = others;
+        let of_rollups = connected.iter().filter_map(|(.., number, _)| number.checked_sub(files.len()));
+        let of_rollups: Vec<usize> = of_rollups.collect();
         // A row group is read once per unit: where that would be often, everything is one.
         let slices = |(from, to, ..): &(i64, i64, usize, usize)| to.saturating_sub(*from) / UNIT_HOURS;
-        let is_divided = connected.iter().fold(0i64, |sum, group| sum.saturating_add(slices(group))) <= end as i64;
+        let is_divided = of_rollups.is_empty()
+            && connected.iter().fold(0i64, |sum, group| sum.saturating_add(slices(group))) <= end as i64;
         let mut from = first;
         while from <= last {
             let hours = (from, if is_divided { last.min(from + UNIT_HOURS - 1) } else { last });
             let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
-            for (.., file, group) in connected.iter().filter(|(first, last, ..)| *first <= hours.1 && hours.0 <= *last)
-            {
+            let of_files = connected.iter().filter(|(.., number, _)| *number < files.len());
+            for (.., file, group) in of_files.filter(|(first, last, ..)| *first <= hours.1 && hours.0 <= *last) {
                 match parts.last_mut().filter(|(last, _)| last == file) {
                     Some((_, groups)) => groups.push(*group),
                     None => parts.push((*file, vec![*group])),
                 }
             }
-            units.push(Unit { hours, parts });
+            let (rollups, source) = sources(files, rollups, &mut parts, &of_rollups);
+            units.push(Unit { hours, parts, rollups, source });
             let Some(next) = hours.1.checked_add(1) else { break };
             from = next;
         }
@@ -324,29 +497,61 @@ fn units(files: &[FlowFile]) -> Vec<Unit> {
     units
 }
 
-/// Which files may hold rows that another one holds too: their ranges of one run overlap, or one does not tell its range.
-pub(crate) fn repeats(files: &[&CaptureFile]) -> Vec<bool> {
-    let mut repeats = vec![false; files.len()];
-    let mut runs: HashMap<&str, Vec<(i64, i64, usize)>> = HashMap::new();
-    let mut is_told = true;
-    for (number, file) in files.iter().enumerate() {
-        match &file.run {
-            Some((run, first, last)) => runs.entry(run).or_default().push((*first, *last, number)),
-            None => is_told = false,
+/// Which rollups of some hours are used, and what else.
+fn sources(
+    files: &[FlowFile],
+    rollups: &[CaptureFile],
+    parts: &mut Vec<(usize, Vec<usize>)>,
+    found: &[usize],
+) -> (Vec<Vec<usize>>, Source) {
+    // Those with the most rows first; others of the same rows are alternatives, and what else overlaps is left out.
+    let mut found = found.to_vec();
+    found.sort_by_key(|number| rollups[*number].summary.as_ref().map(|summary| std::cmp::Reverse(summary.rows)));
+    let (mut chosen, mut summed): (Vec<Vec<usize>>, Runs) = (Vec::new(), Runs::default());
+    for number in found {
+        let runs = &rollups[number].runs;
+        if let Some(same) = chosen.iter_mut().find(|same| rollups[same[0]].runs == *runs) {
+            same.push(number);
+        } else if !summed.overlaps(runs) {
+            summed.add(runs);
+            chosen.push(vec![number]);
         }
     }
-    if !is_told {
+    if chosen.is_empty() {
+        return (chosen, Source::Files);
+    }
+    let mut there = Runs::default();
+    parts.iter().for_each(|(file, _)| there.add(&files[*file].file.runs));
+    let is_told = parts.iter().all(|(file, _)| !files[*file].file.runs.is_empty());
+    let source = match (is_told && summed.covers(&there), there.covers(&summed)) {
+        (true, true) => Source::RollupsOrFiles,
+        (false, true) => Source::Files,
+        (false, false) => Source::Rollups,
+        (true, false) => {
+            parts.clear();
+            Source::Rollups
+        }
+    };
+    (chosen, source)
+}
+
+/// Which files may hold rows that another one holds too, or do not tell theirs.
+pub(crate) fn repeats(files: &[&CaptureFile]) -> Vec<bool> {
+    if files.iter().any(|file| file.runs.is_empty()) {
         return vec![true; files.len()];
     }
-    for ranges in runs.values_mut() {
-        ranges.sort_unstable();
-        let mut furthest: Option<(i64, usize)> = None;
-        for (first, last, number) in ranges.iter() {
-            if let Some((end, other)) = furthest.filter(|(end, _)| first <= end) {
-                (repeats[*number], repeats[other]) = (true, true);
-                furthest = Some(if *last > end { (*last, *number) } else { (end, other) });
-            } else {
-                furthest = Some((*last, *number));
+    let mut repeats: Vec<bool> = files.iter().map(|file| file.repeats_itself()).collect();
+    let mut ranges: Vec<(&str, i64, i64, usize)> = Vec::new();
+    for (number, file) in files.iter().enumerate() {
+        ranges.extend(file.runs.0.iter().filter_map(|(run, rows)| {
+            Some((run.as_str(), rows.seqs.first()?, rows.seqs.last()?, number))
+        }));
+    }
+    ranges.sort_unstable();
+    for (at, (run, _, last, one)) in ranges.iter().enumerate() {
+        for (.., other) in ranges[at + 1..].iter().take_while(|(of, first, ..)| of == run && first <= last) {
+            if one != other && files[*one].runs.overlaps(&files[*other].runs) {
+                (repeats[*one], repeats[*other]) = (true, true);
             }
         }
     }
@@ -362,7 +567,7 @@ mod tests {
     use super::*;
 
     fn file(hours: &[(i64, i64)]) -> FlowFile {
-        FlowFile { path: PathBuf::new(), repeats: false, hours: hours.to_vec() }
+        FlowFile { file: CaptureFile::default(), repeats: false, hours: hours.to_vec() }
     }
 
     #[test]
@@ -371,12 +576,13 @@ mod tests {
         let unit = |hours, parts: &[(usize, &[usize])]| Unit {
             hours,
             parts: parts.iter().map(|(file, groups)| (*file, groups.to_vec())).collect(),
+            ..Unit::default()
         };
-        assert_eq!(units(&files), [unit((1, 2), &[(0, &[0, 1]), (1, &[0])]), unit((4, 4), &[(2, &[0])])]);
-        let long = units(&[file(&[(0, 30)]), file(&[(25, 25)])]);
+        assert_eq!(units(&files, &[]), [unit((1, 2), &[(0, &[0, 1]), (1, &[0])]), unit((4, 4), &[(2, &[0])])]);
+        let long = units(&[file(&[(0, 30)]), file(&[(25, 25)])], &[]);
         assert_eq!(long, [unit((0, 23), &[(0, &[0])]), unit((24, 30), &[(0, &[0]), (1, &[0])])]);
         for all in [(i64::MIN, i64::MAX), (0, 72)] {
-            let one = units(&[file(&[all]), file(&[(5, 5)])]);
+            let one = units(&[file(&[all]), file(&[(5, 5)])], &[]);
             assert_eq!(one.len(), 1, "not read over and over: {one:?}");
         }
     }

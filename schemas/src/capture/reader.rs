@@ -26,12 +26,13 @@ use parquet::{
     schema::types::TypePtr,
 };
 
-use super::{DATASETS, PARQUET, Pages, UNFINISHED, key};
+use super::{DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, key, runs};
 use crate::{
     SCHEMA_VERSION,
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
+    rollup::RollupRow,
     table::{Column, Record, SchemaError, Table, TimestampMs},
 };
 
@@ -40,39 +41,44 @@ use crate::{
 pub struct Listing {
     /// Readable files, sorted by path.
     pub files: Vec<CaptureFile>,
+    /// Readable files whose rows are all in one of `files`, sorted by path: they were merged, or came twice.
+    pub superseded: Vec<CaptureFile>,
     /// What was passed over and why, sorted by path.
     pub problems: Vec<Problem>,
 }
 
 /// One whole file of a dataset.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CaptureFile {
     /// Where it is.
     pub path: PathBuf,
-    /// One of [`DATASETS`].
+    /// One of [`DATASETS`], or `rollups`.
     pub dataset: &'static str,
-    /// Cluster it tells of; all rows of a file have one writer.
+    /// Cluster it tells of.
     pub cluster: String,
-    /// Node of its writer.
-    pub node: String,
     /// Rows in it.
     pub rows: i64,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Run that wrote it, with its first and last `seq`; `None` when the file does not say.
-    pub run: Option<(String, i64, i64)>,
-    /// Which numbers from the first to the last there are: ranges in order, without overlap.
-    pub seqs: Vec<(i64, i64)>,
+    /// Runs whose rows are in it, or of a rollup, are summed up in it; in order of run, empty when the file does not say.
+    pub runs: Runs,
     /// Earliest and latest [`Record::TIME`] of each of its row groups; all of time where one does not say.
     pub times: Vec<(TimestampMs, TimestampMs)>,
     /// Whether a row may have the DNS name of its destination.
     pub has_names: bool,
+    /// What a rollup sums up.
+    pub summary: Option<Summary>,
 }
 
 impl CaptureFile {
     /// Earliest [`Record::TIME`] in it.
     pub fn first_time(&self) -> TimestampMs {
         self.times.iter().map(|(first, _)| *first).min().unwrap_or_default()
+    }
+
+    /// Whether rows are in it more than once.
+    pub fn repeats_itself(&self) -> bool {
+        self.summary.is_none() && self.rows > self.runs.rows()
     }
 
     /// A reason not to use it.
@@ -141,14 +147,8 @@ impl fmt::Display for Problem {
 /// # Errors
 /// An input itself does not exist or can't be read; anything below it that can't be is a [`Problem`].
 pub fn list(inputs: &[PathBuf]) -> io::Result<Listing> {
-    let (mut listing, mut paths) = (Listing::default(), Vec::new());
-    for input in inputs {
-        if fs::metadata(input)?.is_dir() {
-            walk(input, &mut paths, &mut listing.problems);
-        } else {
-            paths.push(input.clone());
-        }
-    }
+    let (paths, problems) = find(inputs)?;
+    let mut listing = Listing { problems, ..Listing::default() };
     // A footer takes a tenth of a millisecond, and there may be a hundred thousand.
     let share = paths.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
     let examined = thread::scope(|scope| {
@@ -168,9 +168,40 @@ pub fn list(inputs: &[PathBuf]) -> io::Result<Listing> {
     }
     listing.files.sort_by(|a, b| a.path.cmp(&b.path));
     listing.files.dedup_by(|a, b| a.path == b.path);
+    (listing.files, listing.superseded) = set_apart(std::mem::take(&mut listing.files));
     listing.problems.sort();
     listing.problems.dedup();
     Ok(listing)
+}
+
+/// Sets those files apart whose rows are all in another one: files, then those set apart. Rollups are left: what they say
+/// rests on more than rows.
+pub fn set_apart(mut files: Vec<CaptureFile>) -> (Vec<CaptureFile>, Vec<CaptureFile>) {
+    let mut ranges: Vec<(&str, &str, &str, i64, i64, usize)> = Vec::new();
+    for (number, file) in files.iter().enumerate().filter(|(_, file)| file.summary.is_none()) {
+        ranges.extend(file.runs.0.iter().filter_map(|(run, rows)| {
+            Some((file.dataset, &*file.cluster, &**run, rows.seqs.first()?, rows.seqs.last()?, number))
+        }));
+    }
+    ranges.sort_unstable();
+    let mut is_superseded = vec![false; files.len()];
+    for (at, (dataset, cluster, run, _, last, one)) in ranges.iter().enumerate() {
+        let meets = |range: &&(&str, &str, &str, i64, i64, usize)| {
+            (&range.0, &range.1, &range.2) == (dataset, cluster, run) && range.3 <= *last
+        };
+        for (.., other) in ranges[at + 1..].iter().take_while(meets) {
+            let [a, b] = [*one, *other].map(|number| &files[number].runs);
+            if a.covers(b) {
+                // Of two with the same rows, the first is kept.
+                is_superseded[if b.covers(a) { *one.max(other) } else { *other }] = true;
+            } else if b.covers(a) {
+                is_superseded[*one] = true;
+            }
+        }
+    }
+    let mut is_superseded = is_superseded.into_iter();
+    let superseded = files.extract_if(.., |_| is_superseded.next() == Some(true)).collect();
+    (files, superseded)
 }
 
 /// Reads all rows of one file.
@@ -187,8 +218,7 @@ pub fn read<R: Record>(file: &CaptureFile) -> Result<Vec<R>, Problem> {
 /// As [`read`].
 pub fn read_where<R: Record>(file: &CaptureFile, selected: Option<BooleanArray>) -> Result<Vec<R>, Problem> {
     let mut rows = Vec::with_capacity(file.rows.max(0) as usize);
-    let columns: Vec<&str> = R::COLUMNS.iter().map(|column| column.name).collect();
-    for batch in batches::<R>(file, &columns, selected)? {
+    for batch in batches::<R>(file, &columns::<R>(), selected)? {
         let decoded = R::decode(&batch?);
         rows.extend(decoded.map_err(|error| file.problem(ProblemKind::WrongColumns { reason: error.to_string() }))?);
     }
@@ -199,19 +229,24 @@ pub fn read_where<R: Record>(file: &CaptureFile, selected: Option<BooleanArray>)
 ///
 /// # Errors
 /// The file is damaged, here or in one of the batches.
-pub fn read_columns<R: Record>(
+pub fn read_columns<T: Table>(
     file: &CaptureFile,
     columns: &[&str],
-) -> Result<impl Iterator<Item = Result<RecordBatch, Problem>> + use<R>, Problem> {
-    batches::<R>(file, columns, None)
+) -> Result<impl Iterator<Item = Result<RecordBatch, Problem>> + use<T>, Problem> {
+    batches::<T>(file, columns, None)
 }
 
-fn batches<R: Record>(
+/// The names of all columns of a table.
+pub fn columns<T: Table>() -> Vec<&'static str> {
+    T::COLUMNS.iter().map(|column| column.name).collect()
+}
+
+fn batches<T: Table>(
     file: &CaptureFile,
     columns: &[&str],
     selected: Option<BooleanArray>,
-) -> Result<impl Iterator<Item = Result<RecordBatch, Problem>> + use<R>, Problem> {
-    let schema = R::schema();
+) -> Result<impl Iterator<Item = Result<RecordBatch, Problem>> + use<T>, Problem> {
+    let schema = T::schema();
     let damaged = |error: ParquetError| file.problem(ProblemKind::Damaged { reason: error.to_string() });
     let pages = Pages::open(&file.path).map_err(damaged)?;
     let (mut readers, mut first) = (Vec::new(), 0);
@@ -235,8 +270,32 @@ pub fn verify(file: &CaptureFile) -> Result<(), Problem> {
     match file.dataset {
         FlowRecord::DATASET => read::<FlowRecord>(file).map(drop),
         InventoryRecord::DATASET => read::<InventoryRecord>(file).map(drop),
-        _ => read::<HealthRecord>(file).map(drop),
+        HealthRecord::DATASET => read::<HealthRecord>(file).map(drop),
+        _ => read_columns::<RollupRow>(file, &columns::<RollupRow>())?.try_for_each(|batch| batch.map(drop)),
     }
+}
+
+/// Finds all files. While files are merged, a walk may miss both the merged one, which was made behind it, and those that
+/// it was made of, which were removed before it: so it walks until it finds the same twice.
+fn find(inputs: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<Problem>)> {
+    let mut last = None;
+    for _ in 0..WALKS {
+        let (mut paths, mut problems) = (Vec::new(), Vec::new());
+        for input in inputs {
+            if fs::metadata(input)?.is_dir() {
+                walk(input, &mut paths, &mut problems);
+            } else {
+                paths.push(input.clone());
+            }
+        }
+        paths.sort_unstable();
+        let found = Some((paths, problems));
+        if last == found {
+            break;
+        }
+        last = found;
+    }
+    Ok(last.unwrap_or_default())
 }
 
 /// Finds the files below a folder.
@@ -286,28 +345,33 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let metadata = &reader.parse_and_finish(&file).map_err(damaged)?;
     check_version(&value(metadata, key::SCHEMA_VERSION).ok_or(ProblemKind::Foreign)?)?;
     let named = value(metadata, key::DATASET).ok_or(ProblemKind::Foreign)?;
-    let dataset = *DATASETS.iter().find(|dataset| **dataset == named).ok_or_else(|| ProblemKind::WrongColumns {
+    let mut known = DATASETS.into_iter().chain([RollupRow::NAME]);
+    let dataset = known.find(|dataset| **dataset == named).ok_or_else(|| ProblemKind::WrongColumns {
         reason: format!("has dataset `{named}`, which this build does not know"),
     })?;
     check_columns(metadata, dataset)?;
-    let number = |key| value(metadata, key)?.parse::<i64>().ok();
-    let run = value(metadata, key::RUN_ID).and_then(|run| Some((run, number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?)));
-    let told = value(metadata, key::SEQS).and_then(|seqs| ranges(&seqs));
-    let seqs = told.unwrap_or_else(|| run.iter().map(|(_, first, last)| (*first, *last)).collect());
     let cluster = value(metadata, key::CLUSTER).unwrap_or_default();
-    let node = value(metadata, key::NODE).unwrap_or_default();
+    let summary = value(metadata, key::SUMMARY).and_then(|summary| serde_json::from_str(&summary).ok());
+    if dataset == RollupRow::NAME && summary.is_none() {
+        return Err(ProblemKind::Damaged { reason: format!("no {} in it", key::SUMMARY) });
+    }
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
     let has_names = metadata.row_groups().iter().any(has_names);
-    Ok(CaptureFile { path, dataset, cluster, node, rows, size_bytes, run, seqs, times, has_names })
+    Ok(CaptureFile { path, dataset, cluster, rows, size_bytes, runs: runs(metadata), times, has_names, summary })
 }
 
-/// Reads `first-last,…`.
-fn ranges(text: &str) -> Option<Vec<(i64, i64)>> {
-    let range = |text: &str| {
-        let (first, last) = text.split_once('-')?;
-        Some((first.parse().ok()?, last.parse().ok()?))
+/// What a file says of its rows: of one run, or after merging of several.
+fn runs(metadata: &ParquetMetaData) -> Runs {
+    let of_one = || {
+        let run = value(metadata, key::RUN_ID)?;
+        let number = |key| value(metadata, key)?.parse::<i64>().ok();
+        let (first, last) = (number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?);
+        let told = value(metadata, key::SEQS).and_then(|seqs| runs::parse(&seqs));
+        let seqs = told.unwrap_or_else(|| Seqs::from_iter([first..=last]));
+        (!seqs.is_empty()).then(|| Runs::of(run, value(metadata, key::NODE).unwrap_or_default(), seqs))
     };
-    text.split(',').map(range).collect()
+    let of_several = || serde_json::from_str(&value(metadata, key::RUNS)?).ok();
+    of_several().or_else(of_one).unwrap_or_default()
 }
 
 /// Whether a row group does not say that all of its destinations are without a name.
@@ -321,7 +385,8 @@ fn times(metadata: &ParquetMetaData, dataset: &'static str) -> Vec<(TimestampMs,
     let column = match dataset {
         FlowRecord::DATASET => FlowRecord::TIME,
         InventoryRecord::DATASET => InventoryRecord::TIME,
-        _ => HealthRecord::TIME,
+        HealthRecord::DATASET => HealthRecord::TIME,
+        _ => ROLLUP_TIME,
     };
     let time = |group: &RowGroupMetaData| {
         let column = group.columns().iter().find(|chunk| chunk.column_path().string() == column)?;
@@ -364,7 +429,8 @@ fn compare_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<
     let columns: &[Column] = match dataset {
         FlowRecord::DATASET => FlowRecord::COLUMNS,
         InventoryRecord::DATASET => InventoryRecord::COLUMNS,
-        _ => HealthRecord::COLUMNS,
+        HealthRecord::DATASET => HealthRecord::COLUMNS,
+        _ => RollupRow::COLUMNS,
     };
     for column in columns {
         let Ok(field) = schema.field_with_name(column.name) else {
@@ -390,3 +456,8 @@ fn value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
     let pairs = metadata.file_metadata().key_value_metadata()?;
     pairs.iter().find(|pair| pair.key == key)?.value.clone()
 }
+
+/// The column of time of a rollup.
+const ROLLUP_TIME: &str = "hour";
+/// How often is walked, where files come and go all the time.
+const WALKS: usize = 8;

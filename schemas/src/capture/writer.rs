@@ -22,7 +22,7 @@ use parquet::{
 use super::{Origin, PARQUET, UNFINISHED, Utc, key};
 use crate::{
     SCHEMA_VERSION,
-    table::{Record, TimestampMs},
+    table::{Record, Table, TimestampMs},
 };
 
 /// Why a dataset could not be written.
@@ -215,13 +215,18 @@ impl OpenFile {
             }
         }
         let file = writer.into_inner().map_err(|source| CaptureError::Encode { path: path.clone(), source })?;
-        let io_error = |source| CaptureError::Io { path: path.clone(), source };
-        file.sync_all().map_err(io_error)?;
-        fs::rename(unfinished, &path).map_err(io_error)?;
-        // The rename itself is durable only once the directory is.
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)?;
+        settle(&file, unfinished, &path)?;
         Ok(path)
     }
+}
+
+/// Gives a file that was written its name, durably.
+pub(super) fn settle(file: &File, unfinished: &Path, path: &Path) -> Result<(), CaptureError> {
+    let io_error = |source| CaptureError::Io { path: path.into(), source };
+    file.sync_all().map_err(io_error)?;
+    fs::rename(unfinished, path).map_err(io_error)?;
+    // The rename itself is durable only once the directory is.
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()).map_err(io_error)
 }
 
 /// Adds ranges that are in order to those before, as one where they meet or overlap.
@@ -240,11 +245,11 @@ const fn hour(time: TimestampMs) -> i64 {
 }
 
 /// Removes what is given up; where that fails, readers name the file and skip it.
-fn remove(unfinished: &Path) {
+pub(super) fn remove(unfinished: &Path) {
     let _ = fs::remove_file(unfinished);
 }
 
-fn unfinished(path: &Path) -> PathBuf {
+pub(super) fn unfinished(path: &Path) -> PathBuf {
     path.with_extension(format!("{PARQUET}.{UNFINISHED}"))
 }
 
@@ -259,7 +264,7 @@ const ROWS_PER_GROUP: usize = 64 * 1024;
 const ROWS_PER_BATCH: usize = 512;
 /// How a dataset is encoded. Only text is worth a dictionary, of which each takes 100 KB while a file is open; numbers
 /// are near their neighbours.
-fn properties<R: Record>(metadata: Vec<KeyValue>) -> WriterProperties {
+pub(super) fn properties<T: Table>(metadata: Vec<KeyValue>) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_statistics_enabled(EnabledStatistics::Page)
@@ -267,7 +272,7 @@ fn properties<R: Record>(metadata: Vec<KeyValue>) -> WriterProperties {
         .set_data_page_row_count_limit(ROWS_PER_PAGE)
         .set_dictionary_enabled(false)
         .set_key_value_metadata(Some(metadata));
-    for field in R::schema().fields() {
+    for field in T::schema().fields() {
         let column = ColumnPath::from(field.name().clone());
         properties = match field.data_type() {
             DataType::Dictionary(..) => properties.set_column_dictionary_enabled(column, true),

@@ -56,6 +56,11 @@ impl Coverage {
         self.covered.insert(start, end);
     }
 
+    /// What is covered, from start to end.
+    pub(super) fn spans(&self) -> impl Iterator<Item = (TimestampMs, TimestampMs)> {
+        self.covered.iter().map(|(start, end)| (*start, *end))
+    }
+
     /// Whether nothing is covered.
     pub(super) fn is_empty(&self) -> bool {
         self.covered.is_empty()

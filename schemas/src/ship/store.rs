@@ -1,6 +1,6 @@
 //! An object store with a capture below a prefix.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -25,6 +25,8 @@ pub struct Object {
     pub size_bytes: u64,
     /// What it is told by from another of the same name, where the store says so.
     pub version: Option<String>,
+    /// When it was written.
+    pub modified: SystemTime,
 }
 
 /// Why a store can't be used.
@@ -36,6 +38,9 @@ pub enum StoreError {
     /// The store refused, or did not answer.
     #[error("cannot read {url}: {reason}")]
     Read { url: String, reason: String },
+    /// The store refused to remove an object, or did not answer.
+    #[error("cannot remove {url}: {reason}")]
+    Remove { url: String, reason: String },
 }
 
 /// Whether a path or address is that of an object store.
@@ -76,7 +81,8 @@ impl Store {
             let rest = meta.location.prefix_match(&self.prefix);
             let name = rest.map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
             // The prefix itself is an object where it names one file.
-            Object { name: name.unwrap_or_default(), size_bytes: meta.size, version: meta.e_tag.or(meta.version) }
+            let (name, version) = (name.unwrap_or_default(), meta.e_tag.or(meta.version));
+            Object { name, size_bytes: meta.size, version, modified: meta.last_modified.into() }
         };
         let listed: Result<Vec<_>, _> = self.store.list(Some(&self.prefix)).map_ok(object).try_collect().await;
         let mut objects = listed.map_err(|source| self.read_error("", source))?;
@@ -119,6 +125,17 @@ impl Store {
             reason: format!("{}: {}", self.url_of(name), brief(&error)),
         };
         put.await.map(|()| Receipt::default()).map_err(retry)
+    }
+
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The store refuses, or does not answer.
+    pub async fn remove(&self, name: &str) -> Result<(), StoreError> {
+        match self.store.delete(&self.location(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(StoreError::Remove { url: self.url_of(name), reason: brief(&error) }),
+        }
     }
 
     fn location(&self, name: &str) -> Path {

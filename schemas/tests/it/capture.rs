@@ -8,7 +8,7 @@ use std::{
 
 use parquet::{arrow::ArrowWriter, file::metadata::KeyValue, file::properties::WriterProperties};
 use schemas::{
-    capture::{self, DatasetWriter, Origin, ProblemKind, Roll},
+    capture::{self, DatasetWriter, Origin, ProblemKind, Roll, Runs, Seqs},
     flow::FlowRecord,
     table::{Table, TimestampMs},
 };
@@ -46,8 +46,8 @@ fn rows_come_back_from_the_partition_of_their_hour() {
     let listing = capture::list(&[root.path().into()]).expect("the directory is there");
     assert_eq!(listing.problems, []);
     assert!(listing.files.iter().all(|file| file.cluster == "c"));
-    let runs: Vec<_> = listing.files.iter().map(|file| (file.rows, file.run.clone())).collect();
-    let run = |first, last| Some(("0123456789abcdef".to_owned(), first, last));
+    let runs: Vec<_> = listing.files.iter().map(|file| (file.rows, file.runs.clone())).collect();
+    let run = |first, last| Runs::of("0123456789abcdef".into(), "node/a".into(), Seqs::from_iter([first..=last]));
     assert_eq!(runs, [(3, run(0, 2)), (1, run(3, 3))]);
     let seqs: Vec<i64> =
         capture::read::<FlowRecord>(&listing.files[0]).expect("readable").iter().map(|r| r.seq).collect();
