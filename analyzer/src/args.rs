@@ -1,14 +1,15 @@
 //! The command line, parsed into types.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use ipnet::IpNet;
 
 use crate::{
     communication::Direction,
-    sets::{Decisions, DecisionsError, Thresholds},
-    tables::Learning,
+    sets::{Decisions, Thresholds},
+    state::State,
+    tables::{Learning, LearningError},
 };
 
 /// Turns captures of flowscribe-exporter into NetworkPolicies, and answers questions about them in SQL.
@@ -298,6 +299,11 @@ pub(crate) struct LearnArgs {
     /// {from, to, port, reason}.
     #[arg(long, env = "FLOWSCRIBE_DECISIONS", value_name = "FILE")]
     pub(crate) decisions: Option<PathBuf>,
+
+    /// Directory that keeps what is known of files and hours for the next time, so that only what is new is read. The
+    /// result is the same without it.
+    #[arg(long, env = "FLOWSCRIBE_STATE", value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 
     /// A workload observed for less is learning.
     #[arg(long, env = "FLOWSCRIBE_LEARN_FOR", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
@@ -591,9 +597,9 @@ impl LearnArgs {
     /// What sets are learned by.
     ///
     /// # Errors
-    /// The decisions can't be read, or are not valid.
-    pub(crate) fn learning(&self) -> Result<Learning, DecisionsError> {
-        let Self { decisions, learn_for, stable_after, decay_after, hold_after } = self;
+    /// The decisions can't be read, or are not valid; the state can't be used.
+    pub(crate) fn learning(&self, input: &InputArgs) -> Result<Learning, LearningError> {
+        let Self { decisions, state, learn_for, stable_after, decay_after, hold_after } = self;
         let hours = |duration: &Duration| duration.as_secs().div_ceil(3600);
         let thresholds = Thresholds {
             learn_hours: hours(learn_for),
@@ -601,7 +607,8 @@ impl LearnArgs {
             decay_hours: hours(decay_after),
             hold_hours: hours(hold_after),
         };
-        Ok(Learning { decisions: Decisions::read(decisions.as_deref())?.into(), thresholds })
+        let state = state.as_deref().map(|state| State::open(state, input.clock_skew_ms)).transpose()?;
+        Ok(Learning { decisions: Decisions::read(decisions.as_deref())?.into(), thresholds, state: state.map(Arc::new) })
     }
 }
 

@@ -9,12 +9,13 @@ use std::{
 
 use roaring::RoaringBitmap;
 use schemas::{index::Index, inventory::InventoryRecord, table::TimestampMs};
+use serde::{Deserialize, Serialize};
 
 /// All communications of a capture, ordered by who talks to whom.
 pub(crate) type Communications = BTreeMap<Edge, Evidence>;
 
 /// Who talks to whom, on which port.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Edge {
     /// Who initiated.
     pub(crate) source: Endpoint,
@@ -29,7 +30,7 @@ pub(crate) struct Edge {
 }
 
 /// What was observed of a communication.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Evidence {
     /// A Service was dialled.
     pub(crate) via_service: bool,
@@ -167,7 +168,7 @@ impl Evidence {
 }
 
 /// One end of a communication.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Endpoint {
     /// Pods that a policy can select.
     Workload(Workload),
@@ -180,7 +181,7 @@ pub(crate) enum Endpoint {
 }
 
 /// A workload: the top owner of its pods.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Workload {
     /// Namespace.
     pub(crate) namespace: Arc<str>,

@@ -231,7 +231,7 @@ impl Place {
         let (root, cluster) = (self.root.clone(), cluster.to_owned());
         let (sender, receiver) = mpsc::channel();
         let work = move || {
-            let (_, index) = opening::read(&mut listing, clock_skew_ms);
+            let (_, index) = opening::read(&mut listing, clock_skew_ms, None);
             for problem in &listing.problems {
                 eprintln!("left {problem}");
             }
@@ -300,7 +300,7 @@ impl Place {
     async fn remove_superseded(&self, listing: &Listing, keep: Duration, tally: &mut Tally) -> Result<(), CompactError> {
         let is_old = |file: &CaptureFile| {
             let modified = self.modified.get(&file.path).copied();
-            let modified = modified.or_else(|| file.path.metadata().ok()?.modified().ok());
+            let modified = modified.or(file.modified);
             let age = modified.and_then(|modified| SystemTime::now().duration_since(modified).ok());
             // What was put into a store by this very run has its time there.
             age.unwrap_or_default() >= keep
@@ -313,14 +313,13 @@ impl Place {
             }
         }
         let rollups: Vec<&CaptureFile> = listing.files.iter().filter(|file| file.summary.is_some()).collect();
-        let modified = |file: &CaptureFile| file.path.metadata().and_then(|metadata| metadata.modified()).ok();
         for rollup in &rollups {
             // Of the same rows, the newest knows best who was who.
             let supersedes = |other: &&&CaptureFile| {
                 other.path != rollup.path
                     && other.runs.covers(&rollup.runs)
                     && (!rollup.runs.covers(&other.runs)
-                        || (modified(rollup), &rollup.path) < (modified(other), &other.path))
+                        || (rollup.modified, &rollup.path) < (other.modified, &other.path))
             };
             if rollups.iter().filter(supersedes).any(|other| is_old(other)) {
                 removed.insert(&rollup.path, rollup);

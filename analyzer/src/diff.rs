@@ -22,7 +22,6 @@ use crate::{
     netpol::{Connections, DEFAULT_NAMESPACE, Enforcement, NAMESPACE_NAME, Party, Subject},
     output::{self, OutputError},
     population::{Member, Population},
-    sets::Decisions,
     tables::{Learning, Tables, TablesError},
 };
 
@@ -76,9 +75,8 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
         None if input.is_empty() => Population::default(),
         None => {
             let input = InputArgs::of(input.clone(), cluster_name.clone());
-            let learning = Learning { decisions: Arc::new(Decisions::default()), thresholds: Default::default() };
             let question = async |_: &Tables| Ok(());
-            let (tables, ()) = Tables::ask::<_, DiffError>(&input, &learning, question).await?;
+            let (tables, ()) = Tables::ask::<_, DiffError>(&input, &Learning::default(), question).await?;
             Population::of_index(&tables.index)
         }
     };

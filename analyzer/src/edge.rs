@@ -30,7 +30,7 @@ use schemas::table::TimestampMs;
 use crate::communication::seen_by;
 use fold::{EdgeKey, Folder};
 use hour::{HOUR_MS, Hour, HourEdge};
-pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError, repeats};
+pub(crate) use work::{Block, EdgeTable, Flows, Undirected, WorkError, repeats};
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both

@@ -17,6 +17,8 @@ use schemas::{
     table::{Record, SchemaError, TimestampMs, decode_column},
 };
 
+use crate::state::State;
+
 /// Where a run of a writer has got to.
 struct Progress {
     next_seq: i64,
@@ -30,7 +32,12 @@ struct Snapshot {
 }
 
 /// Reads the inventory. Files that turn out to be damaged are left out, and returned.
-pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32) -> (Index, Vec<Problem>) {
+pub(crate) fn read(
+    files: &[CaptureFile],
+    heard: Vec<Heard>,
+    clock_skew_ms: u32,
+    state: Option<&State>,
+) -> (Index, Vec<Problem>) {
     let mut files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == InventoryRecord::DATASET && file.rows > 0).collect();
     let first_seq = |file: &CaptureFile| file.runs.0.values().next().and_then(|rows| rows.seqs.first());
     files.sort_by_key(|file| (file.first_time(), first_seq(file), &file.path));
@@ -52,7 +59,7 @@ pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32)
             scope.spawn(move || {
                 let mut runs = HashMap::new();
                 for file in ahead.iter().filter(|file| reader_of(file) == reader) {
-                    if sender.send(read_file(file, &mut runs)).is_err() {
+                    if sender.send(read_file(file, &mut runs, state)).is_err() {
                         return;
                     }
                 }
@@ -81,13 +88,30 @@ pub(crate) fn read(files: &[CaptureFile], heard: Vec<Heard>, clock_skew_ms: u32)
 fn read_file(
     file: &CaptureFile,
     runs: &mut HashMap<String, Progress>,
+    state: Option<&State>,
 ) -> Result<(Vec<InventoryRecord>, Vec<Heard>), Problem> {
-    // Where rows are missing within the file, a snapshot tells more than the changes before it.
-    let is_whole = |run: &str| file.runs.0.get(run).is_some_and(|rows| rows.seqs.ranges_len() == 1);
-    let goes_on = |runs: &HashMap<String, Progress>, run: &str| {
-        let first = file.runs.0.get(run).and_then(|rows| rows.seqs.first());
-        runs.get(run).is_some_and(|progress| first == Some(progress.next_seq))
+    let goes_on = |runs, run: &str| goes_on(file, runs, run);
+    // What a file adds depends on which of its runs go on.
+    let before: Vec<Option<Arc<str>>> = (file.runs.0.keys())
+        .map(|run| goes_on(runs, run).then(|| runs.get(run).map(|run| Arc::clone(&run.scope))).flatten())
+        .collect();
+    let (records, heard) = match state {
+        Some(state) => state.news(file, before, |file| news(file, runs))?,
+        None => news(file, runs)?,
     };
+    let scopes: HashMap<&str, &Arc<str>> = records.iter().map(|record| (&*record.run_id, &record.scope)).collect();
+    for (run, rows) in &file.runs.0 {
+        let progress = runs.entry(run.clone()).or_insert(Progress { next_seq: 0, scope: "".into() });
+        progress.next_seq = rows.seqs.last().map_or(0, |last| last + 1);
+        progress.scope = scopes.get(&**run).map_or_else(|| Arc::clone(&progress.scope), |scope| Arc::clone(scope));
+    }
+    Ok((records, heard))
+}
+
+/// Reads the rows of a file that add something to what runs told before, and when else its writers were there.
+fn news(file: &CaptureFile, runs: &HashMap<String, Progress>) -> Result<(Vec<InventoryRecord>, Vec<Heard>), Problem> {
+    let is_whole = |run: &str| is_whole(file, run);
+    let goes_on = |runs, run: &str| goes_on(file, runs, run);
     let is_merged = file.runs.0.len() > 1;
     let may_repeat = file.runs.0.keys().any(|run| is_whole(run) && (is_merged || goes_on(runs, run)));
     let (mut selected, mut heard) = (None, Vec::new());
@@ -110,14 +134,18 @@ fn read_file(
         heard = snapshots.iter().flatten().filter(|snapshot| !is_news(snapshot)).map(|s| s.heard.clone()).collect();
         heard.dedup();
     }
-    let records: Vec<InventoryRecord> = capture::read_where(file, selected)?;
-    let scopes: HashMap<&str, &Arc<str>> = records.iter().map(|record| (&*record.run_id, &record.scope)).collect();
-    for (run, rows) in &file.runs.0 {
-        let progress = runs.entry(run.clone()).or_insert(Progress { next_seq: 0, scope: "".into() });
-        progress.next_seq = rows.seqs.last().map_or(0, |last| last + 1);
-        progress.scope = scopes.get(&**run).map_or_else(|| Arc::clone(&progress.scope), |scope| Arc::clone(scope));
-    }
-    Ok((records, heard))
+    Ok((capture::read_where(file, selected)?, heard))
+}
+
+/// Whether no row of a run is missing within a file: else a snapshot tells more than the changes before it.
+fn is_whole(file: &CaptureFile, run: &str) -> bool {
+    file.runs.0.get(run).is_some_and(|rows| rows.seqs.ranges_len() == 1)
+}
+
+/// Whether a file begins where what was read of a run before it ends.
+fn goes_on(file: &CaptureFile, runs: &HashMap<String, Progress>, run: &str) -> bool {
+    let first = file.runs.0.get(run).and_then(|rows| rows.seqs.first());
+    runs.get(run).is_some_and(|progress| first == Some(progress.next_seq))
 }
 
 /// Of which snapshot each row of a file is, if of one.

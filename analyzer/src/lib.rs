@@ -38,6 +38,7 @@ mod report;
 mod runs;
 mod sets;
 mod sql;
+mod state;
 mod tables;
 mod tree;
 mod verify;

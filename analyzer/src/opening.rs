@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -17,6 +17,7 @@ use crate::{
     identity,
     remote::{self, Local, RemoteError},
     runs::{self, Run},
+    state::State,
 };
 
 /// An open capture of one cluster.
@@ -25,7 +26,7 @@ pub(crate) struct Opening {
     /// What of the input is used.
     pub(crate) files: Vec<CaptureFile>,
     /// What has only rows that are in `files` too.
-    superseded: Vec<CaptureFile>,
+    pub(crate) superseded: Vec<CaptureFile>,
     /// What is not used, and why.
     pub(crate) problems: Vec<Problem>,
     /// What agents say of their recording.
@@ -66,10 +67,10 @@ impl Opening {
     ///
     /// # Errors
     /// An input does not exist, or holds several clusters.
-    pub(crate) async fn new(args: &InputArgs) -> Result<Self, OpeningError> {
+    pub(crate) async fn new(args: &InputArgs, state: Option<&Arc<State>>) -> Result<Self, OpeningError> {
         let mut tries = 1;
         loop {
-            let opening = Self::once(args).await?;
+            let opening = Self::once(args, state).await?;
             if tries == TRIES || !opening.problems.iter().any(|problem| is_gone(&problem.path)) {
                 return Ok(opening);
             }
@@ -77,16 +78,22 @@ impl Opening {
         }
     }
 
-    async fn once(args: &InputArgs) -> Result<Self, OpeningError> {
+    async fn once(args: &InputArgs, state: Option<&Arc<State>>) -> Result<Self, OpeningError> {
         let InputArgs { input, cluster_name: cluster, cache, .. } = args;
+        // What is remembered of files is worth little without them.
+        let cache = cache.clone().or(state.map(|state| state.cache()));
         let fetched = Arc::new(remote::fetch(input, cache.as_deref()).await?);
         let Local { inputs: paths, problems, .. } = &*fetched;
         for path in paths {
             fs::metadata(path).map_err(|source| OpeningError::Input { path: path.clone(), source })?;
         }
         let first = input.first().cloned().unwrap_or_default();
-        let paths = paths.clone();
-        let listing = tokio::task::spawn_blocking(move || capture::list(&paths)).await.map_err(io::Error::other)?;
+        let (paths, known) = (paths.clone(), state.cloned());
+        let list = move || {
+            let file = |path: &Path, size, modified| known.as_ref().and_then(|state| state.file(path, size, modified));
+            capture::list_known(&paths, file)
+        };
+        let listing = tokio::task::spawn_blocking(list).await.map_err(io::Error::other)?;
         let mut listing = listing.map_err(|source| OpeningError::Input { path: first, source })?;
         listing.problems.extend(problems.iter().cloned());
         let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
@@ -102,7 +109,7 @@ impl Opening {
             None if clusters.len() > 1 => return Err(OpeningError::SeveralClusters { clusters: named() }),
             None => {}
         }
-        Self::of(listing, fetched, args.clock_skew_ms).await
+        Self::of(listing, fetched, args.clock_skew_ms, state).await
     }
 
     /// The same without the files that turned out to be damaged when they were read; `None` when all are whole, so that
@@ -110,9 +117,13 @@ impl Opening {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub(crate) async fn again(&self, args: &InputArgs) -> Result<Option<Self>, OpeningError> {
+    pub(crate) async fn again(
+        &self,
+        args: &InputArgs,
+        state: Option<&Arc<State>>,
+    ) -> Result<Option<Self>, OpeningError> {
         if self.files.iter().any(|file| is_gone(&file.path)) {
-            return Self::new(args).await.map(Some);
+            return Self::new(args, state).await.map(Some);
         }
         let damaged: Vec<Problem> = self.files.iter().filter_map(|file| capture::verify(file).err()).collect();
         if damaged.is_empty() {
@@ -121,13 +132,19 @@ impl Opening {
         let Self { files, superseded, problems, .. } = self.clone();
         let mut listing = Listing { files, superseded, problems };
         leave_out(&mut listing, damaged);
-        Self::of(listing, Arc::clone(&self._fetched), args.clock_skew_ms).await.map(Some)
+        Self::of(listing, Arc::clone(&self._fetched), args.clock_skew_ms, state).await.map(Some)
     }
 
     /// Reads who was who, and what runs say, from the files of one cluster.
-    async fn of(mut listing: Listing, fetched: Arc<Local>, clock_skew_ms: u32) -> Result<Self, OpeningError> {
+    async fn of(
+        mut listing: Listing,
+        fetched: Arc<Local>,
+        clock_skew_ms: u32,
+        state: Option<&Arc<State>>,
+    ) -> Result<Self, OpeningError> {
+        let state = state.cloned();
         let understood = move || {
-            let (runs, index) = read(&mut listing, clock_skew_ms);
+            let (runs, index) = read(&mut listing, clock_skew_ms, state.as_deref());
             let Listing { files, superseded, problems } = listing;
             Self { files, superseded, problems, runs: Arc::new(runs), index: Arc::new(index), _fetched: fetched }
         };
@@ -137,11 +154,11 @@ impl Opening {
 }
 
 /// What runs say, and who was who. Files that turn out to be damaged become problems.
-pub(crate) fn read(listing: &mut Listing, clock_skew_ms: u32) -> (Vec<Run>, Index) {
+pub(crate) fn read(listing: &mut Listing, clock_skew_ms: u32, state: Option<&State>) -> (Vec<Run>, Index) {
     loop {
-        let (runs, mut damaged) = runs::read(&listing.files);
+        let (runs, mut damaged) = runs::read(&listing.files, state);
         let heard = runs.iter().filter_map(Run::heard).collect();
-        let (index, more) = identity::read(&listing.files, heard, clock_skew_ms);
+        let (index, more) = identity::read(&listing.files, heard, clock_skew_ms, state);
         damaged.extend(more);
         // What a damaged file superseded is read in its place.
         let is_final = damaged.is_empty() || listing.superseded.is_empty();
@@ -164,7 +181,7 @@ fn leave_out(listing: &mut Listing, damaged: Vec<Problem>) {
 }
 
 /// Whether something that was there is not any more. What is in an object store has no path.
-fn is_gone(path: &std::path::Path) -> bool {
+fn is_gone(path: &Path) -> bool {
     !schemas::ship::store::is_url(path) && !path.exists()
 }
 

@@ -17,8 +17,8 @@ use crate::{
     population::Population,
     replay::{self, Excuse, Terms, Verdict},
     runs::Run,
-    sets::{DecisionsError, Sets},
-    tables::{Tables, TablesError},
+    sets::Sets,
+    tables::{LearningError, Tables, TablesError},
     tree::{self, TreeError},
 };
 
@@ -28,7 +28,7 @@ pub(crate) enum ReportError {
     #[error(transparent)]
     Tables(#[from] TablesError),
     #[error(transparent)]
-    Decisions(#[from] DecisionsError),
+    Learning(#[from] LearningError),
     #[error("cannot read the capture")]
     Read(#[from] DataFusionError),
     #[error("refusing to write an unsafe policy, please report this")]
@@ -114,7 +114,7 @@ struct Proposal<'a> {
 
 impl Capture {
     async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, ReportError> {
-        let learning = learn.learning()?;
+        let learning = learn.learning(input)?;
         let question = async |tables: &Tables| Ok((tables.learned().await?, tables.names().await?));
         let (tables, (learned, names)) = Tables::ask::<_, ReportError>(input, &learning, question).await?;
         let population = Population::of_index(&tables.index);

@@ -18,6 +18,9 @@ use schemas::{
     kubernetes::Resource,
     table::{Cell, Record, TimestampMs, decode_column},
 };
+use serde::{Deserialize, Serialize};
+
+use crate::state::State;
 
 /// What one agent's run says of itself.
 #[derive(Debug)]
@@ -55,7 +58,8 @@ pub(crate) struct Watch {
 }
 
 /// What a row of health says.
-struct Told {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Told {
     node: Arc<str>,
     run_id: Arc<str>,
     seq: i64,
@@ -73,7 +77,7 @@ struct Told {
 }
 
 /// Reads what the runs say. Files that turn out to be damaged are left out, and returned.
-pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
+pub(crate) fn read(files: &[CaptureFile], state: Option<&State>) -> (Vec<Run>, Vec<Problem>) {
     let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
     let flows = rows(files, FlowRecord::DATASET);
     // Who can't watch what tells of addresses has not heard everything.
@@ -83,7 +87,7 @@ pub(crate) fn read(files: &[CaptureFile]) -> (Vec<Run>, Vec<Problem>) {
     // Where a clock was set back, order of time is not order of writing, and everything is needed at once.
     let at_once = if are_in_order(&health) { FILES_AT_ONCE } else { health.len().max(1) };
     for files in health.chunks(at_once) {
-        let (told, damaged): (Vec<_>, Vec<_>) = read_all(files).into_iter().partition(Result::is_ok);
+        let (told, damaged): (Vec<_>, Vec<_>) = read_all(files, state).into_iter().partition(Result::is_ok);
         problems.extend(damaged.into_iter().filter_map(Result::err));
         let mut told: Vec<Told> = told.into_iter().flatten().flatten().collect();
         told.sort_by(|a, b| (&a.run_id, a.seq).cmp(&(&b.run_id, b.seq)));
@@ -226,10 +230,11 @@ fn are_in_order(files: &[&CaptureFile]) -> bool {
 }
 
 /// Reads files of health, on as many threads as there are processors.
-fn read_all(files: &[&CaptureFile]) -> Vec<Result<Vec<Told>, Problem>> {
+fn read_all(files: &[&CaptureFile], state: Option<&State>) -> Vec<Result<Vec<Told>, Problem>> {
     let share = files.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
     thread::scope(|scope| {
-        let read = |files: &[&CaptureFile]| files.iter().map(|file| told(file)).collect::<Vec<_>>();
+        let told = |file: &CaptureFile| state.map_or_else(|| told(file), |state| state.told(file, told));
+        let read = move |files: &[&CaptureFile]| files.iter().map(|file| told(file)).collect::<Vec<_>>();
         #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
         let threads: Vec<_> = files.chunks(share).map(|files| scope.spawn(move || read(files))).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("reading health does not panic")).collect()

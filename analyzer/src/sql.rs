@@ -12,8 +12,7 @@ use futures::StreamExt;
 use crate::{
     args::{Format, SqlArgs},
     output::{self, OutputError, ResultWriter},
-    sets::DecisionsError,
-    tables::{self, Tables, TablesError},
+    tables::{self, LearningError, Tables, TablesError},
 };
 
 /// Why a query can't be answered.
@@ -26,7 +25,7 @@ pub(crate) enum SqlError {
     #[error("the query needs more memory: allow it with --memory-mib")]
     Memory(#[source] DataFusionError),
     #[error(transparent)]
-    Decisions(#[from] DecisionsError),
+    Learning(#[from] LearningError),
     #[error("cannot read the query {path}")]
     QueryFile {
         path: PathBuf,
@@ -75,7 +74,7 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         }
         Ok(writers)
     };
-    let learning = learn.learning()?;
+    let learning = learn.learning(input)?;
     let (tables, writers) = Tables::ask::<_, SqlError>(input, &learning, question).await?;
     for problem in &tables.problems {
         eprintln!("skipped {problem}");

@@ -49,7 +49,8 @@ use crate::{
     opening::{Opening, OpeningError},
     policy::Names,
     runs::Run,
-    sets::{Decisions, Sets, Thresholds},
+    state::{State, StateError},
+    sets::{Decisions, DecisionsError, Sets, Thresholds},
 };
 pub(crate) use help::explain;
 use learned::Learned;
@@ -73,10 +74,23 @@ pub(crate) struct Tables {
 }
 
 /// What communication sets are learned by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Learning {
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) thresholds: Thresholds,
+    /// What a former run remembers.
+    pub(crate) state: Option<Arc<State>>,
+}
+
+/// Why nothing can be learned.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LearningError {
+    /// The decisions can't be read, or are not valid.
+    #[error(transparent)]
+    Decisions(#[from] DecisionsError),
+    /// What is remembered can't be read or kept.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// Why a capture can't be asked.
@@ -113,7 +127,7 @@ impl Tables {
     where
         E: From<TablesError>,
     {
-        let mut tables = Self::over(Opening::new(args).await.map_err(TablesError::from)?, args, learning).await?;
+        let mut tables = Self::over(Opening::new(args, learning.state.as_ref()).await.map_err(TablesError::from)?, args, learning).await?;
         let mut tries = 1;
         loop {
             let answer = question(&tables).await;
@@ -123,7 +137,7 @@ impl Tables {
                 Err(error) if tries == TRIES => return Err(error),
                 // A file whose footer is whole may still be damaged, or was merged into another one meanwhile.
                 Err(error) => {
-                    let opening = tables.opening.again(args).await.map_err(TablesError::from)?.ok_or(error)?;
+                    let opening = tables.opening.again(args, learning.state.as_ref()).await.map_err(TablesError::from)?.ok_or(error)?;
                     tables = Self::over(opening, args, learning).await?;
                 }
             }
@@ -221,7 +235,7 @@ impl Tables {
         let progress = ProgressBar::no_length();
         let flows = Arc::new(Flows::new(&files, Arc::clone(&index), progress.clone()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
-        let learned = Arc::new(Learned::new(flows, Arc::clone(&index), Arc::clone(&runs), learning.clone()));
+        let learned = Arc::new(Learned::new(flows, &opening, learning.clone()));
         learned.register(&context)?;
         for (name, _, query) in help::VIEWS {
             view(&context, name, query).await?;

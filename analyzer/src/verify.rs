@@ -14,8 +14,8 @@ use crate::{
     output::{self, OutputError},
     population::Population,
     replay::{self, Denied, Excuse, Terms, Verdict},
-    sets::{DecisionsError, Status},
-    tables::{Tables, TablesError},
+    sets::Status,
+    tables::{LearningError, Tables, TablesError},
 };
 
 /// Why policies can't be verified.
@@ -24,7 +24,7 @@ pub(crate) enum VerifyError {
     #[error(transparent)]
     Tables(#[from] TablesError),
     #[error(transparent)]
-    Decisions(#[from] DecisionsError),
+    Learning(#[from] LearningError),
     #[error("cannot read the capture")]
     Read(#[from] DataFusionError),
     #[error(transparent)]
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
         }
         None => (of_cluster().await?, Vec::new()),
     };
-    let learning = learn.learning()?;
+    let learning = learn.learning(input)?;
     let question = async |tables: &Tables| Ok(tables.learned().await?);
     let (tables, learned) = Tables::ask::<_, VerifyError>(input, &learning, question).await?;
     let population = Population::of_index(&tables.index);

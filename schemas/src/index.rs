@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A closed interval of time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Span {
     /// First moment.
     pub from: TimestampMs,
@@ -112,7 +112,7 @@ pub struct Index {
 }
 
 /// A moment at which a writer was there and had said all it knew, as the ends of `health` windows are.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Heard {
     /// The moment.
     pub time: TimestampMs,

@@ -136,7 +136,7 @@ pub struct Origin {
 pub struct TimestampMs(pub i64);
 
 /// Histogram of round-trip times: bucket `i` counts connections below `64 µs × 4^i`, the last one all others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RttHistogram(pub [i64; RTT_BUCKETS]);
 
 impl RttHistogram {
@@ -149,7 +149,7 @@ impl RttHistogram {
 }
 
 /// A port of a pod's container, a Service or an EndpointSlice.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Port {
     /// Name, where it has one.
     pub name: Option<Arc<str>>,
@@ -441,7 +441,7 @@ macro_rules! table {
         $($(#[doc = $meaning:literal])+ $field:ident: $type:ty => $attribute:literal, $unit:literal;)+
     ) => {
         $(#[doc = $about])+
-        #[derive(Clone, Debug, Default, PartialEq)]
+        #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         pub struct $row {
             $($(#[doc = $meaning])+ pub $field: $type,)+
         }

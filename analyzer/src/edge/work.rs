@@ -4,7 +4,7 @@
 //! make longer ones, of a day at most.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     fmt, iter,
     net::IpAddr,
     path::PathBuf,
@@ -39,8 +39,9 @@ use schemas::{
     flow::FlowRecord,
     index::{Fingerprints, Index, Span},
     rollup::RollupRow,
-    table::{Record, Table},
+    table::{Record, Table, TimestampMs},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     EdgeRow,
@@ -49,7 +50,7 @@ use super::{
     rollup, row, rows,
     total::{Tally, merge},
 };
-use crate::communication::Communications;
+use crate::communication::{Communications, Endpoint};
 
 /// The flows of a capture, and who was who.
 pub(crate) struct Flows {
@@ -72,6 +73,18 @@ struct FlowFile {
     repeats: bool,
     /// First and last hour of each row group.
     hours: Vec<(i64, i64)>,
+}
+
+/// What is known of some hours.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Block {
+    hours: (i64, i64),
+    /// Rows that it is of.
+    runs: Runs,
+    /// What the inventory said.
+    fingerprint: String,
+    communications: Communications,
+    undirected: Undirected,
 }
 
 /// How many rows of each run had no known direction, and are no edge.
@@ -150,11 +163,95 @@ impl Flows {
     /// A file can't be read.
     pub(crate) fn communications(&self) -> Result<(Communications, Undirected), WorkError> {
         self.begin();
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(self.units.len()).max(1);
+        self.total(&self.units.iter().collect::<Vec<_>>())
+    }
+
+    /// As [`Self::communications`], from what is known of hours that have not changed, and new hours; what is known then.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub(crate) fn communications_since(
+        &self,
+        known: Vec<Block>,
+    ) -> Result<(Communications, Undirected, Vec<Block>), WorkError> {
+        self.begin();
+        let mut open: Vec<&Unit> = self.units.iter().collect();
+        let mut blocks: BTreeMap<Age, Block> = BTreeMap::new();
+        let newest = self.units.last().map_or(0, |unit| unit.hours.1);
+        let mut keep = |block: Block| match blocks.entry(age(block.hours.1, newest)) {
+            Entry::Vacant(entry) => drop(entry.insert(block)),
+            Entry::Occupied(mut entry) => entry.get_mut().add(block),
+        };
+        for block in known {
+            let (within, others): (Vec<&Unit>, Vec<&Unit>) =
+                open.iter().partition(|unit| unit.hours.0 <= block.hours.1 && block.hours.0 <= unit.hours.1);
+            let are_same = within.iter().all(|unit| block.hours.0 <= unit.hours.0 && unit.hours.1 <= block.hours.1)
+                && self.runs_of(&within).is_some_and(|runs| runs == block.runs);
+            if are_same && block.fingerprint == self.fingerprint_of(&block.communications) {
+                keep(block);
+                open = others;
+            }
+        }
+        let mut groups: BTreeMap<Age, Vec<&Unit>> = BTreeMap::new();
+        for unit in open {
+            groups.entry(age(unit.hours.1, newest)).or_default().push(unit);
+        }
+        let mut untold = (Communications::new(), Undirected::new());
+        for units in groups.into_values() {
+            let (communications, undirected) = self.total(&units)?;
+            let hours = units.iter().fold((i64::MAX, i64::MIN), |(a, b), unit| (a.min(unit.hours.0), b.max(unit.hours.1)));
+            match self.runs_of(&units) {
+                Some(runs) => {
+                    keep(Block { hours, runs, fingerprint: String::new(), communications, undirected });
+                }
+                // Of what does not tell its rows, nobody can say next time whether it is the same.
+                None => add(&mut untold, (communications, undirected)),
+            }
+        }
+        let mut blocks: Vec<Block> = blocks.into_values().collect();
+        let mut all = untold;
+        for block in &mut blocks {
+            block.fingerprint = self.fingerprint_of(&block.communications);
+            add(&mut all, (block.communications.clone(), block.undirected.clone()));
+        }
+        Ok((all.0, all.1, blocks))
+    }
+
+    /// All rows of some units; `None` if a file does not tell its own.
+    fn runs_of(&self, units: &[&Unit]) -> Option<Runs> {
+        let mut runs = Runs::default();
+        for unit in units {
+            let of_files = unit.parts.iter().map(|(file, _)| &self.files[*file].file.runs);
+            let of_rollups = unit.rollups.iter().flatten().map(|rollup| &self.rollups[*rollup].runs);
+            for of_one in of_files.chain(of_rollups) {
+                if of_one.is_empty() {
+                    return None;
+                }
+                runs.add(of_one);
+            }
+        }
+        Some(runs)
+    }
+
+    /// What the inventory says of the time and of the ends of some communications.
+    fn fingerprint_of(&self, communications: &Communications) -> String {
+        let seen = communications.values().map(|evidence| Span { from: evidence.first_seen, to: evidence.last_seen });
+        let span = seen.reduce(Span::hull).unwrap_or(Span::at(TimestampMs(0)));
+        let pods = communications.values().flat_map(|evidence| evidence.source_pods.iter().chain(&evidence.destination_pods));
+        let outside = communications.keys().flat_map(|edge| [&edge.source, &edge.destination]).filter_map(|end| match end {
+            Endpoint::External { address } => Some(*address),
+            _ => None,
+        });
+        self.fingerprint(span, pods.map(|uid| &**uid), outside)
+    }
+
+    /// Folds some units into one total per edge.
+    fn total(&self, units: &[&Unit]) -> Result<(Communications, Undirected), WorkError> {
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(units.len()).max(1);
         // Each begins with hours that follow one another, as what is known of one serves the next; then it helps others.
-        let share = self.units.len().div_ceil(workers).max(1);
-        let shares: Vec<(&[Unit], AtomicUsize)> =
-            self.units.chunks(share).map(|units| (units, AtomicUsize::new(0))).collect();
+        let share = units.len().div_ceil(workers).max(1);
+        let shares: Vec<(&[&Unit], AtomicUsize)> =
+            units.chunks(share).map(|units| (units, AtomicUsize::new(0))).collect();
         let work = |worker: usize| {
             let (mut folder, mut tally) = (Folder::new(&self.index), Tally::default());
             let shares = shares.iter().cycle().skip(worker).take(shares.len());
@@ -175,17 +272,11 @@ impl Flows {
             workers.into_iter().map(|worker| worker.join().expect("the fold does not panic")).collect()
         });
         let mut parts = parts.into_iter();
-        let (mut communications, mut undirected) = parts.next().transpose()?.unwrap_or_default();
+        let mut all = parts.next().transpose()?.unwrap_or_default();
         for part in parts {
-            let (more, runs) = part?;
-            for (edge, evidence) in more {
-                merge(&mut communications, edge, evidence);
-            }
-            for (run, rows) in runs {
-                *undirected.entry(run).or_default() += rows;
-            }
+            add(&mut all, part?);
         }
-        Ok((communications, undirected))
+        Ok(all)
     }
 
     fn begin(&self) {
@@ -363,6 +454,38 @@ impl Flows {
 
 /// A rollup's rows and summary, the rows of flows that it is of, and their files.
 type SummedUp<'a> = (Vec<RecordBatch>, Summary, Runs, Vec<&'a CaptureFile>);
+
+impl Block {
+    /// Adds what is known of other hours.
+    fn add(&mut self, other: Self) {
+        self.hours = (self.hours.0.min(other.hours.0), self.hours.1.max(other.hours.1));
+        self.runs.add(&other.runs);
+        let mut all = (std::mem::take(&mut self.communications), std::mem::take(&mut self.undirected));
+        add(&mut all, (other.communications, other.undirected));
+        (self.communications, self.undirected) = all;
+    }
+}
+
+/// Adds communications, and rows without a direction.
+fn add(all: &mut (Communications, Undirected), more: (Communications, Undirected)) {
+    for (edge, evidence) in more.0 {
+        merge(&mut all.0, edge, evidence);
+    }
+    for (run, rows) in more.1 {
+        *all.1.entry(run).or_default() += rows;
+    }
+}
+
+/// What is remembered together, newest first: hours of late, which still change; days; everything before.
+type Age = (u8, i64);
+
+fn age(hour: i64, newest: i64) -> Age {
+    match newest - hour {
+        ..LATE_HOURS => (0, -hour),
+        LATE_HOURS..LATE_DAYS_HOURS => (1, -hour.div_euclid(24)),
+        _ => (2, 0),
+    }
+}
 
 impl Unit {
     /// Rows that are read of it.
@@ -559,6 +682,9 @@ pub(crate) fn repeats(files: &[&CaptureFile]) -> Vec<bool> {
 }
 
 const BATCH_ROWS: usize = 8192;
+/// Hours and days back from the newest that are remembered apart, as files of theirs may still come.
+const LATE_HOURS: i64 = 6;
+const LATE_DAYS_HOURS: i64 = 8 * 24;
 /// Hours of a unit at most.
 const UNIT_HOURS: i64 = 24;
 

@@ -7,12 +7,12 @@ use datafusion::error::DataFusionError;
 use schemas::table::Table;
 use serde_json::{Value, json};
 
-use super::{DecisionsError, Entry, Fate, Set, Sets, Status};
+use super::{Entry, Fate, Set, Sets, Status};
 use crate::{
     args::{SetsArgs, SetsFormat},
     communication::{Endpoint, Workload},
     output::{self, OutputError},
-    tables::{Tables, TablesError},
+    tables::{LearningError, Tables, TablesError},
 };
 
 /// Why sets can't be listed.
@@ -23,7 +23,7 @@ pub(crate) enum SetsError {
     #[error("cannot read the capture")]
     Read(#[from] DataFusionError),
     #[error(transparent)]
-    Decisions(#[from] DecisionsError),
+    Learning(#[from] LearningError),
     #[error("cannot write the sets as JSON")]
     Encode(#[from] ArrowError),
     #[error("cannot write the sets as JSON")]
@@ -38,7 +38,7 @@ pub(crate) enum SetsError {
 /// An input is not there, decisions are not valid, or the output can't be written.
 pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     let SetsArgs { input, learn, namespaces, format, output } = args;
-    let learning = learn.learning()?;
+    let learning = learn.learning(input)?;
     let question = async |tables: &Tables| Ok(tables.learned().await?);
     let (tables, learned) = Tables::ask::<_, SetsError>(input, &learning, question).await?;
     let sets = &learned.0;

@@ -12,12 +12,13 @@ use datafusion::{
     physical_plan::ExecutionPlan,
     prelude::SessionContext,
 };
-use schemas::{index::Index, table::Table};
+use schemas::{capture::CaptureFile, index::Index, table::Table};
 use tokio::sync::OnceCell;
 
 use super::Learning;
 use crate::{
     edge::{Flows, Undirected},
+    opening::Opening,
     runs::Run,
     sets::{CommunicationRow, CoverageRow, GapRow, SetRow, Sets, WorkloadRow},
 };
@@ -27,6 +28,7 @@ pub(super) struct Learned {
     flows: Arc<Flows>,
     index: Arc<Index>,
     runs: Arc<Vec<Run>>,
+    files: Arc<[CaptureFile]>,
     learning: Learning,
     answer: OnceCell<Arc<(Sets, Undirected)>>,
 }
@@ -38,8 +40,10 @@ struct LearnedTable<T> {
 }
 
 impl Learned {
-    pub(super) fn new(flows: Arc<Flows>, index: Arc<Index>, runs: Arc<Vec<Run>>, learning: Learning) -> Self {
-        Self { flows, index, runs, learning, answer: OnceCell::new() }
+    pub(super) fn new(flows: Arc<Flows>, opening: &Opening, learning: Learning) -> Self {
+        let Opening { mut files, superseded, index, runs, .. } = opening.clone();
+        files.extend(superseded);
+        Self { flows, index, runs, files: files.into(), learning, answer: OnceCell::new() }
     }
 
     /// Learns, unless that was done.
@@ -68,9 +72,20 @@ impl Learned {
 
     async fn learn(&self) -> Result<Arc<(Sets, Undirected)>, DataFusionError> {
         let (flows, index, runs) = (Arc::clone(&self.flows), Arc::clone(&self.index), Arc::clone(&self.runs));
-        let Learning { decisions, thresholds } = self.learning.clone();
+        let Learning { decisions, thresholds, state } = self.learning.clone();
+        let files = Arc::clone(&self.files);
         let learn = move || {
-            let (communications, undirected) = flows.communications()?;
+            let (communications, undirected) = match state {
+                None => flows.communications()?,
+                Some(state) => {
+                    let (communications, undirected, blocks) = flows.communications_since(state.take_blocks())?;
+                    // What is known is right even where it can't be kept for the next time.
+                    if let Err(error) = state.save(&files, blocks) {
+                        eprintln!("{:#}", anyhow::Error::from(error));
+                    }
+                    (communications, undirected)
+                }
+            };
             Ok((Sets::learn(communications, &index, &runs, &decisions, thresholds), undirected))
         };
         let external = |error: Box<dyn std::error::Error + Send + Sync>| DataFusionError::External(error);

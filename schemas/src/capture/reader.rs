@@ -7,6 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     thread,
+    time::SystemTime,
 };
 
 use arrow::{
@@ -25,6 +26,7 @@ use parquet::{
     },
     schema::types::TypePtr,
 };
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, key, runs};
 use crate::{
@@ -48,18 +50,21 @@ pub struct Listing {
 }
 
 /// One whole file of a dataset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureFile {
     /// Where it is.
     pub path: PathBuf,
     /// One of [`DATASETS`], or `rollups`.
-    pub dataset: &'static str,
+    #[serde(deserialize_with = "read_dataset")]
+    pub dataset: Dataset,
     /// Cluster it tells of.
     pub cluster: String,
     /// Rows in it.
     pub rows: i64,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// When it was written, as its file system says.
+    pub modified: Option<SystemTime>,
     /// Runs whose rows are in it, or of a rollup, are summed up in it; in order of run, empty when the file does not say.
     pub runs: Runs,
     /// Earliest and latest [`Record::TIME`] of each of its row groups; all of time where one does not say.
@@ -147,12 +152,24 @@ impl fmt::Display for Problem {
 /// # Errors
 /// An input itself does not exist or can't be read; anything below it that can't be is a [`Problem`].
 pub fn list(inputs: &[PathBuf]) -> io::Result<Listing> {
+    list_known(inputs, |_, _, _| None)
+}
+
+/// As [`list`]; footers of files that are known, by path, size and time of writing, are not read again.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_known(
+    inputs: &[PathBuf],
+    known: impl Fn(&Path, u64, Option<SystemTime>) -> Option<CaptureFile> + Sync,
+) -> io::Result<Listing> {
+    let known = &known;
     let (paths, problems) = find(inputs)?;
     let mut listing = Listing { problems, ..Listing::default() };
     // A footer takes a tenth of a millisecond, and there may be a hundred thousand.
     let share = paths.len().div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
     let examined = thread::scope(|scope| {
-        let examine = |paths: &[PathBuf]| paths.iter().map(|path| examine(path)).collect::<Vec<_>>();
+        let examine = |paths: &[PathBuf]| paths.iter().map(|path| examine(path, known)).collect::<Vec<_>>();
         #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
         let threads: Vec<_> = paths.chunks(share).map(|paths| scope.spawn(move || examine(paths))).collect();
         threads
@@ -325,8 +342,28 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
     }
 }
 
-fn examine(path: &Path) -> Result<CaptureFile, Problem> {
+fn examine(
+    path: &Path,
+    known: impl Fn(&Path, u64, Option<SystemTime>) -> Option<CaptureFile>,
+) -> Result<CaptureFile, Problem> {
+    let metadata = fs::metadata(path).ok();
+    if let Some(file) = metadata.and_then(|metadata| known(path, metadata.len(), metadata.modified().ok())) {
+        return Ok(file);
+    }
     inspect(path).map_err(|kind| Problem { path: path.into(), kind })
+}
+
+/// The name of a dataset.
+type Dataset = &'static str;
+
+/// Reads the name of a dataset.
+fn read_dataset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    dataset(&name).ok_or_else(|| de::Error::custom(format!("`{name}` is no dataset")))
+}
+
+fn dataset(name: &str) -> Option<&'static str> {
+    DATASETS.into_iter().chain([RollupRow::NAME]).find(|dataset| *dataset == name)
 }
 
 fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
@@ -336,7 +373,9 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
         _ => return Err(ProblemKind::NotParquet),
     }
     let file = File::open(path).map_err(|error| ProblemKind::Unreadable { reason: error.to_string() })?;
-    let size_bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    let on_disk = file.metadata().ok();
+    let size_bytes = on_disk.as_ref().map_or(0, |metadata| metadata.len());
+    let modified = on_disk.and_then(|metadata| metadata.modified().ok());
     let damaged = |error: ParquetError| ProblemKind::Damaged { reason: error.to_string() };
     let options = ParquetMetaDataOptions::new()
         .with_encoding_stats_policy(ParquetStatisticsPolicy::SkipAll)
@@ -345,8 +384,7 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let metadata = &reader.parse_and_finish(&file).map_err(damaged)?;
     check_version(&value(metadata, key::SCHEMA_VERSION).ok_or(ProblemKind::Foreign)?)?;
     let named = value(metadata, key::DATASET).ok_or(ProblemKind::Foreign)?;
-    let mut known = DATASETS.into_iter().chain([RollupRow::NAME]);
-    let dataset = known.find(|dataset| **dataset == named).ok_or_else(|| ProblemKind::WrongColumns {
+    let dataset = dataset(&named).ok_or_else(|| ProblemKind::WrongColumns {
         reason: format!("has dataset `{named}`, which this build does not know"),
     })?;
     check_columns(metadata, dataset)?;
@@ -357,7 +395,8 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     }
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
     let has_names = metadata.row_groups().iter().any(has_names);
-    Ok(CaptureFile { path, dataset, cluster, rows, size_bytes, runs: runs(metadata), times, has_names, summary })
+    let runs = runs(metadata);
+    Ok(CaptureFile { path, dataset, cluster, rows, size_bytes, modified, runs, times, has_names, summary })
 }
 
 /// What a file says of its rows: of one run, or after merging of several.
