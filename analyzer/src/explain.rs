@@ -13,7 +13,7 @@ use crate::{
     netpol::NAMESPACE_NAME,
     policy::{PolicySet, Wish, Written, is_sound},
     replay::Verdict,
-    sets::{Entry, Fate, Sets},
+    sets::{Completeness, Entry, Fate, Sets},
 };
 
 /// What all policies rest on.
@@ -25,6 +25,8 @@ pub(crate) struct Explanation {
     /// The time that the capture tells of.
     from: Option<String>,
     to: Option<String>,
+    /// Of all that was learned.
+    completeness: CompletenessExplained,
     policies: Vec<PolicyExplained>,
     verification: Verification,
 }
@@ -41,10 +43,43 @@ struct PolicyExplained {
     since: Option<String>,
     /// Observed part of its pods' time; null if none ran.
     coverage: Option<f64>,
+    completeness: Option<CompletenessExplained>,
     pods: u64,
     rules: Vec<RuleExplained>,
     withheld: Vec<Withheld>,
     left_out: Vec<LeftOut>,
+}
+
+/// How much of what happens has been seen; of numbers, all are null where that can't be told.
+#[derive(Clone, Debug, Serialize)]
+struct CompletenessExplained {
+    /// Of all that edges will do in another period of the same length, the part that known edges will do, from 0 to 1.
+    next_period_coverage: Option<f64>,
+    /// It is between these with 95 %.
+    next_period_coverage_interval: Option<(f64, f64)>,
+    /// Edges that are there and were not seen, at least.
+    unseen_edges_at_least: Option<f64>,
+    /// That is between these with 95 %.
+    unseen_edges_interval: Option<(f64, f64)>,
+    /// How many bins of time that rests on, and of how many hours each.
+    bins: Option<u64>,
+    bin_hours: Option<u32>,
+    unknown: Option<String>,
+}
+
+impl CompletenessExplained {
+    fn new(completeness: &Completeness) -> Self {
+        let known = completeness.known();
+        Self {
+            next_period_coverage: known.map(|known| known.coverage),
+            next_period_coverage_interval: known.map(|known| known.coverage_interval),
+            unseen_edges_at_least: known.map(|known| known.unseen),
+            unseen_edges_interval: known.map(|known| known.unseen_interval),
+            bins: known.map(|known| known.bins),
+            bin_hours: known.map(|known| known.bin_hours),
+            unknown: completeness.unknown().map(str::to_owned),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -134,6 +169,7 @@ impl Explanation {
             tool_version: env!("CARGO_PKG_VERSION"),
             from: capture.map(|capture| capture.from.to_string()),
             to: capture.map(|capture| capture.to.to_string()),
+            completeness: CompletenessExplained::new(&sets.completeness),
             policies,
             verification: Verification {
                 allowed: verdict.allowed,
@@ -187,6 +223,7 @@ impl PolicyExplained {
             reason: learned.map(|set| set.reason.clone()),
             since: learned.and_then(|set| Some(set.since?.to_string())),
             coverage: time.and_then(|time| time.coverage()),
+            completeness: learned.map(|set| CompletenessExplained::new(&set.completeness)),
             pods: time.map_or(0, |time| time.pods),
             rules: Vec::new(),
             withheld: withheld.collect(),

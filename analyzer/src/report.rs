@@ -202,6 +202,7 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
     }
     let established = sets.edges.values().map(|(evidence, _)| evidence).filter(|evidence| evidence.is_established());
     let one_sided = established.clone().filter(|evidence| evidence.seen_by() != "both").count();
+    let _ = writeln!(text, "what was seen is {}", sets.completeness.told());
     let _ = write!(
         text,
         "{} policies from {} communications ({one_sided} seen from one end only), {} rows of flows in {} files",

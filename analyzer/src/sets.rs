@@ -9,6 +9,7 @@
 //! The unit of time is the hour. An hour is *observable* for a workload when its pods ran in it and at least half of their
 //! time was watched; silence in other hours says nothing.
 
+mod completeness;
 mod decision;
 mod exposure;
 mod judge;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use roaring::RoaringBitmap;
 use schemas::{index::Index, table::TimestampMs};
 
+pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
 pub(crate) use exposure::{CoverageRow, GapRow};
 pub(crate) use list::run;
@@ -54,6 +56,8 @@ pub(crate) struct Sets {
     pub(crate) exposure: Exposure,
     /// Of those on which names are asked, those whose other transport a person forbade.
     pub(crate) narrow: BTreeSet<Edge>,
+    /// Of all that was learned.
+    pub(crate) completeness: Completeness,
     /// Decisions that concern nothing.
     pub(crate) idle_decisions: Vec<String>,
 }
@@ -65,6 +69,8 @@ pub(crate) struct Set {
     pub(crate) reason: String,
     /// The same of its ingress and of its egress.
     pub(crate) directions: [(Status, String); 2],
+    /// How much of what it does has been seen.
+    pub(crate) completeness: Completeness,
     /// Since when the set is what it is.
     pub(crate) since: Option<TimestampMs>,
     pub(crate) entries: Vec<Entry>,
@@ -216,7 +222,9 @@ impl Sets {
         };
         let workloads = entries.into_iter().map(set).collect();
         let idle_decisions = decisions.idle(&concerned);
-        Self { workloads, edges, exposure, narrow, idle_decisions }
+        let learned = edges.values().filter(|(evidence, fate)| fate.is_allowed() && evidence.is_established());
+        let completeness = Completeness::of(exposure.watched(), learned.map(|(evidence, _)| &evidence.hours));
+        Self { workloads, edges, exposure, narrow, completeness, idle_decisions }
     }
 }
 

@@ -144,6 +144,11 @@ impl Exposure {
         self.workloads.get(workload)
     }
 
+    /// Hours in which anything was watched.
+    pub(super) const fn watched(&self) -> &RoaringBitmap {
+        &self.watched
+    }
+
     /// Hours in which an edge from or to an end could have happened; `None` for ends that are always there.
     pub(super) fn ran(&self, end: &Endpoint) -> Option<&RoaringBitmap> {
         match end {

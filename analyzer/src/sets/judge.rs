@@ -6,7 +6,7 @@ use roaring::RoaringBitmap;
 use schemas::{index::Index, inventory::kind, table::TimestampMs};
 
 use super::{
-    CRON_JOB, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
+    CRON_JOB, Completeness, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
     recurrence::Recurrence,
 };
 use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
@@ -107,7 +107,9 @@ impl Judge<'_> {
         let since = change.as_ref().map(|(hour, _)| hour_start(*hour));
         let (status, reason) = self.set_status(workload, &exposed, change.as_ref());
         entries.sort_by(|a, b| (a.direction, &a.edge).cmp(&(b.direction, &b.edge)));
-        Set { status, reason, directions, since, entries }
+        let seen = entries.iter().filter(allowed).filter_map(|entry| edges.get(&entry.edge));
+        let completeness = Completeness::of(&exposed, seen.map(|(evidence, _)| &evidence.hours));
+        Set { status, reason, directions, completeness, since, entries }
     }
 
     fn set_status(

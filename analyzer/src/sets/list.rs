@@ -101,6 +101,7 @@ impl Sets {
                 let coverage = 100.0 * observed as f64 / ran as f64;
                 let _ = write!(text, "; {} pods, {} h, {coverage:.0} % observed", time.pods, time.ran.len());
             }
+            let _ = write!(text, "; {}", set.completeness.told());
             text.push('\n');
             let mut entries: Vec<&Entry> = set.entries.iter().collect();
             entries.sort_by_key(|entry| (self.rank(entry), entry.status));
@@ -110,6 +111,7 @@ impl Sets {
             }
             text.push('\n');
         }
+        let _ = writeln!(text, "all together: {}", self.completeness.told());
         text
     }
 

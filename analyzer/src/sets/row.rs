@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use schemas::table::TimestampMs;
 
-use super::{Entry, Set, Sets};
+use super::{Entry, Estimate, Set, Sets};
 use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
 
 schemas::table! {
@@ -179,6 +179,21 @@ schemas::table! {
     ran_hours: i64 => "", "h";
     /// Those of them that are observable: at least half of the pods' time was watched.
     observable_hours: i64 => "", "h";
+    /// Of all that its edges will do in another period of the same length, the part that known edges will do: an
+    /// estimate; null if that can't be told.
+    completeness: Option<f64> => "", "1";
+    /// From where to where it is with 95 %.
+    completeness_low: Option<f64> => "", "1";
+    /// See completeness_low.
+    completeness_high: Option<f64> => "", "1";
+    /// Edges that are there and were not seen, at least; null if that can't be told.
+    unseen_edges: Option<f64> => "", "";
+    /// From where to where that is with 95 %.
+    unseen_edges_low: Option<f64> => "", "";
+    /// See unseen_edges_low.
+    unseen_edges_high: Option<f64> => "", "";
+    /// Why completeness can't be told.
+    completeness_unknown: Option<Arc<str>> => "", "";
 }
 
 /// An end as columns: kind, namespace, workload kind, workload, node, address, reason.
@@ -308,6 +323,7 @@ impl Sets {
             let fates = || set.entries.iter().filter_map(|entry| self.edges.get(&entry.edge)).map(|(_, fate)| fate);
             let time = self.exposure.of(workload);
             let (pod_ms, observed_ms) = time.map(super::exposure::Time::sums).unwrap_or_default();
+            let known = |value: fn(&Estimate) -> f64| set.completeness.known().map(value);
             WorkloadRow {
                 namespace: Arc::clone(&workload.namespace),
                 workload_kind: Arc::clone(&workload.kind),
@@ -323,6 +339,13 @@ impl Sets {
                 coverage: time.and_then(super::exposure::Time::coverage),
                 ran_hours: time.map_or(0, |time| time.ran.len() as i64),
                 observable_hours: time.map_or(0, |time| time.observable.len() as i64),
+                completeness: known(|estimate| estimate.coverage),
+                completeness_low: known(|estimate| estimate.coverage_interval.0),
+                completeness_high: known(|estimate| estimate.coverage_interval.1),
+                unseen_edges: known(|estimate| estimate.unseen),
+                unseen_edges_low: known(|estimate| estimate.unseen_interval.0),
+                unseen_edges_high: known(|estimate| estimate.unseen_interval.1),
+                completeness_unknown: set.completeness.unknown().map(Into::into),
             }
         };
         self.workloads.iter().map(row).collect()

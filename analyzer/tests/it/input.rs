@@ -88,7 +88,7 @@ fn several_inputs_are_one_capture() {
     let second = two.path().to_string_lossy().into_owned();
     let found = report(one.path(), &["--input", &second]);
     assert_eq!(found.allows("demo/web-network"), lines(["egress 198.51.100.7/32 443/TCP", "egress app=db 5432/TCP"]));
-    assert_eq!(found.said.lines().count(), 3, "no DNS, learning, and what it came to: {}", found.said);
+    assert_eq!(found.said.lines().count(), 4, "no DNS, learning, completeness, and what it came to: {}", found.said);
 }
 
 #[test]

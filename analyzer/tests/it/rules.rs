@@ -200,7 +200,7 @@ fn the_own_node_is_known_through_a_service_and_by_an_address_that_only_it_knows(
     }
     let report = capture.report();
     assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
-    assert_eq!(report.said.lines().count(), 3, "no DNS, learning, and what it came to: {}", report.said);
+    assert_eq!(report.said.lines().count(), 4, "no DNS, learning, completeness, and what it came to: {}", report.said);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn a_scan_is_one_line() {
         (row.connections, row.closed, row.failed, row.failure) = (0, 0, 1, Some("timeout".into()));
     }
     let report = capture.report();
-    assert_eq!(report.said.lines().count(), 4, "{}", report.said);
+    assert_eq!(report.said.lines().count(), 5, "{}", report.said);
     assert!(report.said.contains("(1 × timeout) and 195 more (flowscribe sql: failed_attempts)\n"), "{}", report.said);
 }
 
@@ -489,7 +489,7 @@ fn a_later_run_does_not_change_who_was_who_in_an_earlier_one() {
     let report = crate::support::report(first.path(), &["--input", &second, "--min-coverage", "0"]);
     assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
     assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));
-    assert_eq!(report.said.lines().count(), 3, "no DNS, learning, and what it came to: {}", report.said);
+    assert_eq!(report.said.lines().count(), 4, "no DNS, learning, completeness, and what it came to: {}", report.said);
 }
 
 #[test]
