@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::FalseyValue
 use ipnet::IpNet;
 
 use crate::{
+    backtest::Split,
     communication::Direction,
     sets::{Decisions, Thresholds},
     state::State,
@@ -46,6 +47,9 @@ pub(crate) enum Command {
     /// Tell what of a capture policies would deny, and what they allow that was never seen. Exits with 1 if anything stable
     /// is denied without explanation.
     Verify(VerifyArgs),
+    /// Learn from a capture's past, and tell what of the rest the policies of then would have denied, and what they allowed
+    /// that was never used again.
+    Backtest(BacktestArgs),
     /// Tell what two sets of policies allow differently. Exits with 0 if it is the same, 1 if not, and 2 if that can't be
     /// told.
     Diff(DiffArgs),
@@ -456,6 +460,31 @@ pub(crate) struct ImportArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct BacktestArgs {
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
+
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+
+    /// Where the past ends, by the hour: a time such as 2026-03-20T08:00:00Z, a time before the end such as 7d, or a share
+    /// of the capture such as 70%; may be repeated.
+    #[arg(long, value_name = "TIME|DURATION|SHARE", default_value = "70%")]
+    pub(crate) split: Vec<Split>,
+
+    /// How to print what came of it.
+    #[arg(long, value_enum, default_value_t = BacktestFormat::Table)]
+    pub(crate) format: BacktestFormat,
+
+    /// File to write it to, instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct CompactArgs {
     /// Directory of the capture, or an object store such as s3://bucket/prefix.
     #[arg(long, value_name = "DIR|URL")]
@@ -582,6 +611,14 @@ pub(crate) enum SetsFormat {
     /// For people.
     Table,
     /// One JSON array, an object per workload.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BacktestFormat {
+    /// For people.
+    Table,
+    /// One JSON array, an object per split.
     Json,
 }
 

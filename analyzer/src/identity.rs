@@ -31,14 +31,17 @@ struct Snapshot {
     scope: Arc<str>,
 }
 
-/// Reads the inventory. Files that turn out to be damaged are left out, and returned.
+/// Reads the inventory; where a time is given, what was known then. Files that turn out to be damaged are left out, and returned.
 pub(crate) fn read(
     files: &[CaptureFile],
     heard: Vec<Heard>,
     clock_skew_ms: u32,
     state: Option<&State>,
+    until: Option<TimestampMs>,
 ) -> (Index, Vec<Problem>) {
+    let is_known = |time: TimestampMs| until.is_none_or(|until| time <= until);
     let mut files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == InventoryRecord::DATASET && file.rows > 0).collect();
+    files.retain(|file| is_known(file.first_time()));
     let first_seq = |file: &CaptureFile| file.runs.0.values().next().and_then(|rows| rows.seqs.first());
     files.sort_by_key(|file| (file.first_time(), first_seq(file), &file.path));
     let mut builder = IndexBuilder::new(heard, clock_skew_ms.into());
@@ -69,8 +72,8 @@ pub(crate) fn read(
         for (at, file) in files.iter().enumerate() {
             match receivers[reader_of(file)].recv().expect("a reader tells of each of its files") {
                 Ok((records, heard)) => {
-                    heard.into_iter().for_each(|heard| builder.hear(heard));
-                    for record in records {
+                    heard.into_iter().filter(|heard| is_known(heard.time)).for_each(|heard| builder.hear(heard));
+                    for record in records.into_iter().filter(|record| is_known(record.observed_at)) {
                         waiting.entry(record.observed_at).or_default().push(record);
                     }
                 }

@@ -15,6 +15,7 @@
 //! cluster, `receive` and `import` take what agents sent by OTLP; they only write.
 
 mod args;
+mod backtest;
 mod cilium;
 mod communication;
 mod compact;
@@ -105,6 +106,7 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
             Command::Sql(args) => sql::run(args).await?,
             Command::Connectivity(args) => connectivity::run(args)?,
             Command::Explain(args) => report::explain(args).await?,
+            Command::Backtest(args) => backtest::run(args).await?,
             Command::Verify(args) => return Ok(Some(verify::run(args).await?)),
             Command::Diff(args) => return Ok(Some(diff::run(args).await?)),
         }

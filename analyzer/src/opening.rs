@@ -10,6 +10,7 @@ use std::{
 use schemas::{
     capture::{self, CaptureFile, Listing, Problem},
     index::Index,
+    table::TimestampMs,
 };
 
 use crate::{
@@ -135,6 +136,14 @@ impl Opening {
         Self::of(listing, Arc::clone(&self._fetched), args.clock_skew_ms, state).await.map(Some)
     }
 
+    /// What runs had said, and who was known to be who, at a time.
+    pub(crate) fn as_of(&self, time: TimestampMs, clock_skew_ms: u32) -> (Vec<Run>, Index) {
+        let (runs, _) = runs::read(&self.files, None, Some(time));
+        let heard = runs.iter().filter_map(Run::heard).collect();
+        let (index, _) = identity::read(&self.files, heard, clock_skew_ms, None, Some(time));
+        (runs, index)
+    }
+
     /// Reads who was who, and what runs say, from the files of one cluster.
     async fn of(
         mut listing: Listing,
@@ -156,9 +165,9 @@ impl Opening {
 /// What runs say, and who was who. Files that turn out to be damaged become problems.
 pub(crate) fn read(listing: &mut Listing, clock_skew_ms: u32, state: Option<&State>) -> (Vec<Run>, Index) {
     loop {
-        let (runs, mut damaged) = runs::read(&listing.files, state);
+        let (runs, mut damaged) = runs::read(&listing.files, state, None);
         let heard = runs.iter().filter_map(Run::heard).collect();
-        let (index, more) = identity::read(&listing.files, heard, clock_skew_ms, state);
+        let (index, more) = identity::read(&listing.files, heard, clock_skew_ms, state, None);
         damaged.extend(more);
         // What a damaged file superseded is read in its place.
         let is_final = damaged.is_empty() || listing.superseded.is_empty();

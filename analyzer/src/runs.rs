@@ -76,8 +76,13 @@ pub(crate) struct Told {
     clean_shutdown: bool,
 }
 
-/// Reads what the runs say. Files that turn out to be damaged are left out, and returned.
-pub(crate) fn read(files: &[CaptureFile], state: Option<&State>) -> (Vec<Run>, Vec<Problem>) {
+/// Reads what the runs say; where a time is given, until then. Files that turn out to be damaged are left out, and returned.
+pub(crate) fn read(
+    files: &[CaptureFile],
+    state: Option<&State>,
+    until: Option<TimestampMs>,
+) -> (Vec<Run>, Vec<Problem>) {
+    let is_said = |time: TimestampMs| until.is_none_or(|until| time <= until);
     let (mut runs, mut problems) = (BTreeMap::new(), Vec::new());
     let flows = rows(files, FlowRecord::DATASET);
     // Who can't watch what tells of addresses has not heard everything.
@@ -91,13 +96,13 @@ pub(crate) fn read(files: &[CaptureFile], state: Option<&State>) -> (Vec<Run>, V
         problems.extend(damaged.into_iter().filter_map(Result::err));
         let mut told: Vec<Told> = told.into_iter().flatten().flatten().collect();
         told.sort_by(|a, b| (&a.run_id, a.seq).cmp(&(&b.run_id, b.seq)));
-        for row in told {
+        for row in told.into_iter().filter(|row| is_said(row.span.to)) {
             let new = || Run::new(Arc::clone(&row.node), Arc::clone(&row.run_id));
             runs.entry(Arc::clone(&row.run_id)).or_insert_with(new).learn(row, flows.as_ref(), &needed);
         }
     }
     let (inventory, told) = (rows(files, InventoryRecord::DATASET), rows(files, HealthRecord::DATASET));
-    for file in files {
+    for file in files.iter().filter(|file| is_said(file.first_time())) {
         // A run that was killed before its first word of health.
         for (run_id, RunRows { node, .. }) in file.runs.0.iter().filter(|_| file.rows > 0) {
             let run_id: Arc<str> = run_id.as_str().into();

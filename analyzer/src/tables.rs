@@ -67,8 +67,10 @@ pub(crate) struct Tables {
     /// What is not, and why.
     pub(crate) problems: Vec<Problem>,
     learned: Arc<Learned>,
+    /// The flows, to be read in another way.
+    pub(crate) flows: Arc<Flows>,
     progress: ProgressBar,
-    opening: Opening,
+    pub(crate) opening: Opening,
     /// Where queries put what does not fit into memory; removed with this.
     _spill: Option<TempDir>,
 }
@@ -235,12 +237,12 @@ impl Tables {
         let progress = ProgressBar::no_length();
         let flows = Arc::new(Flows::new(&files, Arc::clone(&index), progress.clone()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
-        let learned = Arc::new(Learned::new(flows, &opening, learning.clone()));
+        let learned = Arc::new(Learned::new(Arc::clone(&flows), &opening, learning.clone()));
         learned.register(&context)?;
         for (name, _, query) in help::VIEWS {
             view(&context, name, query).await?;
         }
-        Ok(Self { context, index, runs, files, problems, learned, progress, opening, _spill: spill })
+        Ok(Self { context, index, runs, files, problems, learned, flows, progress, opening, _spill: spill })
     }
 }
 

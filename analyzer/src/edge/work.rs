@@ -163,7 +163,28 @@ impl Flows {
     /// A file can't be read.
     pub(crate) fn communications(&self) -> Result<(Communications, Undirected), WorkError> {
         self.begin();
-        self.total(&self.units.iter().collect::<Vec<_>>())
+        self.total(&self.units.iter().collect::<Vec<_>>(), EVER)
+    }
+
+    /// As [`Self::communications`], of some hours only, from first to last.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub(crate) fn communications_in(&self, hours: (i64, i64)) -> Result<Communications, WorkError> {
+        self.begin();
+        let units = self.units.iter().filter(|unit| unit.hours.0 <= hours.1 && hours.0 <= unit.hours.1);
+        Ok(self.total(&units.collect::<Vec<_>>(), hours)?.0)
+    }
+
+    /// First and last hour of flows, since the Unix epoch; `None` if there are none.
+    pub(crate) fn hours(&self) -> Option<(i64, i64)> {
+        Some((self.units.first()?.hours.0, self.units.last()?.hours.1))
+    }
+
+    /// The same flows, with another knowledge of who was who.
+    pub(crate) fn as_known(&self, index: Arc<Index>) -> Self {
+        let files = self.files.iter().map(|file| file.file.clone()).chain(self.rollups.iter().cloned());
+        Self::new(&files.collect::<Vec<_>>(), index, self.progress.clone())
     }
 
     /// As [`Self::communications`], from what is known of hours that have not changed, and new hours; what is known then.
@@ -198,7 +219,7 @@ impl Flows {
         }
         let mut untold = (Communications::new(), Undirected::new());
         for units in groups.into_values() {
-            let (communications, undirected) = self.total(&units)?;
+            let (communications, undirected) = self.total(&units, EVER)?;
             let hours = units.iter().fold((i64::MAX, i64::MIN), |(a, b), unit| (a.min(unit.hours.0), b.max(unit.hours.1)));
             match self.runs_of(&units) {
                 Some(runs) => {
@@ -245,8 +266,8 @@ impl Flows {
         self.fingerprint(span, pods.map(|uid| &**uid), outside)
     }
 
-    /// Folds some units into one total per edge.
-    fn total(&self, units: &[&Unit]) -> Result<(Communications, Undirected), WorkError> {
+    /// Folds hours of some units into one total per edge.
+    fn total(&self, units: &[&Unit], hours: (i64, i64)) -> Result<(Communications, Undirected), WorkError> {
         let workers = thread::available_parallelism().map_or(1, usize::from).min(units.len()).max(1);
         // Each begins with hours that follow one another, as what is known of one serves the next; then it helps others.
         let share = units.len().div_ceil(workers).max(1);
@@ -259,8 +280,8 @@ impl Flows {
                 shares.flat_map(|(units, next)| iter::from_fn(|| units.get(next.fetch_add(1, Ordering::Relaxed))));
             for unit in units {
                 self.fold(&mut folder, unit)?;
-                for hour in folder.finish() {
-                    tally.add(&folder, &hour);
+                for hour in folder.finish().iter().filter(|hour| (hours.0..=hours.1).contains(&hour.number)) {
+                    tally.add(&folder, hour);
                 }
             }
             Ok((tally.finish(&folder), folder.undirected().collect()))
@@ -685,6 +706,7 @@ const BATCH_ROWS: usize = 8192;
 /// Hours and days back from the newest that are remembered apart, as files of theirs may still come.
 const LATE_HOURS: i64 = 6;
 const LATE_DAYS_HOURS: i64 = 8 * 24;
+const EVER: (i64, i64) = (i64::MIN, i64::MAX);
 /// Hours of a unit at most.
 const UNIT_HOURS: i64 = 24;
 
