@@ -9,6 +9,7 @@ mod load;
 mod policies;
 mod report;
 mod ship;
+mod weeks;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -81,6 +82,18 @@ enum Command {
         #[arg(long, default_value_t = 16)]
         agents: usize,
     },
+    /// Write 30 days of flows, compact them on the way, and report from the rollups.
+    Weeks {
+        /// Rows of flows, about.
+        #[arg(long, default_value_t = 500_000_000)]
+        rows: u64,
+        /// Compact every so many hours.
+        #[arg(long, default_value_t = 120)]
+        every_hours: u32,
+        /// Directory for the capture, which stays there.
+        #[arg(long, value_name = "DIR")]
+        keep: Option<PathBuf>,
+    },
     /// The process that makes the load.
     #[command(hide = true)]
     Load {
@@ -94,6 +107,7 @@ fn main() -> ExitCode {
         Command::Load { cgroup } => load::run(&cgroup),
         Command::Edges { rows, runs, keep } => edges::run(&rows, runs, keep.as_deref()),
         Command::Policies { workloads, runs } => policies::run(workloads, runs),
+        Command::Weeks { rows, every_hours, keep } => weeks::run(rows, every_hours, keep.as_deref()),
         Command::Ship { rows, agents } => ship::run(rows, agents),
         Command::Cluster { pods, services } => cluster::run(pods, services),
         Command::Report { pairs, only } => report::run(pairs, &only),

@@ -47,6 +47,8 @@ pub struct Plan {
     pub both_observers: bool,
     /// Times at which the agent of a node is away: its number, first hour, and first hour of its return.
     pub gaps: Vec<(u16, u32, u32)>,
+    /// Whether every hour's traffic is that of the first, which is fast; of it, there is no truth but for the first hour.
+    pub repeats: bool,
     /// What happens besides.
     pub stories: Vec<Story>,
 }
@@ -88,6 +90,7 @@ impl Plan {
             rollout_hours: 60,
             both_observers: true,
             gaps: vec![(1, 240, 276)],
+            repeats: false,
             stories: vec![
                 Story::Nightly,
                 Story::Weekly,
@@ -104,6 +107,14 @@ impl Plan {
     /// An hour of so many Deployments of one pod, each of which calls fifty others, for measuring policies.
     pub fn wide(workloads: u16) -> Self {
         Self { hours: 1, nodes: 20, workloads, replicas: 1, calls: 50, busy_percent: 8, ..Self::bench(0) }
+    }
+
+    /// 30 days with about so many rows of flows for measuring: the cluster of [`Self::bench`], in which everybody talks
+    /// more.
+    pub fn long(rows: u64) -> Self {
+        let percent = rows * 2 / (720 * BENCH_ROWS_PER_HOUR);
+        let busy_percent = u8::try_from(percent).unwrap_or(100).clamp(1, 100);
+        Self { hours: 720, busy_percent, rollout_hours: 0, repeats: true, ..Self::bench(0) }
     }
 
     /// About so many rows of flows for measuring: 200 Deployments on ten nodes, 28,000 rows an hour.
@@ -129,8 +140,17 @@ impl Plan {
 /// # Errors
 /// The directory can't be written.
 pub fn generate(plan: &Plan, directory: &Path) -> Result<Truth> {
+    generate_while(plan, directory, |_| Ok(()))
+}
+
+/// As [`generate`]; `watch` is told before each hour is written, when the files of all hours but the last are there.
+///
+/// # Errors
+/// As [`generate`], or `watch` fails.
+pub fn generate_while(plan: &Plan, directory: &Path, mut watch: impl FnMut(u32) -> Result<()>) -> Result<Truth> {
     let mut traffic = traffic::Traffic::new(plan, directory)?;
     for hour in 0..plan.hours {
+        watch(hour)?;
         traffic.hour(hour)?;
     }
     traffic.finish()

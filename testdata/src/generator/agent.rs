@@ -24,6 +24,8 @@ pub(super) struct Agent {
     health_next_seq: i64,
     run_start: i64,
     pub(super) seen: i64,
+    /// Flows of its first hour, where they are to be repeated.
+    pub(super) first_hour: Vec<FlowRecord>,
 }
 
 impl Agent {
@@ -41,7 +43,39 @@ impl Agent {
             health_next_seq: 0,
             run_start: time,
             seen: 0,
+            first_hour: Vec::new(),
         }
+    }
+
+    /// Writes a flow as the next one of the run.
+    pub(super) fn write(&mut self, row: FlowRecord) -> Result<()> {
+        let Origin { cluster, node, run_id } = self.origin.clone();
+        self.seen += row.connections + row.failed;
+        let (seq, window) = (self.flows_next_seq, row.window_start);
+        self.flows_next_seq += 1;
+        self.flows.push(FlowRecord { cluster, node, run_id, seq, ..row }, window)?;
+        Ok(())
+    }
+
+    /// Writes the first hour's flows once more, at another time, with the health of each minute.
+    pub(super) fn repeat_hour(&mut self, first: i64, start: i64) -> Result<()> {
+        let later = |time: TimestampMs| TimestampMs(time.0 + start - first);
+        let rows = std::mem::take(&mut self.first_hour);
+        let mut rest = &rows[..];
+        for minute in 0..60 {
+            let window = first + minute * MINUTE_MS;
+            let (now, others) = rest.split_at(rest.partition_point(|row| row.window_start.0 <= window));
+            rest = others;
+            for row in now {
+                let row = row.clone();
+                let (window_start, window_end) = (later(row.window_start), later(row.window_end));
+                let (first_seen, last_seen) = (later(row.first_seen), later(row.last_seen));
+                self.write(FlowRecord { window_start, window_end, first_seen, last_seen, ..row })?;
+            }
+            self.tell_health(start + minute * MINUTE_MS, false)?;
+        }
+        self.first_hour = rows;
+        Ok(())
     }
 
     /// Takes in what became of an object; what is to be written of it.

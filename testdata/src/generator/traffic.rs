@@ -1,11 +1,10 @@
 //! The traffic of the made-up cluster, and the agents that see it.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, thread};
 
 use anyhow::Result;
 use fastrand::Rng;
 use schemas::{
-    capture::Origin,
     flow::FlowRecord,
     inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind},
     table::{RttHistogram, TimestampMs},
@@ -119,6 +118,9 @@ impl<'a> Traffic<'a> {
         self.world.roll_out(hour, start);
         self.change_agents(hour, start)?;
         self.tell_inventory(start)?;
+        if self.plan.repeats && hour > 0 {
+            return self.repeat_hour(start);
+        }
         let calls: Vec<Call> = self
             .calls
             .iter()
@@ -150,6 +152,17 @@ impl<'a> Traffic<'a> {
             workload.pods.retain(|pod| pod.end > end);
         }
         Ok(())
+    }
+
+    /// The first hour's traffic once more, by all agents at the same time.
+    fn repeat_hour(&mut self, start: i64) -> Result<()> {
+        let first = self.plan.start.0;
+        thread::scope(|scope| {
+            let agents = self.agents.iter_mut().flatten().chain([&mut self.inventory]);
+            #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
+            let threads: Vec<_> = agents.map(|agent| scope.spawn(move || agent.repeat_hour(first, start))).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("an agent does not panic"))
+        })
     }
 
     pub(super) fn finish(mut self) -> Result<Truth> {
@@ -323,7 +336,7 @@ impl<'a> Traffic<'a> {
             self.truth.see(edge.clone(), 0, Observed { failed: passed.failed, ..Observed::default() });
             let mut row = self.row(client, true, edge.transport, (&client.address, address, edge.port), passed);
             row.failure = Some(Arc::clone(&self.words.refused));
-            self.write(client.node, row, passed.window)?;
+            self.write(client.node, row)?;
         }
         Ok(())
     }
@@ -397,7 +410,7 @@ impl<'a> Traffic<'a> {
                 _ => (API_SERVICE.into(), 443),
             };
             let row = self.row(pod, true, transport, (&pod.address, &address, port), passed);
-            self.write(pod.node, row, passed.window)?;
+            self.write(pod.node, row)?;
         }
         if let Some(pod) = server.filter(|_| at_server) {
             let from = match (&call.from, client) {
@@ -405,7 +418,7 @@ impl<'a> Traffic<'a> {
                 (_, client) => client.map(|client| Arc::clone(&client.address)).unwrap_or_default(),
             };
             let row = self.row(pod, false, transport, (&from, &pod.address, call.port), passed);
-            self.write(pod.node, row, passed.window)?;
+            self.write(pod.node, row)?;
         }
         Ok(())
     }
@@ -473,17 +486,16 @@ impl<'a> Traffic<'a> {
         row
     }
 
-    fn write(&mut self, node: usize, row: FlowRecord, window: i64) -> Result<()> {
+    fn write(&mut self, node: usize, row: FlowRecord) -> Result<()> {
         if let Some(agent) = &mut self.agents[node] {
-            let Origin { cluster, node, run_id } = agent.origin.clone();
-            agent.seen += row.connections + row.failed;
-            let seq = agent.flows_next_seq;
-            agent.flows_next_seq += 1;
             self.truth.rows += 1;
             if let Some((namespace, name)) = row.source_namespace.as_ref().zip(row.source_workload.as_ref()) {
                 *self.truth.client_rows.entry(format!("{namespace}/{name}")).or_default() += 1;
             }
-            agent.flows.push(FlowRecord { cluster, node, run_id, seq, ..row }, TimestampMs(window))?;
+            if self.plan.repeats {
+                agent.first_hour.push(row.clone());
+            }
+            agent.write(row)?;
         }
         Ok(())
     }
