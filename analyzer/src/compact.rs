@@ -20,7 +20,7 @@ use std::{
 
 use indicatif::ProgressBar;
 use schemas::{
-    capture::{self, CaptureError, CaptureFile, DATASETS, Listing, MergeError, Runs},
+    capture::{self, CaptureError, CaptureFile, DATASETS, Listing, MergeError, ProblemKind, Runs},
     flow::FlowRecord,
     rollup::RollupRow,
     ship::{
@@ -97,6 +97,7 @@ pub(crate) async fn run(args: &CompactArgs) -> Result<(), CompactError> {
     let place = Place::open(input, cache.as_deref()).await?;
     let until = hours_before(*settle);
     let mut tally = Tally::default();
+    place.tidy()?;
     for (cluster, listing) in place.clusters()? {
         place.sum_up(&cluster, listing, *clock_skew_ms, until, &mut tally).await?;
     }
@@ -199,6 +200,22 @@ impl Place {
         let (root, objects) = remote::mirror(&store, input, &root).await?;
         let modified = objects.into_iter().map(|object| (root.join(&object.name), object.modified)).collect();
         Ok(Self { root, store: Some(store), modified, _lock: None, _fetched: fetched })
+    }
+
+    /// Removes what a compaction that was killed left unfinished.
+    fn tidy(&self) -> Result<(), CompactError> {
+        let input_error = |source| CompactError::Input { path: self.root.clone(), source };
+        let listing = capture::list(std::slice::from_ref(&self.root)).map_err(input_error)?;
+        let is_own = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            ["merged-", "rollup-", "forgotten-"].iter().any(|own| name.starts_with(own))
+        };
+        let unfinished = listing.problems.iter().filter(|problem| problem.kind == ProblemKind::Unfinished);
+        for problem in unfinished.filter(|problem| is_own(&problem.path)) {
+            fs::remove_file(&problem.path)
+                .map_err(|source| CompactError::Remove { path: problem.path.clone(), source })?;
+        }
+        Ok(())
     }
 
     /// The files of each cluster.

@@ -57,23 +57,36 @@ pub(crate) struct Watch {
     pub(crate) gap: Option<&'static str>,
 }
 
-/// What a row of health says.
+/// What rows of health of one run say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Told {
     node: Arc<str>,
     run_id: Arc<str>,
+    rows: Vec<ToldRow>,
+}
+
+/// What a row of health says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ToldRow {
     seq: i64,
     span: Span,
     run_start: TimestampMs,
-    namespaces: Vec<Arc<str>>,
-    filters: Vec<Arc<str>>,
-    unreadable: Vec<Arc<str>>,
+    /// Most rows have none.
+    limits: Option<Box<Limits>>,
     seen: i64,
     unidentified: i64,
     lost: i64,
     /// Of flows and of inventory.
     next_seq: (i64, i64),
     clean_shutdown: bool,
+}
+
+/// What a run did not watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Limits {
+    namespaces: Vec<Arc<str>>,
+    filters: Vec<Arc<str>>,
+    unreadable: Vec<Arc<str>>,
 }
 
 /// Reads what the runs say; where a time is given, until then. Files that turn out to be damaged are left out, and returned.
@@ -94,11 +107,15 @@ pub(crate) fn read(
     for files in health.chunks(at_once) {
         let (told, damaged): (Vec<_>, Vec<_>) = read_all(files, state).into_iter().partition(Result::is_ok);
         problems.extend(damaged.into_iter().filter_map(Result::err));
-        let mut told: Vec<Told> = told.into_iter().flatten().flatten().collect();
-        told.sort_by(|a, b| (&a.run_id, a.seq).cmp(&(&b.run_id, b.seq)));
-        for row in told.into_iter().filter(|row| is_said(row.span.to)) {
-            let new = || Run::new(Arc::clone(&row.node), Arc::clone(&row.run_id));
-            runs.entry(Arc::clone(&row.run_id)).or_insert_with(new).learn(row, flows.as_ref(), &needed);
+        let mut by_run: BTreeMap<Arc<str>, (Arc<str>, Vec<ToldRow>)> = BTreeMap::new();
+        for Told { node, run_id, rows } in told.into_iter().flatten().flatten() {
+            by_run.entry(run_id).or_insert_with(|| (node, Vec::new())).1.extend(rows);
+        }
+        for (run_id, (node, mut rows)) in by_run {
+            rows.sort_by_key(|row| row.seq);
+            let run = runs.entry(Arc::clone(&run_id)).or_insert_with(|| Run::new(node, run_id));
+            let rows = rows.into_iter().filter(|row| is_said(row.span.to));
+            rows.for_each(|row| run.learn(row, flows.as_ref(), &needed));
         }
     }
     let (inventory, told) = (rows(files, InventoryRecord::DATASET), rows(files, HealthRecord::DATASET));
@@ -155,7 +172,7 @@ impl Run {
     }
 
     /// Takes in the next row of health.
-    fn learn(&mut self, row: Told, flows: Option<&Runs>, needed: &[String]) {
+    fn learn(&mut self, row: ToldRow, flows: Option<&Runs>, needed: &[String]) {
         if row.seq < self.next_seq[2] {
             return; // a second delivery
         }
@@ -165,10 +182,11 @@ impl Run {
         self.run_start = row.run_start;
         self.clean_shutdown |= row.clean_shutdown;
         self.unidentified += row.unidentified;
-        self.filters.extend(row.filters);
         self.lost += row.lost;
+        let Limits { namespaces, filters, unreadable } = row.limits.map(|limits| *limits).unwrap_or_default();
+        self.filters.extend(filters);
         let end = row.span.to;
-        if !row.unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
+        if !unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
             self.heard = Some(end.max(self.heard.unwrap_or(end)));
         }
         let none = Seqs::new();
@@ -187,7 +205,7 @@ impl Run {
         } else {
             None
         };
-        self.watch(row.span, row.namespaces, gap);
+        self.watch(row.span, namespaces, gap);
     }
 
     fn watch(&mut self, span: Span, namespaces: Vec<Arc<str>>, gap: Option<&'static str>) {
@@ -264,21 +282,31 @@ fn told(file: &CaptureFile) -> Result<Vec<Told>, Problem> {
         let (flows_next, inventory_next) = (numbers("flows_next_seq")?, numbers("inventory_next_seq")?);
         let clean = columns.read::<bool>("clean_shutdown")?;
         let lost = LOST.into_iter().map(numbers).collect::<Result<Vec<_>, _>>()?;
-        told.extend((0..batch.num_rows()).map(|row| Told {
-            node: Arc::clone(&nodes[row]),
-            run_id: Arc::clone(&run_ids[row]),
-            seq: seqs[row],
-            span: Span { from: starts[row].max(run_starts[row]), to: ends[row] },
-            run_start: run_starts[row],
-            namespaces: std::mem::take(&mut namespaces[row]),
-            filters: std::mem::take(&mut filters[row]),
-            unreadable: std::mem::take(&mut unreadable[row]),
-            seen: seen[row],
-            unidentified: unidentified[row],
-            lost: lost.iter().map(|column| column[row]).sum(),
-            next_seq: (flows_next[row], inventory_next[row]),
-            clean_shutdown: clean[row],
-        }));
+        for row in 0..batch.num_rows() {
+            let limits = Limits {
+                namespaces: std::mem::take(&mut namespaces[row]),
+                filters: std::mem::take(&mut filters[row]),
+                unreadable: std::mem::take(&mut unreadable[row]),
+            };
+            let says = ToldRow {
+                seq: seqs[row],
+                span: Span { from: starts[row].max(run_starts[row]), to: ends[row] },
+                run_start: run_starts[row],
+                limits: (limits != Limits::default()).then(|| Box::new(limits)),
+                seen: seen[row],
+                unidentified: unidentified[row],
+                lost: lost.iter().map(|column| column[row]).sum(),
+                next_seq: (flows_next[row], inventory_next[row]),
+                clean_shutdown: clean[row],
+            };
+            match told.last_mut().filter(|last: &&mut Told| last.run_id == run_ids[row]) {
+                Some(last) => last.rows.push(says),
+                None => {
+                    let (node, run_id) = (Arc::clone(&nodes[row]), Arc::clone(&run_ids[row]));
+                    told.push(Told { node, run_id, rows: vec![says] });
+                }
+            }
+        }
     }
     Ok(told)
 }

@@ -9,7 +9,7 @@ use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use schemas::{
@@ -89,6 +89,14 @@ impl State {
         fs::create_dir_all(directory).map_err(directory_error)?;
         let (major, minor) = SCHEMA_VERSION;
         let format = format!("{} {major}.{minor} {clock_skew_ms}", env!("CARGO_PKG_VERSION"));
+        // What was killed while it wrote.
+        for entry in fs::read_dir(directory).map_err(directory_error)?.flatten() {
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+            let is_old = age.is_ok_and(|age| age.is_ok_and(|age| age > ABANDONED_AFTER));
+            if is_old && entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         let path = directory.join(FILE);
         let saved = match File::open(&path) {
             Ok(file) => match read(file) {
@@ -178,9 +186,9 @@ impl State {
         let saved = Saved { format: self.format.clone(), files: files.iter().map(known).collect(), blocks };
         let path = self.directory.join(FILE);
         let written = (|| {
-            let file = tempfile::Builder::new().prefix(".").tempfile_in(&self.directory)?;
+            let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
             let mut encoder = zstd::Encoder::new(BufWriter::new(file.as_file()), ZSTD_LEVEL)?;
-            encoder.write_all(&postcard::to_stdvec(&saved).map_err(io::Error::other)?)?;
+            postcard::to_io(&saved, &mut encoder).map_err(io::Error::other)?;
             encoder.finish()?.flush()?;
             file.as_file().sync_all()?;
             file.persist(&path)?;
@@ -209,4 +217,6 @@ fn read(file: File) -> io::Result<Saved> {
 }
 
 const FILE: &str = "state.bin";
+const UNFINISHED: &str = ".state-";
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 const ZSTD_LEVEL: i32 = 1;

@@ -33,6 +33,9 @@ enum Command {
         /// About so many rows of flows of a cluster of 200 Deployments, instead of a month of a small one.
         #[arg(long, value_name = "N")]
         rows: Option<u64>,
+        /// Of 30 days with so many rows of the same traffic every hour, these first hours.
+        #[arg(long, value_name = "N", requires = "rows")]
+        hours: Option<u32>,
         /// An hour of a cluster of so many Deployments, each of which calls fifty others.
         #[arg(long, value_name = "N", conflicts_with = "rows")]
         workloads: Option<u16>,
@@ -76,8 +79,12 @@ fn main() -> ExitCode {
         Command::Exporter(rest) => return exporter::run_command(named("flowscribe-exporter", rest)),
         Command::Flowscribe(rest) => return analyzer::run_command(named("flowscribe", rest)),
         Command::Demo { capture } => demo::run(capture.as_deref()),
-        Command::Generate { output, rows, workloads, seed } => {
-            let plan = workloads.map(Plan::wide).or(rows.map(Plan::bench)).unwrap_or_else(|| Plan::month(seed));
+        Command::Generate { output, rows, hours, workloads, seed } => {
+            let of_rows = |rows| match hours {
+                Some(hours) => Plan { hours, ..Plan::long(rows) },
+                None => Plan::bench(rows),
+            };
+            let plan = workloads.map(Plan::wide).or(rows.map(of_rows)).unwrap_or_else(|| Plan::month(seed));
             generator::generate(&plan, &output)
                 .map(|truth| println!("{} rows, {} edges", truth.rows, truth.edges.len()))
         }

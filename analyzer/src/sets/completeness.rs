@@ -49,7 +49,14 @@ impl Completeness {
     /// Of edges, by the hours in which each was seen, within the hours in which they could be.
     pub(super) fn of<'a>(observable: &RoaringBitmap, edges: impl IntoIterator<Item = &'a RoaringBitmap>) -> Self {
         let edges: Vec<&RoaringBitmap> = edges.into_iter().collect();
-        let exposed = edges.iter().fold(observable.clone(), |all, hours| all | *hours);
+        let mut exposed = observable.clone();
+        edges.iter().for_each(|hours| exposed |= *hours);
+        // The place of every hour among those that are exposed.
+        let first = exposed.min().unwrap_or_default();
+        let mut places = vec![0; exposed.max().map_or(0, |last| (last - first) as usize + 1)];
+        for (place, hour) in exposed.iter().enumerate() {
+            places[(hour - first) as usize] = place as u64;
+        }
         let mut reason = String::new();
         for bin_hours in BIN_HOURS {
             let bins = exposed.len() / u64::from(bin_hours);
@@ -61,8 +68,15 @@ impl Completeness {
             }
             // Bins are of hours that follow one another, others left out; what is left over is at the beginning.
             let skipped = exposed.len() - bins * u64::from(bin_hours);
-            let bin = |hour: u32| Some((exposed.rank(hour).checked_sub(skipped + 1)? / u64::from(bin_hours)) as u32);
-            let binned: Vec<RoaringBitmap> = edges.iter().map(|hours| hours.iter().filter_map(bin).collect()).collect();
+            let bin = |hour: u32| {
+                Some((places[(hour - first) as usize].checked_sub(skipped)? / u64::from(bin_hours)) as u32)
+            };
+            let binned = |hours: &&RoaringBitmap| {
+                let mut bins: Vec<u32> = hours.iter().filter_map(bin).collect();
+                bins.dedup();
+                RoaringBitmap::from_sorted_iter(bins).unwrap_or_default()
+            };
+            let binned: Vec<RoaringBitmap> = edges.iter().map(binned).collect();
             let incidence = Incidence { bins, edges: &binned };
             match incidence.objection() {
                 None => return incidence.estimate(bin_hours).map_or_else(Self::default, Self::Known),
@@ -177,7 +191,8 @@ fn incidences(edge: &RoaringBitmap) -> u64 {
 
 /// Runs of bins that follow one another.
 fn runs(edge: &RoaringBitmap) -> u64 {
-    edge.iter().filter(|bin| bin.checked_sub(1).is_none_or(|last| !edge.contains(last))).count() as u64
+    let mut last = None;
+    edge.iter().filter(|bin| last.replace(*bin).is_none_or(|last| last + 1 < *bin)).count() as u64
 }
 
 /// Edges that were in no bin, at least, and the variance of that; of so many that were seen, in so many bins.

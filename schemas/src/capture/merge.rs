@@ -22,6 +22,7 @@ use parquet::{
         properties::{EnabledStatistics, WriterProperties},
         writer::SerializedFileWriter,
     },
+    schema::types::ColumnPath,
 };
 
 use super::{
@@ -84,7 +85,11 @@ pub fn write_rollup(
     write(&path, |file| {
         // There are many, of few rows, which are read whole: statistics would be most of a file.
         let properties = properties::<RollupRow>(metadata).into_builder();
-        let properties = properties.set_statistics_enabled(EnabledStatistics::None).set_offset_index_disabled(true);
+        let mut properties = properties.set_statistics_enabled(EnabledStatistics::None).set_offset_index_disabled(true);
+        for list in ["services", "failures", "source_pod_uids", "destination_pod_uids"] {
+            let items = ColumnPath::from([list, "list", "item"].map(str::to_owned).to_vec());
+            properties = properties.set_column_dictionary_enabled(items, true);
+        }
         let mut writer = ArrowWriter::try_new(file, RollupRow::schema(), Some(properties.build()))?;
         batches.iter().try_for_each(|batch| writer.write(batch))?;
         writer.into_inner()

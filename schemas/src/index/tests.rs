@@ -508,3 +508,58 @@ proptest! {
         prop_assert_eq!((&owners, &backends), (&other.0, &other.1), "{:?} and {}..{}", span, a, b);
     }
 }
+
+proptest! {
+    /// What is told later changes a fingerprint of a span, or no answer within it.
+    #[test]
+    fn with_the_same_fingerprint_answers_are_the_same(
+        tenancies in prop::collection::vec((0_i64..50, 1_i64..50), 1..12),
+        told in 0_usize..24,
+        asked in 0_i64..600,
+        length in 0_i64..30,
+        within in (0.0..=1.0_f64, 0.0..=1.0_f64),
+    ) {
+        const TICK_MS: i64 = 100_000;
+        let (mut log, mut before) = (Log::default(), Log::default());
+        let service = service("10.96.0.1", Some(r#"{"app":"web"}"#), vec![port(80, Some("8080"), None)]);
+        let (mut time, mut said, mut uids) = (0, 0, Vec::new());
+        for log in [&mut log, &mut before] {
+            log.say(0, EVENT_SNAPSHOT, service.clone());
+        }
+        for (number, (gap, stay)) in tenancies.into_iter().enumerate() {
+            let tenant = pod(&format!("pod-{number}"), POD_A, r#"{"app":"web"}"#);
+            uids.extend(tenant.uid.clone());
+            for (at, event) in [(time + gap, EVENT_UPSERT), (time + gap + stay, EVENT_DELETE)] {
+                log.say(at * TICK_MS, event, tenant.clone());
+                if said < told {
+                    before.say(at * TICK_MS, event, tenant.clone());
+                }
+                said += 1;
+            }
+            time += gap + stay;
+        }
+        let (index, before) = (log.index(2_000), before.index(2_000));
+        let span = Span { from: TimestampMs(asked * TICK_MS), to: TimestampMs((asked + length) * TICK_MS) };
+        let outside = "198.51.100.7";
+        let fingerprint = |index: &Index| {
+            Fingerprints::new(index).of(index, span, uids.iter().map(|uid| &**uid), [ip(outside)])
+        };
+        if told >= said {
+            prop_assert_eq!(fingerprint(&index), fingerprint(&before), "nothing was told later");
+        }
+        prop_assume!(fingerprint(&index) == fingerprint(&before));
+        let pick = |share: f64| span.from.0 + ((span.to.0 - span.from.0) as f64 * share) as i64;
+        let (a, b) = (pick(within.0).min(pick(within.1)), pick(within.0).max(pick(within.1)));
+        let answers = |index: &Index| {
+            let span = Span { from: TimestampMs(a), to: TimestampMs(b) };
+            let owners = [POD_A, outside].map(|at| name(index.resolve(ip(at), span)));
+            let pods: Vec<_> = uids.iter().map(|uid| index.pod(uid, span.to).map(|pod| pod.name.clone())).collect();
+            let Owner::Service(service) = index.dialled(ip("10.96.0.1"), "tcp", 80, span) else {
+                return (owners, pods, Vec::new());
+            };
+            let backends = index.backends(service, "tcp", 80, span);
+            (owners, pods, backends.into_iter().map(|b| (b.address, b.port, name(b.owner))).collect())
+        };
+        prop_assert_eq!(answers(&index), answers(&before), "{}..{}", a, b);
+    }
+}

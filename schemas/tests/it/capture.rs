@@ -166,3 +166,105 @@ fn foreign(path: &Path, metadata: &[(&str, &str)]) {
     writer.write(&batch).expect("written");
     writer.close().expect("closed");
 }
+
+/// Rows of a run, from a number to another, in files of so many rows.
+fn write_run(root: &Path, run: &str, seqs: std::ops::Range<i64>, per_file: usize) {
+    let origin = Origin { cluster: "c".into(), node: "node/a".into(), run_id: run.into() };
+    let mut writer: DatasetWriter<FlowRecord> = DatasetWriter::new(root, &origin, "0.1.0", ROLL);
+    for (number, seq) in seqs.enumerate() {
+        let run_id = run.into();
+        writer.push(FlowRecord { run_id, ..row(seq, 60_000 + seq) }, TimestampMs(0)).expect("taken");
+        if (number + 1) % per_file == 0 {
+            writer.finish().expect("finished");
+        }
+    }
+    writer.finish().expect("finished");
+}
+
+/// All rows below a directory, by run and number, and how often each is there.
+fn rows_below(root: &Path) -> std::collections::BTreeMap<(String, i64), usize> {
+    let listing = capture::list(&[root.into()]).expect("the directory is there");
+    assert_eq!(listing.problems, []);
+    let mut rows = std::collections::BTreeMap::new();
+    for file in &listing.files {
+        for row in capture::read::<FlowRecord>(file).expect("readable") {
+            *rows.entry((row.run_id.to_string(), row.seq)).or_default() += 1;
+        }
+    }
+    rows
+}
+
+#[test]
+fn merged_files_have_the_same_rows_and_those_they_were_made_of_are_passed_over() {
+    let root = tempfile::tempdir().expect("a directory");
+    // Small row groups are written anew, large ones are copied.
+    for (per_file, rows) in [(10, 35), (9_000, 20_000)] {
+        let root = root.path().join(per_file.to_string());
+        write_run(&root, "run-a", 0..rows, per_file);
+        write_run(&root, "run-b", 7..rows, per_file);
+        let before = rows_below(&root);
+        let listing = capture::list(std::slice::from_ref(&root)).expect("listed");
+        let files: Vec<_> = listing.files.iter().collect();
+        assert!(files.len() > 4, "{}", files.len());
+        let folder = files[0].path.parent().expect("a folder").to_path_buf();
+        let merged = capture::merge(&files, &folder, "0.1.0").expect("merged");
+        assert_eq!(capture::merge(&files, &folder, "0.1.0").expect("merged again"), merged, "it is the same file");
+        let after = capture::list(std::slice::from_ref(&root)).expect("listed");
+        assert_eq!(after.files.iter().map(|file| &file.path).collect::<Vec<_>>(), [&merged]);
+        assert_eq!(after.superseded.len(), files.len());
+        assert_eq!(rows_below(&root), before);
+        assert_eq!(after.files[0].first_time(), TimestampMs(60_000), "page statistics are kept");
+        for file in &after.superseded {
+            fs::remove_file(&file.path).expect("removed");
+        }
+        assert_eq!(rows_below(&root), before);
+        // A late file, some rows of which are there.
+        write_run(&root, "run-b", 0..10, 100);
+        let listing = capture::list(std::slice::from_ref(&root)).expect("listed");
+        let files: Vec<_> = listing.files.iter().collect();
+        assert_eq!(files.len(), 2, "it has rows that nobody else has");
+        capture::merge(&files, &folder, "0.1.0").expect("merged");
+        let all = rows_below(&root);
+        assert_eq!(all.len() as i64, 2 * rows);
+        assert!(all.values().all(|times| *times == 1), "each is there once");
+    }
+}
+
+#[test]
+fn files_of_a_newer_version_are_not_merged_as_their_columns_would_be_lost() {
+    let root = tempfile::tempdir().expect("a directory");
+    write_run(root.path(), "run-a", 0..10, 5);
+    let listing = capture::list(&[root.path().into()]).expect("listed");
+    // The same file with a column more.
+    let file = &listing.files[0];
+    let rows = capture::read::<FlowRecord>(file).expect("readable");
+    let batch = FlowRecord::encode(&rows);
+    let mut fields: Vec<_> = batch.schema().fields().iter().cloned().collect();
+    fields.push(std::sync::Arc::new(arrow::datatypes::Field::new("news", arrow::datatypes::DataType::Int64, true)));
+    let mut columns = batch.columns().to_vec();
+    columns.push(std::sync::Arc::new(arrow::array::Int64Array::from(vec![1; rows.len()])));
+    let schema = std::sync::Arc::new(arrow::datatypes::Schema::new(fields));
+    let batch = arrow::array::RecordBatch::try_new(std::sync::Arc::clone(&schema), columns).expect("a batch");
+    let pair = |key: &str, value: &str| KeyValue::new(key.to_owned(), value.to_owned());
+    let metadata = vec![
+        pair("flowscribe.schema_version", "1.9"),
+        pair("flowscribe.dataset", "flows"),
+        pair("flowscribe.cluster", "c"),
+        pair("flowscribe.run_id", "run-a"),
+        pair("flowscribe.first_seq", "0"),
+        pair("flowscribe.last_seq", "4"),
+    ];
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(metadata)).build();
+    let written = File::create(&file.path).expect("made");
+    let mut writer = ArrowWriter::try_new(written, schema, Some(properties)).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.close().expect("closed");
+
+    let listing = capture::list(&[root.path().into()]).expect("listed");
+    let files: Vec<_> = listing.files.iter().collect();
+    assert_eq!(files.len(), 2, "{:?}", listing.problems);
+    let folder = files[0].path.parent().expect("a folder");
+    let error = capture::merge(&files, folder, "0.1.0").expect_err("not merged").to_string();
+    assert!(error.contains("has other columns than this version writes"), "{error}");
+    assert_eq!(rows_below(root.path()).len(), 10);
+}

@@ -16,3 +16,4 @@ mod receive;
 mod support;
 mod telemetry;
 mod udp;
+mod weeks;
