@@ -54,6 +54,9 @@ pub(crate) enum OpeningError {
     /// The named cluster is not there.
     #[error("the input holds no cluster `{wanted}`, only {clusters}")]
     NoSuchCluster { wanted: String, clusters: String },
+    /// Files are removed while they are read, time and again.
+    #[error("{path} was removed while the capture was read: let flowscribe compact keep files for longer (--keep)")]
+    Vanished { path: PathBuf },
     /// A capture in an object store can't be fetched.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -72,10 +75,11 @@ impl Opening {
         let mut tries = 1;
         loop {
             let opening = Self::once(args, state).await?;
-            if tries == TRIES || !opening.problems.iter().any(|problem| is_gone(&problem.path)) {
-                return Ok(opening);
+            match opening.problems.iter().find(|problem| is_gone(&problem.path)) {
+                None => return Ok(opening),
+                Some(problem) if tries == TRIES => return Err(OpeningError::Vanished { path: problem.path.clone() }),
+                Some(_) => tries += 1,
             }
-            tries += 1;
         }
     }
 
@@ -194,5 +198,5 @@ fn is_gone(path: &Path) -> bool {
     !schemas::ship::store::is_url(path) && !path.exists()
 }
 
-/// How often is looked again: a compaction removes what it merged at once, and then waits for the next time.
+/// How often is looked again, as a compaction removes many files at a time.
 const TRIES: usize = 8;

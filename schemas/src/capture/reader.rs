@@ -337,7 +337,9 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
             Err(error) => problems.push(Problem { path: folder.into(), kind: unreadable(&error) }),
         }
     }
-    if empty {
+    // A partition may be about to be filled, or was just pruned.
+    let is_partition = folder.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'='));
+    if empty && !is_partition {
         problems.push(Problem { path: folder.into(), kind: ProblemKind::Empty });
     }
 }
