@@ -53,6 +53,12 @@ pub(crate) enum Command {
     /// Tell what two sets of policies allow differently. Exits with 0 if it is the same, 1 if not, and 2 if that can't be
     /// told.
     Diff(DiffArgs),
+    /// Run the scheduler of a Ballista cluster, for sql --ballista.
+    #[cfg(feature = "ballista")]
+    BallistaScheduler(SchedulerArgs),
+    /// Run an executor of a Ballista cluster.
+    #[cfg(feature = "ballista")]
+    BallistaExecutor(ExecutorArgs),
     /// List the connections that the NetworkPolicies of manifests allow between workloads and with the outside.
     Connectivity(ConnectivityArgs),
 }
@@ -276,9 +282,58 @@ pub(crate) struct SqlArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 
+    /// Run the queries on a Ballista cluster, such as df://scheduler:50050, whose executors are those of this program and
+    /// see the files of the capture under the same paths.
+    #[cfg(feature = "ballista")]
+    #[arg(long, env = "FLOWSCRIBE_BALLISTA", value_name = "URL")]
+    pub(crate) ballista: Option<String>,
+
+    /// Directory that the executors see too, for what is derived of flows; that for temporary files by default.
+    #[cfg(feature = "ballista")]
+    #[arg(long, env = "FLOWSCRIBE_BALLISTA_SHARE", value_name = "DIR")]
+    pub(crate) ballista_share: Option<PathBuf>,
+
     /// Explain every table, column and function, and end.
     #[arg(long, exclusive = true)]
     pub(crate) tables: bool,
+}
+
+#[cfg(feature = "ballista")]
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SchedulerArgs {
+    /// Where executors and clients find it.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50050")]
+    pub(crate) address: SocketAddr,
+}
+
+#[cfg(feature = "ballista")]
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExecutorArgs {
+    /// Its scheduler.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50050", value_parser = host_and_port)]
+    pub(crate) scheduler: (String, u16),
+
+    /// Where others fetch its results.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051")]
+    pub(crate) address: SocketAddr,
+
+    /// Where the scheduler reaches it, at the same address.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50052")]
+    pub(crate) control_address: SocketAddr,
+
+    /// Tasks at once; by default, one per processor.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) tasks: usize,
+
+    /// Directory for results that are under way; a temporary one by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) work_dir: Option<PathBuf>,
+}
+
+#[cfg(feature = "ballista")]
+fn host_and_port(text: &str) -> Result<(String, u16), String> {
+    let (host, port) = text.rsplit_once(':').ok_or("it is not HOST:PORT")?;
+    Ok((host.to_owned(), port.parse().map_err(|_| "its port is no number")?))
 }
 
 #[derive(Debug, ClapArgs)]
@@ -645,7 +700,11 @@ impl LearnArgs {
             hold_hours: hours(hold_after),
         };
         let state = state.as_deref().map(|state| State::open(state, input.clock_skew_ms)).transpose()?;
-        Ok(Learning { decisions: Decisions::read(decisions.as_deref())?.into(), thresholds, state: state.map(Arc::new) })
+        Ok(Learning {
+            decisions: Decisions::read(decisions.as_deref())?.into(),
+            thresholds,
+            state: state.map(Arc::new),
+        })
     }
 }
 

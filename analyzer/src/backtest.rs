@@ -186,7 +186,12 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn run(&self, split: TimestampMs, names: &policy::Names, population: &Population) -> Result<Backtest, BacktestError> {
+    fn run(
+        &self,
+        split: TimestampMs,
+        names: &policy::Names,
+        population: &Population,
+    ) -> Result<Backtest, BacktestError> {
         let Self { sets, index, later, wish, hours } = self;
         let past_population = Population::of_index(index);
         let set = policy::synthesize(sets, index, &past_population, names, wish)?;
@@ -271,7 +276,8 @@ impl Trial<'_> {
         total.coverage = self.came(sets.completeness.known(), |_| true);
         for (workload, tried) in &mut tried {
             let estimate = sets.workloads.get(*workload).and_then(|set| set.completeness.known());
-            let is_of = |edge: &Edge| [&edge.source, &edge.destination].iter().any(|end| workload_of(end) == Some(workload));
+            let is_of =
+                |edge: &Edge| [&edge.source, &edge.destination].iter().any(|end| workload_of(end) == Some(workload));
             tried.counts.coverage = self.came(estimate, is_of);
         }
         let mut workloads: Vec<WorkloadTried> = tried.into_values().collect();
@@ -303,9 +309,11 @@ impl Trial<'_> {
                 continue;
             }
             let bins = bins(&evidence.hours);
-            let is_known = self.sets.edges.get(edge).is_some_and(|(evidence, fate)| {
-                fate.is_allowed() && evidence.is_established()
-            });
+            let is_known = self
+                .sets
+                .edges
+                .get(edge)
+                .is_some_and(|(evidence, fate)| fate.is_allowed() && evidence.is_established());
             (known, all) = (known + if is_known { bins } else { 0 }, all + bins);
         }
         (all > 0).then(|| known as f64 / all as f64)
@@ -368,7 +376,8 @@ impl WorkloadTried {
 impl Backtest {
     fn text(&self) -> String {
         let Self { split, learned_hours, replayed_hours, total, workloads } = self;
-        let mut text = format!("learned from {learned_hours} hours until {split}, tried on {replayed_hours} hours after it\n\n");
+        let mut text =
+            format!("learned from {learned_hours} hours until {split}, tried on {replayed_hours} hours after it\n\n");
         for WorkloadTried { workload, workload_kind, status, open, counts, denied_edges, unused_edges } in workloads {
             let status = status.unwrap_or("not there yet");
             let _ = writeln!(text, "{workload} ({workload_kind}, {status}): {}", counts.told());
@@ -412,7 +421,11 @@ impl FromStr for Split {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(share) = text.strip_suffix('%') {
             let share: f64 = share.trim().parse().map_err(|_| "it is no percentage")?;
-            return if share > 0.0 && share < 100.0 { Ok(Self::Share(share / 100.0)) } else { Err("it is not between 0 and 100 %".into()) };
+            return if share > 0.0 && share < 100.0 {
+                Ok(Self::Share(share / 100.0))
+            } else {
+                Err("it is not between 0 and 100 %".into())
+            };
         }
         let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
         if let Ok(time) = humantime::parse_rfc3339_weak(whole.trim_end_matches('Z')) {
@@ -421,9 +434,11 @@ impl FromStr for Split {
         }
         match humantime::parse_duration(text) {
             Ok(duration) if !duration.is_zero() => Ok(Self::Last(duration)),
-            _ => Err("it is neither a time such as 2026-03-20T08:00:00Z, nor a duration before the end such as 7d, nor a \
+            _ => Err(
+                "it is neither a time such as 2026-03-20T08:00:00Z, nor a duration before the end such as 7d, nor a \
                       share such as 70%"
-                .into()),
+                    .into(),
+            ),
         }
     }
 }

@@ -257,8 +257,7 @@ impl Place {
                 let hour = TimestampMs(summary.hours.1.saturating_mul(HOUR_MS));
                 let folder = root.join(RollupRow::NAME).join(capture::partition(hour));
                 let names: Vec<&str> = inputs.iter().filter_map(|file| file.path.file_name()?.to_str()).collect();
-                let path =
-                    capture::write_rollup(batches, summary, runs, (&names, &cluster), &folder, VERSION)?;
+                let path = capture::write_rollup(batches, summary, runs, (&names, &cluster), &folder, VERSION)?;
                 let _ = sender.send((path, summary.rows));
                 Ok(())
             })?;
@@ -314,7 +313,12 @@ impl Place {
     }
 
     /// Removes what was superseded long enough ago.
-    async fn remove_superseded(&self, listing: &Listing, keep: Duration, tally: &mut Tally) -> Result<(), CompactError> {
+    async fn remove_superseded(
+        &self,
+        listing: &Listing,
+        keep: Duration,
+        tally: &mut Tally,
+    ) -> Result<(), CompactError> {
         let is_old = |file: &CaptureFile| {
             let modified = self.modified.get(&file.path).copied();
             let modified = modified.or(file.modified);

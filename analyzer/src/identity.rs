@@ -40,7 +40,8 @@ pub(crate) fn read(
     until: Option<TimestampMs>,
 ) -> (Index, Vec<Problem>) {
     let is_known = |time: TimestampMs| until.is_none_or(|until| time <= until);
-    let mut files: Vec<&CaptureFile> = files.iter().filter(|file| file.dataset == InventoryRecord::DATASET && file.rows > 0).collect();
+    let mut files: Vec<&CaptureFile> =
+        files.iter().filter(|file| file.dataset == InventoryRecord::DATASET && file.rows > 0).collect();
     files.retain(|file| is_known(file.first_time()));
     let first_seq = |file: &CaptureFile| file.runs.0.values().next().and_then(|rows| rows.seqs.first());
     files.sort_by_key(|file| (file.first_time(), first_seq(file), &file.path));

@@ -104,6 +104,10 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
             Command::Prune(args) => compact::prune(args).await?,
             Command::Sets(args) => sets::run(args).await?,
             Command::Sql(args) => sql::run(args).await?,
+            #[cfg(feature = "ballista")]
+            Command::BallistaScheduler(args) => tables::schedule(args).await?,
+            #[cfg(feature = "ballista")]
+            Command::BallistaExecutor(args) => tables::execute(args).await?,
             Command::Connectivity(args) => connectivity::run(args)?,
             Command::Explain(args) => report::explain(args).await?,
             Command::Backtest(args) => backtest::run(args).await?,

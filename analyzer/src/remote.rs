@@ -78,11 +78,7 @@ pub(crate) async fn fetch(inputs: &[PathBuf], cache: Option<&Path>) -> Result<Lo
 ///
 /// # Errors
 /// The store can't be read, has nothing there, or the files can't be written.
-pub(crate) async fn mirror(
-    store: &Store,
-    url: &Path,
-    root: &Path,
-) -> Result<(PathBuf, Vec<Object>), RemoteError> {
+pub(crate) async fn mirror(store: &Store, url: &Path, root: &Path) -> Result<(PathBuf, Vec<Object>), RemoteError> {
     let url = url.to_string_lossy();
     let (scheme, rest) = url.split_once("://").unwrap_or(("", &url));
     let folder = root.join(scheme).join(rest.trim_matches('/'));

@@ -124,11 +124,8 @@ pub(crate) fn read(
         for (run_id, RunRows { node, .. }) in file.runs.0.iter().filter(|_| file.rows > 0) {
             let run_id: Arc<str> = run_id.as_str().into();
             let start = TimestampMs(file.first_time().0.saturating_sub(1).div_euclid(HOUR_MS).saturating_mul(HOUR_MS));
-            let new = || Run {
-                whole_until: start,
-                run_start: start,
-                ..Run::new(node.as_str().into(), Arc::clone(&run_id))
-            };
+            let new =
+                || Run { whole_until: start, run_start: start, ..Run::new(node.as_str().into(), Arc::clone(&run_id)) };
             runs.entry(Arc::clone(&run_id)).or_insert_with(new);
         }
     }

@@ -38,6 +38,9 @@ pub(crate) enum SqlError {
     ParquetOnTerminal,
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[cfg(feature = "ballista")]
+    #[error(transparent)]
+    Ballista(#[from] tables::BallistaError),
 }
 
 /// Runs the queries and writes their results; files that can't be read are told on standard error.
@@ -45,7 +48,9 @@ pub(crate) enum SqlError {
 /// # Errors
 /// An input is not there, the query is wrong, or the output can't be written.
 pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
-    let SqlArgs { input, learn, query, query_file, params, format, output, tables } = args;
+    let SqlArgs { input, learn, query, query_file, params, format, output, tables, .. } = args;
+    #[cfg(feature = "ballista")]
+    let SqlArgs { ballista, ballista_share, .. } = args;
     if *tables {
         return Ok(output::write(&tables::explain().await?, None)?);
     }
@@ -59,6 +64,15 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
     let params = ParamValues::from(params);
     let question = async |tables: &Tables| -> Result<Vec<ResultWriter>, SqlError> {
+        #[cfg(feature = "ballista")]
+        let (frames, _cluster) = match ballista {
+            Some(url) => {
+                let (frames, cluster) = tables.sql_on((url, ballista_share.as_deref()), &query, &params).await?;
+                (frames, Some(cluster))
+            }
+            None => (tables.sql(&query, &params).await?, None),
+        };
+        #[cfg(not(feature = "ballista"))]
         let frames = tables.sql(&query, &params).await?;
         if frames.len() > 1 && (output.is_some() || *format == Format::Parquet) {
             return Err(SqlError::SeveralResults);

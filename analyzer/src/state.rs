@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, BufReader, BufWriter, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -187,9 +187,10 @@ impl State {
         let path = self.directory.join(FILE);
         let written = (|| {
             let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
-            let mut encoder = zstd::Encoder::new(BufWriter::new(file.as_file()), ZSTD_LEVEL)?;
-            postcard::to_io(&saved, &mut encoder).map_err(io::Error::other)?;
-            encoder.finish()?.flush()?;
+            let encoder = zstd::Encoder::new(file.as_file(), ZSTD_LEVEL)?;
+            let mut buffered = BufWriter::with_capacity(BUFFER_BYTES, encoder);
+            postcard::to_io(&saved, &mut buffered).map_err(io::Error::other)?;
+            buffered.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
             file.as_file().sync_all()?;
             file.persist(&path)?;
             io::Result::Ok(())
@@ -220,3 +221,4 @@ const FILE: &str = "state.bin";
 const UNFINISHED: &str = ".state-";
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 const ZSTD_LEVEL: i32 = 1;
+const BUFFER_BYTES: usize = 1 << 18;

@@ -1,15 +1,12 @@
 //! A capture as SQL tables: the datasets `flows`, `inventory` and `health`, what is derived of them, and functions.
 
+#[cfg(feature = "ballista")]
+mod ballista;
 mod function;
 mod help;
 mod learned;
 
-use std::{
-    io,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::VecDeque, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use arrow::{
     compute::cast,
@@ -29,7 +26,10 @@ use datafusion::{
         runtime_env::RuntimeEnvBuilder,
     },
     prelude::{DataFrame, SessionConfig, SessionContext},
-    sql::{parser::DFParser, sqlparser::dialect::PostgreSqlDialect},
+    sql::{
+        parser::{DFParser, Statement},
+        sqlparser::dialect::PostgreSqlDialect,
+    },
 };
 use indicatif::ProgressBar;
 use schemas::{
@@ -49,9 +49,11 @@ use crate::{
     opening::{Opening, OpeningError},
     policy::Names,
     runs::Run,
-    state::{State, StateError},
     sets::{Decisions, DecisionsError, Sets, Thresholds},
+    state::{State, StateError},
 };
+#[cfg(feature = "ballista")]
+pub(crate) use ballista::{BallistaError, execute, schedule};
 pub(crate) use help::explain;
 use learned::Learned;
 
@@ -129,7 +131,9 @@ impl Tables {
     where
         E: From<TablesError>,
     {
-        let mut tables = Self::over(Opening::new(args, learning.state.as_ref()).await.map_err(TablesError::from)?, args, learning).await?;
+        let mut tables =
+            Self::over(Opening::new(args, learning.state.as_ref()).await.map_err(TablesError::from)?, args, learning)
+                .await?;
         let mut tries = 1;
         loop {
             let answer = question(&tables).await;
@@ -139,7 +143,12 @@ impl Tables {
                 Err(error) if tries == TRIES => return Err(error),
                 // A file whose footer is whole may still be damaged, or was merged into another one meanwhile.
                 Err(error) => {
-                    let opening = tables.opening.again(args, learning.state.as_ref()).await.map_err(TablesError::from)?.ok_or(error)?;
+                    let opening = tables
+                        .opening
+                        .again(args, learning.state.as_ref())
+                        .await
+                        .map_err(TablesError::from)?
+                        .ok_or(error)?;
                     tables = Self::over(opening, args, learning).await?;
                 }
             }
@@ -152,14 +161,7 @@ impl Tables {
     /// # Errors
     /// A query is wrong, would write, or names a parameter that has no value.
     pub(crate) async fn sql(&self, queries: &str, params: &ParamValues) -> Result<Vec<DataFrame>, DataFusionError> {
-        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let mut frames = Vec::new();
-        for statement in DFParser::parse_sql_with_dialect(queries, &PostgreSqlDialect {})? {
-            let plan = self.context.state().statement_to_plan(statement).await?;
-            read_only.verify_plan(&plan)?;
-            frames.push(self.context.execute_logical_plan(plan).await?.with_param_values(params.clone())?);
-        }
-        Ok(frames)
+        plan(&self.context, queries, params).await
     }
 
     /// The communication sets, and how many rows of each run had no known direction.
@@ -222,13 +224,7 @@ impl Tables {
             .with_memory_limit(memory_bytes, 1.0)
             .with_disk_manager_builder(disk)
             .build_arc()?;
-        let config = SessionConfig::new()
-            .with_information_schema(true)
-            // The generic dialect takes a column named `cluster` for the keyword of Hive's `cluster by`.
-            .set_str("datafusion.sql_parser.dialect", "PostgreSQL")
-            // DataFusion 55.2 gives extracted struct fields names that clash when a table is joined with itself.
-            .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false);
-        let context = SessionContext::new_with_config_rt(config, runtime);
+        let context = SessionContext::new_with_config_rt(session_config(), runtime);
         function::register(&context);
         register(&context, FlowRecord::DATASET, FlowRecord::schema(), &files).await?;
         register(&context, InventoryRecord::DATASET, InventoryRecord::schema(), &files).await?;
@@ -244,6 +240,37 @@ impl Tables {
         }
         Ok(Self { context, index, runs, files, problems, learned, flows, progress, opening, _spill: spill })
     }
+}
+
+/// How queries are read and planned.
+fn session_config() -> SessionConfig {
+    SessionConfig::new()
+        .with_information_schema(true)
+        // The generic dialect takes a column named `cluster` for the keyword of Hive's `cluster by`.
+        .set_str("datafusion.sql_parser.dialect", "PostgreSQL")
+        // DataFusion 55.2 gives extracted struct fields names that clash when a table is joined with itself.
+        .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false)
+}
+
+/// The statements that semicolons separate.
+fn statements(queries: &str) -> Result<VecDeque<Statement>, DataFusionError> {
+    DFParser::parse_sql_with_dialect(queries, &PostgreSqlDialect {})
+}
+
+/// Plans queries, which semicolons separate and which may only read.
+async fn plan(
+    context: &SessionContext,
+    queries: &str,
+    params: &ParamValues,
+) -> Result<Vec<DataFrame>, DataFusionError> {
+    let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let mut frames = Vec::new();
+    for statement in statements(queries)? {
+        let plan = context.state().statement_to_plan(statement).await?;
+        read_only.verify_plan(&plan)?;
+        frames.push(context.execute_logical_plan(plan).await?.with_param_values(params.clone())?);
+    }
+    Ok(frames)
 }
 
 /// Registers a dataset's files as one table, without repeated rows.

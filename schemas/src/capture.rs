@@ -18,7 +18,10 @@ mod writer;
 pub use crate::table::Origin;
 pub use merge::{MergeError, merge, partition, write_forgotten, write_rollup};
 pub use pages::Pages;
-pub use reader::{CaptureFile, Listing, Problem, ProblemKind, columns, list, list_known, read, read_columns, read_where, set_apart, verify};
+pub use reader::{
+    CaptureFile, Listing, Problem, ProblemKind, columns, list, list_known, read, read_columns, read_where, set_apart,
+    verify,
+};
 pub use runs::{RunRows, Runs, Seqs};
 pub use writer::{CaptureError, DatasetWriter, Roll};
 

@@ -110,9 +110,8 @@ pub(super) fn mentions(batches: &[RecordBatch]) -> (BTreeSet<&str>, BTreeSet<IpA
                 addresses.values().as_string::<i32>().iter().map(|text| text?.parse().ok()).collect();
             let ends = kinds.keys().iter().zip(addresses.keys());
             let is_outside = |kind: Option<i32>| kind.is_some_and(|kind| names[kind as usize] == Some("external"));
-            outside.extend(
-                ends.filter(|(kind, _)| is_outside(*kind)).filter_map(|(_, address)| read[address? as usize]),
-            );
+            outside
+                .extend(ends.filter(|(kind, _)| is_outside(*kind)).filter_map(|(_, address)| read[address? as usize]));
         }
     }
     (pods, outside)
@@ -181,9 +180,8 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn new(batch: &'a RecordBatch, side: &str) -> Self {
-        let column = |name: &str| {
-            batch.column_by_name(&format!("{side}_{name}")).expect("every column of a rollup is read")
-        };
+        let column =
+            |name: &str| batch.column_by_name(&format!("{side}_{name}")).expect("every column of a rollup is read");
         Self {
             is_seen: column("seen").as_boolean(),
             numbers: COUNTS.map(|name| column(name).as_primitive::<Int64Type>()),

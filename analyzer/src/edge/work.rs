@@ -10,7 +10,8 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -64,6 +65,7 @@ pub(crate) struct Flows {
     schema: SchemaRef,
     index: Arc<Index>,
     fingerprints: OnceLock<Fingerprints>,
+    reads_ahead: AtomicBool,
     progress: ProgressBar,
 }
 
@@ -152,8 +154,8 @@ impl Flows {
         let rows = units.iter().map(|unit| unit.rows(&files, &rollups)).sum();
         let columns = row::columns().collect();
         progress.set_style(style());
-        let (schema, fingerprints) = (FlowRecord::schema(), OnceLock::new());
-        Self { cluster, rows, files, rollups, units, columns, schema, index, fingerprints, progress }
+        let (schema, fingerprints, reads_ahead) = (FlowRecord::schema(), OnceLock::new(), AtomicBool::new(false));
+        Self { cluster, rows, files, rollups, units, columns, schema, index, fingerprints, reads_ahead, progress }
     }
 
     /// Folds everything into one total per edge, on as many threads as there are processors. Memory goes by the edges of
@@ -220,7 +222,8 @@ impl Flows {
         let mut untold = (Communications::new(), Undirected::new());
         for units in groups.into_values() {
             let (communications, undirected) = self.total(&units, EVER)?;
-            let hours = units.iter().fold((i64::MAX, i64::MIN), |(a, b), unit| (a.min(unit.hours.0), b.max(unit.hours.1)));
+            let hours =
+                units.iter().fold((i64::MAX, i64::MIN), |(a, b), unit| (a.min(unit.hours.0), b.max(unit.hours.1)));
             match self.runs_of(&units) {
                 Some(runs) => {
                     keep(Block { hours, runs, fingerprint: String::new(), communications, undirected });
@@ -258,17 +261,22 @@ impl Flows {
     fn fingerprint_of(&self, communications: &Communications) -> String {
         let seen = communications.values().map(|evidence| Span { from: evidence.first_seen, to: evidence.last_seen });
         let span = seen.reduce(Span::hull).unwrap_or(Span::at(TimestampMs(0)));
-        let pods = communications.values().flat_map(|evidence| evidence.source_pods.iter().chain(&evidence.destination_pods));
-        let outside = communications.keys().flat_map(|edge| [&edge.source, &edge.destination]).filter_map(|end| match end {
-            Endpoint::External { address } => Some(*address),
-            _ => None,
-        });
+        let pods =
+            communications.values().flat_map(|evidence| evidence.source_pods.iter().chain(&evidence.destination_pods));
+        let outside =
+            communications.keys().flat_map(|edge| [&edge.source, &edge.destination]).filter_map(|end| match end {
+                Endpoint::External { address } => Some(*address),
+                _ => None,
+            });
         self.fingerprint(span, pods.map(|uid| &**uid), outside)
     }
 
     /// Folds hours of some units into one total per edge.
     fn total(&self, units: &[&Unit], hours: (i64, i64)) -> Result<(Communications, Undirected), WorkError> {
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(units.len()).max(1);
+        let workers = thread::available_parallelism().map_or(1, usize::from);
+        // Where there are fewer units than processors, one can read while another one folds.
+        self.reads_ahead.store(units.len() < workers, Ordering::Relaxed);
+        let workers = workers.min(units.len()).max(1);
         // Each begins with hours that follow one another, as what is known of one serves the next; then it helps others.
         let share = units.len().div_ceil(workers).max(1);
         let shares: Vec<(&[&Unit], AtomicUsize)> =
@@ -337,6 +345,28 @@ impl Flows {
         if is_summed_up && unit.source == Source::RollupsOrFiles {
             return Ok(());
         }
+        let mut add = |batch: &RecordBatch, repeats: bool| {
+            folder.add(batch, unit.hours, repeats || is_summed_up);
+            self.progress.inc(batch.num_rows() as u64);
+        };
+        if self.reads_ahead.load(Ordering::Relaxed) {
+            let (sender, receiver) = mpsc::sync_channel(BATCHES_AHEAD);
+            return thread::scope(|scope| {
+                // Who no longer listens has failed, and says so.
+                let read = scope.spawn(move || {
+                    self.read(unit, |batch, repeats| {
+                        let _ = sender.send((batch, repeats));
+                    })
+                });
+                receiver.into_iter().for_each(|(batch, repeats)| add(&batch, repeats));
+                read.join().expect("reading does not panic")
+            });
+        }
+        self.read(unit, |batch, repeats| add(&batch, repeats))
+    }
+
+    /// Reads the files of a unit, and tells of each batch whether its rows may be elsewhere too.
+    fn read(&self, unit: &Unit, mut take: impl FnMut(RecordBatch, bool)) -> Result<(), WorkError> {
         for (file, groups) in &unit.parts {
             let FlowFile { file, repeats, .. } = &self.files[*file];
             let read_error = |source| WorkError::Read { path: file.path.clone(), source };
@@ -344,9 +374,7 @@ impl Flows {
             for group in groups {
                 let reader = pages.read(*group, &self.schema, &self.columns, None).map_err(read_error)?;
                 for batch in reader {
-                    let batch = batch.map_err(|source| WorkError::Decode { path: file.path.clone(), source })?;
-                    folder.add(&batch, unit.hours, *repeats || is_summed_up);
-                    self.progress.inc(batch.num_rows() as u64);
+                    take(batch.map_err(|source| WorkError::Decode { path: file.path.clone(), source })?, *repeats);
                 }
             }
         }
@@ -687,9 +715,12 @@ pub(crate) fn repeats(files: &[&CaptureFile]) -> Vec<bool> {
     let mut repeats: Vec<bool> = files.iter().map(|file| file.repeats_itself()).collect();
     let mut ranges: Vec<(&str, i64, i64, usize)> = Vec::new();
     for (number, file) in files.iter().enumerate() {
-        ranges.extend(file.runs.0.iter().filter_map(|(run, rows)| {
-            Some((run.as_str(), rows.seqs.first()?, rows.seqs.last()?, number))
-        }));
+        ranges.extend(
+            file.runs
+                .0
+                .iter()
+                .filter_map(|(run, rows)| Some((run.as_str(), rows.seqs.first()?, rows.seqs.last()?, number))),
+        );
     }
     ranges.sort_unstable();
     for (at, (run, _, last, one)) in ranges.iter().enumerate() {
@@ -706,6 +737,8 @@ const BATCH_ROWS: usize = 8192;
 /// Hours and days back from the newest that are remembered apart, as files of theirs may still come.
 const LATE_HOURS: i64 = 6;
 const LATE_DAYS_HOURS: i64 = 8 * 24;
+/// Batches that are read before they are folded.
+const BATCHES_AHEAD: usize = 8;
 const EVER: (i64, i64) = (i64::MIN, i64::MAX);
 /// Hours of a unit at most.
 const UNIT_HOURS: i64 = 24;

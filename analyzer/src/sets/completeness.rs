@@ -68,9 +68,8 @@ impl Completeness {
             }
             // Bins are of hours that follow one another, others left out; what is left over is at the beginning.
             let skipped = exposed.len() - bins * u64::from(bin_hours);
-            let bin = |hour: u32| {
-                Some((places[(hour - first) as usize].checked_sub(skipped)? / u64::from(bin_hours)) as u32)
-            };
+            let bin =
+                |hour: u32| Some((places[(hour - first) as usize].checked_sub(skipped)? / u64::from(bin_hours)) as u32);
             let binned = |hours: &&RoaringBitmap| {
                 let mut bins: Vec<u32> = hours.iter().filter_map(bin).collect();
                 bins.dedup();
@@ -140,7 +139,8 @@ impl Incidence<'_> {
             }
             variance > 0.0 && excess / f64::sqrt(variance) > SIGNIFICANT
         };
-        let most = std::iter::successors(Some(RARE_BINS), |most| Some(most * 2)).take_while(|most| *most < self.bins / 2);
+        let most =
+            std::iter::successors(Some(RARE_BINS), |most| Some(most * 2)).take_while(|most| *most < self.bins / 2);
         if most.chain([self.bins / 2]).any(clustering) {
             return Some("edges come in bursts, which are too long to be counted apart");
         }
@@ -155,7 +155,8 @@ impl Incidence<'_> {
 
     /// `None` if no edge was in any bin.
     fn estimate(&self, bin_hours: u32) -> Option<Estimate> {
-        let seen: Vec<(u64, u64)> = self.edges.iter().map(|e| (incidences(e), e.len())).filter(|(_, bins)| *bins > 0).collect();
+        let seen: Vec<(u64, u64)> =
+            self.edges.iter().map(|e| (incidences(e), e.len())).filter(|(_, bins)| *bins > 0).collect();
         let in_bins = |bins: u64| seen.iter().filter(|(count, _)| *count == bins).count() as f64;
         let total = seen.iter().map(|(_, bins)| bins).sum::<u64>() as f64;
         let (ones, twos, bins) = (in_bins(1), in_bins(2), self.bins as f64);
@@ -331,9 +332,10 @@ mod tests {
 
     #[test]
     fn with_lognormal_rates_the_interval_holds_what_comes() {
-        for (period, edges, mu) in PERIODS.iter().flat_map(|period| {
-            EDGES.iter().flat_map(move |edges| [-2.0, 0.0, 2.0].map(|mu| (*period, *edges, mu)))
-        }) {
+        for (period, edges, mu) in PERIODS
+            .iter()
+            .flat_map(|period| EDGES.iter().flat_map(move |edges| [-2.0, 0.0, 2.0].map(|mu| (*period, *edges, mu))))
+        {
             let (mut chance, mut outcome) = (Chance(2), Outcome::default());
             for _ in 0..RUNS {
                 let mut edge = |_| {
@@ -352,9 +354,10 @@ mod tests {
 
     #[test]
     fn of_what_is_periodic_or_bursty_too_much_is_never_said() {
-        for (period, edges, burst) in [72, 336, 744].iter().flat_map(|period| {
-            [10, 40].iter().flat_map(move |edges| [2, 6, 24].map(|burst| (*period, *edges, burst)))
-        }) {
+        for (period, edges, burst) in [72, 336, 744]
+            .iter()
+            .flat_map(|period| [10, 40].iter().flat_map(move |edges| [2, 6, 24].map(|burst| (*period, *edges, burst))))
+        {
             let (mut chance, mut outcome) = (Chance(3), Outcome::default());
             for _ in 0..RUNS {
                 let mut edge = |_| -> RoaringBitmap {

@@ -1,6 +1,6 @@
 //! The tables that are learned from the whole capture, once, when one of them is asked first.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, thread};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -75,18 +75,22 @@ impl Learned {
         let Learning { decisions, thresholds, state } = self.learning.clone();
         let files = Arc::clone(&self.files);
         let learn = move || {
-            let (communications, undirected) = match state {
-                None => flows.communications()?,
-                Some(state) => {
-                    let (communications, undirected, blocks) = flows.communications_since(state.take_blocks())?;
+            let learn = |communications| Sets::learn(communications, &index, &runs, &decisions, thresholds);
+            let Some(state) = state else {
+                let (communications, undirected) = flows.communications()?;
+                return Ok((learn(communications), undirected));
+            };
+            let (communications, undirected, blocks) = flows.communications_since(state.take_blocks())?;
+            let sets = thread::scope(|scope| {
+                scope.spawn(|| {
                     // What is known is right even where it can't be kept for the next time.
                     if let Err(error) = state.save(&files, blocks) {
                         eprintln!("{:#}", anyhow::Error::from(error));
                     }
-                    (communications, undirected)
-                }
-            };
-            Ok((Sets::learn(communications, &index, &runs, &decisions, thresholds), undirected))
+                });
+                learn(communications)
+            });
+            Ok((sets, undirected))
         };
         let external = |error: Box<dyn std::error::Error + Send + Sync>| DataFusionError::External(error);
         let learned = tokio::task::spawn_blocking(learn).await.map_err(|error| external(error.into()))?;

@@ -179,8 +179,8 @@ impl Source {
     fn open<R: Record>(file: &CaptureFile) -> Result<Self, MergeError> {
         let problem = |kind| MergeError::Input(file.problem(kind));
         let damaged = |error: ParquetError| problem(ProblemKind::Damaged { reason: error.to_string() });
-        let opened = File::open(&file.path)
-            .map_err(|error| problem(ProblemKind::Unreadable { reason: error.to_string() }))?;
+        let opened =
+            File::open(&file.path).map_err(|error| problem(ProblemKind::Unreadable { reason: error.to_string() }))?;
         let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         let metadata = reader.parse_and_finish(&opened).map_err(damaged)?;
         let fields = metadata.file_metadata().schema().get_fields();

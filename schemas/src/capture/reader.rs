@@ -234,7 +234,8 @@ pub fn read<R: Record>(file: &CaptureFile) -> Result<Vec<R>, Problem> {
 /// # Errors
 /// As [`read`].
 pub fn read_where<R: Record>(file: &CaptureFile, selected: Option<BooleanArray>) -> Result<Vec<R>, Problem> {
-    let mut rows = Vec::with_capacity(file.rows.max(0) as usize);
+    let count = selected.as_ref().map_or(file.rows.max(0) as usize, BooleanArray::true_count);
+    let mut rows = Vec::with_capacity(count);
     for batch in batches::<R>(file, &columns::<R>(), selected)? {
         let decoded = R::decode(&batch?);
         rows.extend(decoded.map_err(|error| file.problem(ProblemKind::WrongColumns { reason: error.to_string() }))?);

@@ -52,7 +52,8 @@ impl Runs {
     /// Adds other rows.
     pub fn add(&mut self, other: &Self) {
         for (run, rows) in &other.0 {
-            let own = self.0.entry(run.clone()).or_insert_with(|| RunRows { node: rows.node.clone(), ..RunRows::default() });
+            let own =
+                self.0.entry(run.clone()).or_insert_with(|| RunRows { node: rows.node.clone(), ..RunRows::default() });
             own.seqs.extend(rows.seqs.ranges());
         }
     }

@@ -118,8 +118,7 @@ fn said(index: &Index, version: &Version) -> u64 {
     let record = &*version.record;
     let workload = (&*record.kind == kind::POD).then(|| index.workload_of(record));
     let addresses: BTreeSet<IpAddr> = addresses(record).collect();
-    let ports: Vec<_> =
-        record.ports.iter().map(|p| (&p.name, &p.protocol, p.port, &p.target, p.node_port)).collect();
+    let ports: Vec<_> = record.ports.iter().map(|p| (&p.name, &p.protocol, p.port, &p.target, p.node_port)).collect();
     hash((
         (name(version), addresses, ports, &record.labels, &record.selector, &record.annotations),
         (&record.owner_kind, &record.owner, &record.object_node, record.host_network, &record.phase, workload),

@@ -2,7 +2,14 @@
 
 use std::{env, fmt::Write, fs, path::Path};
 
-use schemas::{SCHEMA_VERSION, flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record};
+use schemas::{
+    SCHEMA_VERSION,
+    flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    rollup::RollupRow,
+    table::{Column, Record, Table},
+};
 
 #[test]
 fn readme_is_what_the_tables_say() {
@@ -23,25 +30,49 @@ fn readme() -> String {
          \x20   DIR/flows/date=YYYY-MM-DD/hour=HH/<node>-<start>-<run>-<number>.parquet\n\
          \x20   DIR/inventory/…\n\
          \x20   DIR/health/…\n\n\
+         and, once it was compacted, of `merged-….parquet` in the place of many files, and `DIR/rollups/…` beside them.\n\n\
          The files are ordinary Parquet (zstd, dictionaries, page statistics): DuckDB, Spark, pandas and polars read\n\
          them as they are. Each file names its schema version, dataset, run and range of `seq` in its key-value\n\
          metadata (`flowscribe.*`). Readers take every minor version of the majors they know and refuse a newer major.\n\
          Rows are delivered at least once: (cluster, node, run_id, seq) of a dataset tells repetitions, and a gap in\n\
          `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers. Names that begin\n\
          with a dot are not of the capture.\n\n\
+         A file says which rows it has: `flowscribe.run_id` and `flowscribe.seqs` (ranges of `seq`), or of a merged file\n\
+         and a rollup `flowscribe.runs`, the same by run. One whose rows are all in another one is passed over. Who reads\n\
+         `flows` without Flowscribe, beside a compaction, should tell rows by (run_id, seq); `flowscribe.inputs` names the\n\
+         files that one was made of. `forgotten-….parquet` has no rows: it says which ones were given up.\n\n\
          Over OTLP a row is a log record without a body, its dataset the EventName, its time `flow.end` or\n\
          `inventory.observed_at`, its columns the attributes below. Those that say `resource` are of the resource; the\n\
          scope is `flowscribe` with the attribute `flowscribe.schema_version`. Null and empty lists have no attribute,\n\
          nor has a histogram of zeros; times are integers of milliseconds since the Unix epoch; `<key>` is a label's\n\
          key, one attribute each; `<kind>` is the workload's kind in lower case, as in `source.k8s.deployment.name`, or\n\
          `workload` for the kinds Namespace, Node, Pod and Service, whose key has another meaning.\n\n\
-         This page is made from the tables in `src/flow.rs`, `src/inventory.rs` and `src/health.rs`; the Arrow schema\n\
-         and the OpenTelemetry mapping come from the same tables.\n"
+         This page is made from the tables in `src/flow.rs`, `src/inventory.rs`, `src/health.rs` and `src/rollup.rs`; the\n\
+         Arrow schema and the OpenTelemetry mapping come from the same tables.\n"
     );
     dataset::<FlowRecord>(&mut text);
     dataset::<InventoryRecord>(&mut text);
     dataset::<HealthRecord>(&mut text);
+    let (name, meaning) = (RollupRow::NAME, RollupRow::MEANING.trim());
+    let _ = write!(
+        text,
+        "\n## `{name}`\n\n{meaning} It is made by `flowscribe compact`, and never sent. Its metadata has\n\
+         `flowscribe.runs`, the rows of flows that it sums up, and `flowscribe.summary`: hours, rows, rows without a\n\
+         direction by run, and a fingerprint of what the inventory said of that time.\n\n\
+         | column | type | unit | meaning |\n|---|---|---|---|\n"
+    );
+    for column in RollupRow::COLUMNS {
+        let (name, data_type, meaning) = told(column);
+        let _ = writeln!(text, "| `{name}` | {data_type} | {} | {meaning} |", column.unit);
+    }
     text
+}
+
+/// Name, type and meaning of a column.
+fn told(column: &Column) -> (&'static str, String, String) {
+    let nullable = if column.nullable { ", nullable" } else { "" };
+    let data_type = short_type(&(column.data_type)().to_string());
+    (column.name, format!("{data_type}{nullable}"), column.meaning.trim().replace('|', "\\|"))
 }
 
 fn dataset<R: Record>(text: &mut String) {
@@ -53,17 +84,8 @@ fn dataset<R: Record>(text: &mut String) {
         R::MEANING.trim(),
     );
     for column in R::COLUMNS {
-        let data_type = (column.data_type)().to_string();
-        let nullable = if column.nullable { ", nullable" } else { "" };
-        let _ = writeln!(
-            text,
-            "| `{}` | {}{nullable} | `{}` | {} | {} |",
-            column.name,
-            short_type(&data_type),
-            column.attribute,
-            column.unit,
-            column.meaning.trim().replace('|', "\\|"),
-        );
+        let (name, data_type, meaning) = told(column);
+        let _ = writeln!(text, "| `{name}` | {data_type} | `{}` | {} | {meaning} |", column.attribute, column.unit);
     }
 }
 
@@ -74,6 +96,7 @@ fn short_type(data_type: &str) -> String {
         "Timestamp(ms, \"UTC\")" => "timestamp (ms, UTC)".into(),
         other if other.contains("node_port") => "list of (name, protocol, port, target, node_port)".into(),
         other if other.starts_with("FixedSizeList") => "list of 8 Int64".into(),
+        other if other.contains("UInt16") && other.starts_with("List") => "list of UInt16".into(),
         other if other.starts_with("List") => "list of text".into(),
         other => other.into(),
     }

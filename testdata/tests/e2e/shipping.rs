@@ -17,6 +17,7 @@ use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord
 use testdata::{
     app::{App, RunningApp},
     demo::{MICROSERVICES, NAMESPACE},
+    generator::{Plan, generate},
     lab::Lab,
     recording::{Receiver, Recording},
 };
@@ -253,6 +254,71 @@ fn wait_until_long(what: &str, mut condition: impl FnMut() -> bool) {
 
 const KEYS: [(&str, &str); 2] = [("ROOT_ACCESS_KEY", "e2e-access"), ("ROOT_SECRET_KEY", "e2e-secret-key")];
 
+/// A gateway with a bucket `captures`, whose objects are files below `data` in a directory.
+fn gateway(directory: &Path, address: &str) -> Program {
+    let data = directory.join("data");
+    fs::create_dir_all(data.join("captures")).expect("a bucket");
+    let arguments = ["--port", address, "posix", &data.to_string_lossy()];
+    let program = Program::start("FLOWSCRIBE_S3_GATEWAY", &arguments, &KEYS, &directory.join("gateway.log"));
+    wait_until("a gateway", || std::net::TcpStream::connect(address).is_ok());
+    program
+}
+
+/// What a client of the gateway needs in its environment.
+fn settings(endpoint: &str) -> [(&str, &str); 5] {
+    [
+        ("AWS_ENDPOINT", endpoint),
+        ("AWS_ACCESS_KEY_ID", KEYS[0].1),
+        ("AWS_SECRET_ACCESS_KEY", KEYS[1].1),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ALLOW_HTTP", "true"),
+    ]
+}
+
+#[test]
+#[ignore = "needs an S3 gateway: run .ci/e2e"]
+fn an_object_store_is_compacted_and_pruned_as_a_directory_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let address = free_address();
+    let running = gateway(directory.path(), &address);
+    let endpoint = format!("http://{address}");
+    let capture = directory.path().join("data/captures/month");
+    generate(&Plan { hours: 30, ..Plan::month(1) }, &capture).expect("written");
+    let state = directory.path().join("state").to_string_lossy().into_owned();
+    let flowscribe = |arguments: &[&str]| {
+        let mut command = Command::new(executable());
+        command.arg("flowscribe").args(arguments).args(["--input", "s3://captures/month"]).envs(settings(&endpoint));
+        let output = command.output().expect("flowscribe starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), said)
+    };
+    let report = ["report", "--min-coverage", "0"];
+    let remembering = ["report", "--min-coverage", "0", "--state", &state];
+    let before = flowscribe(&report).0;
+    assert!(before.lines().count() > 100, "{before}");
+    assert_eq!(flowscribe(&remembering).0, before);
+    let count = || schemas::capture::list(std::slice::from_ref(&capture)).expect("listed").files.len();
+    assert_eq!(count(), 30 * 11);
+    // One that is killed leaves whole objects, or none.
+    let mut killed = Command::new(executable());
+    killed.args(["flowscribe", "compact", "--keep", "0s", "--input", "s3://captures/month"]);
+    let mut killed = killed.envs(settings(&endpoint)).spawn().expect("flowscribe starts");
+    thread::sleep(Duration::from_millis(1500));
+    killed.kill().expect("killed");
+    killed.wait().expect("ended");
+    assert_eq!(flowscribe(&report).0, before);
+    let said = flowscribe(&["compact", "--keep", "0s"]).1;
+    assert_eq!(count(), 30 * 4, "a file per dataset and hour, and a rollup: {said}");
+    assert_eq!(flowscribe(&report).0, before);
+    let said = flowscribe(&["prune", "--older-than", "1d"]).1;
+    assert!(said.starts_with("removed 30 files"), "{said}");
+    assert_eq!(count(), 30 * 3);
+    assert_eq!(flowscribe(&report).0, before);
+    assert_eq!(flowscribe(&remembering).0, before);
+    drop(running);
+}
+
 #[test]
 #[ignore = "needs an S3 gateway: run .ci/e2e"]
 fn an_object_store_that_is_killed_and_comes_back_has_everything() {
@@ -260,23 +326,11 @@ fn an_object_store_that_is_killed_and_comes_back_has_everything() {
     let app = app(&mut lab);
     let directory = tempfile::tempdir().expect("a directory");
     let data = directory.path().join("data");
-    fs::create_dir_all(data.join("captures")).expect("a bucket");
     let address = free_address();
-    let gateway = |address: &str| {
-        let arguments = ["--port", address, "posix", &data.to_string_lossy()];
-        let program = Program::start("FLOWSCRIBE_S3_GATEWAY", &arguments, &KEYS, &directory.path().join("gateway.log"));
-        wait_until("a gateway", || std::net::TcpStream::connect(address).is_ok());
-        program
-    };
+    let gateway = |address: &str| gateway(directory.path(), address);
     let running = gateway(&address);
     let endpoint = format!("http://{address}");
-    let settings = [
-        ("AWS_ENDPOINT", &*endpoint),
-        ("AWS_ACCESS_KEY_ID", KEYS[0].1),
-        ("AWS_SECRET_ACCESS_KEY", KEYS[1].1),
-        ("AWS_REGION", "us-east-1"),
-        ("AWS_ALLOW_HTTP", "true"),
-    ];
+    let settings = settings(&endpoint);
     let spool = directory.path().join("spool");
     let inventory = directory.path().join("inventory.yaml");
     lab.write_inventory(&inventory).expect("written");

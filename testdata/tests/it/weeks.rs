@@ -230,7 +230,10 @@ fn a_back_test_denies_what_is_new_by_the_truth_and_names_what_is_not_used_any_mo
     ]);
     let tried: Value = serde_json::from_str(&out).expect("JSON");
     let tried = &tried[0];
-    assert_eq!((&tried["learned_hours"], &tried["replayed_hours"]), (&Value::from(split), &Value::from(31 * 24 - split)));
+    assert_eq!(
+        (&tried["learned_hours"], &tried["replayed_hours"]),
+        (&Value::from(split), &Value::from(31 * 24 - split))
+    );
     let list = |name: &str| -> std::collections::BTreeSet<String> {
         let of = |tried: &Value| tried[name].as_array().cloned().unwrap_or_default();
         let workloads = tried["workloads"].as_array().expect("workloads");
