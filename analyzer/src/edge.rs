@@ -1,8 +1,8 @@
 //! Edges: who talked to whom, per hour, both ends resolved at the time of the flow, the two observers of an edge made one.
 //!
 //! ```text
-//! files of flows ──work──► units of hours ──fold──► Hour ──► rows of the table `edges`
-//!                                                       └──► Total of every edge over all hours
+//! files of flows ──unit──► units of hours ──work, fold──► Hour ──► rows of the table `edges`, rows of rollups
+//! rollups ─────────┘                                       └──► Total of every edge over all hours ──► Block
 //! ```
 //!
 //! A connection between two recorded pods is seen from both ends. Its client knows the address it dialled, its server
@@ -13,14 +13,17 @@
 //! This is the one place where rows of flows are not left to SQL: a plan of joins and distinct counts took five times as
 //! long, and memory by the row.
 
+mod block;
 mod fold;
 mod hour;
 mod known;
 mod resolve;
 mod rollup;
 mod row;
+mod summing;
 mod text;
 mod total;
+mod unit;
 mod work;
 
 use std::sync::Arc;
@@ -28,9 +31,11 @@ use std::sync::Arc;
 use schemas::table::TimestampMs;
 
 use crate::communication::seen_by;
+pub(crate) use block::Block;
 use fold::{EdgeKey, Folder};
 use hour::{HOUR_MS, Hour, HourEdge};
-pub(crate) use work::{Block, EdgeTable, Flows, Undirected, WorkError, repeats};
+pub(crate) use unit::repeats;
+pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError};
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both

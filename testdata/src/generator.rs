@@ -143,7 +143,7 @@ pub fn generate(plan: &Plan, directory: &Path) -> Result<Truth> {
     generate_while(plan, directory, |_| Ok(()))
 }
 
-/// As [`generate`]; `watch` is told before each hour is written, when the files of all hours but the last are there.
+/// As [`generate`]; `watch` is told before each hour is written, when the files of all hours before it are there.
 ///
 /// # Errors
 /// As [`generate`], or `watch` fails.
@@ -152,6 +152,7 @@ pub fn generate_while(plan: &Plan, directory: &Path, mut watch: impl FnMut(u32) 
     for hour in 0..plan.hours {
         watch(hour)?;
         traffic.hour(hour)?;
+        traffic.finish_files()?;
     }
     traffic.finish()
 }

@@ -1,12 +1,8 @@
-//! Dividing a capture's flows into units of work, which share no hour, and reading them.
-//!
-//! A unit is what is in memory at once. Usually it is an hour, as files are of one hour each; files that overlap in time
-//! make longer ones, of a day at most.
+//! Reading units of flows, from files or from what sums them up, and folding them.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::HashMap,
     fmt, iter,
-    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc, OnceLock,
@@ -36,13 +32,12 @@ use datafusion::{
 use indicatif::{ProgressBar, ProgressStyle};
 use parquet::errors::ParquetError;
 use schemas::{
-    capture::{self, CaptureFile, Pages, Problem, Runs, Summary},
+    capture::{self, CaptureFile, Pages, Problem},
     flow::FlowRecord,
-    index::{Fingerprints, Index, Span},
+    index::{Fingerprints, Index},
     rollup::RollupRow,
-    table::{Record, Table, TimestampMs},
+    table::{Record, Table},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     EdgeRow,
@@ -50,69 +45,28 @@ use super::{
     hour::HOUR_MS,
     rollup, row, rows,
     total::{Tally, merge},
+    unit::{FlowFile, Source, Unit, repeats, units},
 };
-use crate::communication::{Communications, Endpoint};
+use crate::communication::Communications;
 
 /// The flows of a capture, and who was who.
 pub(crate) struct Flows {
     cluster: Arc<str>,
     rows: u64,
-    files: Vec<FlowFile>,
-    rollups: Vec<CaptureFile>,
-    units: Vec<Unit>,
+    pub(super) files: Vec<FlowFile>,
+    pub(super) rollups: Vec<CaptureFile>,
+    pub(super) units: Vec<Unit>,
     /// What is read of them, and the columns that there are.
     columns: Vec<&'static str>,
     schema: SchemaRef,
-    index: Arc<Index>,
-    fingerprints: OnceLock<Fingerprints>,
+    pub(super) index: Arc<Index>,
+    pub(super) fingerprints: OnceLock<Fingerprints>,
     reads_ahead: AtomicBool,
     progress: ProgressBar,
 }
 
-struct FlowFile {
-    file: CaptureFile,
-    /// Another file may hold some of its rows too.
-    repeats: bool,
-    /// First and last hour of each row group.
-    hours: Vec<(i64, i64)>,
-}
-
-/// What is known of some hours.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Block {
-    hours: (i64, i64),
-    /// Rows that it is of.
-    runs: Runs,
-    /// What the inventory said.
-    fingerprint: String,
-    communications: Communications,
-    undirected: Undirected,
-}
-
 /// How many rows of each run had no known direction, and are no edge.
 pub(crate) type Undirected = HashMap<Arc<str>, i64>;
-
-/// Hours, and the files and row groups that have rows of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Unit {
-    pub(crate) hours: (i64, i64),
-    parts: Vec<(usize, Vec<usize>)>,
-    /// Rollups that sum up different rows of these hours, and for each others of the same rows.
-    rollups: Vec<Vec<usize>>,
-    source: Source,
-}
-
-/// What a unit is read from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Source {
-    /// Files of flows: there are no rollups, or rows that they do not sum up.
-    #[default]
-    Files,
-    /// Rollups, which sum up all rows that there are; else the files.
-    RollupsOrFiles,
-    /// Rollups, as what they sum up is not there any more, and files for what else there is.
-    Rollups,
-}
 
 /// Why flows could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -189,90 +143,8 @@ impl Flows {
         Self::new(&files.collect::<Vec<_>>(), index, self.progress.clone())
     }
 
-    /// As [`Self::communications`], from what is known of hours that have not changed, and new hours; what is known then.
-    ///
-    /// # Errors
-    /// A file can't be read.
-    pub(crate) fn communications_since(
-        &self,
-        known: Vec<Block>,
-    ) -> Result<(Communications, Undirected, Vec<Block>), WorkError> {
-        self.begin();
-        let mut open: Vec<&Unit> = self.units.iter().collect();
-        let mut blocks: BTreeMap<Age, Block> = BTreeMap::new();
-        let newest = self.units.last().map_or(0, |unit| unit.hours.1);
-        let mut keep = |block: Block| match blocks.entry(age(block.hours.1, newest)) {
-            Entry::Vacant(entry) => drop(entry.insert(block)),
-            Entry::Occupied(mut entry) => entry.get_mut().add(block),
-        };
-        for block in known {
-            let (within, others): (Vec<&Unit>, Vec<&Unit>) =
-                open.iter().partition(|unit| unit.hours.0 <= block.hours.1 && block.hours.0 <= unit.hours.1);
-            let are_same = within.iter().all(|unit| block.hours.0 <= unit.hours.0 && unit.hours.1 <= block.hours.1)
-                && self.runs_of(&within).is_some_and(|runs| runs == block.runs);
-            if are_same && block.fingerprint == self.fingerprint_of(&block.communications) {
-                keep(block);
-                open = others;
-            }
-        }
-        let mut groups: BTreeMap<Age, Vec<&Unit>> = BTreeMap::new();
-        for unit in open {
-            groups.entry(age(unit.hours.1, newest)).or_default().push(unit);
-        }
-        let mut untold = (Communications::new(), Undirected::new());
-        for units in groups.into_values() {
-            let (communications, undirected) = self.total(&units, EVER)?;
-            let hours =
-                units.iter().fold((i64::MAX, i64::MIN), |(a, b), unit| (a.min(unit.hours.0), b.max(unit.hours.1)));
-            match self.runs_of(&units) {
-                Some(runs) => {
-                    keep(Block { hours, runs, fingerprint: String::new(), communications, undirected });
-                }
-                // Of what does not tell its rows, nobody can say next time whether it is the same.
-                None => add(&mut untold, (communications, undirected)),
-            }
-        }
-        let mut blocks: Vec<Block> = blocks.into_values().collect();
-        let mut all = untold;
-        for block in &mut blocks {
-            block.fingerprint = self.fingerprint_of(&block.communications);
-            add(&mut all, (block.communications.clone(), block.undirected.clone()));
-        }
-        Ok((all.0, all.1, blocks))
-    }
-
-    /// All rows of some units; `None` if a file does not tell its own.
-    fn runs_of(&self, units: &[&Unit]) -> Option<Runs> {
-        let mut runs = Runs::default();
-        for unit in units {
-            let of_files = unit.parts.iter().map(|(file, _)| &self.files[*file].file.runs);
-            let of_rollups = unit.rollups.iter().flatten().map(|rollup| &self.rollups[*rollup].runs);
-            for of_one in of_files.chain(of_rollups) {
-                if of_one.is_empty() {
-                    return None;
-                }
-                runs.add(of_one);
-            }
-        }
-        Some(runs)
-    }
-
-    /// What the inventory says of the time and of the ends of some communications.
-    fn fingerprint_of(&self, communications: &Communications) -> String {
-        let seen = communications.values().map(|evidence| Span { from: evidence.first_seen, to: evidence.last_seen });
-        let span = seen.reduce(Span::hull).unwrap_or(Span::at(TimestampMs(0)));
-        let pods =
-            communications.values().flat_map(|evidence| evidence.source_pods.iter().chain(&evidence.destination_pods));
-        let outside =
-            communications.keys().flat_map(|edge| [&edge.source, &edge.destination]).filter_map(|end| match end {
-                Endpoint::External { address } => Some(*address),
-                _ => None,
-            });
-        self.fingerprint(span, pods.map(|uid| &**uid), outside)
-    }
-
     /// Folds hours of some units into one total per edge.
-    fn total(&self, units: &[&Unit], hours: (i64, i64)) -> Result<(Communications, Undirected), WorkError> {
+    pub(super) fn total(&self, units: &[&Unit], hours: (i64, i64)) -> Result<(Communications, Undirected), WorkError> {
         let workers = thread::available_parallelism().map_or(1, usize::from);
         // Where there are fewer units than processors, one can read while another one folds.
         self.reads_ahead.store(units.len() < workers, Ordering::Relaxed);
@@ -308,7 +180,7 @@ impl Flows {
         Ok(all)
     }
 
-    fn begin(&self) {
+    pub(super) fn begin(&self) {
         self.progress.reset();
         self.progress.set_length(self.rows);
     }
@@ -340,7 +212,7 @@ impl Flows {
     }
 
     /// Reads a unit.
-    fn fold(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<(), WorkError> {
+    pub(super) fn fold(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<(), WorkError> {
         let is_summed_up = unit.source != Source::Files && self.place(folder, unit)?;
         if is_summed_up && unit.source == Source::RollupsOrFiles {
             return Ok(());
@@ -382,7 +254,7 @@ impl Flows {
     }
 
     /// Reads the rollups of a unit; not, if the files are there too and the inventory tells something else by now.
-    fn place(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<bool, WorkError> {
+    pub(super) fn place(&self, folder: &mut Folder<'_>, unit: &Unit) -> Result<bool, WorkError> {
         let mut read = Vec::new();
         for alternatives in &unit.rollups {
             let mut last = None;
@@ -415,138 +287,15 @@ impl Flows {
         }
         Ok(true)
     }
-
-    /// Whether the inventory says what it said when a rollup was made.
-    fn still_holds(&self, rollup: &CaptureFile, batches: &[RecordBatch]) -> bool {
-        let Some(Summary { looked_up: (from, to), fingerprint, .. }) = &rollup.summary else { return false };
-        let (pods, outside) = rollup::mentions(batches);
-        *fingerprint == self.fingerprint(Span { from: *from, to: *to }, pods, outside)
-    }
-
-    /// What the inventory says of a span, and of what was met in it.
-    fn fingerprint<'a>(
-        &self,
-        span: Span,
-        pods: impl IntoIterator<Item = &'a str>,
-        outside: impl IntoIterator<Item = IpAddr>,
-    ) -> String {
-        let fingerprints = self.fingerprints.get_or_init(|| Fingerprints::new(&self.index));
-        format!("{:016x}", fingerprints.of(&self.index, span, pods, outside))
-    }
-
-    /// Sums up the hours for which that is not done yet, or not of all rows, until an hour: gives each rollup's rows and
-    /// summary, the rows of flows that it is of, and their files. Hours that can't be read are left, and returned.
-    ///
-    /// # Errors
-    /// `write` fails.
-    pub(crate) fn sum_up<E: Send>(
-        &self,
-        until: i64,
-        write: impl Fn(&[RecordBatch], &Summary, &Runs, &[&CaptureFile]) -> Result<(), E> + Sync,
-    ) -> Result<Vec<WorkError>, E> {
-        let is_due = |unit: &&Unit| unit.hours.1 < until && !unit.parts.is_empty();
-        #[expect(clippy::needless_collect, reason = "threads share them")]
-        let units: Vec<&Unit> = self.units.iter().filter(is_due).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let (mut folder, mut left) = (Folder::new(&self.index), Vec::new());
-            while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.sum_up_unit(&mut folder, unit) {
-                    Ok(Some((batches, summary, runs, files))) => write(&batches, &summary, &runs, &files)?,
-                    Ok(None) => {}
-                    Err(error) => left.push(error),
-                }
-                folder.finish();
-                folder.take_undirected();
-            }
-            Ok(left)
-        };
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(units.len()).max(1);
-        let parts: Vec<Result<Vec<WorkError>, E>> = thread::scope(|scope| {
-            #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
-            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().map(|worker| worker.join().expect("the fold does not panic")).collect()
-        });
-        Ok(parts.into_iter().collect::<Result<Vec<_>, E>>()?.into_iter().flatten().collect())
-    }
-
-    /// What is to be written of a unit; `None` if it is summed up, or can't be.
-    fn sum_up_unit<'a>(&'a self, folder: &mut Folder<'a>, unit: &Unit) -> Result<Option<SummedUp<'a>>, WorkError> {
-        let files: Vec<&CaptureFile> = unit.parts.iter().map(|(file, _)| &self.files[*file].file).collect();
-        // Of what does not tell its rows, nobody could say later whether it is summed up.
-        if files.iter().any(|file| file.runs.is_empty()) {
-            return Ok(None);
-        }
-        // Whether a rollup is right is known when it is read.
-        if unit.source == Source::RollupsOrFiles && self.place(folder, unit)? {
-            return Ok(None);
-        }
-        self.fold(folder, unit)?;
-        let looked_up = folder.looked_up();
-        let hours = folder.finish();
-        let undirected = folder.take_undirected();
-        let batches: Vec<RecordBatch> =
-            hours.iter().map(|hour| RollupRow::encode(&rollup::rows(folder, hour))).collect();
-        let mut runs = Runs::default();
-        let old = unit.rollups.iter().filter_map(|same| self.rollups.get(*same.first()?));
-        let of_rollups: Vec<&CaptureFile> = if unit.source == Source::Rollups { old.collect() } else { Vec::new() };
-        files.iter().chain(&of_rollups).for_each(|file| runs.add(&file.runs));
-        let spans = of_rollups.iter().filter_map(|rollup| rollup.summary.as_ref()).map(|summary| summary.looked_up);
-        let span = spans.fold(looked_up, |span, (from, to)| span.hull(Span { from, to }));
-        let (pods, outside) = rollup::mentions(&batches);
-        let fingerprint = self.fingerprint(span, pods, outside);
-        let (hours, looked_up, rows) = (unit.hours, (span.from, span.to), runs.rows());
-        let summary = Summary { hours, looked_up, fingerprint, rows, undirected };
-        Ok(Some((batches, summary, runs, files)))
-    }
-}
-
-/// A rollup's rows and summary, the rows of flows that it is of, and their files.
-type SummedUp<'a> = (Vec<RecordBatch>, Summary, Runs, Vec<&'a CaptureFile>);
-
-impl Block {
-    /// Adds what is known of other hours.
-    fn add(&mut self, other: Self) {
-        self.hours = (self.hours.0.min(other.hours.0), self.hours.1.max(other.hours.1));
-        self.runs.add(&other.runs);
-        let mut all = (std::mem::take(&mut self.communications), std::mem::take(&mut self.undirected));
-        add(&mut all, (other.communications, other.undirected));
-        (self.communications, self.undirected) = all;
-    }
 }
 
 /// Adds communications, and rows without a direction.
-fn add(all: &mut (Communications, Undirected), more: (Communications, Undirected)) {
+pub(super) fn add(all: &mut (Communications, Undirected), more: (Communications, Undirected)) {
     for (edge, evidence) in more.0 {
         merge(&mut all.0, edge, evidence);
     }
     for (run, rows) in more.1 {
         *all.1.entry(run).or_default() += rows;
-    }
-}
-
-/// What is remembered together, newest first: hours of late, which still change; days; everything before.
-type Age = (u8, i64);
-
-fn age(hour: i64, newest: i64) -> Age {
-    match newest - hour {
-        ..LATE_HOURS => (0, -hour),
-        LATE_HOURS..LATE_DAYS_HOURS => (1, -hour.div_euclid(24)),
-        _ => (2, 0),
-    }
-}
-
-impl Unit {
-    /// Rows that are read of it.
-    fn rows(&self, files: &[FlowFile], rollups: &[CaptureFile]) -> u64 {
-        let of_rollups = || self.rollups.iter().filter_map(|same| Some(rollups[*same.first()?].rows)).sum::<i64>();
-        let of_files = || self.parts.iter().map(|(file, _)| files[*file].file.rows).sum::<i64>();
-        let rows = match self.source {
-            Source::Files => of_files(),
-            Source::RollupsOrFiles => of_rollups(),
-            Source::Rollups => of_rollups() + of_files(),
-        };
-        rows.unsigned_abs()
     }
 }
 
@@ -621,150 +370,7 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Units in order of time, which share no hour.
-fn units(files: &[FlowFile], rollups: &[CaptureFile]) -> Vec<Unit> {
-    // Runs of hours that files connect. Rollups are numbered after the files.
-    let mut groups: Vec<(i64, i64, usize, usize)> = Vec::new();
-    for (number, file) in files.iter().enumerate() {
-        groups.extend(file.hours.iter().enumerate().map(|(group, (first, last))| (*first, *last, number, group)));
-    }
-    for (number, rollup) in rollups.iter().enumerate() {
-        let (first, last) = rollup.summary.as_ref().map(|summary| summary.hours).unwrap_or_default();
-        groups.push((first, last, files.len() + number, 0));
-    }
-    groups.sort_unstable();
-    let mut units = Vec::new();
-    let mut rest = &groups[..];
-    while let Some((first, last, ..)) = rest.first() {
-        let (first, mut last, mut end) = (*first, *last, 0);
-        while let Some((from, to, ..)) = rest.get(end).filter(|(from, ..)| *from <= last) {
-            debug_assert!(*from >= first);
-            (last, end) = (last.max(*to), end + 1);
-        }
-        let (connected, others) = rest.split_at(end);
-        rest = others;
-        let of_rollups = connected.iter().filter_map(|(.., number, _)| number.checked_sub(files.len()));
-        let of_rollups: Vec<usize> = of_rollups.collect();
-        // A row group is read once per unit: where that would be often, everything is one.
-        let slices = |(from, to, ..): &(i64, i64, usize, usize)| to.saturating_sub(*from) / UNIT_HOURS;
-        let is_divided = of_rollups.is_empty()
-            && connected.iter().fold(0i64, |sum, group| sum.saturating_add(slices(group))) <= end as i64;
-        let mut from = first;
-        while from <= last {
-            let hours = (from, if is_divided { last.min(from + UNIT_HOURS - 1) } else { last });
-            let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
-            let of_files = connected.iter().filter(|(.., number, _)| *number < files.len());
-            for (.., file, group) in of_files.filter(|(first, last, ..)| *first <= hours.1 && hours.0 <= *last) {
-                match parts.last_mut().filter(|(last, _)| last == file) {
-                    Some((_, groups)) => groups.push(*group),
-                    None => parts.push((*file, vec![*group])),
-                }
-            }
-            let (rollups, source) = sources(files, rollups, &mut parts, &of_rollups);
-            units.push(Unit { hours, parts, rollups, source });
-            let Some(next) = hours.1.checked_add(1) else { break };
-            from = next;
-        }
-    }
-    units
-}
-
-/// Which rollups of some hours are used, and what else.
-fn sources(
-    files: &[FlowFile],
-    rollups: &[CaptureFile],
-    parts: &mut Vec<(usize, Vec<usize>)>,
-    found: &[usize],
-) -> (Vec<Vec<usize>>, Source) {
-    // Those with the most rows first; others of the same rows are alternatives, and what else overlaps is left out.
-    let mut found = found.to_vec();
-    found.sort_by_key(|number| rollups[*number].summary.as_ref().map(|summary| std::cmp::Reverse(summary.rows)));
-    let (mut chosen, mut summed): (Vec<Vec<usize>>, Runs) = (Vec::new(), Runs::default());
-    for number in found {
-        let runs = &rollups[number].runs;
-        if let Some(same) = chosen.iter_mut().find(|same| rollups[same[0]].runs == *runs) {
-            same.push(number);
-        } else if !summed.overlaps(runs) {
-            summed.add(runs);
-            chosen.push(vec![number]);
-        }
-    }
-    if chosen.is_empty() {
-        return (chosen, Source::Files);
-    }
-    let mut there = Runs::default();
-    parts.iter().for_each(|(file, _)| there.add(&files[*file].file.runs));
-    let is_told = parts.iter().all(|(file, _)| !files[*file].file.runs.is_empty());
-    let source = match (is_told && summed.covers(&there), there.covers(&summed)) {
-        (true, true) => Source::RollupsOrFiles,
-        (false, true) => Source::Files,
-        (false, false) => Source::Rollups,
-        (true, false) => {
-            parts.clear();
-            Source::Rollups
-        }
-    };
-    (chosen, source)
-}
-
-/// Which files may hold rows that another one holds too, or do not tell theirs.
-pub(crate) fn repeats(files: &[&CaptureFile]) -> Vec<bool> {
-    if files.iter().any(|file| file.runs.is_empty()) {
-        return vec![true; files.len()];
-    }
-    let mut repeats: Vec<bool> = files.iter().map(|file| file.repeats_itself()).collect();
-    let mut ranges: Vec<(&str, i64, i64, usize)> = Vec::new();
-    for (number, file) in files.iter().enumerate() {
-        ranges.extend(
-            file.runs
-                .0
-                .iter()
-                .filter_map(|(run, rows)| Some((run.as_str(), rows.seqs.first()?, rows.seqs.last()?, number))),
-        );
-    }
-    ranges.sort_unstable();
-    for (at, (run, _, last, one)) in ranges.iter().enumerate() {
-        for (.., other) in ranges[at + 1..].iter().take_while(|(of, first, ..)| of == run && first <= last) {
-            if one != other && files[*one].runs.overlaps(&files[*other].runs) {
-                (repeats[*one], repeats[*other]) = (true, true);
-            }
-        }
-    }
-    repeats
-}
-
 const BATCH_ROWS: usize = 8192;
-/// Hours and days back from the newest that are remembered apart, as files of theirs may still come.
-const LATE_HOURS: i64 = 6;
-const LATE_DAYS_HOURS: i64 = 8 * 24;
 /// Batches that are read before they are folded.
 const BATCHES_AHEAD: usize = 8;
-const EVER: (i64, i64) = (i64::MIN, i64::MAX);
-/// Hours of a unit at most.
-const UNIT_HOURS: i64 = 24;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(hours: &[(i64, i64)]) -> FlowFile {
-        FlowFile { file: CaptureFile::default(), repeats: false, hours: hours.to_vec() }
-    }
-
-    #[test]
-    fn units_share_no_hour_and_have_every_row_group_of_theirs() {
-        let files = [file(&[(1, 1), (1, 2)]), file(&[(2, 2)]), file(&[(4, 4)])];
-        let unit = |hours, parts: &[(usize, &[usize])]| Unit {
-            hours,
-            parts: parts.iter().map(|(file, groups)| (*file, groups.to_vec())).collect(),
-            ..Unit::default()
-        };
-        assert_eq!(units(&files, &[]), [unit((1, 2), &[(0, &[0, 1]), (1, &[0])]), unit((4, 4), &[(2, &[0])])]);
-        let long = units(&[file(&[(0, 30)]), file(&[(25, 25)])], &[]);
-        assert_eq!(long, [unit((0, 23), &[(0, &[0])]), unit((24, 30), &[(0, &[0]), (1, &[0])])]);
-        for all in [(i64::MIN, i64::MAX), (0, 72)] {
-            let one = units(&[file(&[all]), file(&[(5, 5)])], &[]);
-            assert_eq!(one.len(), 1, "not read over and over: {one:?}");
-        }
-    }
-}
+pub(super) const EVER: (i64, i64) = (i64::MIN, i64::MAX);

@@ -165,6 +165,11 @@ impl<'a> Traffic<'a> {
         })
     }
 
+    /// Makes everything visible that was written so far.
+    pub(super) fn finish_files(&mut self) -> Result<()> {
+        self.agents.iter_mut().flatten().chain([&mut self.inventory]).try_for_each(Agent::finish)
+    }
+
     pub(super) fn finish(mut self) -> Result<Truth> {
         let end = self.plan.start.0 + i64::from(self.plan.hours) * HOUR_MS;
         for mut agent in self.agents.into_iter().flatten().chain([self.inventory]) {
