@@ -1,17 +1,19 @@
-//! The command line, parsed into types.
+//! The command line, parsed into types: commands that ask here, those that write captures in `writing`, and what is asked
+//! and believed in `input`.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+mod input;
+mod writing;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
-use ipnet::IpNet;
+#[cfg(feature = "ballista")]
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use crate::{
-    backtest::Split,
-    communication::Direction,
-    sets::{Decisions, Thresholds},
-    state::State,
-    tables::{Learning, LearningError},
-};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
+pub(crate) use writing::{CompactArgs, ImportArgs, InventoryArgs, PruneArgs, ReceiveArgs};
+
+use crate::backtest::Split;
 
 /// Turns captures of flowscribe-exporter into NetworkPolicies, and answers questions about them in SQL.
 #[derive(Debug, Parser)]
@@ -90,65 +92,6 @@ pub(crate) struct ReportArgs {
     /// Tell on standard error what every rule rests on, and why something is in none.
     #[arg(long)]
     pub(crate) explain: bool,
-}
-
-/// Which policies are wanted.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct PolicyArgs {
-    /// Namespaces to write policies for; all by default.
-    #[arg(long, env = "FLOWSCRIBE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',')]
-    pub(crate) namespaces: Vec<String>,
-
-    /// Directions that policies limit; the other is left open.
-    #[arg(
-        long,
-        env = "FLOWSCRIBE_DIRECTIONS",
-        value_enum,
-        value_name = "DIRECTION,…",
-        value_delimiter = ',',
-        default_value = "ingress,egress"
-    )]
-    pub(crate) directions: Vec<DirectionName>,
-
-    /// Allow the port of a dialled Service too, beside the port of the pods behind it: for network plugins that judge
-    /// before the Service's address is translated.
-    #[arg(long, env = "FLOWSCRIBE_SERVICE_PORTS")]
-    pub(crate) service_ports: bool,
-
-    /// Leave a direction open that is not stable yet, instead of denying what may still come.
-    #[arg(long, env = "FLOWSCRIBE_ONLY_STABLE")]
-    pub(crate) only_stable: bool,
-
-    /// Leave both directions of a workload open if less of its pods' time was observed, from 0 to 1: the rest of its pods
-    /// may talk to others.
-    #[arg(long, env = "FLOWSCRIBE_MIN_COVERAGE", value_name = "SHARE", default_value_t = 0.95, value_parser = share)]
-    pub(crate) min_coverage: f64,
-
-    /// Addresses outside of the cluster are named one by one; if a rule has more, those next to one another become blocks.
-    /// Ingress that has more even so is left open.
-    #[arg(long, env = "FLOWSCRIBE_MAX_CIDRS", value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) max_cidrs: u32,
-
-    /// Blocks of IPv4 addresses are never wider than this prefix length.
-    #[arg(long, env = "FLOWSCRIBE_MIN_PREFIX", value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u8).range(1..=32))]
-    pub(crate) min_prefix: u8,
-
-    /// Blocks of IPv6 addresses are never wider than this prefix length.
-    #[arg(long, env = "FLOWSCRIBE_MIN_PREFIX_IPV6", value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..=128))]
-    pub(crate) min_prefix_ipv6: u8,
-
-    /// Ranges that stand for the addresses of nodes in them, which autoscaling changes.
-    #[arg(long, env = "FLOWSCRIBE_NODE_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
-    pub(crate) node_cidr: Vec<IpNet>,
-
-    /// Service that everybody outside of the cluster may reach; may be repeated.
-    #[arg(long, env = "FLOWSCRIBE_OPEN_INGRESS", value_name = "NAMESPACE/SERVICE,…", value_delimiter = ',')]
-    pub(crate) open_ingress: Vec<String>,
-
-    /// Write one policy per namespace that allows DNS, and one that denies by default where that cuts nothing off, instead
-    /// of repeating DNS in every policy.
-    #[arg(long, env = "FLOWSCRIBE_NAMESPACE_DEFAULTS")]
-    pub(crate) namespace_defaults: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -351,169 +294,6 @@ pub(crate) struct ConnectivityArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
-/// What communication sets are learned by. Times count hours in which the workload ran and was watched.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct LearnArgs {
-    /// YAML file with edges that are pinned or forbidden, whatever was recorded: lists `pin` and `forbid` of
-    /// {from, to, port, reason}.
-    #[arg(long, env = "FLOWSCRIBE_DECISIONS", value_name = "FILE")]
-    pub(crate) decisions: Option<PathBuf>,
-
-    /// Directory that keeps what is known of files and hours for the next time, so that only what is new is read. The
-    /// result is the same without it.
-    #[arg(long, env = "FLOWSCRIBE_STATE", value_name = "DIR")]
-    pub(crate) state: Option<PathBuf>,
-
-    /// A workload observed for less is learning.
-    #[arg(long, env = "FLOWSCRIBE_LEARN_FOR", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
-    pub(crate) learn_for: Duration,
-
-    /// A set without a change for so long is stable.
-    #[arg(long, env = "FLOWSCRIBE_STABLE_AFTER", value_name = "DURATION", default_value = "3d", value_parser = humantime::parse_duration)]
-    pub(crate) stable_after: Duration,
-
-    /// An edge that was not seen for so long, and for two of its periods if it recurs, is decaying.
-    #[arg(long, env = "FLOWSCRIBE_DECAY_AFTER", value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration)]
-    pub(crate) decay_after: Duration,
-
-    /// What one pod did once, and what was gone within 3 hours, is held for review if it did not come again for so long,
-    /// or three times so long.
-    #[arg(long, env = "FLOWSCRIBE_HOLD_AFTER", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
-    pub(crate) hold_after: Duration,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct InventoryArgs {
-    /// Directory of the capture; made if it is not there, added to if it is. Or an object store, such as
-    /// s3://bucket/prefix, with credentials and settings from the environment. This, --otlp, or both.
-    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR|URL")]
-    pub(crate) output: Option<PathBuf>,
-
-    /// Send the inventory to an OTLP receiver, as the OTEL_EXPORTER_OTLP_* variables say.
-    #[arg(long, env = "FLOWSCRIBE_OTLP", value_parser = FalseyValueParser::new())]
-    pub(crate) otlp: bool,
-
-    /// Send it there, such as http://collector:4317 for gRPC; implies --otlp.
-    #[arg(long, env = "FLOWSCRIBE_OTLP_ENDPOINT", value_name = "URL")]
-    pub(crate) otlp_endpoint: Option<String>,
-
-    /// How to send it, grpc or http/protobuf; by default gRPC to port 4317, and else HTTP.
-    #[arg(long, env = "FLOWSCRIBE_OTLP_PROTOCOL", value_name = "PROTOCOL")]
-    pub(crate) otlp_protocol: Option<String>,
-
-    /// Directory for what a receiver or an object store has not taken yet.
-    #[arg(long, env = "FLOWSCRIBE_SPOOL", value_name = "DIR", default_value = "/var/lib/flowscribe/inventory")]
-    pub(crate) spool: PathBuf,
-
-    /// Most that waits there for each of them, in MiB; beyond it, the oldest is dropped.
-    #[arg(long, env = "FLOWSCRIBE_SPOOL_SIZE_MIB", value_name = "MIB", default_value_t = 1024)]
-    pub(crate) spool_size_mib: u64,
-
-    /// Name of the cluster, written on every row: the one that its agents write.
-    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default")]
-    pub(crate) cluster: String,
-
-    /// Write everything once, as it is now, and end.
-    #[arg(long)]
-    pub(crate) once: bool,
-
-    /// Address ranges of the cluster beside the pod ranges of its nodes and its ServiceCIDRs, such as those that a network
-    /// plugin takes pods' addresses from: an unknown address in them is not taken for the outside.
-    #[arg(long, env = "FLOWSCRIBE_CLUSTER_CIDRS", value_name = "CIDR,…", value_delimiter = ',')]
-    pub(crate) cluster_cidrs: Vec<IpNet>,
-
-    /// Name of the Lease whose holder writes.
-    #[arg(long, env = "FLOWSCRIBE_LEASE", value_name = "NAME", default_value = "flowscribe-inventory")]
-    pub(crate) lease: String,
-
-    /// Namespace of the Lease; this pod's, or that of the kubeconfig's context, by default.
-    #[arg(long, env = "FLOWSCRIBE_LEASE_NAMESPACE", value_name = "NAME")]
-    pub(crate) lease_namespace: Option<String>,
-
-    /// Finish a file of the capture this long after its first row. A killed run loses at most this much.
-    #[arg(long, env = "FLOWSCRIBE_ROLL_INTERVAL", value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
-    pub(crate) roll_interval: Duration,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct ReceiveArgs {
-    /// Directory of the capture; made if it is not there, added to if it is. Or an object store, such as
-    /// s3://bucket/prefix, with credentials and settings from the environment.
-    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR|URL")]
-    pub(crate) output: PathBuf,
-
-    /// Where OTLP/gRPC is received. Both addresses take both.
-    #[arg(long, env = "FLOWSCRIBE_GRPC_ADDRESS", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4317")]
-    pub(crate) grpc_address: SocketAddr,
-
-    /// Where OTLP/HTTP is received (/v1/logs, protobuf or JSON), and /livez, /readyz and /metrics are served.
-    #[arg(long, env = "FLOWSCRIBE_HTTP_ADDRESS", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4318")]
-    pub(crate) http_address: SocketAddr,
-
-    /// Certificate chain in PEM. This and the other files are read again when they change.
-    #[arg(long, env = "FLOWSCRIBE_TLS_CERT", value_name = "FILE")]
-    pub(crate) tls_cert: Option<PathBuf>,
-
-    /// Private key in PEM.
-    #[arg(long, env = "FLOWSCRIBE_TLS_KEY", value_name = "FILE")]
-    pub(crate) tls_key: Option<PathBuf>,
-
-    /// Certificate authorities in PEM; clients have to have a certificate of one of them.
-    #[arg(long, env = "FLOWSCRIBE_TLS_CLIENT_CA", value_name = "FILE")]
-    pub(crate) tls_client_ca: Option<PathBuf>,
-
-    /// File with the token that clients have to send, as `Authorization: Bearer TOKEN`.
-    #[arg(long, env = "FLOWSCRIBE_TOKEN_FILE", value_name = "FILE")]
-    pub(crate) token_file: Option<PathBuf>,
-
-    /// Listen on addresses that others can reach even without TLS, token or client certificates.
-    #[arg(long, env = "FLOWSCRIBE_INSECURE")]
-    pub(crate) insecure: bool,
-
-    /// Largest request, uncompressed, in MiB.
-    #[arg(long, env = "FLOWSCRIBE_MAX_REQUEST_MIB", value_name = "MIB", default_value_t = 16)]
-    pub(crate) max_request_mib: usize,
-
-    /// Memory that all requests may take together, in MiB; more are refused until there is room.
-    #[arg(long, env = "FLOWSCRIBE_BUFFER_MIB", value_name = "MIB", default_value_t = 256)]
-    pub(crate) buffer_mib: usize,
-
-    /// Connections at once on each address; more are closed.
-    #[arg(long, env = "FLOWSCRIBE_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024)]
-    pub(crate) max_connections: usize,
-
-    /// Most that one client may send, in KiB per second over ten seconds; 0 for any rate.
-    #[arg(long, env = "FLOWSCRIBE_CLIENT_RATE_KIB", value_name = "KIB", default_value_t = 0)]
-    pub(crate) client_rate_kib: u64,
-
-    /// What was received becomes files of the capture this often; until then it is in its directory .journal.
-    #[arg(long, env = "FLOWSCRIBE_ROLL_INTERVAL", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
-    pub(crate) roll_interval: Duration,
-
-    /// Most that is received and not in files yet, in MiB; beyond it, requests are refused.
-    #[arg(long, env = "FLOWSCRIBE_JOURNAL_SIZE_MIB", value_name = "MIB", default_value_t = 4096)]
-    pub(crate) journal_size_mib: u64,
-
-    /// With an object store: directory for what it has not taken yet.
-    #[arg(long, env = "FLOWSCRIBE_SPOOL", value_name = "DIR", default_value = "/var/lib/flowscribe/receive")]
-    pub(crate) spool: PathBuf,
-
-    /// Most that waits there, in MiB; beyond it, the oldest is dropped and said so.
-    #[arg(long, env = "FLOWSCRIBE_SPOOL_SIZE_MIB", value_name = "MIB", default_value_t = 4096)]
-    pub(crate) spool_size_mib: u64,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct ImportArgs {
-    /// File of OTLP JSON lines, a directory of such files, or - for standard input; may be repeated.
-    #[arg(long, value_name = "FILE|DIR", required = true)]
-    pub(crate) input: Vec<PathBuf>,
-
-    /// Directory of the capture; made if it is not there, added to if it is.
-    #[arg(long, env = "FLOWSCRIBE_OUTPUT", value_name = "DIR")]
-    pub(crate) output: PathBuf,
-}
-
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BacktestArgs {
     #[command(flatten)]
@@ -539,81 +319,6 @@ pub(crate) struct BacktestArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
-#[derive(Debug, ClapArgs)]
-pub(crate) struct CompactArgs {
-    /// Directory of the capture, or an object store such as s3://bucket/prefix.
-    #[arg(long, value_name = "DIR|URL")]
-    pub(crate) input: PathBuf,
-
-    /// Directory that keeps what is fetched from an object store for the next time; else it is removed.
-    #[arg(long, env = "FLOWSCRIBE_CACHE", value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
-
-    /// Leave an hour alone until so long after its end, as its last files may not be there yet.
-    #[arg(long, env = "FLOWSCRIBE_SETTLE", value_name = "DURATION", default_value = "30m", value_parser = humantime::parse_duration)]
-    pub(crate) settle: Duration,
-
-    /// Remove files only so long after what they were merged into was written, for those who read them now.
-    #[arg(long, env = "FLOWSCRIBE_KEEP", value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
-    pub(crate) keep: Duration,
-
-    /// Sum hours up, and leave the files as they are.
-    #[arg(long)]
-    pub(crate) rollups_only: bool,
-
-    /// How far a flow and the news of its pod may be apart, in milliseconds: as reports are made with.
-    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = CLOCK_SKEW_MS)]
-    pub(crate) clock_skew_ms: u32,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct PruneArgs {
-    /// Directory of the capture, or an object store such as s3://bucket/prefix.
-    #[arg(long, value_name = "DIR|URL")]
-    pub(crate) input: PathBuf,
-
-    /// Directory that keeps what is fetched from an object store for the next time; else it is removed.
-    #[arg(long, env = "FLOWSCRIBE_CACHE", value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
-
-    /// Remove flows whose hour ended so long ago, such as 14d.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) older_than: Duration,
-
-    /// Remove everything whose hour ended so long ago, rollups, inventory and health too, such as 1y: what was learned
-    /// from it is forgotten.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) forget_after: Option<Duration>,
-
-    /// Tell what would be removed, and remove nothing.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct InputArgs {
-    /// Directory of a capture, or a file of one, or an object store such as s3://bucket/prefix; may be repeated.
-    #[arg(long, value_name = "DIR|URL", required = true)]
-    pub(crate) input: Vec<PathBuf>,
-
-    /// Directory that keeps what is fetched from an object store for the next time; else it is removed.
-    #[arg(long, env = "FLOWSCRIBE_CACHE", value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
-
-    /// Cluster to look at, where the input holds several.
-    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME")]
-    pub(crate) cluster_name: Option<String>,
-
-    /// How far a flow and the news of its pod may be apart, by late news or different clocks, in milliseconds. An address
-    /// that changed hands within it is not resolved.
-    #[arg(long, env = "FLOWSCRIBE_CLOCK_SKEW_MS", value_name = "MS", default_value_t = CLOCK_SKEW_MS)]
-    pub(crate) clock_skew_ms: u32,
-
-    /// Memory that sorts, joins and groups of a query may take before they use temporary files, in MiB.
-    #[arg(long, env = "FLOWSCRIBE_MEMORY_MIB", value_name = "MIB", default_value_t = MEMORY_MIB)]
-    pub(crate) memory_mib: u32,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// A table for people.
@@ -635,12 +340,6 @@ pub(crate) enum PolicyFormat {
     Kubernetes,
     /// CiliumNetworkPolicy of cilium.io/v2, with the same meaning.
     Cilium,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DirectionName {
-    Ingress,
-    Egress,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -685,54 +384,7 @@ pub(crate) enum ConnectivityFormat {
     Json,
 }
 
-impl LearnArgs {
-    /// What sets are learned by.
-    ///
-    /// # Errors
-    /// The decisions can't be read, or are not valid; the state can't be used.
-    pub(crate) fn learning(&self, input: &InputArgs) -> Result<Learning, LearningError> {
-        let Self { decisions, state, learn_for, stable_after, decay_after, hold_after } = self;
-        let hours = |duration: &Duration| duration.as_secs().div_ceil(3600);
-        let thresholds = Thresholds {
-            learn_hours: hours(learn_for),
-            stable_hours: hours(stable_after),
-            decay_hours: hours(decay_after),
-            hold_hours: hours(hold_after),
-        };
-        let state = state.as_deref().map(|state| State::open(state, input.clock_skew_ms)).transpose()?;
-        Ok(Learning {
-            decisions: Decisions::read(decisions.as_deref())?.into(),
-            thresholds,
-            state: state.map(Arc::new),
-        })
-    }
-}
-
-impl InputArgs {
-    /// Some captures, with all else as it is by default.
-    pub(crate) const fn of(input: Vec<PathBuf>, cluster_name: Option<String>) -> Self {
-        Self { input, cache: None, cluster_name, clock_skew_ms: CLOCK_SKEW_MS, memory_mib: MEMORY_MIB }
-    }
-}
-
-impl From<DirectionName> for Direction {
-    fn from(name: DirectionName) -> Self {
-        match name {
-            DirectionName::Ingress => Self::Ingress,
-            DirectionName::Egress => Self::Egress,
-        }
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let share: f64 = text.parse().map_err(|_| "it is not a number")?;
-    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("it is not between 0 and 1".into()) }
-}
-
 fn parameter(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("it is not NAME=VALUE")?;
     Ok((name.trim_start_matches('$').to_owned(), value.to_owned()))
 }
-
-const CLOCK_SKEW_MS: u32 = 2000;
-const MEMORY_MIB: u32 = 512;

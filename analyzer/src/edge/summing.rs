@@ -51,7 +51,6 @@ impl Flows {
         write: impl Fn(&[RecordBatch], &Summary, &Runs, &[&CaptureFile]) -> Result<(), E> + Sync,
     ) -> Result<Vec<WorkError>, E> {
         let is_due = |unit: &&Unit| unit.hours.1 < until && !unit.parts.is_empty();
-        #[expect(clippy::needless_collect, reason = "threads share them")]
         let units: Vec<&Unit> = self.units.iter().filter(is_due).collect();
         let next = AtomicUsize::new(0);
         let work = || {

@@ -117,7 +117,7 @@ mod tests {
             let (one, other) = (runs(&a), runs(&b));
             prop_assert_eq!(one.covers(&other), b.is_subset(&a));
             prop_assert_eq!(one.overlaps(&other), !a.is_disjoint(&b));
-            let mut both = one.clone();
+            let mut both = one;
             both.add(&other);
             prop_assert_eq!(both, runs(&a.union(&b).copied().collect()));
         }

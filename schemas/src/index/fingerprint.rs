@@ -40,7 +40,7 @@ impl Fingerprints {
         }
         for (address, leases) in &index.leases {
             for lease in leases {
-                let holder = index.objects[lease.object].versions.first().map(|version| name(version));
+                let holder = index.objects[lease.object].versions.first().map(name);
                 span(lease.start, lease.end, hash((address, holder)));
             }
         }

@@ -552,13 +552,13 @@ proptest! {
         let (a, b) = (pick(within.0).min(pick(within.1)), pick(within.0).max(pick(within.1)));
         let answers = |index: &Index| {
             let span = Span { from: TimestampMs(a), to: TimestampMs(b) };
-            let owners = [POD_A, outside].map(|at| name(index.resolve(ip(at), span)));
-            let pods: Vec<_> = uids.iter().map(|uid| index.pod(uid, span.to).map(|pod| pod.name.clone())).collect();
+            let owners = [POD_A, outside].map(|at| name(index.resolve(ip(at), span)).to_owned());
+            let pods: Vec<_> = uids.iter().map(|uid| index.pod(uid, span.to).map(|pod| Arc::clone(&pod.name))).collect();
             let Owner::Service(service) = index.dialled(ip("10.96.0.1"), "tcp", 80, span) else {
                 return (owners, pods, Vec::new());
             };
             let backends = index.backends(service, "tcp", 80, span);
-            (owners, pods, backends.into_iter().map(|b| (b.address, b.port, name(b.owner))).collect())
+            (owners, pods, backends.into_iter().map(|b| (b.address, b.port, name(b.owner).to_owned())).collect())
         };
         prop_assert_eq!(answers(&index), answers(&before), "{}..{}", a, b);
     }

@@ -159,7 +159,7 @@ impl<'a> Traffic<'a> {
         let first = self.plan.start.0;
         thread::scope(|scope| {
             let agents = self.agents.iter_mut().flatten().chain([&mut self.inventory]);
-            #[expect(clippy::needless_collect, reason = "all begin before the first is waited for")]
+            // All begin before the first is waited for.
             let threads: Vec<_> = agents.map(|agent| scope.spawn(move || agent.repeat_hour(first, start))).collect();
             threads.into_iter().try_for_each(|thread| thread.join().expect("an agent does not panic"))
         })

@@ -214,6 +214,39 @@ fn who_reads_while_files_come_and_are_merged_sees_every_edge_once() {
 }
 
 #[test]
+fn what_is_forgotten_is_not_missed() {
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let capture = root.path().join("capture");
+    let parts = parts();
+    deliver(parts.iter().filter(|part| part.hour < HOURS), &capture);
+    let input = capture.to_string_lossy().into_owned();
+    let hours = || -> Vec<i64> {
+        let query = "select distinct cast(extract(epoch from hour) / 3600 as bigint) as hour from edges order by 1";
+        let (out, _) = flowscribe(&["sql", "--input", &input, "--format", "csv", query]);
+        out.lines().skip(1).map(|hour| hour.parse::<i64>().expect("a number") - month_start()).collect()
+    };
+    let forget = |from: i64| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as i64;
+        let age = format!("{}s", now - (month_start() + from) * HOUR_MS / 1000);
+        flowscribe(&["prune", "--older-than", "1s", "--forget-after", &age, "--input", &input]).1
+    };
+    let said = forget(0);
+    assert!(said.contains("files of flows that no rollup sums up: run flowscribe compact first"), "{said}");
+    assert_eq!(hours().len() as i64, HOURS, "nothing is lost by mistake");
+    flowscribe(&["compact", "--keep", "0s", "--input", &input]);
+    for from in [10, 24] {
+        forget(from);
+        assert_eq!(hours(), (from..HOURS).collect::<Vec<_>>());
+        let (_, said) = flowscribe(&["report", "--input", &input]);
+        assert!(!said.contains("missing"), "what was given up is not missed: {said}");
+        let listing = schemas::capture::list(std::slice::from_ref(&capture)).expect("listed");
+        assert_eq!(listing.problems, []);
+        let notes = listing.files.iter().filter(|file| file.rows == 0).count();
+        assert_eq!(notes, 3, "one of each dataset says what was given up");
+    }
+}
+
+#[test]
 fn a_back_test_denies_what_is_new_by_the_truth_and_names_what_is_not_used_any_more() {
     let truth = &month().truth;
     let split = 19 * 24;
