@@ -14,7 +14,7 @@ fn help_explains_every_command_and_flag() {
     insta::assert_snapshot!("help_report", said(&["report", "--help"]).1);
     insta::assert_snapshot!("help_inventory", said(&["inventory", "--help"]).1);
     insta::assert_snapshot!("help_sets", said(&["sets", "--help"]).1);
-    for command in ["connectivity", "diff", "explain", "import", "receive", "verify"] {
+    for command in ["backtest", "compact", "connectivity", "diff", "explain", "import", "prune", "receive", "verify"] {
         insta::assert_snapshot!(format!("help_{command}"), said(&[command, "--help"]).1);
     }
     insta::assert_snapshot!("help_sql", said(&["sql", "--help"]).1);
