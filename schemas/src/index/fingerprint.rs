@@ -19,8 +19,8 @@ pub struct Fingerprints {
     /// What begins and ends when, with the sum up to it.
     starts: Sums,
     ends: Sums,
-    /// When a pod was first told of, and what was told.
-    pods: HashMap<Arc<str>, (TimestampMs, u64)>,
+    /// What each pod was from when on.
+    pods: HashMap<Arc<str>, Arc<[(TimestampMs, u64)]>>,
 }
 
 /// Moments in order: each with what it says, and what that which begins or ends there says, summed up to it.
@@ -51,13 +51,14 @@ impl Fingerprints {
             for (version, from, to) in object.intervals() {
                 span(from, to, hash((said(index, version), &zone)));
             }
-            // Before it was first told of, a pod is taken for what it was then.
+            // Before it was first told of, and after it is gone, a pod is taken for what it was then.
             if let Some(first) = object.versions.first()
                 && &*first.record.kind == kind::POD
             {
                 let uid = first.record.uid.clone().unwrap_or_else(|| pod_name_as_uid(&first.record));
-                let known = (first.from, said(index, first));
-                pods.extend(static_pod_hash(&first.record).into_iter().chain([uid]).map(|uid| (uid, known)));
+                let known: Arc<[_]> = object.versions.iter().map(|v| (v.from, said(index, v))).collect();
+                let uids = static_pod_hash(&first.record).into_iter().chain([uid]);
+                pods.extend(uids.map(|uid| (uid, Arc::clone(&known))));
             }
         }
         Self { starts: Sums::new(starts), ends: Sums::new(ends), pods }
@@ -78,11 +79,15 @@ impl Fingerprints {
             let before = TimestampMs(from.0.saturating_sub(1));
             sums.until(to).0.wrapping_sub(sums.until(before).0)
         };
-        let mut sum = begun.1.wrapping_sub(over.1).wrapping_add(edges(&self.starts)).wrapping_add(edges(&self.ends));
+        let settings = hash((EDGES_VERSION, index.tolerance_ms));
+        let mut sum = begun.1.wrapping_sub(over.1).wrapping_add(edges(&self.starts));
+        sum = sum.wrapping_add(edges(&self.ends)).wrapping_add(settings);
         let pods: BTreeSet<&str> = pods.into_iter().collect();
         for uid in pods {
-            if let Some((_, said)) = self.pods.get(uid).filter(|(since, _)| *since > to) {
-                sum = sum.wrapping_add(hash((uid, said)));
+            let Some(known) = self.pods.get(uid) else { continue };
+            for time in [from, to] {
+                let next = known.partition_point(|(since, _)| *since <= time).max(1);
+                sum = sum.wrapping_add(hash((uid, known[next - 1].1)));
             }
         }
         let outside: BTreeSet<IpAddr> = outside.into_iter().collect();
@@ -137,5 +142,7 @@ fn hash(of: impl Hash) -> u64 {
     hasher.finish()
 }
 
+/// Raised when edges are derived in another way: what was summed up before is not what would be now.
+const EDGES_VERSION: u32 = 1;
 /// How far beyond a span the index is asked: who is certain of an address was its holder for ten minutes around.
 const MARGIN_MS: i64 = 900_000;

@@ -252,7 +252,17 @@ impl Index {
                 let Some(port) = target_port(service_port, pod) else { continue };
                 let shares_node = pod.host_network == Some(true);
                 let owner = |at| if shares_node { resolve(at) } else { Owner::Pod(pod) };
-                endpoints.extend(addresses(pod).map(|at| ((at, port), owner(at))));
+                for at in addresses(pod) {
+                    // Pods are met in no order: of two that may have had the address, none is told.
+                    let known = endpoints.entry((at, port)).or_insert_with(|| owner(at));
+                    *known = match *known {
+                        Owner::Pod(other) if other.uid != pod.uid || other.name != pod.name => {
+                            Owner::Unknown(UnknownReason::Ambiguous)
+                        }
+                        Owner::Pod(_) => owner(at),
+                        other => other,
+                    };
+                }
             }
         }
         endpoints.into_iter().map(|((address, port), owner)| Backend { address, port, owner }).collect()

@@ -547,7 +547,9 @@ proptest! {
         if told >= said {
             prop_assert_eq!(fingerprint(&index), fingerprint(&before), "nothing was told later");
         }
-        prop_assume!(fingerprint(&index) == fingerprint(&before));
+        if fingerprint(&index) != fingerprint(&before) {
+            return Ok(());
+        }
         let pick = |share: f64| span.from.0 + ((span.to.0 - span.from.0) as f64 * share) as i64;
         let (a, b) = (pick(within.0).min(pick(within.1)), pick(within.0).max(pick(within.1)));
         let answers = |index: &Index| {
