@@ -20,7 +20,7 @@ use std::{
 
 use indicatif::ProgressBar;
 use schemas::{
-    capture::{self, CaptureError, CaptureFile, DATASETS, Listing, MergeError, ProblemKind, Runs},
+    capture::{self, CaptureError, CaptureFile, Listing, MergeError, ProblemKind, Runs},
     flow::FlowRecord,
     rollup::RollupRow,
     ship::{
@@ -137,7 +137,9 @@ pub(crate) async fn prune(args: &PruneArgs) -> Result<(), CompactError> {
         let mut removed: Vec<&CaptureFile> = Vec::new();
         for file in files.iter().chain(&superseded) {
             if all_until.is_some_and(|until| last_hour(file) < until) {
-                forgotten.entry(file.dataset).or_default().add(&file.runs);
+                // A rollup stands for flows.
+                let dataset = if file.summary.is_some() { FlowRecord::DATASET } else { file.dataset };
+                forgotten.entry(dataset).or_default().add(&file.runs);
                 removed.push(file);
             } else if file.dataset == FlowRecord::DATASET && last_hour(file) < flows_until {
                 match (file.has_names, !file.runs.is_empty() && summed.covers(&file.runs)) {
@@ -149,7 +151,7 @@ pub(crate) async fn prune(args: &PruneArgs) -> Result<(), CompactError> {
         }
         if !dry_run {
             // What is forgotten is not missing: first it is said so.
-            for (dataset, runs) in forgotten.iter().filter(|(dataset, _)| DATASETS.contains(*dataset)) {
+            for (dataset, runs) in &forgotten {
                 let known = files.iter().filter(|file| file.dataset == *dataset && file.rows == 0);
                 let (mut runs, mut old) = (runs.clone(), Vec::new());
                 known.for_each(|file| {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use schemas::{
-    capture::{self, CaptureFile, Listing, Problem},
+    capture::{self, CaptureFile, Listing, Problem, ProblemKind},
     index::Index,
     table::TimestampMs,
 };
@@ -75,7 +75,9 @@ impl Opening {
         let mut tries = 1;
         loop {
             let opening = Self::once(args, state).await?;
-            match opening.problems.iter().find(|problem| is_gone(&problem.path)) {
+            // What was unfinished and has its name by now is of the next time.
+            let is_lost = |problem: &&Problem| problem.kind != ProblemKind::Unfinished && is_gone(&problem.path);
+            match opening.problems.iter().find(is_lost) {
                 None => return Ok(opening),
                 Some(problem) if tries == TRIES => return Err(OpeningError::Vanished { path: problem.path.clone() }),
                 Some(_) => tries += 1,
