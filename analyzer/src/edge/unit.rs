@@ -109,7 +109,11 @@ fn sources(
 ) -> (Vec<Vec<usize>>, Source) {
     // Those with the most rows first; others of the same rows are alternatives, and what else overlaps is left out.
     let mut found = found.to_vec();
-    found.sort_by_key(|number| rollups[*number].summary.as_ref().map(|summary| Reverse(summary.rows)));
+    // Of alternatives, the newest knew best who was who.
+    found.sort_by_key(|number| {
+        let rollup = &rollups[*number];
+        Reverse((rollup.summary.as_ref().map(|summary| summary.rows), rollup.modified, *number))
+    });
     let (mut chosen, mut summed): (Vec<Vec<usize>>, Runs) = (Vec::new(), Runs::default());
     for number in found {
         let runs = &rollups[number].runs;

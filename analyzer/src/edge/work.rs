@@ -263,7 +263,9 @@ impl Flows {
                     .and_then(Iterator::collect::<Result<Vec<RecordBatch>, _>>)
                     .map_err(WorkError::Rollup)?;
                 let is_right = self.still_holds(rollup, &batches);
-                last = Some((rollup, batches, is_right));
+                if is_right || last.is_none() {
+                    last = Some((rollup, batches, is_right));
+                }
                 if is_right {
                     break;
                 }

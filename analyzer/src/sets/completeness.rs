@@ -51,15 +51,13 @@ impl Completeness {
         let edges: Vec<&RoaringBitmap> = edges.into_iter().collect();
         let mut exposed = observable.clone();
         edges.iter().for_each(|hours| exposed |= *hours);
-        // The place of every hour among those that are exposed.
-        let first = exposed.min().unwrap_or_default();
-        let mut places = vec![0; exposed.max().map_or(0, |last| (last - first) as usize + 1)];
-        for (place, hour) in exposed.iter().enumerate() {
-            places[(hour - first) as usize] = place as u64;
+        if exposed.len() > MOST_HOURS {
+            return Self::Unknown("clocks are wrong: more hours than there can be".into());
         }
+        let exposed: Vec<u32> = exposed.iter().collect();
         let mut reason = String::new();
         for bin_hours in BIN_HOURS {
-            let bins = exposed.len() / u64::from(bin_hours);
+            let bins = exposed.len() as u64 / u64::from(bin_hours);
             if bins < MIN_BINS {
                 if reason.is_empty() {
                     reason = format!("observed for {} of at least {MIN_BINS} hours", exposed.len());
@@ -67,10 +65,14 @@ impl Completeness {
                 break;
             }
             // Bins are of hours that follow one another, others left out; what is left over is at the beginning.
-            let skipped = exposed.len() - bins * u64::from(bin_hours);
-            let bin =
-                |hour: u32| Some((places[(hour - first) as usize].checked_sub(skipped)? / u64::from(bin_hours)) as u32);
+            let skipped = exposed.len() - bins as usize * bin_hours as usize;
             let binned = |hours: &&RoaringBitmap| {
+                // Both are in order, and every hour of an edge is among those that are exposed.
+                let mut place = 0;
+                let bin = |hour: u32| {
+                    place += exposed[place..].iter().take_while(|exposed| **exposed < hour).count();
+                    Some((place.checked_sub(skipped)? / bin_hours as usize) as u32)
+                };
                 let mut bins: Vec<u32> = hours.iter().filter_map(bin).collect();
                 bins.dedup();
                 RoaringBitmap::from_sorted_iter(bins).unwrap_or_default()
@@ -212,6 +214,8 @@ fn chao2(seen: f64, ones: f64, twos: f64, bins: f64) -> (f64, f64) {
 
 /// Lengths of bins that are tried, until bins are independent.
 const BIN_HOURS: [u32; 3] = [1, 24, 168];
+/// A century.
+const MOST_HOURS: u64 = 100 * 366 * 24;
 /// Fewer bins tell nothing.
 const MIN_BINS: u64 = 12;
 /// Of an edge that was in at most so many bins, one more or less matters.
@@ -399,6 +403,15 @@ mod tests {
         assert_eq!((estimate.coverage, estimate.unseen, estimate.bins, estimate.bin_hours), (1.0, 0.0, 168, 1));
         assert!(estimate.coverage_interval.0 > 0.98, "{estimate:?}");
         assert_eq!(said.told(), "100.0 % complete (99.1–100.0 %)");
+    }
+
+    #[test]
+    fn a_wild_clock_costs_nothing() {
+        let mut hours: RoaringBitmap = (0..100).collect();
+        hours.insert(u32::MAX);
+        assert!(Completeness::of(&hours, &[hours.clone()]).known().is_some_and(|estimate| estimate.bins == 101));
+        hours.insert_range(0..=u32::MAX);
+        assert!(Completeness::of(&hours, &[]).unknown().is_some_and(|reason| reason.contains("clocks are wrong")));
     }
 
     #[test]

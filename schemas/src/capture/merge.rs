@@ -108,7 +108,7 @@ pub fn write_forgotten(
     folder: &Path,
     version: &str,
 ) -> Result<PathBuf, CaptureError> {
-    let path = folder.join(format!("forgotten-{:016x}.{PARQUET}", hash(told(runs))));
+    let path = folder.join(format!("forgotten-{:016x}.{PARQUET}", hash((dataset, cluster, told(runs)))));
     let metadata = metadata(dataset, cluster, runs, &[], version);
     let (schema, properties) = match dataset {
         InventoryRecord::DATASET => (InventoryRecord::schema(), properties::<InventoryRecord>(metadata)),
@@ -126,10 +126,11 @@ fn merge_as<R: Record>(files: &[&CaptureFile], folder: &Path, version: &str) -> 
         repeats |= file.repeats_itself() || runs.overlaps(&file.runs);
         runs.add(&file.runs);
     }
-    let path = folder.join(format!("merged-{:016x}.{PARQUET}", hash(told(&runs))));
+    // Rows of other datasets may have the same numbers.
+    let cluster = files.first().map_or("", |file| &file.cluster);
+    let path = folder.join(format!("merged-{:016x}.{PARQUET}", hash((R::DATASET, cluster, told(&runs)))));
     let sources = files.iter().map(|file| Source::open::<R>(file)).collect::<Result<Vec<_>, _>>()?;
     let inputs: Vec<&str> = files.iter().filter_map(|file| file.path.file_name()?.to_str()).collect();
-    let cluster = files.first().map_or("", |file| &file.cluster);
     let mut metadata = metadata(R::DATASET, cluster, &runs, &inputs, version);
     let groups: usize = sources.iter().map(|source| source.metadata.num_row_groups()).sum();
     let rows: i64 = files.iter().map(|file| file.rows).sum();

@@ -10,6 +10,7 @@ use parquet::{arrow::ArrowWriter, file::metadata::KeyValue, file::properties::Wr
 use schemas::{
     capture::{self, DatasetWriter, Origin, ProblemKind, Roll, Runs, Seqs},
     flow::FlowRecord,
+    health::HealthRecord,
     table::{Table, TimestampMs},
 };
 
@@ -267,4 +268,36 @@ fn files_of_a_newer_version_are_not_merged_as_their_columns_would_be_lost() {
     let error = capture::merge(&files, folder, "0.1.0").expect_err("not merged").to_string();
     assert!(error.contains("has other columns than this version writes"), "{error}");
     assert_eq!(rows_below(root.path()).len(), 10);
+}
+
+#[test]
+fn files_of_two_datasets_in_one_folder_are_merged_apart() {
+    let root = tempfile::tempdir().expect("a directory");
+    let scratch = tempfile::tempdir().expect("a directory");
+    write_run(scratch.path(), "run-a", 0..4, 2);
+    let origin = Origin { cluster: "c".into(), node: "node/a".into(), run_id: "run-a".into() };
+    let mut writer: DatasetWriter<HealthRecord> = DatasetWriter::new(scratch.path(), &origin, "0.1.0", ROLL);
+    for seq in 0..4 {
+        let health =
+            HealthRecord { run_id: "run-a".into(), seq, window_end: TimestampMs(60_000), ..HealthRecord::default() };
+        writer.push(health, TimestampMs(0)).expect("taken");
+        if seq == 1 {
+            writer.finish().expect("finished");
+        }
+    }
+    writer.finish().expect("finished");
+    // Somebody put all of them into one folder.
+    let listing = capture::list(&[scratch.path().into()]).expect("listed");
+    for (number, file) in listing.files.iter().enumerate() {
+        fs::copy(&file.path, root.path().join(format!("{number}.parquet"))).expect("copied");
+    }
+    let listing = capture::list(&[root.path().into()]).expect("listed");
+    assert_eq!(listing.files.len(), 4);
+    for dataset in ["flows", "health"] {
+        let of_dataset: Vec<_> = listing.files.iter().filter(|file| file.dataset == dataset).collect();
+        capture::merge(&of_dataset, root.path(), "0.1.0").expect("merged");
+    }
+    let after = capture::list(&[root.path().into()]).expect("listed");
+    let rows: Vec<_> = after.files.iter().map(|file| file.rows).collect();
+    assert_eq!((rows, after.superseded.len()), (vec![4, 4], 4), "neither took the other's place");
 }
