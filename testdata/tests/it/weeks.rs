@@ -185,7 +185,7 @@ fn who_reads_while_files_come_and_are_merged_sees_every_edge_once() {
         scope.spawn(|| {
             let mut round = 0;
             while !is_over.load(Ordering::Acquire) {
-                let mut child = spawn(&["compact", "--settle", "0s", "--keep", "2s", "--input", &input]);
+                let mut child = spawn(&["compact", "--settle", "0s", "--keep", "4s", "--input", &input]);
                 round += 1;
                 if round % 3 == 0 {
                     thread::sleep(Duration::from_millis(50 * (round % 7)));
