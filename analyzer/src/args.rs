@@ -1,6 +1,7 @@
-//! The command line, parsed into types: commands that ask here, those that write captures in `writing`, and what is asked
-//! and believed in `input`.
+//! The command line, parsed into types: commands that ask here, those that write captures in `writing`, those for a
+//! cluster in `cluster`, and what is asked and believed in `input`.
 
+mod cluster;
 mod input;
 mod writing;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+pub(crate) use cluster::{ApplyArgs, RegenerateArgs};
 pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
 pub(crate) use writing::{CompactArgs, ImportArgs, InventoryArgs, PruneArgs, ReceiveArgs};
 
@@ -55,6 +57,12 @@ pub(crate) enum Command {
     /// Tell what two sets of policies allow differently. Exits with 0 if it is the same, 1 if not, and 2 if that can't be
     /// told.
     Diff(DiffArgs),
+    /// Make a set of policies anew, and tell what is different: to be run on a schedule. Silent where nothing is. Exits with
+    /// 4 if another run holds the lease.
+    Regenerate(Box<RegenerateArgs>),
+    /// Apply policies to a cluster, once what was recorded shows that they deny nothing of it; remove those that an earlier
+    /// run applied and that are no longer there.
+    Apply(ApplyArgs),
     /// Run the scheduler of a Ballista cluster, for sql --ballista.
     #[cfg(feature = "ballista")]
     BallistaScheduler(SchedulerArgs),

@@ -42,7 +42,7 @@ pub(crate) enum DiffError {
 
 /// What is different.
 #[derive(Debug, Default)]
-struct Difference {
+pub(crate) struct Difference {
     /// Directions of workloads that any policy isolates now, or no longer.
     closed: BTreeSet<(Workload, Direction)>,
     opened: BTreeSet<(Workload, Direction)>,
@@ -165,7 +165,15 @@ fn examples(selector: &LabelSelector) -> Result<Vec<(String, Labels)>, DiffError
     Ok(examples.into_iter().map(told).collect())
 }
 
-fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]) -> Result<Difference, DiffError> {
+/// What two sets of policies allow differently, between these pods and with the outside.
+///
+/// # Errors
+/// A policy is not valid.
+pub(crate) fn compare(
+    population: &Population,
+    old: &[NetworkPolicy],
+    new: &[NetworkPolicy],
+) -> Result<Difference, DiffError> {
     let subjects = population.subjects();
     let enforce = |policies| {
         let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
@@ -234,7 +242,8 @@ fn compare(population: &Population, old: &[NetworkPolicy], new: &[NetworkPolicy]
 }
 
 impl Difference {
-    fn is_none(&self) -> bool {
+    /// Whether both allow the same.
+    pub(crate) fn is_none(&self) -> bool {
         self.closed.is_empty() && self.opened.is_empty() && self.added.is_empty() && self.removed.is_empty()
     }
 
@@ -249,12 +258,17 @@ impl Difference {
         isolated.chain(ends).collect()
     }
 
-    fn summary(&self) -> String {
+    /// Ranges of ports between two ends that are allowed now, and that are no longer.
+    pub(crate) fn counts(&self) -> [usize; 2] {
         let count = |list: &BTreeMap<_, Connections>| list.values().map(|of| of.ranges().count()).sum::<usize>();
+        [count(&self.added), count(&self.removed)]
+    }
+
+    /// How much is different, in a line.
+    pub(crate) fn summary(&self) -> String {
+        let [added, removed] = self.counts();
         format!(
-            "{} edges added, {} removed, {} unchanged; {} directions closed, {} opened; {} workloads affected",
-            count(&self.added),
-            count(&self.removed),
+            "{added} edges added, {removed} removed, {} unchanged; {} directions closed, {} opened; {} workloads affected",
             self.unchanged,
             self.closed.len(),
             self.opened.len(),
@@ -262,7 +276,8 @@ impl Difference {
         )
     }
 
-    fn lines(&self) -> Vec<(char, String)> {
+    /// A line per edge: `+`, `-` or `~`, and the edge.
+    pub(crate) fn lines(&self) -> Vec<(char, String)> {
         let mut lines = Vec::new();
         for (list, word) in [(&self.closed, "closed"), (&self.opened, "opened")] {
             lines.extend(
@@ -275,12 +290,14 @@ impl Difference {
         lines
     }
 
-    fn text(&self) -> String {
+    /// A line per edge, and a summary.
+    pub(crate) fn text(&self) -> String {
         let lines: String = self.lines().into_iter().map(|(sign, line)| format!("{sign} {line}\n")).collect();
         format!("{lines}{}\n", self.summary())
     }
 
-    fn markdown(&self) -> String {
+    /// The same for a pull request.
+    pub(crate) fn markdown(&self) -> String {
         let mut text = format!("### Network policies\n\n{}\n", self.summary());
         let titles = [('~', "Directions"), ('+', "Allowed now"), ('-', "No longer allowed")];
         for (sign, title) in titles {

@@ -8,7 +8,6 @@
 //! Agents tell of their own nodes' pods; this tells of all pods too, because an agent that dies with its node can't tell
 //! of their end, and nodes may have no agent. The same pod told by two writers is one pod.
 
-mod lease;
 mod ledger;
 
 use std::{collections::HashSet, io, sync::Arc, time::Duration};
@@ -29,8 +28,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::args::InventoryArgs;
-use lease::Lease;
+use crate::{
+    args::InventoryArgs,
+    lease::{self, Lease},
+};
 use ledger::{Ledger, Ways};
 
 /// Why the inventory can't be written.
@@ -91,7 +92,7 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
             () = &mut stop => Ok(()),
         };
     }
-    let mut lease = Lease::new(client.clone(), &args.lease, args.lease_namespace.as_deref(), &identity()?);
+    let mut lease = Lease::new(client.clone(), &args.lease, args.lease_namespace.as_deref(), &lease::identity().map_err(InventoryError::System)?);
     loop {
         eprintln!("waiting for the lease {lease}");
         tokio::select! {
@@ -384,13 +385,6 @@ fn stopped() -> Result<impl Future<Output = ()>, InventoryError> {
             _ = hangup.recv() => {}
         }
     })
-}
-
-/// Who holds the lease: the host, which in a cluster is the pod, and something that two of its processes differ by.
-fn identity() -> Result<String, InventoryError> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(InventoryError::System)?;
-    let origin = Origin::new("", "").map_err(|error| InventoryError::System(error.into()))?;
-    Ok(format!("{}_{}", host.trim(), &origin.run_id[..8]))
 }
 
 fn now() -> Result<TimestampMs, InventoryError> {

@@ -4,6 +4,7 @@
 //! *.parquet ──identity──► Index ──┐
 //!           ──runs──► Vec<Run> ───┤
 //!           ──edge──► Communications ──sets──► Sets ──policy──► PolicySet ──report──► YAML, files, evidence
+//!           │                                                       └──regenerate──► directory, ConfigMap, Git
 //!           │                                    └──► replay ◄─┘ what would be denied, what was never seen
 //!           └───────────────── tables: all of it in SQL
 //!
@@ -12,11 +13,13 @@
 //!
 //! `edge` reads the flows, `sets` tells what is believed of them, `policy` what a policy may say; a capture is all they
 //! know. `netpol` knows what policies mean, whoever wrote them, and nothing of how ours are made. `inventory` talks to a
-//! cluster, `receive` and `import` take what agents sent by OTLP; they only write.
+//! cluster, `receive` and `import` take what agents sent by OTLP; they only write. Only `apply` changes a cluster.
 
+mod apply;
 mod args;
 mod backtest;
 mod cilium;
+mod cluster;
 mod communication;
 mod compact;
 mod connectivity;
@@ -26,13 +29,16 @@ mod explain;
 mod identity;
 mod import;
 mod inventory;
+mod lease;
 mod manifests;
 mod netpol;
 mod opening;
 mod output;
 mod policy;
 mod population;
+mod proposal;
 mod receive;
+mod regenerate;
 mod remote;
 mod replay;
 mod report;
@@ -55,6 +61,7 @@ use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
+use regenerate::Ended;
 
 /// The program: parses the command line and runs one command.
 ///
@@ -79,10 +86,13 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // What still reads for an answer that nobody waits for ends with the process.
     runtime.shutdown_background();
     match done {
-        Ok(Some(true)) => ExitCode::SUCCESS,
-        Ok(Some(false)) => ExitCode::FAILURE,
+        Ok(Some(code)) => ExitCode::from(code),
         Ok(None) => {
-            eprintln!("flowscribe: interrupted, nothing was written");
+            let wrote = match args.command {
+                Command::Apply(_) | Command::Regenerate(_) => "what is told above is done, and nothing else",
+                _ => "nothing was written",
+            };
+            eprintln!("flowscribe: interrupted, {wrote}");
             ExitCode::from(INTERRUPTED)
         }
         Err(error) => {
@@ -92,8 +102,9 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Runs a command; whether it found what it should, and `None` if it was interrupted.
-async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
+/// Runs a command; what to exit with, and `None` if it was interrupted.
+async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
+    let judged = |is_well: bool| Ok(Some(u8::from(!is_well)));
     let command = async {
         match &args.command {
             Command::Report(args) => report::run(args).await?,
@@ -111,10 +122,18 @@ async fn run(args: &Args) -> anyhow::Result<Option<bool>> {
             Command::Connectivity(args) => connectivity::run(args)?,
             Command::Explain(args) => report::explain(args).await?,
             Command::Backtest(args) => backtest::run(args).await?,
-            Command::Verify(args) => return Ok(Some(verify::run(args).await?)),
-            Command::Diff(args) => return Ok(Some(diff::run(args).await?)),
+            Command::Verify(args) => return judged(verify::run(args).await?),
+            Command::Diff(args) => return judged(diff::run(args).await?),
+            Command::Apply(args) => return judged(apply::run(args).await?),
+            Command::Regenerate(args) => {
+                return Ok(Some(match regenerate::run(args).await? {
+                    Ended::Changed if args.exit_code => CHANGED,
+                    Ended::Changed | Ended::Unchanged => 0,
+                    Ended::Busy => BUSY,
+                }));
+            }
         }
-        anyhow::Ok(Some(true))
+        anyhow::Ok(Some(0))
     };
     // Recording ends by itself, with what it has yet to write.
     if matches!(args.command, Command::Inventory(_) | Command::Receive(_)) {
@@ -137,5 +156,8 @@ fn log_to_stderr() {
 const LOGGED: &str = "info,kube_client=off,kube_runtime=off";
 /// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
+/// A scheduled run changed the set, or another one is at it.
+const CHANGED: u8 = 3;
+const BUSY: u8 = 4;
 /// As diff(1) says that it could not compare.
 const NOT_COMPARED: u8 = 2;

@@ -61,7 +61,8 @@ impl Manifests {
         Ok(manifests)
     }
 
-    fn read_text(&mut self, text: &str, file: &str) {
+    /// Takes in the text of a file.
+    pub(crate) fn read_text(&mut self, text: &str, file: &str) {
         for document in serde_yaml::Deserializer::from_str(text) {
             match Value::deserialize(document) {
                 Ok(object) => self.add(object, file),

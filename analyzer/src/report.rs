@@ -3,22 +3,18 @@
 
 use std::{collections::BTreeSet, fmt::Write, path::Path, sync::Arc};
 
-use datafusion::error::DataFusionError;
 use schemas::capture::{Problem, ProblemKind};
 
 use crate::{
-    args::{ExplainArgs, InputArgs, LearnArgs, PolicyArgs, PolicyFormat, ReportArgs},
-    cilium,
+    args::{ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
     communication::Workload,
-    edge::Undirected,
     explain::Explanation,
     output::{self, OutputError},
-    policy::{self, Names, PolicyError, PolicySet, Wish},
-    population::Population,
-    replay::{self, Excuse, Terms, Verdict},
+    policy::{PolicySet, Wish},
+    proposal::{Capture, Proposal, ProposalError},
+    replay::{Excuse, Verdict},
     runs::Run,
-    sets::Sets,
-    tables::{LearningError, Tables, TablesError},
+    tables::Tables,
     tree::{self, TreeError},
 };
 
@@ -26,19 +22,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
-    #[error(transparent)]
-    Learning(#[from] LearningError),
-    #[error("cannot read the capture")]
-    Read(#[from] DataFusionError),
-    #[error("refusing to write an unsafe policy, please report this")]
-    Policy(#[from] PolicyError),
-    #[error("refusing to write policies that deny what is stable ({count}), please report this:\n{denied}")]
-    Denies { count: usize, denied: String },
+    Proposal(#[from] ProposalError),
     #[error("no policy or workload {wanted}: there are {known}")]
     NoSuchPolicy { wanted: String, known: String },
-    #[error("the policies are not valid, please report this: {0}")]
-    Invalid(String),
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error(transparent)]
@@ -56,13 +42,13 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     let wish = policy.wish();
     let Proposal { set, verdict } = capture.propose(&wish)?;
     let explained = || Explanation::new(capture.sets(), &set, &verdict, &wish);
-    let documents = documents(&set, *format, &capture)?;
+    let documents = capture.documents(&set, *format).map_err(OutputError::Yaml)?;
     match output.as_deref().filter(|path| is_directory(path)) {
         // Nothing is known: what a former run wrote stays.
         Some(_) if capture.tables.files.is_empty() => {}
         Some(directory) => {
-            let named: Vec<_> = set.policies.iter().map(|written| &written.policy.metadata).zip(documents).collect();
-            tree::write(directory, &named, &explained().json())?;
+            let named = set.policies.iter().map(|written| &written.policy.metadata).zip(documents);
+            tree::write(directory, &tree::files(named, explained().json())?)?;
         }
         None => output::write(&documents.join("---\n"), output.as_deref())?,
     }
@@ -96,63 +82,6 @@ pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
         }
     })?;
     Ok(output::write(&explanation.text(), None)?)
-}
-
-/// A capture that was learned from.
-struct Capture {
-    tables: Tables,
-    learned: Arc<(Sets, Undirected)>,
-    names: Names,
-    population: Population,
-}
-
-/// Policies that were tried.
-struct Proposal<'a> {
-    set: PolicySet<'a>,
-    verdict: Verdict<'a>,
-}
-
-impl Capture {
-    async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, ReportError> {
-        let learning = learn.learning(input)?;
-        let question = async |tables: &Tables| Ok((tables.learned().await?, tables.names().await?));
-        let (tables, (learned, names)) = Tables::ask::<_, ReportError>(input, &learning, question).await?;
-        let population = Population::of_index(&tables.index);
-        Ok(Self { tables, learned, names, population })
-    }
-
-    fn sets(&self) -> &Sets {
-        &self.learned.0
-    }
-
-    /// Writes policies and replays what was observed over them.
-    fn propose<'a>(&'a self, wish: &'a Wish) -> Result<Proposal<'a>, ReportError> {
-        let set = policy::synthesize(self.sets(), &self.tables.index, &self.population, &self.names, wish)?;
-        let policies = set.policies.iter().map(|written| &written.policy);
-        let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
-        let (verdict, invalid) = replay::replay(self.sets(), &self.population, policies, &terms);
-        if let Some(invalid) = invalid.first() {
-            return Err(ReportError::Invalid(invalid.to_string()));
-        }
-        let wrong: Vec<String> = verdict.wrong().map(ToString::to_string).collect();
-        if !wrong.is_empty() {
-            return Err(ReportError::Denies { count: wrong.len(), denied: wrong.join("\n") });
-        }
-        Ok(Proposal { set, verdict })
-    }
-}
-
-/// The policies as YAML documents.
-fn documents(set: &PolicySet<'_>, format: PolicyFormat, capture: &Capture) -> Result<Vec<String>, OutputError> {
-    let policies = set.policies.iter().map(|written| &written.policy);
-    let documents: Result<Vec<String>, _> = match format {
-        PolicyFormat::Kubernetes => policies.map(serde_yaml::to_string).collect(),
-        PolicyFormat::Cilium => {
-            let nodes = cilium::Nodes::new(&capture.tables.index);
-            policies.map(|policy| serde_yaml::to_string(&cilium::translate(policy, &nodes))).collect()
-        }
-    };
-    Ok(documents?)
 }
 
 /// Whether a path is a directory, or is to be one.

@@ -3,12 +3,11 @@
 use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
 use datafusion::error::DataFusionError;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::{Api, Client, api::ListParams};
 use serde_json::{Value, json};
 
 use crate::{
     args::{VerifyArgs, VerifyFormat},
+    cluster::{self, ClusterError},
     communication::{Endpoint, Workload},
     manifests::{Manifests, ManifestsError},
     output::{self, OutputError},
@@ -29,10 +28,8 @@ pub(crate) enum VerifyError {
     Read(#[from] DataFusionError),
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
-    #[error("cannot find the cluster: set KUBECONFIG, or run in a pod")]
-    Cluster(#[source] kube::Error),
-    #[error("cannot list NetworkPolicies: who asks needs the verb list on networkpolicies of networking.k8s.io")]
-    List(#[source] kube::Error),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error("no policies in {0}")]
     NoPolicies(PathBuf),
     #[error(transparent)]
@@ -53,7 +50,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
             }
             (policies, problems)
         }
-        None => (of_cluster().await?, Vec::new()),
+        None => (cluster::policies(&cluster::connect().await?).await?, Vec::new()),
     };
     let learning = learn.learning(input)?;
     let question = async |tables: &Tables| Ok(tables.learned().await?);
@@ -75,12 +72,6 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
         false => verdict.wrong().next().is_some(),
     };
     Ok(problems.is_empty() && !is_wrong)
-}
-
-async fn of_cluster() -> Result<Vec<NetworkPolicy>, VerifyError> {
-    let client = Client::try_default().await.map_err(VerifyError::Cluster)?;
-    let all = Api::<NetworkPolicy>::all(client).list(&ListParams::default()).await.map_err(VerifyError::List)?;
-    Ok(all.items)
 }
 
 /// Observed edges by workload: allowed, denied with an explanation, denied without one.

@@ -1,7 +1,7 @@
-//! Who of several replicas writes: the holder of a Lease (`coordination.k8s.io/v1`), in the way of client-go's
+//! Who of several processes does what one has to do: the holder of a Lease (`coordination.k8s.io/v1`), in the way of client-go's
 //! leaderelection: a lease that its holder has not renewed for its duration, by the clock of who looks, may be taken.
 
-use std::{fmt, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease as Object, LeaseSpec},
@@ -9,11 +9,11 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
-use schemas::kubernetes;
+use schemas::{capture::Origin, kubernetes};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// A lease that this process may hold.
-pub(super) struct Lease {
+pub(crate) struct Lease {
     api: Api<Object>,
     namespace: String,
     name: String,
@@ -33,21 +33,21 @@ enum Hold {
 
 impl Lease {
     /// In the client's own namespace unless another one is named.
-    pub(super) fn new(client: Client, name: &str, namespace: Option<&str>, identity: &str) -> Self {
+    pub(crate) fn new(client: Client, name: &str, namespace: Option<&str>, identity: &str) -> Self {
         let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
         let api = Api::namespaced(client, &namespace);
         Self { api, namespace, name: name.into(), identity: identity.into(), seen: None, last_problem: None }
     }
 
-    /// Waits until this process holds it.
-    pub(super) async fn acquire(&mut self) {
+    /// Waits until this process holds it. A lease of one that is gone is there for its duration, [`EXPIRY`].
+    pub(crate) async fn acquire(&mut self) {
         while !matches!(timeout(RENEW_DEADLINE, self.try_hold()).await, Ok(Hold::Mine)) {
             sleep(RETRY).await;
         }
     }
 
     /// Renews it for as long as that works; completes when it is lost, before another one may take it.
-    pub(super) fn keep(&self) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn keep(&self) -> impl Future<Output = ()> + use<> {
         let mut lease = Self {
             api: self.api.clone(),
             namespace: self.namespace.clone(),
@@ -71,7 +71,7 @@ impl Lease {
     }
 
     /// Gives it up, so that another replica need not wait.
-    pub(super) async fn release(&mut self) {
+    pub(crate) async fn release(&mut self) {
         if let Ok(Some(object)) = self.api.get_opt(&self.name).await
             && holder(&object) == self.identity
         {
@@ -150,6 +150,16 @@ impl Lease {
     }
 }
 
+/// Who holds a lease: the host, which in a cluster is the pod, and something that two of its processes differ by.
+///
+/// # Errors
+/// The system tells no name, or has no randomness.
+pub(crate) fn identity() -> io::Result<String> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    let origin = Origin::new("", "")?;
+    Ok(format!("{}_{}", host.trim(), &origin.run_id[..8]))
+}
+
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -164,5 +174,7 @@ fn holder(object: &Object) -> &str {
 const RULE: &str = "{ apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [get, create, update] }";
 // As client-go recommends them.
 const DURATION_SECONDS: i32 = 15;
+/// How long it takes until one that nobody renews is taken for certain.
+pub(crate) const EXPIRY: Duration = Duration::from_secs(DURATION_SECONDS as u64 + 5);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);

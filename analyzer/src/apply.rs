@@ -1,0 +1,165 @@
+//! `flowscribe apply`: policies into a cluster, once what was recorded shows that they deny nothing of it.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Client;
+
+use crate::{
+    args::ApplyArgs,
+    cluster::{self, ClusterError, FIELD_MANAGER, Manner, Plan, Step},
+    manifests::{Manifests, ManifestsError},
+    output::{self, OutputError},
+    population::Population,
+    replay::{self, Terms},
+    sets::Sets,
+    tables::{LearningError, Tables, TablesError},
+};
+
+/// Why nothing is applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error(transparent)]
+    Learning(#[from] LearningError),
+    #[error("cannot read the capture")]
+    Read(#[from] datafusion::error::DataFusionError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error("nothing is applied: no policies in {0}")]
+    NoPolicies(PathBuf),
+    #[error("nothing is applied: {0}")]
+    Invalid(String),
+    #[error(
+        "nothing is applied: no capture in the input, so that nothing tells whether the policies deny what is needed"
+    )]
+    NoCapture,
+    #[error(
+        "nothing is applied: with the policies of the cluster, these would deny what was recorded ({count}); make \
+         others of the capture, or forbid it with --decisions:\n{denied}"
+    )]
+    Denies { count: usize, denied: String },
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Applies policies; whether all of them are in force.
+///
+/// # Errors
+/// They can't be read, are not valid, or would deny what was recorded: then nothing is changed.
+pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
+    let ApplyArgs { policies, input, learn, namespaces, dry_run, force_conflicts, no_own_node, rollback } = args;
+    let Manifests { policies: wanted, problems, .. } = Manifests::read(policies)?;
+    if let Some(problem) = problems.first() {
+        return Err(ApplyError::Invalid(problem.clone()));
+    }
+    let namespaces = named(namespaces);
+    let is_wanted = |policy: &NetworkPolicy| namespaces.is_empty() || namespaces.contains(&cluster::name(policy).0);
+    let wanted: Vec<NetworkPolicy> = wanted.into_iter().filter(is_wanted).collect();
+    if wanted.is_empty() {
+        return Err(ApplyError::NoPolicies(policies.clone()));
+    }
+    let client = cluster::connect().await?;
+    let plan = Plan::new(wanted, cluster::policies(&client).await?, &namespaces);
+    let learning = learn.learning(input)?;
+    let question = async |tables: &Tables| Ok(tables.learned().await?);
+    let (tables, learned) = Tables::ask::<_, ApplyError>(input, &learning, question).await?;
+    if tables.files.is_empty() {
+        return Err(ApplyError::NoCapture);
+    }
+    for problem in &tables.problems {
+        eprintln!("skipped {problem}");
+    }
+    let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
+    verify(&plan, &learned.0, &Population::of_index(&tables.index), &terms)?;
+    carry_out(&plan, &client, Manner { is_dry: *dry_run, takes_over: *force_conflicts }, rollback).await
+}
+
+/// Replays what was observed over all policies that would be in force.
+///
+/// # Errors
+/// They deny anything without explanation, or one is not valid.
+pub(crate) fn verify(
+    plan: &Plan,
+    sets: &Sets,
+    population: &Population,
+    terms: &Terms,
+) -> Result<(), ApplyError> {
+    let after = plan.after();
+    let (verdict, invalid) = replay::replay(sets, population, &after, terms);
+    if let Some(invalid) = invalid.first() {
+        return Err(ApplyError::Invalid(invalid.to_string()));
+    }
+    let unexplained = verdict.denied.iter().filter(|denied| denied.explanation.is_none());
+    let wrong: Vec<String> = unexplained.map(ToString::to_string).collect();
+    match wrong.len() {
+        0 => Ok(()),
+        count => Err(ApplyError::Denies { count, denied: wrong.join("\n") }),
+    }
+}
+
+/// Carries a plan out, and tells what became of each policy and how to go back; whether all went well.
+///
+/// # Errors
+/// What is needed to go back can't be kept: then nothing is changed.
+pub(crate) async fn carry_out(
+    plan: &Plan,
+    client: &Client,
+    manner: Manner,
+    rollback: &Path,
+) -> Result<bool, ApplyError> {
+    let before = plan.before();
+    if !before.is_empty() && !manner.is_dry {
+        let documents: Result<Vec<String>, _> = before.iter().map(serde_yaml::to_string).collect();
+        output::write(&documents.map_err(OutputError::Yaml)?.join("---\n"), Some(rollback))?;
+    }
+    let dry = if manner.is_dry { " (dry run)" } else { "" };
+    let (mut text, mut is_well) = (String::new(), true);
+    let (mut created, mut touched) = (Vec::new(), 0);
+    for ((namespace, name), step) in plan.carry_out(client, manner).await {
+        match step {
+            Ok(step) => {
+                text += &format!("networkpolicy.networking.k8s.io/{name} {step} in {namespace}{dry}\n");
+                match step {
+                    Step::Created => created.push((namespace, name)),
+                    Step::Changed | Step::Pruned => touched += 1,
+                    Step::Unchanged => {}
+                }
+            }
+            Err(error) => {
+                is_well = false;
+                eprintln!("{namespace}/{name}: {error}");
+            }
+        }
+    }
+    output::write(&text, None)?;
+    let left: Vec<String> = plan.left().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    if !left.is_empty() {
+        eprintln!("left as they are, of namespaces that are not asked for: {}", left.join(", "));
+    }
+    if !manner.is_dry && (touched > 0 || !created.is_empty()) {
+        eprintln!("to go back:");
+        if touched > 0 {
+            eprintln!(
+                "  kubectl apply --server-side --force-conflicts --field-manager={FIELD_MANAGER} -f {}",
+                rollback.display()
+            );
+        }
+        for (namespace, name) in created {
+            eprintln!("  kubectl delete networkpolicy --namespace {namespace} {name}");
+        }
+    }
+    Ok(is_well)
+}
+
+/// Names as they were given, without what stray commas leave.
+fn named(names: &[String]) -> BTreeSet<Arc<str>> {
+    names.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from).collect()
+}

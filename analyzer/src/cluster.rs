@@ -1,0 +1,341 @@
+//! NetworkPolicies in a cluster: which there are, whose they are, and which change makes them what they should be.
+//!
+//! Ours are those that carry our label and whose fields our field manager applied: a label alone can be copied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort, NetworkPolicySpec};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+};
+use schemas::kubernetes::reason;
+
+use crate::policy::{MANAGED_BY, MANAGER};
+
+/// Why a cluster's policies can't be told.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    #[error("cannot find the cluster: set KUBECONFIG, or run in a pod")]
+    Config(#[from] kube::config::InferConfigError),
+    #[error("cannot use the configuration of the cluster")]
+    Client(#[source] kube::Error),
+    #[error("cannot list NetworkPolicies: {0}; who asks needs the verb list on networkpolicies of networking.k8s.io")]
+    List(String),
+}
+
+/// Namespace and name of a policy.
+pub(crate) type Name = (Arc<str>, Arc<str>);
+
+/// The cluster of `KUBECONFIG`, or of the pod that this runs in.
+///
+/// # Errors
+/// There is none.
+pub(crate) async fn connect() -> Result<Client, ClusterError> {
+    Client::try_from(Config::infer().await?).map_err(ClusterError::Client)
+}
+
+/// All policies of a cluster.
+///
+/// # Errors
+/// The server does not answer, or forbids it.
+pub(crate) async fn policies(client: &Client) -> Result<Vec<NetworkPolicy>, ClusterError> {
+    let listed = Api::<NetworkPolicy>::all(client.clone()).list(&ListParams::default()).await;
+    Ok(listed.map_err(|error| ClusterError::List(reason(&error)))?.items)
+}
+
+/// What makes a cluster's policies what is wanted.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// What is to be, and what is there.
+    changes: Vec<(NetworkPolicy, Option<NetworkPolicy>)>,
+    /// Ours that are no longer wanted, in namespaces that are asked for.
+    pruned: Vec<NetworkPolicy>,
+    /// All others.
+    others: Vec<NetworkPolicy>,
+}
+
+/// What a step does, or did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Created,
+    Changed,
+    Unchanged,
+    Pruned,
+}
+
+/// How a plan is carried out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// The server checks everything and changes nothing.
+    pub(crate) is_dry: bool,
+    /// Take over fields that others manage.
+    pub(crate) takes_over: bool,
+}
+
+impl Plan {
+    /// Compares what is wanted with what is there. Ours that are not wanted are pruned in `namespaces`, or where that is
+    /// empty in those that policies are wanted for.
+    pub(crate) fn new(
+        wanted: Vec<NetworkPolicy>,
+        there: Vec<NetworkPolicy>,
+        namespaces: &BTreeSet<Arc<str>>,
+    ) -> Self {
+        let mut there: BTreeMap<Name, NetworkPolicy> =
+            there.into_iter().map(|policy| (name(&policy), policy)).collect();
+        let wanted: BTreeMap<Name, NetworkPolicy> = wanted.into_iter().map(|policy| (name(&policy), policy)).collect();
+        let scope: BTreeSet<Arc<str>> = match namespaces.is_empty() {
+            true => wanted.keys().map(|(namespace, _)| Arc::clone(namespace)).collect(),
+            false => namespaces.clone(),
+        };
+        let before: Vec<_> = wanted.keys().map(|name| there.remove(name)).collect();
+        let changes = wanted.into_values().zip(before).collect();
+        let (pruned, others) = there
+            .into_iter()
+            .map(|((namespace, _), policy)| (scope.contains(&namespace) && is_ours(&policy), policy))
+            .partition::<Vec<_>, _>(|(is_pruned, _)| *is_pruned);
+        let policies = |list: Vec<(bool, NetworkPolicy)>| list.into_iter().map(|(_, policy)| policy).collect();
+        Self { changes, pruned: policies(pruned), others: policies(others) }
+    }
+
+    /// All policies that are in force afterwards.
+    pub(crate) fn after(&self) -> Vec<NetworkPolicy> {
+        self.changes.iter().map(|(policy, _)| policy).chain(&self.others).cloned().collect()
+    }
+
+    /// All policies that are there now.
+    pub(crate) fn now(&self) -> Vec<NetworkPolicy> {
+        let changed = self.changes.iter().filter_map(|(_, there)| there.as_ref());
+        changed.chain(&self.pruned).chain(&self.others).cloned().collect()
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_in_force(&self) -> bool {
+        self.pruned.is_empty() && self.changes.iter().all(|(wanted, there)| there.as_ref().is_some_and(|there| says_same(wanted, there)))
+    }
+
+    /// Ours in other namespaces, which are left as they are.
+    pub(crate) fn left(&self) -> impl Iterator<Item = Name> {
+        self.others.iter().filter(|policy| is_ours(policy)).map(name)
+    }
+
+    /// Policies of ours that are there, and are not as they should be, or should not be there.
+    pub(crate) fn drifted(&self) -> impl Iterator<Item = (&NetworkPolicy, Step)> {
+        let changed = self.changes.iter().filter_map(|(wanted, there)| there.as_ref().map(|there| (wanted, there)));
+        let changed = changed.filter(|(wanted, there)| is_ours(there) && !is_same(wanted, there));
+        changed.map(|(_, there)| (there, Step::Changed)).chain(self.pruned.iter().map(|policy| (policy, Step::Pruned)))
+    }
+
+    /// What is there now of everything that this may change, fit to be applied again.
+    pub(crate) fn before(&self) -> Vec<NetworkPolicy> {
+        let changed = self.changes.iter().filter_map(|(wanted, there)| {
+            let there = there.as_ref()?;
+            (!says_same(wanted, there)).then_some(there)
+        });
+        changed.chain(&self.pruned).cloned().map(portable).collect()
+    }
+
+    /// Carries it out, policy by policy: what is wanted first, then what is not. What can't be done does not keep the
+    /// rest from it.
+    pub(crate) async fn carry_out(&self, client: &Client, manner: Manner) -> Vec<(Name, Result<Step, String>)> {
+        let Manner { is_dry, takes_over } = manner;
+        let mut done = Vec::new();
+        for (wanted, there) in &self.changes {
+            let (namespace, name) = name(wanted);
+            let api = Api::<NetworkPolicy>::namespaced(client.clone(), &namespace);
+            let mut how = PatchParams::apply(FIELD_MANAGER);
+            (how.force, how.dry_run) = (takes_over, is_dry);
+            let step = if there.as_ref().is_some_and(|there| !has_label(there)) && !takes_over {
+                Err("there is one of this name that flowscribe did not make: rename or delete it, or take it over with \
+                     --force-conflicts"
+                    .into())
+            } else {
+                match api.patch(&name, &how, &Patch::Apply(wanted)).await {
+                    Ok(now) if !is_same(wanted, &now) => Err("it is not as it should be: others manage rules of it \
+                         too, delete it and apply again"
+                        .into()),
+                    Ok(_) => Ok(match there {
+                        None => Step::Created,
+                        Some(there) if says_same(wanted, there) => Step::Unchanged,
+                        Some(_) => Step::Changed,
+                    }),
+                    Err(error) => Err(remedy(&error, "create and patch")),
+                }
+            };
+            done.push(((namespace, name), step));
+        }
+        for policy in &self.pruned {
+            let (namespace, name) = name(policy);
+            let api = Api::<NetworkPolicy>::namespaced(client.clone(), &namespace);
+            // Only the one that was looked at.
+            let preconditions = Preconditions {
+                uid: policy.metadata.uid.clone(),
+                resource_version: policy.metadata.resource_version.clone(),
+            };
+            let how =
+                DeleteParams { dry_run: is_dry, preconditions: Some(preconditions), ..DeleteParams::default() };
+            let step = match api.delete(&name, &how).await {
+                Ok(_) => Ok(Step::Pruned),
+                Err(kube::Error::Api(status)) if status.code == 404 => Ok(Step::Pruned),
+                Err(error) => Err(remedy(&error, "delete")),
+            };
+            done.push(((namespace, name), step));
+        }
+        done
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+            Self::Pruned => "pruned",
+        })
+    }
+}
+
+/// Namespace and name of a policy.
+pub(crate) fn name(policy: &NetworkPolicy) -> Name {
+    let of = |text: &Option<String>| Arc::from(text.as_deref().unwrap_or_default());
+    (of(&policy.metadata.namespace), of(&policy.metadata.name))
+}
+
+/// Whether we made it and nobody only copied it: it has our label, and our field manager applied it.
+fn is_ours(policy: &NetworkPolicy) -> bool {
+    let managers = policy.metadata.managed_fields.iter().flatten();
+    has_label(policy) && managers.clone().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+}
+
+fn has_label(policy: &NetworkPolicy) -> bool {
+    policy.metadata.labels.as_ref().is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
+}
+
+/// Whether two policies say the same, word for word, but for what the server adds where nothing is said.
+pub(crate) fn is_same(one: &NetworkPolicy, other: &NetworkPolicy) -> bool {
+    let said = |policy: &NetworkPolicy| policy.spec.clone().map(defaulted);
+    said(one) == said(other)
+}
+
+/// Whether a policy that is there is as wanted, with all that is said of it.
+fn says_same(wanted: &NetworkPolicy, there: &NetworkPolicy) -> bool {
+    let is_in = |wanted: &Option<BTreeMap<String, String>>, there: &Option<BTreeMap<String, String>>| {
+        let there = |key| there.as_ref().and_then(|all| all.get(key));
+        wanted.iter().flatten().all(|(key, value)| there(key) == Some(value))
+    };
+    let (wanted_of, there_of) = (&wanted.metadata, &there.metadata);
+    is_same(wanted, there)
+        && is_in(&wanted_of.labels, &there_of.labels)
+        && is_in(&wanted_of.annotations, &there_of.annotations)
+}
+
+/// A policy as the server completes it (`SetDefaults_NetworkPolicy`).
+fn defaulted(mut spec: NetworkPolicySpec) -> NetworkPolicySpec {
+    let complete = |ports: &mut Option<Vec<NetworkPolicyPort>>| {
+        for port in ports.iter_mut().flatten() {
+            port.protocol.get_or_insert_with(|| "TCP".into());
+        }
+        ports.take_if(|ports| ports.is_empty());
+    };
+    for rule in spec.ingress.iter_mut().flatten() {
+        complete(&mut rule.ports);
+        rule.from.take_if(|peers| peers.is_empty());
+    }
+    for rule in spec.egress.iter_mut().flatten() {
+        complete(&mut rule.ports);
+        rule.to.take_if(|peers| peers.is_empty());
+    }
+    if spec.policy_types.as_ref().is_none_or(Vec::is_empty) {
+        let egress = spec.egress.as_ref().filter(|rules| !rules.is_empty()).map(|_| "Egress".to_owned());
+        spec.policy_types = Some(["Ingress".to_owned()].into_iter().chain(egress).collect());
+    }
+    spec.ingress.take_if(|rules| rules.is_empty());
+    spec.egress.take_if(|rules| rules.is_empty());
+    spec.pod_selector.get_or_insert_default();
+    spec
+}
+
+/// A policy without what only the server says of it.
+fn portable(mut policy: NetworkPolicy) -> NetworkPolicy {
+    let metadata = &mut policy.metadata;
+    (metadata.managed_fields, metadata.resource_version, metadata.uid) = (None, None, None);
+    (metadata.creation_timestamp, metadata.generation) = (None, None);
+    policy
+}
+
+fn remedy(error: &kube::Error, verbs: &str) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("not allowed: who applies needs the verbs {verbs} on networkpolicies of networking.k8s.io")
+        }
+        kube::Error::Api(status) if status.code == 404 => format!("{}: create the namespace first", status.message),
+        kube::Error::Api(status) if status.code == 409 => {
+            format!("{}: take these fields over with --force-conflicts", status.message.trim_end())
+        }
+        error => reason(error),
+    }
+}
+
+/// Who we are to server-side apply.
+pub(crate) const FIELD_MANAGER: &str = "flowscribe";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn policy(name: &str, is_ours: bool) -> NetworkPolicy {
+        let manager = if is_ours { FIELD_MANAGER } else { "kubectl" };
+        serde_json::from_value(json!({
+            "metadata": {
+                "namespace": name.split('/').next(), "name": name.split('/').nth(1), "resourceVersion": "7",
+                "labels": { MANAGED_BY: MANAGER }, "managedFields": [{ "manager": manager, "operation": "Apply" }]
+            },
+            "spec": { "podSelector": {}, "ingress": [{ "ports": [{ "port": 80, "protocol": "TCP" }] }] }
+        }))
+        .expect("a policy")
+    }
+
+    #[test]
+    fn only_ours_are_pruned_and_only_where_asked() {
+        let there =
+            [("a/kept", true), ("a/over", true), ("a/copied", false), ("b/over", true)].map(|(name, is)| policy(name, is));
+        let pruned = |namespaces: &[&str]| {
+            let namespaces = namespaces.iter().map(|name| Arc::from(*name)).collect();
+            let plan = Plan::new(vec![policy("a/kept", true)], there.to_vec(), &namespaces);
+            plan.pruned.iter().map(name).map(|(namespace, name)| format!("{namespace}/{name}")).collect::<Vec<_>>()
+        };
+        assert_eq!(pruned(&[]), ["a/over"]);
+        assert_eq!(pruned(&["a", "b"]), ["a/over", "b/over"]);
+        assert_eq!(pruned(&["c"]), [""; 0]);
+    }
+
+    #[test]
+    fn what_the_server_completes_is_no_difference() {
+        let theirs = policy("a/web", true);
+        let mut ours = theirs.clone();
+        let spec = ours.spec.as_mut().expect("it has one");
+        spec.ingress.as_mut().expect("it has one")[0].ports.as_mut().expect("it has one")[0].protocol = None;
+        (spec.policy_types, spec.egress) = (Some(vec!["Ingress".into()]), Some(Vec::new()));
+        assert!(is_same(&ours, &theirs));
+        ours.spec.as_mut().expect("it has one").policy_types = Some(vec!["Ingress".into(), "Egress".into()]);
+        assert!(!is_same(&ours, &theirs));
+    }
+
+    #[test]
+    fn what_is_kept_to_roll_back_can_be_applied() {
+        let mut changed = policy("a/web", true);
+        changed.spec = None;
+        let plan = Plan::new(vec![changed], vec![policy("a/web", true), policy("a/over", true)], &BTreeSet::new());
+        let before = plan.before();
+        assert_eq!(before.len(), 2, "what is changed, and what is pruned");
+        assert!(before.iter().all(|policy| policy.metadata.managed_fields.is_none()), "the server refuses these");
+        assert!(before.iter().all(|policy| policy.metadata.resource_version.is_none() && policy.spec.is_some()));
+    }
+}

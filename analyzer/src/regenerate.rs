@@ -1,0 +1,214 @@
+//! `flowscribe regenerate`: the scheduled run that keeps a set of policies up to date.
+//!
+//! ```text
+//! capture ──► Proposal ──► Files ─┐
+//! Place (directory, ConfigMap, Git) ──► last Files ─┴─ the same: silence
+//!                                                   └─ not: new Files, Difference ──► Place, Events, cluster (--apply)
+//! ```
+//!
+//! What there is in the place is the last set: nothing else remembers it. A set is written whole, with the evidence of its
+//! time and with what it allows that the last one did not; where policies say the same as before, nothing is.
+
+mod git;
+mod news;
+mod place;
+
+use std::time::SystemTime;
+
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Client;
+use tokio::time::timeout;
+
+use crate::{
+    apply::{self, ApplyError},
+    args::{PolicyFormat, RegenerateArgs},
+    cluster::{self, ClusterError, Manner, Plan},
+    diff::{self, DiffError},
+    explain::Explanation,
+    lease::{self, EXPIRY, Lease},
+    manifests::Manifests,
+    output::{self, OutputError},
+    proposal::{Capture, Proposal, ProposalError},
+    replay::Terms,
+    tree::{self, Files, TreeError},
+};
+use news::{Metrics, MetricsError};
+use place::{Place, PlaceError};
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegenerateError {
+    #[error(transparent)]
+    Proposal(#[from] ProposalError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error("cannot compare with the last set in {place}")]
+    Compare {
+        place: String,
+        #[source]
+        source: DiffError,
+    },
+    #[error("cannot compare with the cluster")]
+    CompareCluster(#[source] DiffError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error("the set is written, but not all of it is applied, as told above")]
+    NotApplied,
+    #[error("no capture in {0}, the last set stays: does anything record into it?")]
+    NoCapture(String),
+    #[error("the lease {0} was lost while this ran: another run has taken over")]
+    LeaseLost(String),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error("the system tells no name or randomness")]
+    System(#[source] std::io::Error),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Unchanged,
+    Changed,
+    /// Another run holds the lease.
+    Busy,
+}
+
+/// Makes the set anew, and tells what is different.
+///
+/// # Errors
+/// The capture can't be read, the last set not be compared with, or the new one not be written; then the last one stays.
+pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError> {
+    let began = SystemTime::now();
+    let mut metrics = Metrics::new(began);
+    let ended = alone(args, &mut metrics).await;
+    if !matches!(ended, Ok(Ended::Busy)) {
+        metrics.tell(ended.is_ok(), args.metrics_file.as_deref(), args.push_gateway.as_deref()).await?;
+    }
+    ended
+}
+
+/// Runs while holding the lease, if one is asked for.
+async fn alone(args: &RegenerateArgs, metrics: &mut Metrics) -> Result<Ended, RegenerateError> {
+    let needs_cluster = args.cluster || args.apply || args.events || args.config_map.is_some() || args.lease.is_some();
+    let client = if needs_cluster { Some(cluster::connect().await?) } else { None };
+    let (Some(name), Some(of)) = (&args.lease, &client) else { return regenerate(args, client.as_ref(), metrics).await };
+    let identity = lease::identity().map_err(RegenerateError::System)?;
+    let mut lease = Lease::new(of.clone(), name, args.lease_namespace.as_deref(), &identity);
+    // That of a run that was killed is there for a while.
+    if timeout(EXPIRY, lease.acquire()).await.is_err() {
+        eprintln!("another run holds the lease {lease}: nothing is done");
+        return Ok(Ended::Busy);
+    }
+    let ended = tokio::select! {
+        ended = Box::pin(regenerate(args, client.as_ref(), metrics)) => ended,
+        () = lease.keep() => return Err(RegenerateError::LeaseLost(lease.to_string())),
+    };
+    lease.release().await;
+    ended
+}
+
+async fn regenerate(
+    args: &RegenerateArgs,
+    client: Option<&Client>,
+    metrics: &mut Metrics,
+) -> Result<Ended, RegenerateError> {
+    let place = Place::new(args, client)?;
+    let last = place.read().await?;
+    let capture = Capture::read(&args.input, &args.learn).await?;
+    for problem in &capture.tables.problems {
+        eprintln!("skipped {problem}");
+    }
+    if capture.tables.files.is_empty() {
+        let inputs: Vec<String> = args.input.input.iter().map(|input| input.display().to_string()).collect();
+        return Err(RegenerateError::NoCapture(inputs.join(", ")));
+    }
+    let wish = args.policy.wish();
+    let Proposal { set, verdict } = capture.propose(&wish)?;
+    let policies: Vec<NetworkPolicy> = set.policies.iter().map(|written| written.policy.clone()).collect();
+    let documents = capture.documents(&set, PolicyFormat::Kubernetes).map_err(OutputError::Yaml)?;
+    let named = set.policies.iter().map(|written| &written.policy.metadata).zip(documents);
+    let evidence = Explanation::new(capture.sets(), &set, &verdict, &wish).json();
+    let mut files = tree::files(named, evidence)?;
+
+    let before = parsed(&last);
+    let difference = diff::compare(&capture.population, &before.policies, &policies);
+    let compared = |source| RegenerateError::Compare { place: place.to_string(), source };
+    let difference = difference.map_err(compared)?;
+    metrics.set(policies.len(), &difference);
+    let is_changed = is_changed(&last, &files);
+    if is_changed {
+        files.insert(tree::DIFFERENCE.into(), difference.markdown());
+        place.write(&last, &files, &difference).await?;
+        output::write(&format!("{}written to {place}\n", difference.text()), None)?;
+    }
+    if let Some(client) = client
+        && (args.cluster || args.apply)
+    {
+        let there = cluster::policies(client).await?;
+        let plan = Plan::new(policies.clone(), there, &wish.namespaces);
+        compare_cluster(&capture, &plan, metrics)?;
+        if args.events {
+            news::drifted(client, &plan).await;
+        }
+        if args.apply {
+            let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
+            apply::verify(&plan, capture.sets(), &capture.population, &terms)?;
+            let manner = Manner { is_dry: false, takes_over: false };
+            let is_quiet = plan.is_in_force();
+            if !is_quiet && !apply::carry_out(&plan, client, manner, &args.rollback).await? {
+                return Err(RegenerateError::NotApplied);
+            }
+        }
+    }
+    if let Some(client) = client
+        && is_changed
+        && args.events
+    {
+        news::changed(client, &before.policies, &policies, &difference).await;
+    }
+    Ok(if is_changed { Ended::Changed } else { Ended::Unchanged })
+}
+
+/// The policies of files. What is not valid is of somebody else, or damaged, and counts as not there.
+fn parsed(files: &Files) -> Manifests {
+    let mut manifests = Manifests::default();
+    for (name, text) in files.iter().filter(|(name, _)| name.ends_with(".yaml")) {
+        manifests.read_text(text, name);
+    }
+    manifests
+}
+
+/// Whether policies are different, were added, or are to be removed. Evidence grows with every hour, and alone is no
+/// change.
+fn is_changed(last: &Files, new: &Files) -> bool {
+    let policies = |files: &Files| {
+        files.iter().filter(|(name, _)| name.ends_with(".yaml")).map(|(n, t)| (n.clone(), t.clone())).collect::<Files>()
+    };
+    match tree::removed(last, new) {
+        // Writing will say what is in the way.
+        Err(_) => true,
+        Ok(removed) => !removed.is_empty() || policies(new).iter().any(|(name, text)| last.get(name) != Some(text)),
+    }
+}
+
+/// Tells how the cluster's policies of ours differ from the set, if they do.
+fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &mut Metrics) -> Result<(), RegenerateError> {
+    let (there, after) = (plan.now(), plan.after());
+    let drift = diff::compare(&capture.population, &there, &after).map_err(RegenerateError::CompareCluster)?;
+    metrics.set_cluster(&drift);
+    let names: Vec<String> =
+        plan.drifted().map(|(policy, _)| cluster::name(policy)).map(|(of, name)| format!("{of}/{name}")).collect();
+    if !names.is_empty() {
+        eprintln!("in the cluster, not as they should be: {}", names.join(", "));
+    }
+    if !drift.is_none() {
+        eprint!("the set would change what the cluster allows:\n{}", drift.text());
+    }
+    Ok(())
+}
