@@ -86,12 +86,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
 ///
 /// # Errors
 /// They deny anything without explanation, or one is not valid.
-pub(crate) fn verify(
-    plan: &Plan,
-    sets: &Sets,
-    population: &Population,
-    terms: &Terms,
-) -> Result<(), ApplyError> {
+pub(crate) fn verify(plan: &Plan, sets: &Sets, population: &Population, terms: &Terms) -> Result<(), ApplyError> {
     let after = plan.after();
     let (verdict, invalid) = replay::replay(sets, population, &after, terms);
     if let Some(invalid) = invalid.first() {

@@ -80,11 +80,7 @@ pub(crate) struct Manner {
 impl Plan {
     /// Compares what is wanted with what is there. Ours that are not wanted are pruned in `namespaces`, or where that is
     /// empty in those that policies are wanted for.
-    pub(crate) fn new(
-        wanted: Vec<NetworkPolicy>,
-        there: Vec<NetworkPolicy>,
-        namespaces: &BTreeSet<Arc<str>>,
-    ) -> Self {
+    pub(crate) fn new(wanted: Vec<NetworkPolicy>, there: Vec<NetworkPolicy>, namespaces: &BTreeSet<Arc<str>>) -> Self {
         let mut there: BTreeMap<Name, NetworkPolicy> =
             there.into_iter().map(|policy| (name(&policy), policy)).collect();
         let wanted: BTreeMap<Name, NetworkPolicy> = wanted.into_iter().map(|policy| (name(&policy), policy)).collect();
@@ -115,7 +111,8 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub(crate) fn is_in_force(&self) -> bool {
-        self.pruned.is_empty() && self.changes.iter().all(|(wanted, there)| there.as_ref().is_some_and(|there| says_same(wanted, there)))
+        self.pruned.is_empty()
+            && self.changes.iter().all(|(wanted, there)| there.as_ref().is_some_and(|there| says_same(wanted, there)))
     }
 
     /// Ours in other namespaces, which are left as they are.
@@ -176,8 +173,7 @@ impl Plan {
                 uid: policy.metadata.uid.clone(),
                 resource_version: policy.metadata.resource_version.clone(),
             };
-            let how =
-                DeleteParams { dry_run: is_dry, preconditions: Some(preconditions), ..DeleteParams::default() };
+            let how = DeleteParams { dry_run: is_dry, preconditions: Some(preconditions), ..DeleteParams::default() };
             let step = match api.delete(&name, &how).await {
                 Ok(_) => Ok(Step::Pruned),
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(Step::Pruned),
@@ -304,8 +300,8 @@ mod tests {
 
     #[test]
     fn only_ours_are_pruned_and_only_where_asked() {
-        let there =
-            [("a/kept", true), ("a/over", true), ("a/copied", false), ("b/over", true)].map(|(name, is)| policy(name, is));
+        let there = [("a/kept", true), ("a/over", true), ("a/copied", false), ("b/over", true)]
+            .map(|(name, is)| policy(name, is));
         let pruned = |namespaces: &[&str]| {
             let namespaces = namespaces.iter().map(|name| Arc::from(*name)).collect();
             let plan = Plan::new(vec![policy("a/kept", true)], there.to_vec(), &namespaces);

@@ -165,6 +165,23 @@ fn examples(selector: &LabelSelector) -> Result<Vec<(String, Labels)>, DiffError
     Ok(examples.into_iter().map(told).collect())
 }
 
+/// The pods that there are, and those that policies ask for and that are not there any more, as far as that can be told.
+pub(crate) fn with_former(population: &Population, policies: &[NetworkPolicy]) -> Population {
+    let Population { members, namespaces } = population;
+    let mut all = Population { members: members.clone(), namespaces: namespaces.clone() };
+    let Ok(supposed) = supposed(policies.iter()) else { return all };
+    let is_there = |supposed: &Subject| {
+        let in_namespace = members.iter().map(|member| &member.subject).filter(|of| of.namespace == supposed.namespace);
+        in_namespace.into_iter().any(|of| supposed.labels.iter().all(|(key, value)| of.labels.get(key) == Some(value)))
+    };
+    all.members.extend(supposed.members.into_iter().filter(|member| !is_there(&member.subject)));
+    for (name, labels) in supposed.namespaces {
+        all.namespaces.entry(name).or_insert(labels);
+    }
+    all.join();
+    all
+}
+
 /// What two sets of policies allow differently, between these pods and with the outside.
 ///
 /// # Errors
@@ -262,6 +279,19 @@ impl Difference {
     pub(crate) fn counts(&self) -> [usize; 2] {
         let count = |list: &BTreeMap<_, Connections>| list.values().map(|of| of.ranges().count()).sum::<usize>();
         [count(&self.added), count(&self.removed)]
+    }
+
+    /// How much is different, in a few words.
+    pub(crate) fn brief(&self) -> String {
+        let [added, removed] = self.counts();
+        let parts = [
+            (added, "edges added"),
+            (removed, "edges removed"),
+            (self.closed.len(), "directions closed"),
+            (self.opened.len(), "directions opened"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        parts.collect::<Vec<_>>().join(", ")
     }
 
     /// How much is different, in a line.

@@ -92,7 +92,12 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
             () = &mut stop => Ok(()),
         };
     }
-    let mut lease = Lease::new(client.clone(), &args.lease, args.lease_namespace.as_deref(), &lease::identity().map_err(InventoryError::System)?);
+    let mut lease = Lease::new(
+        client.clone(),
+        &args.lease,
+        args.lease_namespace.as_deref(),
+        &lease::identity().map_err(InventoryError::System)?,
+    );
     loop {
         eprintln!("waiting for the lease {lease}");
         tokio::select! {

@@ -97,7 +97,9 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
 async fn alone(args: &RegenerateArgs, metrics: &mut Metrics) -> Result<Ended, RegenerateError> {
     let needs_cluster = args.cluster || args.apply || args.events || args.config_map.is_some() || args.lease.is_some();
     let client = if needs_cluster { Some(cluster::connect().await?) } else { None };
-    let (Some(name), Some(of)) = (&args.lease, &client) else { return regenerate(args, client.as_ref(), metrics).await };
+    let (Some(name), Some(of)) = (&args.lease, &client) else {
+        return regenerate(args, client.as_ref(), metrics).await;
+    };
     let identity = lease::identity().map_err(RegenerateError::System)?;
     let mut lease = Lease::new(of.clone(), name, args.lease_namespace.as_deref(), &identity);
     // That of a run that was killed is there for a while.
@@ -137,7 +139,8 @@ async fn regenerate(
     let mut files = tree::files(named, evidence)?;
 
     let before = parsed(&last);
-    let difference = diff::compare(&capture.population, &before.policies, &policies);
+    let population = diff::with_former(&capture.population, &before.policies);
+    let difference = diff::compare(&population, &before.policies, &policies);
     let compared = |source| RegenerateError::Compare { place: place.to_string(), source };
     let difference = difference.map_err(compared)?;
     metrics.set(policies.len(), &difference);

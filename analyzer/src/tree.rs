@@ -128,9 +128,7 @@ fn is_ours(name: &str, text: &str) -> bool {
     match name {
         KUSTOMIZATION => text.starts_with(MARK),
         DIFFERENCE => text.starts_with(DIFFERENCE_MARK),
-        EVIDENCE => {
-            serde_json::from_str::<Value>(text).is_ok_and(|evidence| evidence["verification"].is_object())
-        }
+        EVIDENCE => serde_json::from_str::<Value>(text).is_ok_and(|evidence| evidence["verification"].is_object()),
         _ => {
             let mut documents = serde_yaml::Deserializer::from_str(text).map(Value::deserialize);
             let ours = |document: Result<Value, _>| {

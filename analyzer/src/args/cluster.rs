@@ -124,7 +124,12 @@ pub(crate) struct MonitorArgs {
     pub(crate) agent_namespace: String,
 
     /// Labels of the agents' pods.
-    #[arg(long, env = "FLOWSCRIBE_AGENT_SELECTOR", value_name = "SELECTOR", default_value = "app.kubernetes.io/component=exporter,app.kubernetes.io/name=flowscribe")]
+    #[arg(
+        long,
+        env = "FLOWSCRIBE_AGENT_SELECTOR",
+        value_name = "SELECTOR",
+        default_value = "app.kubernetes.io/component=exporter,app.kubernetes.io/name=flowscribe"
+    )]
     pub(crate) agent_selector: String,
 
     /// Port on which agents serve what they record, within their pods.

@@ -3,7 +3,10 @@
 //! The commit is made of the branch itself, so that nothing that is checked out or staged gets into it. Only where the
 //! branch is the one that is checked out, its files follow, and nothing may be unfinished there.
 
-use std::{fmt, path::{Path, PathBuf}};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use git2::{
     BranchType, Commit, ErrorCode, FileMode, ObjectType, Repository, Signature, Status, StatusOptions, Tree,
@@ -121,8 +124,7 @@ impl Branch {
     }
 
     fn repository(&self) -> Result<Repository, GitError> {
-        Repository::open(&self.repository)
-            .map_err(|source| GitError::Open { path: self.repository.clone(), source })
+        Repository::open(&self.repository).map_err(|source| GitError::Open { path: self.repository.clone(), source })
     }
 
     fn failed(&self, what: &'static str, source: git2::Error) -> GitError {
@@ -181,8 +183,7 @@ impl Branch {
     fn unfinished(&self, repository: &Repository) -> Result<Option<String>, GitError> {
         let mut options = StatusOptions::new();
         options.pathspec(&self.directory).include_untracked(true).recurse_untracked_dirs(true);
-        let statuses =
-            repository.statuses(Some(&mut options)).map_err(|source| self.failed("be looked at", source))?;
+        let statuses = repository.statuses(Some(&mut options)).map_err(|source| self.failed("be looked at", source))?;
         let changed = statuses.iter().find(|entry| entry.status() != Status::CURRENT && !entry.status().is_ignored());
         Ok(changed.map(|entry| entry.path().unwrap_or("a file").to_owned()))
     }
@@ -200,8 +201,7 @@ fn message(difference: &Difference) -> String {
         return "Update what is said of network policies\n\nThey allow what they did before.\n".into();
     }
     let lines: String = difference.lines().into_iter().map(|(sign, line)| format!("{sign} {line}\n")).collect();
-    let [added, removed] = difference.counts();
-    format!("Update network policies: {added} edges added, {removed} removed\n\n{lines}")
+    format!("Update network policies: {}\n\n{lines}", difference.brief())
 }
 
 /// Who commits where Git is not told who it is.

@@ -73,7 +73,8 @@ impl Place {
                 let found = api.get_opt(name).await.map_err(|error| self.refused(&error))?;
                 let Some(ConfigMap { metadata, data, .. }) = found else { return Ok(Files::new()) };
                 let data = data.unwrap_or_default();
-                let is_ours = metadata.labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER));
+                let is_ours =
+                    metadata.labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER));
                 if !is_ours && !data.is_empty() {
                     return Err(PlaceError::ConfigMap {
                         name: self.to_string(),
@@ -99,8 +100,7 @@ impl Place {
                     return Err(PlaceError::TooLarge { size_kib: bytes.div_ceil(1 << 10) });
                 }
                 let labels = BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())]);
-                let metadata =
-                    ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() };
+                let metadata = ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() };
                 let map = ConfigMap { metadata, data: Some(files.clone()), ..ConfigMap::default() };
                 let how = PatchParams::apply(FIELD_MANAGER).force();
                 api.patch(name, &how, &Patch::Apply(&map)).await.map_err(|error| self.refused(&error))?;

@@ -5,6 +5,7 @@ mod connectivity;
 mod input;
 mod observers;
 mod oracle;
+mod regenerate;
 mod replayed;
 mod rules;
 mod shapes;

@@ -1,0 +1,166 @@
+//! A set of policies that is kept up to date: in a directory, and on a branch.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use crate::support::{Capture, DB, WEB, flowscribe, web_and_db};
+
+const CACHE: &str = "10.244.0.31";
+
+/// `demo/web` begins to talk to `demo/cache` too.
+fn with_cache() -> Capture {
+    let mut capture = web_and_db();
+    capture.pod("demo/cache", CACHE);
+    capture.talk(WEB, CACHE, 6379);
+    capture
+}
+
+fn regenerate(capture: &Capture, more: &[&str]) -> Output {
+    let input = capture.write();
+    let input = input.path().to_string_lossy().into_owned();
+    flowscribe(&[&["regenerate", "--input", &input], more].concat())
+}
+
+/// What a run that went well said, on standard output and on standard error.
+fn said(output: &Output, code: i32) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let said = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{} {}", said.0, said.1);
+    said
+}
+
+fn files(directory: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
+    entries.filter(|path| path.is_file()).map(|path| (name(&path), fs::read_to_string(&path).expect("text"))).collect()
+}
+
+#[test]
+fn a_new_edge_is_told_and_nothing_else_is() {
+    let place = tempfile::tempdir().expect("a directory");
+    let policies = place.path().join("policies").to_string_lossy().into_owned();
+    let output = ["--output", policies.as_str(), "--exit-code"];
+    let (first, _) = said(&regenerate(&web_and_db(), &output), 3);
+    assert!(first.contains("~ demo/db: ingress closed\n") && first.contains("written to "), "{first}");
+    let before = files(Path::new(&policies));
+    let names = ["demo.db-network.yaml", "demo.web-network.yaml", "diff.md", "evidence.json", "kustomization.yaml"];
+    assert_eq!(before.keys().map(String::as_str).collect::<Vec<_>>(), names);
+
+    let silent = said(&regenerate(&web_and_db(), &output), 0);
+    assert_eq!(silent, (String::new(), String::new()), "nothing is different");
+    let mut busier = web_and_db();
+    busier.talk(WEB, DB, 5432);
+    assert_eq!(said(&regenerate(&busier, &output), 0), (String::new(), String::new()), "more of the same is no news");
+    assert_eq!(files(Path::new(&policies)), before, "nor is anything written");
+
+    let (told, _) = said(&regenerate(&with_cache(), &output), 3);
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(
+        lines[..4],
+        [
+            "~ demo/cache: ingress closed",
+            "~ demo/cache: egress closed",
+            "+ demo/web → demo/cache TCP 6379",
+            "1 edges added, 0 removed, 1 unchanged; 2 directions closed, 0 opened; 2 workloads affected"
+        ],
+        "{told}"
+    );
+    let after = files(Path::new(&policies));
+    assert!(after["diff.md"].contains("- `demo/web → demo/cache TCP 6379`"), "{}", after["diff.md"]);
+    assert_eq!(after["demo.db-network.yaml"], before["demo.db-network.yaml"]);
+
+    fs::write(Path::new(&policies).join("mine.yaml"), "kind: ConfigMap\n").expect("written");
+    let (told, _) = said(&regenerate(&web_and_db(), &output), 3);
+    assert!(told.contains("- demo/web → demo/app=cache TCP 6379\n"), "{told}");
+    let last = files(Path::new(&policies));
+    assert!(!last.contains_key("demo.cache-network.yaml") && last.contains_key("mine.yaml"), "{:?}", last.keys());
+}
+
+#[test]
+fn what_stays_when_it_fails_is_the_last_set() {
+    let place = tempfile::tempdir().expect("a directory");
+    let policies = place.path().to_string_lossy().into_owned();
+    let metrics = place.path().join("flowscribe.prom").to_string_lossy().into_owned();
+    let with = ["--output", policies.as_str(), "--metrics-file", &metrics];
+    said(&regenerate(&web_and_db(), &with), 0);
+    let told = fs::read_to_string(&metrics).expect("metrics");
+    assert!(told.contains("flowscribe_regenerate_last_run_success 1\n"), "{told}");
+    assert!(told.contains("flowscribe_regenerate_policies 2\n"), "{told}");
+    let before = files(place.path());
+
+    let empty = tempfile::tempdir().expect("a directory");
+    let input = empty.path().to_string_lossy().into_owned();
+    let (_, error) = said(&flowscribe(&[&["regenerate", "--input", &input], &with[..]].concat()), 1);
+    assert!(error.contains("no capture in") && error.contains("the last set stays"), "{error}");
+    let told = fs::read_to_string(&metrics).expect("metrics");
+    assert!(told.contains("flowscribe_regenerate_last_run_success 0\n"), "{told}");
+    fs::write(place.path().join("demo.cache-network.yaml"), "kind: Secret\n").expect("written");
+    let (_, error) = said(&regenerate(&with_cache(), &with), 1);
+    assert!(error.contains("demo.cache-network.yaml is not one that flowscribe wrote"), "{error}");
+    let mut after = files(place.path());
+    after.retain(|name, _| before.contains_key(name) && name != "flowscribe.prom");
+    assert!(after.iter().all(|(name, text)| before[name] == *text), "nothing was written");
+    assert_eq!(regenerate(&web_and_db(), &[]).status.code(), Some(2), "a place has to be named");
+    let both = regenerate(&web_and_db(), &["--output", &policies, "--git", &policies]);
+    assert_eq!(both.status.code(), Some(2), "one place");
+}
+
+fn git(repository: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("git").arg("-C").arg(repository).args(arguments).output().expect("git is installed");
+    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn each_change_is_a_commit_and_nothing_else_gets_into_it() {
+    let repository = tempfile::tempdir().expect("a directory");
+    let at = repository.path();
+    if Command::new("git").arg("--version").output().is_err() {
+        return println!("SKIPPED each_change_is_a_commit_and_nothing_else_gets_into_it: git is not installed");
+    }
+    git(at, &["init", "--quiet", "--initial-branch", "main"]);
+    for (key, value) in [("user.name", "Somebody"), ("user.email", "somebody@example.com")] {
+        git(at, &["config", key, value]);
+    }
+    fs::write(at.join("README"), "theirs\n").expect("written");
+    git(at, &["add", "README"]);
+    git(at, &["commit", "--quiet", "--message", "Begin"]);
+    fs::write(at.join("README"), "unfinished\n").expect("written");
+    git(at, &["add", "README"]);
+    let path = at.to_string_lossy().into_owned();
+    let to = ["--git", path.as_str(), "--git-path", "clusters/demo"];
+
+    let (told, _) = said(&regenerate(&web_and_db(), &to), 0);
+    assert!(told.contains("written to branch flowscribe of "), "{told}");
+    said(&regenerate(&web_and_db(), &to), 0);
+    said(&regenerate(&with_cache(), &to), 0);
+    let log = git(at, &["log", "--format=%an: %s", "flowscribe"]);
+    let of = "Somebody: Update network policies:";
+    assert_eq!(
+        log.lines().collect::<Vec<_>>(),
+        [&format!("{of} 1 edges added, 2 directions closed"), &format!("{of} 4 directions closed"), "Somebody: Begin"],
+    );
+    let changed = git(at, &["show", "--format=", "--name-status", "flowscribe"]);
+    let expected = ["A\tclusters/demo/demo.cache-network.yaml", "M\tclusters/demo/demo.web-network.yaml"];
+    assert!(expected.iter().all(|line| changed.lines().any(|of| of == *line)), "{changed}");
+    assert_eq!(git(at, &["show", "flowscribe:README"]), "theirs\n", "what is staged is theirs");
+    assert_eq!(git(at, &["status", "--short"]), "M  README\n", "what is checked out is as it was");
+
+    git(at, &["commit", "--quiet", "--message", "Finish"]);
+    git(at, &["checkout", "--quiet", "flowscribe"]);
+    fs::write(at.join("clusters/demo/demo.web-network.yaml"), "edited\n").expect("written");
+    let (_, error) = said(&regenerate(&web_and_db(), &to), 1);
+    assert!(error.contains("clusters/demo/demo.web-network.yaml is not committed there"), "{error}");
+    git(at, &["checkout", "--quiet", "clusters"]);
+    said(&regenerate(&web_and_db(), &to), 0);
+    assert_eq!(git(at, &["status", "--short"]), "", "what is checked out follows");
+    assert!(!at.join("clusters/demo/demo.cache-network.yaml").exists());
+
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let (_, error) = said(&regenerate(&web_and_db(), &["--git", &elsewhere.path().to_string_lossy()]), 1);
+    assert!(error.contains("is no Git repository"), "{error}");
+}
