@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-pub(crate) use cluster::{ApplyArgs, RegenerateArgs};
+pub(crate) use cluster::{ApplyArgs, MonitorArgs, RegenerateArgs};
 pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
 pub(crate) use writing::{CompactArgs, ImportArgs, InventoryArgs, PruneArgs, ReceiveArgs};
 
@@ -27,6 +27,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Record what the agents of a cluster see, until Ctrl-C, into a capture here.
+    Monitor(Box<MonitorArgs>),
     /// Print the NetworkPolicies that allow what was recorded and nothing else, as YAML. Everything that needs a
     /// person's eye is told on standard error.
     Report(ReportArgs),

@@ -10,7 +10,7 @@
 
 mod ledger;
 
-use std::{collections::HashSet, io, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use schemas::{
@@ -104,7 +104,7 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
             () = lease.acquire() => {}
             () = &mut stop => return Ok(()),
         }
-        let mut term = Term::new(args, &ways, now()?)?;
+        let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, &ways)?;
         eprintln!("writing the inventory of cluster {} to {}", args.cluster, ways);
         let is_stopped = term.write(client.clone(), lease.keep(), stop.as_mut()).await?;
         if is_stopped {
@@ -117,9 +117,23 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
     }
 }
 
+/// Writes into a directory until `stop` completes, as the one writer of a recording.
+///
+/// # Errors
+/// The directory can't be written to.
+pub(crate) async fn record(
+    output: &Path,
+    cluster: &str,
+    client: kube::Client,
+    stop: impl Future<Output = ()> + Unpin,
+) -> Result<(), InventoryError> {
+    let mut term = Term::new(cluster, &[], RECORD_ROLL, &Ways::directory(output))?;
+    term.write(client, std::future::pending(), stop).await.map(drop)
+}
+
 /// Writes one snapshot.
 async fn once(args: &InventoryArgs, ways: &Ways, client: kube::Client) -> Result<(), InventoryError> {
-    let mut term = Term::new(args, ways, now()?)?;
+    let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, ways)?;
     let (_watches, mut changes) = watch_all(client);
     let told = timeout(ONCE_TIMEOUT, async {
         let mut tick = interval(TICK);
@@ -151,10 +165,15 @@ fn watch_all(client: kube::Client) -> (JoinSet<()>, mpsc::Receiver<Change>) {
 }
 
 impl Term {
-    fn new(args: &InventoryArgs, ways: &Ways, now: TimestampMs) -> Result<Self, InventoryError> {
-        let InventoryArgs { cluster, cluster_cidrs, roll_interval, .. } = args;
+    fn new(
+        cluster: &str,
+        cluster_cidrs: &[IpNet],
+        roll_interval: Duration,
+        ways: &Ways,
+    ) -> Result<Self, InventoryError> {
+        let now = now()?;
         let origin = Origin::new(cluster, WRITER).map_err(|error| InventoryError::System(error.into()))?;
-        let roll = Roll { size_bytes: ROLL_SIZE_BYTES, age: *roll_interval };
+        let roll = Roll { size_bytes: ROLL_SIZE_BYTES, age: roll_interval };
         let mut log = InventoryLog::new(origin.clone(), SCOPE_PART);
         if !cluster_cidrs.is_empty() {
             log.upsert(ranges(cluster_cidrs), now);
@@ -408,4 +427,6 @@ const OPTIONAL_TIMEOUT: Duration = Duration::from_secs(30);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const ONCE_TIMEOUT: Duration = Duration::from_secs(60);
 const ROLL_SIZE_BYTES: u64 = 64 << 20;
+/// How often a file is finished while a person records.
+const RECORD_ROLL: Duration = Duration::from_secs(60);
 const CHANGES: usize = 1024;

@@ -31,6 +31,7 @@ mod import;
 mod inventory;
 mod lease;
 mod manifests;
+mod monitor;
 mod netpol;
 mod opening;
 mod output;
@@ -107,6 +108,7 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
     let judged = |is_well: bool| Ok(Some(u8::from(!is_well)));
     let command = async {
         match &args.command {
+            Command::Monitor(args) => monitor::run(args).await?,
             Command::Report(args) => report::run(args).await?,
             Command::Inventory(args) => inventory::run(args).await?,
             Command::Receive(args) => receive::run(args).await?,
@@ -136,7 +138,7 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
         anyhow::Ok(Some(0))
     };
     // Recording ends by itself, with what it has yet to write.
-    if matches!(args.command, Command::Inventory(_) | Command::Receive(_)) {
+    if matches!(args.command, Command::Inventory(_) | Command::Receive(_) | Command::Monitor(_)) {
         return command.await;
     }
     tokio::select! {

@@ -131,6 +131,16 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_LOOPBACK", value_parser = FalseyValueParser::new())]
     pub loopback: bool,
 
+    /// Serve what is recorded, while it is, to `kubectl flowscribe monitor`, on this address of the loopback interface,
+    /// which a port-forward reaches: usually 127.0.0.1:9465. With --kubernetes to those who may get the pods of the
+    /// namespaces that they ask for, else to those who have the token. Enough without --output and --otlp.
+    #[arg(long, env = "FLOWSCRIBE_LIVE_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub live_address: Option<SocketAddr>,
+
+    /// Without --kubernetes, file with the token that listening takes, as `Authorization: Bearer TOKEN`.
+    #[arg(long, env = "FLOWSCRIBE_LIVE_TOKEN_FILE", value_name = "FILE")]
+    pub live_token_file: Option<PathBuf>,
+
     /// Serve /metrics (Prometheus), /livez and /readyz here, such as 0.0.0.0:9464; not at all by default.
     #[arg(long, env = "FLOWSCRIBE_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
@@ -209,6 +219,11 @@ impl Args {
     pub(crate) fn metrics_security(&self) -> Security {
         let certificate = self.metrics_tls_cert.clone().zip(self.metrics_tls_key.clone());
         Security { certificate, client_authority: None, token: self.metrics_token_file.clone() }
+    }
+
+    /// The token that listening takes without a cluster.
+    pub(crate) fn live_security(&self) -> Security {
+        Security { token: self.live_token_file.clone().filter(|_| !self.kubernetes), ..Security::default() }
     }
 
     /// Whether records go to a collector.

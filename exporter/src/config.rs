@@ -25,12 +25,16 @@ pub(crate) enum ConfigError {
     UnknownName { path: PathBuf, name: String },
     #[error("settings {path}: `{name}` must be a value or a list of values")]
     BadValue { path: PathBuf, name: String },
-    #[error("nowhere to write to: give --output DIR, --otlp, or both; --help tells more")]
+    #[error("nowhere to write to: give --output DIR, --otlp, --live-address, or several; --help tells more")]
     NoOutput,
     #[error("--kubernetes needs --node, the spec.nodeName of this node's pods (FLOWSCRIBE_NODE from the downward API)")]
     NodeUnnamed,
     #[error("--kubernetes and --inventory both say who the pods are: give one of them")]
     TwoInventories,
+    #[error("--live-address {0} can be reached by others, and is not encrypted: name one of the loopback interface")]
+    LiveReachable(std::net::SocketAddr),
+    #[error("--live-address needs --kubernetes, by which it is known who may listen, or --live-token-file")]
+    LiveOpen,
 }
 
 /// Parses the command line, with defaults from the file that it or the environment names.
@@ -48,7 +52,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
     let args = Args::from_arg_matches(&command.try_get_matches_from(arguments)?)?;
     // Not by clap, which takes what the file says for absent.
     match &args {
-        Args { command: None, output: None, .. } if !args.sends_otlp() => Err(ConfigError::NoOutput),
+        Args { command: None, output: None, live_address: None, .. } if !args.sends_otlp() => {
+            Err(ConfigError::NoOutput)
+        }
+        Args { live_address: Some(address), .. } if !address.ip().is_loopback() => {
+            Err(ConfigError::LiveReachable(*address))
+        }
+        Args { live_address: Some(_), kubernetes: false, live_token_file: None, .. } => Err(ConfigError::LiveOpen),
         Args { kubernetes: true, node: None, .. } => Err(ConfigError::NodeUnnamed),
         Args { kubernetes: true, inventory: Some(_), .. } => Err(ConfigError::TwoInventories),
         _ => Ok(args),
@@ -121,6 +131,10 @@ mod tests {
         assert!(settings("", &["--output", "x"]).is_ok(), "an empty file sets nothing");
         assert!(said("kubernetes: true").contains("--kubernetes needs --node"));
         assert!(said("{ kubernetes: true, node: a, inventory: b }").contains("give one of them"));
+        assert!(said("live-address: 0.0.0.0:9465").contains("can be reached by others"));
+        assert!(said("live-address: 127.0.0.1:9465").contains("needs --kubernetes"));
+        let live = "{ live-address: '[::1]:9465', live-token-file: token }";
+        assert!(settings(live, &[]).is_ok(), "who only listens needs no place");
         assert!(settings("{ kubernetes: true, node: a }", &["--output", "x"]).is_ok_and(|args| args.kubernetes));
         assert!(parse(["x", "--config", "/nowhere", "--output", "x"].map(OsString::from)).is_err());
     }

@@ -15,6 +15,7 @@ mod doctor;
 mod enrich;
 mod flow;
 mod inventory;
+mod live;
 mod pipeline;
 mod probe;
 mod sink;

@@ -28,7 +28,7 @@ use nix::{
 use schemas::{
     capture::Origin,
     event::CgroupEvent,
-    kubernetes::{self, Change, ConnectError, Resource, Start},
+    kubernetes::{self, Access, Change, ConnectError, Resource, Start},
     listen::ListenError,
     ship::{
         Outbox, SpoolError, Target,
@@ -54,12 +54,13 @@ use crate::{
     },
     flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
     inventory::Inventory,
+    live::{self, Admission},
     probe::{
         self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions,
         host::{cgroup1_mount, cgroup2_mount},
         netns,
     },
-    sink::{Account, OtlpSink, ParquetSink, Sink, Sinks},
+    sink::{Account, Hub, LiveSink, OtlpSink, ParquetSink, Sink, Sinks},
     telemetry::{self, Telemetry},
 };
 
@@ -95,8 +96,8 @@ pub enum RunError {
     /// The node's own network namespace can't be told.
     #[error("cannot read {path}: name the node's network namespace with --host-netns")]
     HostNetns { path: PathBuf },
-    /// The metrics can't be served.
-    #[error("cannot serve metrics")]
+    /// The metrics, or the live stream, can't be served.
+    #[error("cannot serve metrics, or the live stream")]
     Metrics(#[from] ListenError),
     /// The system refused something that always works.
     #[error("cannot read the system's clock or name")]
@@ -171,7 +172,15 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         None => Inventory::of_node(&origin),
     };
     let client = if args.kubernetes { Some(kubernetes::connect().await?) } else { None };
-    let sinks = Sinks::start(sinks(&args, &origin)?, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
+    let mut sinks = sinks(&args, &origin)?;
+    let mut live = None;
+    if let Some(address) = args.live_address {
+        let (hub, account) = (Arc::new(Hub::new(Arc::clone(&telemetry))), Account::default());
+        let admission = client.clone().map_or(Admission::Token, |client| Admission::Cluster(Access::new(client)));
+        live = Some(live::serve(address, &args.live_security(), admission, Arc::clone(&hub), &origin).await?);
+        sinks.push((Sink::Live(Box::new(LiveSink::new(hub, account.clone()))), account));
+    }
+    let sinks = Sinks::start(sinks, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let clock = clock()?;
@@ -231,6 +240,9 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     let observed = observer.run(shutdown).await;
     drop(watches);
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
+    if let Some(live) = live {
+        live.end().await;
+    }
     observed?;
     if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { to, lost: summary.lost }) }
 }
@@ -238,7 +250,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
 /// Where records go, for people.
 fn receivers(args: &Args) -> String {
     let output = args.output.iter().map(|output| output.display().to_string());
-    output.chain(args.sends_otlp().then(|| "an OpenTelemetry collector".into())).collect::<Vec<_>>().join(" and ")
+    let output = output.chain(args.sends_otlp().then(|| "an OpenTelemetry collector".into()));
+    output.chain(args.live_address.map(|_| "whoever listens".into())).collect::<Vec<_>>().join(" and ")
 }
 
 /// The sinks that are asked for, ready to be started.

@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! Recorder ──Order──► [bounded] ──► ParquetSink ──► files ( ──► Outbox ──► object store )
-//!                └──► [bounded] ──► OtlpSink ──requests──► Outbox ──► collector
+//!                ├──► [bounded] ──► OtlpSink ──requests──► Outbox ──► collector
+//!                └──► [bounded] ──► LiveSink ──frames──► whoever listens
 //! ```
 //!
 //! Each sink has a thread and a queue, so that none waits for another. One that is the only one may take its time: then
 //! observing waits, and the kernel sums. One beside others may keep them waiting for a tenth of the time; what does not
-//! fit its queue is lost to it alone, and counted in its own health rows.
+//! fit its queue is lost to it alone, and counted in its own health rows. Nobody ever waits for those who listen.
 
+mod live;
 mod otlp;
 mod parquet;
 
+pub(crate) use live::{Hub, Line, LiveSink, Scope};
 pub(crate) use otlp::OtlpSink;
 pub(crate) use parquet::ParquetSink;
 
@@ -52,6 +55,7 @@ pub(crate) enum Order {
 pub(crate) enum Sink {
     Parquet(Box<ParquetSink>),
     Otlp(Box<OtlpSink>),
+    Live(Box<LiveSink>),
 }
 
 /// What a sink and the recorder share.
@@ -92,6 +96,8 @@ struct Handle {
     account: Account,
     /// How long the others may be kept waiting, as of an instant; `None` where there are no others.
     patience: Option<(Duration, Instant)>,
+    /// It is of those who listen: what they lose is in their own accounts alone.
+    is_live: bool,
 }
 
 impl Sinks {
@@ -108,13 +114,18 @@ impl Sinks {
         for (mut sink, account) in sinks {
             let (sender, receiver) = sync_channel(QUEUE_BATCHES);
             let telemetry = Arc::clone(telemetry);
-            let name = sink.name();
+            let (name, is_live) = (sink.name(), matches!(sink, Sink::Live(_)));
             thread::Builder::new().name(name.into()).spawn(move || sink.run(&receiver, &telemetry))?;
-            handles.push(Handle { batch: Vec::new(), sender, account, patience: Some((PATIENCE, Instant::now())) });
+            let patience = Some((PATIENCE, Instant::now()));
+            handles.push(Handle { batch: Vec::new(), sender, account, patience, is_live });
         }
-        if let [only] = &mut *handles {
+        // Those who listen are not waited for, nor does anybody do without waiting for their sake.
+        let (live, mut kept): (Vec<_>, Vec<_>) = handles.into_iter().partition(|handle| handle.is_live);
+        if let [only] = &mut *kept {
             only.patience = None;
         }
+        let live = live.into_iter().map(|handle| Handle { patience: Some((Duration::ZERO, Instant::now())), ..handle });
+        let handles = kept.into_iter().chain(live).collect();
         Ok(Self { handles, roll_age, inventory_since: None, told_lost: 0 })
     }
 
@@ -181,7 +192,8 @@ impl Sinks {
 
     /// Ends of connections that were lost since the last call, by the sink that lost most.
     pub(crate) fn take_lost_ends(&mut self) -> i64 {
-        let lost = self.handles.iter().map(|handle| handle.account.lost_ends()).max().unwrap_or_default();
+        let kept = self.handles.iter().filter(|handle| !handle.is_live);
+        let lost = kept.map(|handle| handle.account.lost_ends()).max().unwrap_or_default();
         lost - std::mem::replace(&mut self.told_lost, lost)
     }
 
@@ -215,7 +227,9 @@ impl Handle {
             // Nobody else waits. A sink that is gone has told why.
             return drop(self.sender.send(message));
         };
-        *patience = (*patience + since.elapsed() / 10).min(PATIENCE);
+        if !self.is_live {
+            *patience = (*patience + since.elapsed() / 10).min(PATIENCE);
+        }
         *since = Instant::now();
         loop {
             match self.sender.try_send(message) {
@@ -252,6 +266,7 @@ impl Sink {
         match self {
             Self::Parquet(_) => "parquet",
             Self::Otlp(_) => "otlp",
+            Self::Live(_) => "live",
         }
     }
 
@@ -267,6 +282,7 @@ impl Sink {
                 match self {
                     Self::Parquet(sink) => sink.take(order, now),
                     Self::Otlp(sink) => sink.take(order, now),
+                    Self::Live(sink) => sink.take(order, now),
                 }
             }
         }
@@ -276,6 +292,7 @@ impl Sink {
         match self {
             Self::Parquet(sink) => sink.stats(),
             Self::Otlp(sink) => Some(sink.stats()),
+            Self::Live(_) => None,
         }
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Telemetry {
     waiting: Family<Label, Gauge>,
     spooled_bytes: Family<Label, Gauge>,
     rows: AtomicI64,
+    live_rows: Family<Label, Counter>,
+    live_clients: Gauge,
 }
 
 impl Telemetry {
@@ -126,6 +128,9 @@ impl Telemetry {
         registry.register("sink_rejected_rows", "Rows that a receiver refused", telemetry.rejected_rows.clone());
         registry.register("sink_waiting", "Requests and files that wait for a receiver", telemetry.waiting.clone());
         registry.register("sink_spooled_bytes", "Bytes of them on disk", telemetry.spooled_bytes.clone());
+        let help = "Rows for those who listen to the live stream, by what became of them";
+        registry.register("live_rows", help, telemetry.live_rows.clone());
+        registry.register("live_clients", "Clients that listen to the live stream", telemetry.live_clients.clone());
         Self { registry, ..telemetry }
     }
 
@@ -202,6 +207,16 @@ impl Telemetry {
         self.rejected_rows.get_or_create(&label).inc_by(now.rejected_rows - before.rejected_rows);
         self.waiting.get_or_create(&label).set(now.waiting as i64);
         self.spooled_bytes.get_or_create(&label).set(now.spooled_bytes as i64);
+    }
+
+    /// Rows were sent to somebody who listens, or dropped.
+    pub(crate) fn live_rows(&self, outcome: &'static str, rows: u64) {
+        self.live_rows.get_or_create(&[("outcome", outcome)]).inc_by(rows);
+    }
+
+    /// So many listen now.
+    pub(crate) fn live_clients(&self, clients: usize) {
+        self.live_clients.set(clients as i64);
     }
 
     fn age(&self) -> Duration {

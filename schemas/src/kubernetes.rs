@@ -6,6 +6,7 @@
 //!
 //! Of each object only what the inventory needs is ever in memory: the rest of the JSON is passed over while it is read.
 
+mod access;
 mod object;
 mod trouble;
 mod watch;
@@ -17,6 +18,7 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 
+pub use access::{Access, AccessError};
 pub use object::{ALLOWED_ANNOTATIONS, Object, Texts, record};
 pub use trouble::{News, Trouble, Troubles};
 pub use watch::{Start, watch};

@@ -10,7 +10,7 @@
 //! conversion to and from record batches and this crate's README come. Feature `capture` adds the directory layout,
 //! its writer and its reader; feature `index` the time-aware index from addresses to their owners; feature `kubernetes`
 //! what the API server tells of the inventory, which agent and analyzer watch in the same way; feature `ship` delivery
-//! to collectors and object stores; feature `listen` how both are listened to. Rows as OpenTelemetry log records are in
+//! to collectors and object stores, and the live stream; feature `listen` how senders and listeners are let in. Rows as OpenTelemetry log records are in
 //! [`otlp`].
 //!
 //! There is nothing about eBPF loaders or query engines in here.
@@ -32,6 +32,8 @@ pub mod inventory;
 pub mod kubernetes;
 #[cfg(feature = "listen")]
 pub mod listen;
+#[cfg(feature = "ship")]
+pub mod live;
 #[cfg(feature = "arrow")]
 pub mod otlp;
 #[cfg(feature = "arrow")]

@@ -128,12 +128,12 @@ pub(crate) struct MonitorArgs {
         long,
         env = "FLOWSCRIBE_AGENT_SELECTOR",
         value_name = "SELECTOR",
-        default_value = "app.kubernetes.io/component=exporter,app.kubernetes.io/name=flowscribe"
+        default_value = AGENTS
     )]
     pub(crate) agent_selector: String,
 
     /// Port on which agents serve what they record, within their pods.
-    #[arg(long, env = "FLOWSCRIBE_AGENT_PORT", value_name = "PORT", default_value_t = 9465)]
+    #[arg(long, env = "FLOWSCRIBE_AGENT_PORT", value_name = "PORT", default_value_t = schemas::live::PORT)]
     pub(crate) agent_port: u16,
 
     /// Ask this agent, such as http://127.0.0.1:9465, instead of those of a cluster by port-forward; may be repeated.
@@ -145,9 +145,14 @@ pub(crate) struct MonitorArgs {
     #[arg(long, env = "FLOWSCRIBE_SERVICE_ACCOUNT", value_name = "NAMESPACE/NAME", value_parser = namespace_and_name)]
     pub(crate) service_account: Option<(String, String)>,
 
-    /// Name of the cluster, written on rows of the inventory: the one that its agents write; of the first agent by default.
-    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME", default_value = "default")]
-    pub(crate) cluster: String,
+    /// File with the token that agents outside of a cluster want.
+    #[arg(long, env = "FLOWSCRIBE_TOKEN_FILE", value_name = "FILE", conflicts_with = "service_account")]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// Name of the cluster, written on rows of the inventory: the one that its agents write. What the first one says, by
+    /// default.
+    #[arg(long, env = "FLOWSCRIBE_CLUSTER", value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
 
     /// Do not record who is who in the cluster: another one does.
     #[arg(long)]
@@ -161,6 +166,9 @@ pub(crate) struct MonitorArgs {
     #[arg(long, env = "FLOWSCRIBE_ROLL_INTERVAL", value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     pub(crate) roll_interval: Duration,
 }
+
+/// The labels that the chart gives agents.
+const AGENTS: &str = "app.kubernetes.io/name=flowscribe,app.kubernetes.io/component=exporter";
 
 fn namespace_and_name(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {

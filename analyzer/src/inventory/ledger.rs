@@ -68,6 +68,11 @@ impl Ways {
         Ok(Self { files, otlp, shown: shown.join(" and ") })
     }
 
+    /// Files of a directory.
+    pub(super) fn directory(path: &Path) -> Self {
+        Self { files: Some((path.into(), None)), otlp: None, shown: path.display().to_string() }
+    }
+
     pub(super) fn ledger<R: Record>(&self, origin: &Origin, roll: Roll) -> Ledger<R> {
         let writer = |root: &Path| DatasetWriter::new(root, origin, VERSION, roll);
         let encoder = |attributes: &ResourceAttributes| Encoder::new(attributes.clone(), VERSION);

@@ -197,6 +197,8 @@ pub(crate) enum Packed<'a> {
     Plain(&'a [u8]),
     /// One that is compressed with gzip.
     Gzip(&'a [u8]),
+    /// One that is compressed with zstd.
+    Zstd(&'a [u8]),
 }
 
 impl Packed<'_> {
@@ -205,6 +207,7 @@ impl Packed<'_> {
         let compressed;
         let (how, body) = match self {
             Self::Gzip(body) => (GZIP, body),
+            Self::Zstd(body) => (ZSTD, body),
             Self::Plain(body) => {
                 compressed = zstd::bulk::compress(body, ZSTD_LEVEL)?;
                 (ZSTD, &*compressed)

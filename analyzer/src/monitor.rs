@@ -1,0 +1,281 @@
+//! `flowscribe monitor`: a recording of what all agents see, for as long as a person watches.
+//!
+//! ```text
+//! agents ──port-forward──► Listener (task) ──frame──► Journal ──► capture/flows, inventory, health
+//! API server ──Change──► inventory ─────────────────────────────► capture/inventory, health
+//! ```
+//!
+//! Each agent streams on its own, and is asked again when it is gone. Ctrl-C asks all of them to finish the window that is
+//! under way; another one does not wait for it. Whatever happens, what was received is in the capture, and what is missing
+//! can be told from it.
+
+mod listener;
+mod place;
+mod token;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use kube::{Client, Config};
+use schemas::live;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use crate::{
+    args::MonitorArgs,
+    inventory::{self, InventoryError},
+    receive::journal::{Journal, JournalConfig, JournalError},
+};
+use listener::{Listener, Tally};
+use place::{Discovery, Place};
+use token::{Token, TokenError};
+
+/// Why nothing is recorded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MonitorError {
+    #[error("cannot find the cluster: set KUBECONFIG, or name agents with --agent-url")]
+    Config(#[from] kube::config::InferConfigError),
+    #[error("cannot use the configuration of the cluster")]
+    Client(#[source] kube::Error),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("cannot list the agents' pods in namespace {namespace}: {reason}; Role flowscribe-monitor there allows it")]
+    List { namespace: String, reason: String },
+    #[error(
+        "no pod in namespace {namespace} has the labels {selector}: is flowscribe installed there? name its namespace \
+         with --agent-namespace"
+    )]
+    NoAgents { namespace: String, selector: String },
+    #[error("{agent} refuses: {reason}")]
+    Refused { agent: String, reason: String },
+    #[error("{url} is not the address of an agent, such as http://127.0.0.1:9465")]
+    BadUrl { url: String },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("cannot catch signals")]
+    Signal(#[source] io::Error),
+    #[error("nothing was recorded: no agent answered, as told above")]
+    Silent,
+}
+
+/// How far a recording is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Recording,
+    /// Agents are asked for the rest of the window that is under way.
+    Finishing,
+    Over,
+}
+
+/// What everything that is under way shares.
+struct Monitor {
+    journal: Journal,
+    token: Token,
+    /// What agents are asked for.
+    query: String,
+    phase: watch::Receiver<Phase>,
+    /// Which agents there are, by what they are told apart by.
+    there: watch::Receiver<Vec<String>>,
+    /// Name of the agents' cluster, once one has said it.
+    cluster: watch::Sender<Option<Arc<str>>>,
+    line: ProgressBar,
+}
+
+/// Records until Ctrl-C, SIGTERM, or the end of the time that was given.
+///
+/// # Errors
+/// There are no agents, they refuse, or the directory can't be written to.
+pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
+    super::log_to_stderr();
+    let config = if args.agent_url.is_empty() { Some(Config::infer().await?) } else { Config::infer().await.ok() };
+    let client = config.clone().map(Client::try_from).transpose().map_err(MonitorError::Client)?;
+    let token = Token::new(args, config, client.clone());
+    let discovery = Discovery::new(args, client.clone())?;
+    let journal = Journal::open(JournalConfig {
+        folder: args.output.join(JOURNAL),
+        root: args.output.clone(),
+        outbox: None,
+        roll_interval: args.roll_interval,
+        max_bytes: JOURNAL_BYTES,
+    })?;
+    let (phases, phase) = watch::channel(Phase::Recording);
+    let (cluster, named) = watch::channel(args.cluster.as_deref().map(Arc::from));
+    let (listed, there) = watch::channel(Vec::new());
+    let line = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let query = live::query(args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()));
+    let monitor = Arc::new(Monitor { journal, token, query, phase, there, cluster, line });
+    let inventory = client.filter(|_| !args.no_inventory).map(|client| {
+        let over = phases.subscribe();
+        tokio::spawn(record_inventory(args.output.clone(), client, named, over))
+    });
+    let recorded = record(args, discovery, &monitor, &phases, &listed).await;
+    let _ = phases.send(Phase::Over);
+    monitor.line.finish_and_clear();
+    if let Some(inventory) = inventory
+        && let Ok(Err(error)) = inventory.await
+    {
+        eprintln!("who is who in the cluster is not in the capture: {:#}", anyhow::Error::new(error));
+    }
+    if let Some(Monitor { journal, .. }) = Arc::into_inner(monitor) {
+        let _ = tokio::task::spawn_blocking(|| journal.end()).await;
+    }
+    conclude(args, &recorded?)
+}
+
+/// Writes who is who in the cluster, from when its name is known until the recording is over.
+async fn record_inventory(
+    output: std::path::PathBuf,
+    client: Client,
+    mut named: watch::Receiver<Option<Arc<str>>>,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), InventoryError> {
+    let mut over = Box::pin(async move { drop(phase.wait_for(|phase| *phase == Phase::Over).await) });
+    let name = tokio::select! {
+        name = named.wait_for(Option::is_some) => name.ok().and_then(|name| name.clone()),
+        () = &mut over => None,
+    };
+    match name {
+        Some(name) => inventory::record(&output, &name, client, over).await,
+        None => Ok(()),
+    }
+}
+
+/// Listens to all agents until told to stop; what came of each.
+async fn record(
+    args: &MonitorArgs,
+    mut discovery: Discovery,
+    monitor: &Arc<Monitor>,
+    phases: &watch::Sender<Phase>,
+    listed: &watch::Sender<Vec<String>>,
+) -> Result<BTreeMap<String, (Place, Arc<Tally>)>, MonitorError> {
+    let catch = |kind| signal(kind).map_err(MonitorError::Signal);
+    let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+    let began = Instant::now();
+    let mut until = began + args.duration.unwrap_or(FOREVER);
+    let mut agents: BTreeMap<String, (Place, Arc<Tally>)> = BTreeMap::new();
+    let mut listening = JoinSet::new();
+    let (mut look, mut tick) = (interval(LOOK_INTERVAL), interval(TICK));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_recording = true;
+    loop {
+        let is_told = tokio::select! {
+            _ = look.tick(), if is_recording => {
+                let found = discovery.look(monitor).await?;
+                let _ = listed.send(found.iter().map(Place::key).collect());
+                for place in found {
+                    if !agents.contains_key(&place.key()) {
+                        let tally = Arc::new(Tally::default());
+                        agents.insert(place.key(), (place.clone(), Arc::clone(&tally)));
+                        listening.spawn(Listener::new(place, Arc::clone(monitor), tally).listen());
+                    }
+                }
+                false
+            }
+            Some(ended) = listening.join_next() => {
+                if let Ok(Err(error)) = ended {
+                    return Err(error);
+                }
+                false
+            }
+            _ = tick.tick() => {
+                monitor.line.set_message(status(&agents, began, until, is_recording));
+                false
+            }
+            _ = interrupt.recv() => true,
+            _ = terminate.recv() => true,
+            () = sleep_until(until) => true,
+        };
+        if is_told && is_recording {
+            is_recording = false;
+            let _ = phases.send(Phase::Finishing);
+            let window_ms = agents.values().map(|(_, tally)| tally.window_ms.load(Ordering::Relaxed)).max();
+            until = Instant::now() + Duration::from_millis(window_ms.unwrap_or_default()) + FINISH_GRACE;
+            if !listening.is_empty() {
+                let seconds = (until - Instant::now()).as_secs();
+                monitor.say(&format!("finishing the window, at most {seconds} s; Ctrl-C again leaves it out"));
+            }
+        } else if is_told {
+            break;
+        }
+        if !is_recording && listening.is_empty() {
+            break;
+        }
+    }
+    let _ = phases.send(Phase::Over);
+    while listening.join_next().await.is_some() {}
+    Ok(agents)
+}
+
+impl Monitor {
+    /// Tells something, above the line that moves.
+    fn say(&self, text: &str) {
+        self.line.suspend(|| eprintln!("{text}"));
+    }
+}
+
+/// The line that moves.
+fn status(
+    agents: &BTreeMap<String, (Place, Arc<Tally>)>,
+    began: Instant,
+    until: Instant,
+    is_recording: bool,
+) -> String {
+    let sum = |of: fn(&Tally) -> u64| agents.values().map(|(_, tally)| of(tally)).sum::<u64>();
+    let listening = sum(|tally| u64::from(tally.is_listening.load(Ordering::Relaxed)));
+    let (rows, lost) = (sum(|tally| tally.rows.load(Ordering::Relaxed)), sum(Tally::lost));
+    let lost = if lost > 0 { format!(", {} connections lost", HumanCount(lost)) } else { String::new() };
+    let time = if is_recording {
+        format!("{}, Ctrl-C to stop", HumanDuration(began.elapsed()))
+    } else {
+        format!("finishing, {} s", until.saturating_duration_since(Instant::now()).as_secs())
+    };
+    format!("{listening} of {} agents, {} flows{lost}, {time}", agents.len(), HumanCount(rows))
+}
+
+/// Says what the recording came to, and what is missing of it.
+fn conclude(args: &MonitorArgs, agents: &BTreeMap<String, (Place, Arc<Tally>)>) -> Result<(), MonitorError> {
+    let rows: u64 = agents.values().map(|(_, tally)| tally.rows.load(Ordering::Relaxed)).sum();
+    for (place, tally) in agents.values() {
+        let streams = tally.streams.load(Ordering::Relaxed);
+        if streams == 0 {
+            eprintln!("{place} never answered: nothing that only it saw is in the capture");
+        } else if !tally.is_whole.load(Ordering::Relaxed) {
+            eprintln!("{place}: the end of what it saw is missing");
+        }
+        if streams > 1 {
+            eprintln!("{place} was away {} times: the report tells from when to when", streams - 1);
+        }
+        if tally.lost() > 0 {
+            eprintln!("{place}: {} ends of connections are lost", HumanCount(tally.lost()));
+        }
+    }
+    let heard = agents.values().filter(|(_, tally)| tally.streams.load(Ordering::Relaxed) > 0).count();
+    if heard == 0 {
+        return Err(MonitorError::Silent);
+    }
+    let output = args.output.display();
+    eprintln!("{} flows of {heard} agents are in {output}", HumanCount(rows));
+    eprintln!("their policies: flowscribe report --input {output} > network-policy.yaml");
+    Ok(())
+}
+
+/// Where the journal is, in the directory of a capture.
+const JOURNAL: &str = ".journal";
+/// What may be received and not be in files yet.
+const JOURNAL_BYTES: u64 = 4 << 30;
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(1);
+/// How much later than the end of a window its rows may come.
+const FINISH_GRACE: Duration = Duration::from_secs(10);
+/// Longer than anybody waits.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);

@@ -1,0 +1,111 @@
+//! With what token agents are asked: the user's own, or one that is made for this alone.
+
+use std::{fs, future, io, path::PathBuf};
+
+use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    client::{Body, ConfigExt},
+};
+use schemas::{kubernetes::reason, live};
+use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxService};
+
+use crate::args::MonitorArgs;
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokenError {
+    #[error(
+        "agents ask who you are by a token, and your kubeconfig has none (a client certificate can't be passed on): name \
+         a ServiceAccount with --service-account, or a file with --token-file"
+    )]
+    None,
+    #[error("cannot get the token that your kubeconfig tells of: {0}")]
+    Config(String),
+    #[error("cannot get a token of ServiceAccount {name}: {reason}")]
+    ServiceAccount { name: String, reason: String },
+    #[error("cannot read the token in {path}")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where a token comes from. It is got anew for every connection, since tokens run out.
+pub(super) enum Token {
+    File(PathBuf),
+    ServiceAccount(Client, String, String),
+    Config(Box<Config>),
+    None,
+}
+
+impl Token {
+    pub(super) fn new(args: &MonitorArgs, config: Option<Config>, client: Option<Client>) -> Self {
+        match (&args.token_file, &args.service_account, client, config) {
+            (Some(path), ..) => Self::File(path.clone()),
+            (None, Some((namespace, name)), Some(client), _) => {
+                Self::ServiceAccount(client, namespace.clone(), name.clone())
+            }
+            (.., Some(config)) => Self::Config(Box::new(config)),
+            _ => Self::None,
+        }
+    }
+
+    /// What to send as `Authorization`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) async fn header(&self) -> Result<HeaderValue, TokenError> {
+        let bearer = |token: &str, error: TokenError| {
+            let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| error)?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        match self {
+            Self::None => Err(TokenError::None),
+            Self::File(path) => {
+                let unreadable = |source| TokenError::File { path: path.clone(), source };
+                let token = fs::read_to_string(path).map_err(unreadable)?;
+                bearer(token.trim(), unreadable(io::ErrorKind::InvalidData.into()))
+            }
+            Self::ServiceAccount(client, namespace, name) => {
+                let failed =
+                    |reason: String| TokenError::ServiceAccount { name: format!("{namespace}/{name}"), reason };
+                let spec = TokenRequestSpec {
+                    audiences: vec![live::AUDIENCE.into()],
+                    expiration_seconds: Some(EXPIRATION_SECONDS),
+                    ..TokenRequestSpec::default()
+                };
+                let request = TokenRequest { spec, ..TokenRequest::default() };
+                let api = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
+                let made = api.create_token_request(name, &PostParams::default(), &request).await;
+                let made = made.map_err(|error| failed(reason(&error)))?;
+                let made = made.status.ok_or_else(|| failed("there is none in the answer".into()))?;
+                bearer(&made.token, failed("it is not one".into()))
+            }
+            Self::Config(config) => of_config(config).await,
+        }
+    }
+}
+
+/// What a request to the API server would carry: however a kubeconfig says to get it, its layer knows.
+async fn of_config(config: &Config) -> Result<HeaderValue, TokenError> {
+    let layer = config.auth_layer().map_err(|error| TokenError::Config(reason(&error)))?;
+    let seen = service_fn(|request: Request<Body>| {
+        future::ready(Ok::<_, BoxError>(Response::new(request.headers().get(AUTHORIZATION).cloned())))
+    });
+    let layer = layer.ok_or(TokenError::None)?;
+    let service: BoxService<_, Response<Option<HeaderValue>>, BoxError> = BoxService::new(layer.layer(seen));
+    let asked = service.oneshot(Request::new(Body::empty())).await;
+    let value = asked.map_err(|error| TokenError::Config(error.to_string()))?.into_body();
+    value.filter(|value| value.as_bytes().starts_with(b"Bearer ")).ok_or(TokenError::None)
+}
+
+/// How long a token made for this is valid; it is needed when a stream begins, and once a minute after.
+const EXPIRATION_SECONDS: i64 = 86_400;
