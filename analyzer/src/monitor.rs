@@ -171,6 +171,10 @@ async fn record(
         let is_told = tokio::select! {
             _ = look.tick(), if is_recording => {
                 let found = discovery.look(monitor).await?;
+                if agents.is_empty() && !found.is_empty() {
+                    let (agents, output) = (found.len(), args.output.display());
+                    monitor.say(&format!("recording what {agents} agents see into {output}, stop with Ctrl-C"));
+                }
                 let _ = listed.send(found.iter().map(Place::key).collect());
                 for place in found {
                     if !agents.contains_key(&place.key()) {

@@ -6,6 +6,7 @@ use std::{
     path::Path,
     process::{Child, ChildStderr, Command, Output, Stdio},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -218,6 +219,67 @@ impl Receiver {
 }
 
 impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running `flowscribe monitor`; dropped, it is killed.
+pub struct Monitor {
+    child: Child,
+    rest: Option<JoinHandle<String>>,
+}
+
+impl Monitor {
+    /// Starts one, and waits until it has found the agents.
+    ///
+    /// # Errors
+    /// It ends instead, and says why.
+    pub fn start<S: AsRef<OsStr>>(executable: &Path, output: &Path, extra: &[S]) -> Result<Self> {
+        let mut command = Command::new(executable);
+        command.args(["flowscribe", "monitor", "--roll-interval", "1s", "--output"]).arg(output).args(extra);
+        Self::spawn(command)
+    }
+
+    /// Starts one as given, and waits until it has found the agents.
+    ///
+    /// # Errors
+    /// It ends instead, and says why.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        let mut child = command.stderr(Stdio::piped()).spawn().context("start the monitor")?;
+        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
+        let mut text = String::new();
+        while !text.contains("stop with Ctrl-C") {
+            if log.read_line(&mut text)? == 0 {
+                child.wait()?;
+                bail!("{}", text.trim());
+            }
+        }
+        let rest = thread::spawn(move || rest(log, text));
+        Ok(Self { child, rest: Some(rest) })
+    }
+
+    /// Number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Presses Ctrl-C so often, and waits for the end; what it said, and whether it was well.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn stop(mut self, presses: usize) -> Result<(String, bool)> {
+        for _ in 0..presses {
+            kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT)?;
+            thread::sleep(Duration::from_millis(100));
+        }
+        let status = self.child.wait()?;
+        Ok((self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default(), status.success()))
+    }
+}
+
+impl Drop for Monitor {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -9,6 +9,7 @@ mod demo;
 mod enforced;
 mod interop;
 mod kill;
+mod live;
 mod loss;
 mod months;
 mod plan;

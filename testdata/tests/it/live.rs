@@ -1,0 +1,167 @@
+//! The live stream: what a monitor records is what the agent does, whatever happens to either.
+
+use std::{fs, net::TcpListener, path::Path, thread, time::Duration};
+
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
+use testdata::{
+    lab::Lab,
+    pod::Exchange,
+    recording::{Monitor, Recording},
+};
+
+use crate::support::{balance, executable, flowscribe, lab, pod, rows, wait_until};
+
+fn free_address() -> String {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    free.expect("a free port").to_string()
+}
+
+/// Starts an agent that can be listened to.
+fn agent(lab: &Lab, output: &Path, address: &str, token: &Path) -> Recording {
+    let token = token.to_string_lossy();
+    let extra = ["--window", "1s", "--live-address", address, "--live-token-file", &token];
+    Recording::start(executable(), lab, output, &extra).expect("the exporter records")
+}
+
+/// Waits until so many streams have begun.
+fn wait_for_streams(capture: &Path, streams: usize) {
+    wait_until("the stream", || {
+        let mut runs: Vec<_> = if capture.join("health").exists() {
+            rows::<HealthRecord>(capture).into_iter().map(|row| row.run_id).collect()
+        } else {
+            Vec::new()
+        };
+        runs.sort();
+        runs.dedup();
+        runs.len() >= streams
+    });
+}
+
+fn report(capture: &Path, extra: &[&str]) -> (String, String) {
+    let output = flowscribe(&[&["report", "--input", &capture.to_string_lossy()], extra].concat());
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    assert!(output.status.success(), "{}: {}", output.status, text(output.stderr));
+    (text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_monitor_records_what_the_agent_does() {
+    let Some(mut lab) = lab("a_monitor_records_what_the_agent_does") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.listen(server, 7001, Exchange::new(3, 5)).expect("the port is free");
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("token"), "open sesame\n").expect("written");
+    fs::write(at("wrong"), "please\n").expect("written");
+    let (address, nobody) = (free_address(), free_address());
+    let (url, token) = (format!("http://{address}"), at("token").to_string_lossy().into_owned());
+    let recording = agent(&lab, &at("agent"), &address, &at("token"));
+
+    let wrong = at("wrong").to_string_lossy().into_owned();
+    let refused = flowscribe(&[
+        "monitor",
+        "--output",
+        &at("refused").to_string_lossy(),
+        "--agent-url",
+        &url,
+        "--token-file",
+        &wrong,
+    ]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("refuses: the bearer token is missing or wrong"), "{said}");
+
+    let urls = format!("{url},http://{nobody}");
+    let limited = ["--agent-url", &url, "--token-file", &token, "--namespaces", "elsewhere"];
+    let limited = Monitor::start(executable(), &at("limited"), &limited).expect("the monitor starts");
+    let monitor = ["--agent-url", &urls, "--token-file", &token];
+    let monitor = Monitor::start(executable(), &at("monitor"), &monitor).expect("the monitor starts");
+    wait_for_streams(&at("monitor"), 1);
+    wait_for_streams(&at("limited"), 1);
+    lab.dial(client, (lab.ipv4(server), 7001), 5, Exchange::new(3, 5)).expect("the server answers");
+    // Within the window that Ctrl-C finishes.
+    let (said, is_well) = monitor.stop(1).expect("it runs");
+    assert!(is_well && said.contains("flows of 1 agents are in"), "{said}");
+    assert!(said.contains(&format!("the agent at {nobody} never answered")), "{said}");
+    assert!(said.contains(&format!("the agent at {nobody} is away, trying again")), "{said}");
+    let (said, is_well) = limited.stop(1).expect("it runs");
+    assert!(is_well && said.contains("0 flows of 1 agents"), "{said}");
+    recording.stop().expect("the exporter ends well");
+
+    for name in ["agent", "monitor", "limited"] {
+        balance(&at(name));
+    }
+    let connections = |name: &str| {
+        let flows = rows::<FlowRecord>(&at(name));
+        flows.iter().map(|row| (row.observer.to_string(), row.connections)).fold(
+            [0, 0],
+            |mut sum, (observer, count)| {
+                sum[usize::from(observer == "server")] += count;
+                sum
+            },
+        )
+    };
+    assert_eq!(connections("monitor"), [5, 5]);
+    assert_eq!(rows::<InventoryRecord>(&at("monitor")).iter().filter(|row| &*row.kind == "Pod").count(), 2);
+    let health = rows::<HealthRecord>(&at("limited"));
+    assert_eq!(health.iter().map(|row| row.filtered).sum::<i64>(), 10, "what was left out is counted");
+    let names: Vec<&str> = health.iter().flat_map(|row| row.namespaces.iter().map(|name| &**name)).collect();
+    assert!(!names.is_empty() && names.iter().all(|name| *name == "elsewhere"), "{names:?}");
+    let (policies, said) = report(&at("monitor"), &[]);
+    assert_eq!(policies, report(&at("agent"), &[]).0, "the same policies");
+    assert!(policies.contains("port: 7001") && !said.contains("not ended cleanly"), "{said}");
+}
+
+#[test]
+fn what_is_missing_of_a_recording_is_told() {
+    let Some(mut lab) = lab("what_is_missing_of_a_recording_is_told") else { return };
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    for port in [7001, 7002, 7003] {
+        lab.listen(server, port, Exchange::new(1, 1)).expect("the port is free");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("token"), "open sesame").expect("written");
+    let address = free_address();
+    let (url, token) = (format!("http://{address}"), at("token").to_string_lossy().into_owned());
+    let arguments = ["--agent-url", &url, "--token-file", &token];
+    let monitor = |name: &str| Monitor::start(executable(), &at(name), &arguments).expect("the monitor starts");
+    let dial = |lab: &mut Lab, port| {
+        let to = (lab.ipv4(server), port);
+        lab.dial(client, to, 2, Exchange::new(1, 1)).expect("the server answers");
+    };
+
+    let recording = agent(&lab, &at("first"), &address, &at("token"));
+    let watching = monitor("capture");
+    wait_for_streams(&at("capture"), 1);
+    dial(&mut lab, 7001);
+    wait_until("the first rows", || at("capture").join("flows").exists());
+    recording.kill().expect("it runs");
+    dial(&mut lab, 7002);
+    let recording = agent(&lab, &at("second"), &address, &at("token"));
+    wait_for_streams(&at("capture"), 2);
+    dial(&mut lab, 7003);
+    // Ctrl-C twice: the window that is under way is left out.
+    let (said, is_well) = watching.stop(2).expect("it runs");
+    assert!(is_well, "{said}");
+    assert!(said.contains("is away, trying again") && said.contains("is there again"), "{said}");
+    assert!(said.contains("was away 1 times"), "{said}");
+    let (withheld, _) = report(&at("capture"), &[]);
+    assert_eq!(withheld, "", "too much was not watched");
+    let (policies, told) = report(&at("capture"), &["--min-coverage", "0"]);
+    let unclean = told.lines().filter(|line| line.contains("has not ended cleanly")).count();
+    assert!((1..=2).contains(&unclean), "the stream that was cut off, and maybe that which was not waited for: {told}");
+    assert!(policies.contains("port: 7001") && !policies.contains("port: 7002"), "{policies}");
+
+    // At whatever moment: what was received can be read.
+    for pause in [0, 30, 300, 1200] {
+        let name = format!("after-{pause}");
+        let watching = monitor(&name);
+        dial(&mut lab, 7001);
+        thread::sleep(Duration::from_millis(pause));
+        let (said, _) = watching.stop(1).expect("it runs");
+        let (policies, told) = report(&at(&name), &[]);
+        assert!(!told.contains("skipped") || policies.is_empty(), "{said} {told}");
+        balance(&at(&name));
+    }
+    recording.stop().expect("the exporter ends well");
+}
