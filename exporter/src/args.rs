@@ -166,8 +166,8 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
-    /// Network namespace of the node itself, where sockets are told apart by their cgroup; by default that of process 1,
-    /// or this process's own where that one can't be read.
+    /// Network namespace of the node itself, where sockets are told apart by their cgroup. By default that of process 1; where
+    /// that can't be read, which takes CAP_SYS_PTRACE, the kernel's first one.
     #[arg(long, env = "FLOWSCRIBE_HOST_NETNS", value_name = "FILE")]
     pub host_netns: Option<PathBuf>,
 

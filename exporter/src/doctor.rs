@@ -5,6 +5,8 @@ use std::{fs, path::Path, process::ExitCode};
 use crate::{
     args::Args,
     chain,
+    enrich::HostNetns,
+    pipeline,
     probe::{
         Probe, ProbeOptions,
         host::{CAPABILITIES, cgroup2_mount, has_capability, is_first_pid_namespace},
@@ -39,6 +41,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let cookie = netns::cookie(Path::new("/proc/self/ns/net")).is_some();
     let recycled = "pods are told by their network namespace's number, which the kernel uses again";
     report.check("namespace cookies", cookie, "can be asked".into(), recycled);
+
+    match pipeline::host_netns(args.host_netns.as_deref()) {
+        Ok(HostNetns { inode: 0, .. }) => report.good("the node's own network", "told by its cookie".into()),
+        Ok(_) => report.good("the node's own network", "told by its namespace".into()),
+        Err(error) => {
+            report.bad("the node's own network", chain(&error), "nothing can be recorded");
+            report.is_fatal = true;
+        }
+    }
 
     let options = ProbeOptions {
         cgroup: args.cgroup.as_deref(),

@@ -57,7 +57,7 @@ use crate::{
     live::{self, Admission},
     probe::{
         self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions,
-        host::{cgroup1_mount, cgroup2_mount},
+        host::{cgroup1_mount, cgroup2_mount, is_first_pid_namespace},
         netns,
     },
     sink::{Account, Hub, LiveSink, OtlpSink, ParquetSink, Sink, Sinks},
@@ -305,12 +305,23 @@ fn jitter(longest: Duration) -> Result<Duration, RunError> {
     Ok(longest.mul_f64(f64::from(random) / f64::from(u32::MAX)))
 }
 
-/// The node's own network namespace.
-fn host_netns(path: Option<&Path>) -> Result<HostNetns, RunError> {
-    let candidates: Vec<&Path> = path.map_or_else(|| HOST_NETNS.map(Path::new).to_vec(), |path| vec![path]);
-    let found = candidates.iter().find_map(|path| Some((inode(path)?, netns::cookie(path))));
-    let (inode, cookie) = found.ok_or_else(|| RunError::HostNetns { path: candidates[0].into() })?;
-    Ok(HostNetns { inode: inode as u32, cookie })
+/// The node's own network namespace: that of process 1. Where that can't be read, as in a pod without CAP_SYS_PTRACE, it is
+/// the kernel's first one, whose cookie is known, if process 1 is the kernel's first process; otherwise this process's own.
+pub(crate) fn host_netns(path: Option<&Path>) -> Result<HostNetns, RunError> {
+    let of = |path: &Path| {
+        let inode = inode(path).ok_or_else(|| RunError::HostNetns { path: path.into() })?;
+        Ok(HostNetns { inode: inode as u32, cookie: netns::cookie(path) })
+    };
+    if let Some(path) = path {
+        return of(path);
+    }
+    of(Path::new("/proc/1/ns/net")).or_else(|_| match netns::own_cookie() {
+        Some(cookie) if cookie != netns::FIRST_COOKIE && is_first_pid_namespace() => {
+            // No namespace has this inode.
+            Ok(HostNetns { inode: 0, cookie: Some(netns::FIRST_COOKIE) })
+        }
+        own => of(Path::new("/proc/self/ns/net")).map(|host| HostNetns { cookie: host.cookie.or(own), ..host }),
+    })
 }
 
 /// The node's name where none is given: its host name.
@@ -331,7 +342,6 @@ fn clock_ns(clock: ClockId) -> Result<i64, nix::Error> {
     Ok(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
-const HOST_NETNS: [&str; 2] = ["/proc/1/ns/net", "/proc/self/ns/net"];
 const CHANNEL_MESSAGES: usize = 8;
 const OWN_JITTER: Duration = Duration::from_secs(1);
 const OTHERS_JITTER: Duration = Duration::from_secs(3);

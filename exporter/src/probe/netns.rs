@@ -19,6 +19,11 @@ pub(crate) fn cookie(path: &Path) -> Option<u64> {
     asked.join().ok().flatten()
 }
 
+/// Cookie of this process's own network namespace, which anybody may ask for.
+pub(crate) fn own_cookie() -> Option<u64> {
+    socket_cookie(&UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?)
+}
+
 #[expect(unsafe_code, reason = "no safe wrapper knows SO_NETNS_COOKIE")]
 fn socket_cookie(socket: &UdpSocket) -> Option<u64> {
     let mut cookie = 0_u64;
@@ -36,5 +41,7 @@ fn socket_cookie(socket: &UdpSocket) -> Option<u64> {
     (status == 0).then_some(cookie)
 }
 
+/// Cookie of the kernel's first network namespace: the first that it gives, at boot (`net_ns_init`, `gen_cookie_next`).
+pub(crate) const FIRST_COOKIE: u64 = 1;
 /// `SO_NETNS_COOKIE` of the kernel's user API.
 const SO_NETNS_COOKIE: libc::c_int = 71;

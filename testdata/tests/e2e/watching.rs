@@ -12,6 +12,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde::Deserialize;
+use serde_json::Value;
 use testdata::{cluster::Cluster, lab::Lab, recording::Recording};
 
 use crate::support::{executable, flowscribe, wait_until};
@@ -127,13 +129,22 @@ impl Drop for Running {
     }
 }
 
-/// The permissions that the documentation lists, and no others.
+/// The permissions that the manifests install, and no others.
 pub(crate) fn allow(cluster: &Cluster) {
-    let rules = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac.yaml"));
-    for document in serde_yaml::Deserializer::from_str(&rules.expect("the rules are there")) {
-        let object = serde::Deserialize::deserialize(document).expect("the rules are YAML");
-        cluster.create(&object).expect("the API server takes the rules");
+    for object in installed("receive") {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        if ["Namespace", "ServiceAccount"].contains(&kind) || object["apiVersion"] == "rbac.authorization.k8s.io/v1" {
+            cluster.create(&object).expect("the API server takes the rules");
+        }
     }
+}
+
+/// The objects of a setup.
+pub(crate) fn installed(setup: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../deploy/manifests/{setup}.yaml"));
+    let manifests = std::fs::read_to_string(path).expect("the manifests are there");
+    let documents = serde_yaml::Deserializer::from_str(&manifests);
+    documents.map(|document| Value::deserialize(document).expect("they are YAML")).collect()
 }
 
 /// What an HTTP server answers, with its headers; nothing when it is not there.

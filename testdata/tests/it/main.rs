@@ -1,6 +1,7 @@
 //! Everything at once: real pods, the real exporter, the real analyzer; and the analyzer on generated months. What needs
 //! root and eBPF says SKIPPED with the reason where they are missing.
 
+mod chart;
 mod collector;
 mod complete;
 mod cookbook;

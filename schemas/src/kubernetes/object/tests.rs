@@ -202,17 +202,21 @@ fn owners_tell_their_kind_their_selector_and_their_own_owner() {
 }
 
 #[test]
-fn the_documented_rules_are_those_of_what_is_watched() {
-    let rules =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml")).expect("they are there");
-    let (agent, inventory) = rules.split_once("# flowscribe inventory.").expect("both are there");
-    let count = |text: &str, resource: &Resource| text.matches(&resource.rule()).count();
-    for resource in Resource::cluster() {
-        assert_eq!(count(inventory, &resource), 1, "{resource}");
-    }
-    for resource in [Resource::pods(), Resource::services(), Resource::endpoint_slices(), Resource::nodes()] {
-        assert_eq!(count(agent, &resource), 1, "{resource}");
-    }
+fn the_rules_that_are_installed_are_those_of_what_is_watched() {
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/receive.yaml");
+    let manifests = std::fs::read_to_string(manifests).expect("they are there");
+    let role = |name: &str| {
+        let is_it = |text: &&str| {
+            text.contains("\nkind: ClusterRole\n") && text.contains(&format!("\n  name: flowscribe-{name}\n"))
+        };
+        manifests.split("---\n").find(is_it).unwrap_or_else(|| panic!("there is one for {name}"))
+    };
     let rules = |text: &str| text.matches("verbs: [list, watch]").count();
-    assert_eq!((rules(agent), rules(inventory)), (4, Resource::cluster().len()), "and no others");
+    for name in ["inventory", "monitor"] {
+        for resource in Resource::cluster() {
+            assert_eq!(role(name).matches(&resource.rule()).count(), 1, "{resource}");
+        }
+        assert_eq!(rules(role(name)), Resource::cluster().len(), "and no others");
+    }
+    assert!(role("exporter").contains(&Resource::pods().rule()) && rules(role("exporter")) == 1);
 }
