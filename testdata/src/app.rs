@@ -113,6 +113,11 @@ impl App {
 }
 
 impl RunningApp {
+    /// The pods of a workload.
+    pub fn pods(&self, workload: &str) -> &[PodId] {
+        self.pods.get(workload).map_or(&[], Vec::as_slice)
+    }
+
     /// Plays one round: every replica calls each of its Services a few times, by name.
     ///
     /// # Errors

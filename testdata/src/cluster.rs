@@ -14,10 +14,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    api::{authentication::v1::TokenRequest, authorization::v1::SubjectAccessReview, core::v1::ServiceAccount},
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::GroupVersionKind,
 };
@@ -92,6 +95,58 @@ impl Cluster {
     /// The kubeconfig of a user: `admin`, who may do everything, or `agent` and `inventory`, who may do what RBAC allows.
     pub fn kubeconfig(&self, user: &str) -> PathBuf {
         self.directory.path().join(format!("{user}.kubeconfig"))
+    }
+
+    /// Makes a kubeconfig with a token of a ServiceAccount, as its pods have it.
+    ///
+    /// # Errors
+    /// There is no such ServiceAccount.
+    pub fn account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let api = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let made =
+            self.runtime.block_on(api.create_token_request(name, &PostParams::default(), &TokenRequest::default()));
+        let token = made.with_context(|| format!("make a token of {name}"))?.status.context("there is a token")?.token;
+        let path = self.directory.path().join(format!("{namespace}.{name}.kubeconfig"));
+        fs::write(&path, kubeconfig(self.directory.path(), self.ports[2], &token))?;
+        Ok(path)
+    }
+
+    /// Whether a ServiceAccount may do something: verb, group, resource (with a subresource after a slash), name, and
+    /// namespace, each empty for any.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn may(&self, account: (&str, &str), what: [&str; 5]) -> Result<bool> {
+        let [verb, group, resource, name, namespace] = what.map(str::to_owned);
+        let (resource, subresource) = resource.split_once('/').unwrap_or((&resource, ""));
+        let user = format!("system:serviceaccount:{}:{}", account.0, account.1);
+        let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {
+            "user": user, "groups": ["system:serviceaccounts", "system:authenticated"],
+            "resourceAttributes": { "verb": verb, "group": group, "resource": resource, "subresource": subresource,
+                "name": name, "namespace": namespace } } });
+        let api = Api::<SubjectAccessReview>::all(self.client.clone());
+        let answer = self.runtime.block_on(api.create(&PostParams::default(), &serde_json::from_value(review)?))?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// An object, or nothing if there is none.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn read(&self, object: &Value) -> Result<Option<Value>> {
+        let (api, name) = self.api(object)?;
+        let found = self.runtime.block_on(api.get_opt(&name))?;
+        Ok(found.map(serde_json::to_value).transpose()?)
+    }
+
+    /// All objects of a kind in a namespace.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn list(&self, api_version: &str, kind: &str, namespace: &str) -> Result<Vec<Value>> {
+        let (api, _) = self.api(&object(api_version, kind, Some(namespace), ""))?;
+        let listed = self.runtime.block_on(api.list(&ListParams::default()))?;
+        Ok(listed.items.into_iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
     }
 
     /// Ends the API server.
@@ -385,6 +440,8 @@ fn serve(directory: &Path, etcd: u16, port: u16) -> Result<Child> {
             "--service-account-signing-key-file=service-accounts.key".into(),
             "--disable-admission-plugins=ServiceAccount,PodSecurity,Priority,RuntimeClass".into(),
             "--watch-cache=true".into(),
+            // Where a test plays a kubelet, it is on this machine, whatever the addresses of its node are.
+            "--kubelet-preferred-address-types=Hostname,InternalIP".into(),
         ],
     )
 }

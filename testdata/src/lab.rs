@@ -43,6 +43,8 @@ pub struct Lab {
     pods: Vec<Pod>,
     services: Vec<Value>,
     links: u32,
+    /// Nodes that pods are on, in turn; all of them are on this machine.
+    nodes: Vec<String>,
     /// Where its pods and Services are put, as by kubelet and controllers.
     api: Option<Arc<Cluster>>,
     /// Last, so that it sees the pods end before it removes their cgroups.
@@ -111,7 +113,7 @@ impl Lab {
     /// # Errors
     /// The machine does not allow it; [`Lab::missing`] says more.
     pub fn new(executable: &Path) -> Result<Self> {
-        Self::start(executable, None)
+        Self::start(executable, &[NODE], None)
     }
 
     /// Starts a lab whose pods and Services are also in an API server.
@@ -119,11 +121,28 @@ impl Lab {
     /// # Errors
     /// As [`Self::new`], or the API server refuses the node.
     pub fn in_cluster(executable: &Path, api: &Arc<Cluster>) -> Result<Self> {
-        cluster::add_node(api, NODE, &[NODE_IPV4, NODE_IPV6], &[POD_CIDR_IPV4, POD_CIDR_IPV6])?;
-        Self::start(executable, Some(Arc::clone(api)))
+        Self::on_nodes(executable, api, &[NODE])
     }
 
-    fn start(executable: &Path, api: Option<Arc<Cluster>>) -> Result<Self> {
+    /// As [`Self::in_cluster`], with pods on several nodes in turn. Each node's are in a cgroup of their own, which
+    /// [`Self::cgroup_of`] names; all are on one network.
+    ///
+    /// # Errors
+    /// As [`Self::in_cluster`].
+    pub fn on_nodes(executable: &Path, api: &Arc<Cluster>, nodes: &[&str]) -> Result<Self> {
+        for (number, name) in nodes.iter().enumerate() {
+            let address = format!("10.244.0.{}", number + 1);
+            let (addresses, ranges) = ([&address, NODE_IPV6], [POD_CIDR_IPV4, POD_CIDR_IPV6]);
+            cluster::add_node(api, name, &addresses[..2 - number.min(1)], if number == 0 { &ranges } else { &[] })?;
+        }
+        let lab = Self::start(executable, nodes, Some(Arc::clone(api)))?;
+        for node in nodes {
+            fs::create_dir_all(lab.cgroup_of(node))?;
+        }
+        Ok(lab)
+    }
+
+    fn start(executable: &Path, nodes: &[&str], api: Option<Arc<Cluster>>) -> Result<Self> {
         let mount = cgroup2().context("find cgroup2")?;
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let cgroup = mount.join(format!("flowscribe-lab-{}-{number}", system::id()));
@@ -132,7 +151,8 @@ impl Lab {
         let mut node = Process::start(executable, "node", &cgroup.join("node"), None)?;
         node.run("ip", &["-batch", "-"], BRIDGE)?;
         let (pods, services) = (Vec::new(), Vec::new());
-        Ok(Self { executable: executable.into(), cgroup, pods, services, links: 0, api, node })
+        let nodes = nodes.iter().map(|name| (*name).to_owned()).collect();
+        Ok(Self { executable: executable.into(), cgroup, pods, services, links: 0, nodes, api, node })
     }
 
     /// Adds a pod and starts its process.
@@ -155,9 +175,11 @@ impl Lab {
     /// Makes a pod as kubelet does: it is in the API first, then it runs, and then its status says so.
     fn make(&mut self, number: usize, spec: PodSpec, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Pod> {
         let mut object = Value::Null;
+        let node = self.nodes[number % self.nodes.len()].clone();
+        let root = self.cgroup_of(&node);
         if let Some(api) = self.api.as_ref().filter(|_| !spec.external) {
             let mut pod_spec = cluster::pod_spec();
-            pod_spec["nodeName"] = NODE.into();
+            pod_spec["nodeName"] = node.into();
             pod_spec["hostNetwork"] = spec.host_network.into();
             if !spec.ports.is_null() {
                 pod_spec["containers"][0]["ports"] = spec.ports.clone();
@@ -166,11 +188,11 @@ impl Lab {
         }
         let cgroup = match spec.static_hash.as_deref().or(object["metadata"]["uid"].as_str()) {
             // As kubelet's systemd driver and containerd name them.
-            Some(uid) => self.cgroup.join(format!(
+            Some(uid) => root.join(format!(
                 "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{number:064x}.scope",
                 uid.replace('-', "_")
             )),
-            None => self.cgroup.join(format!("pod{number}")),
+            None => root.join(format!("pod{number}")),
         };
         let (cgroup, cgroup1) = match &object["metadata"]["uid"] {
             Value::String(uid) if spec.cgroup1 => {
@@ -404,6 +426,11 @@ impl Lab {
         &self.cgroup
     }
 
+    /// The cgroup that the pods of a node are in.
+    pub fn cgroup_of(&self, node: &str) -> PathBuf {
+        if self.nodes.len() > 1 { self.cgroup.join(format!("on-{node}")) } else { self.cgroup.clone() }
+    }
+
     /// The network namespace of the lab's node.
     pub fn node_netns(&self) -> PathBuf {
         self.node.netns()
@@ -480,7 +507,7 @@ pub fn own_executable() -> Result<PathBuf> {
 
 /// A hierarchy of cgroup v1, where there is one.
 const CGROUP1: &str = "/sys/fs/cgroup/pids";
-/// Name of the lab's only node.
+/// Name of the lab's node, or of its first.
 pub const NODE: &str = "lab";
 /// The node's addresses, on the bridge.
 pub const NODE_IPV4: &str = "10.244.0.1";

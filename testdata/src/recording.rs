@@ -17,7 +17,7 @@ use nix::{
 
 use crate::lab::Lab;
 
-/// A running `flowscribe-exporter`; dropped, it is killed.
+/// A running `flowscribe-exporter`, or another program that records; dropped, it is killed.
 pub struct Recording {
     child: Child,
     rest: Option<JoinHandle<String>>,
@@ -49,23 +49,38 @@ impl Recording {
         output: &Path,
         extra: &[S],
     ) -> Result<Self> {
-        let mut command = Command::new(executable);
-        command.arg("exporter").arg("--output").arg(output).arg("--kubernetes").env("KUBECONFIG", kubeconfig);
-        command.env("RUST_LOG", "info,kube_runtime::watcher=debug");
-        command.arg("--cgroup").arg(lab.cgroup()).arg("--host-netns").arg(lab.node_netns());
-        command.args(["--node", crate::lab::NODE, "--cluster", "lab"]).args(extra);
+        let mut command = Self::on_node(executable, lab, crate::lab::NODE, kubeconfig);
+        command.arg("--output").arg(output).args(extra);
         Self::spawn(command)
+    }
+
+    /// The exporter of a node of a lab that is in an API server; where it writes to is left to say.
+    pub fn on_node(executable: &Path, lab: &Lab, node: &str, kubeconfig: &Path) -> Command {
+        let mut command = Command::new(executable);
+        command.args(["exporter", "--kubernetes"]).env("KUBECONFIG", kubeconfig);
+        command.env("RUST_LOG", "info,kube_runtime::watcher=debug");
+        command.arg("--cgroup").arg(lab.cgroup_of(node)).arg("--host-netns").arg(lab.node_netns());
+        command.args(["--node", node, "--cluster", "lab"]);
+        command
     }
 
     /// Starts an exporter as given and waits until it records.
     ///
     /// # Errors
     /// It ends instead, and says why.
-    pub fn spawn(mut command: Command) -> Result<Self> {
-        let mut child = command.stderr(Stdio::piped()).spawn().context("start the exporter")?;
+    pub fn spawn(command: Command) -> Result<Self> {
+        Self::spawn_until(command, "recording, stop with Ctrl-C")
+    }
+
+    /// Starts a program as given and waits until it says something.
+    ///
+    /// # Errors
+    /// It ends instead, and says why.
+    pub fn spawn_until(mut command: Command, said: &str) -> Result<Self> {
+        let mut child = command.stderr(Stdio::piped()).spawn().context("start the program")?;
         let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
         let mut text = String::new();
-        while !text.contains("recording, stop with Ctrl-C") {
+        while !text.contains(said) {
             if log.read_line(&mut text)? == 0 {
                 child.wait()?;
                 bail!("{}", text.trim());
@@ -97,7 +112,7 @@ impl Recording {
         let status = self.child.wait()?;
         let log = self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default();
         if !status.success() {
-            bail!("the exporter ended with {status}: {log}");
+            bail!("it ended with {status}: {log}");
         }
         Ok(log)
     }

@@ -5,6 +5,8 @@
 
 mod demo;
 mod hard;
+mod installed;
+mod kubelet;
 mod outage;
 mod policies;
 mod shipping;
