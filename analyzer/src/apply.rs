@@ -55,7 +55,7 @@ pub(crate) enum ApplyError {
 /// # Errors
 /// They can't be read, are not valid, or would deny what was recorded: then nothing is changed.
 pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
-    let ApplyArgs { policies, input, learn, namespaces, dry_run, force_conflicts, no_own_node, rollback } = args;
+    let ApplyArgs { of, policies, input, learn, namespaces, dry_run, force_conflicts, no_own_node, rollback } = args;
     let Manifests { policies: wanted, problems, .. } = Manifests::read(policies)?;
     if let Some(problem) = problems.first() {
         return Err(ApplyError::Invalid(problem.clone()));
@@ -66,7 +66,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     if wanted.is_empty() {
         return Err(ApplyError::NoPolicies(policies.clone()));
     }
-    let client = cluster::connect().await?;
+    let client = of.connect().await?;
     let plan = Plan::new(wanted, cluster::policies(&client).await?, &namespaces);
     let learning = learn.learning(input)?;
     let question = async |tables: &Tables| Ok(tables.learned().await?);

@@ -7,11 +7,14 @@ mod writing;
 
 #[cfg(feature = "ballista")]
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub(crate) use cluster::{ApplyArgs, MonitorArgs, RegenerateArgs};
+pub(crate) use cluster::{ApplyArgs, ClusterArgs, MonitorArgs, RegenerateArgs};
 pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
 pub(crate) use writing::{CompactArgs, ImportArgs, InventoryArgs, PruneArgs, ReceiveArgs};
 
@@ -23,6 +26,22 @@ use crate::backtest::Split;
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Args {
+    /// Parses a command line, by the name that the program was called by: kubectl runs it as one of its own commands.
+    ///
+    /// # Errors
+    /// It is wrong, or help was asked for.
+    pub(crate) fn parse_named(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let name = arguments.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+        let command = match name == "kubectl-flowscribe" {
+            true => Self::command().bin_name("kubectl flowscribe"),
+            false => Self::command(),
+        };
+        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -132,9 +151,12 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "FILE|DIR", required_unless_present = "cluster", conflicts_with = "cluster")]
     pub(crate) policies: Option<PathBuf>,
 
-    /// Verify the policies that are in the cluster: that of KUBECONFIG, or of the pod that this runs in.
+    /// Verify the policies that are in the cluster.
     #[arg(long)]
     pub(crate) cluster: bool,
+
+    #[command(flatten)]
+    pub(crate) of: ClusterArgs,
 
     /// Judge what a pod's own node sends to it as any other traffic: for network plugins that do not let it always pass.
     #[arg(long)]

@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort, NetworkPolicySpec};
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
 };
 use schemas::kubernetes::reason;
@@ -20,8 +20,9 @@ use crate::policy::{MANAGED_BY, MANAGER};
 /// Why a cluster's policies can't be told.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
-    #[error("cannot find the cluster: set KUBECONFIG, or run in a pod")]
-    Config(#[from] kube::config::InferConfigError),
+    /// With the reason, as its source would say it again.
+    #[error("cannot find the cluster: set KUBECONFIG, name one with --kubeconfig, or run in a pod ({0})")]
+    NoConfig(String),
     #[error("cannot use the configuration of the cluster")]
     Client(#[source] kube::Error),
     #[error("cannot list NetworkPolicies: {0}; who asks needs the verb list on networkpolicies of networking.k8s.io")]
@@ -30,14 +31,6 @@ pub(crate) enum ClusterError {
 
 /// Namespace and name of a policy.
 pub(crate) type Name = (Arc<str>, Arc<str>);
-
-/// The cluster of `KUBECONFIG`, or of the pod that this runs in.
-///
-/// # Errors
-/// There is none.
-pub(crate) async fn connect() -> Result<Client, ClusterError> {
-    Client::try_from(Config::infer().await?).map_err(ClusterError::Client)
-}
 
 /// All policies of a cluster.
 ///

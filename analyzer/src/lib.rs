@@ -57,7 +57,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
@@ -69,7 +68,7 @@ use regenerate::Ended;
 /// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted; commands
 /// that compare say in their help what 0 and 1 mean.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(arguments) {
+    let args = match Args::parse_named(arguments) {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();

@@ -21,7 +21,7 @@ use std::{
 };
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
-use kube::{Client, Config};
+use kube::Client;
 use schemas::live;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -32,6 +32,7 @@ use tokio::{
 
 use crate::{
     args::MonitorArgs,
+    cluster::ClusterError,
     inventory::{self, InventoryError},
     receive::journal::{Journal, JournalConfig, JournalError},
 };
@@ -42,10 +43,8 @@ use token::{Token, TokenError};
 /// Why nothing is recorded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MonitorError {
-    #[error("cannot find the cluster: set KUBECONFIG, or name agents with --agent-url")]
-    Config(#[from] kube::config::InferConfigError),
-    #[error("cannot use the configuration of the cluster")]
-    Client(#[source] kube::Error),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("cannot list the agents' pods in namespace {namespace}: {reason}; Role flowscribe-monitor there allows it")]
@@ -96,9 +95,13 @@ struct Monitor {
 /// There are no agents, they refuse, or the directory can't be written to.
 pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
     super::log_to_stderr();
-    let config = if args.agent_url.is_empty() { Some(Config::infer().await?) } else { Config::infer().await.ok() };
-    let client = config.clone().map(Client::try_from).transpose().map_err(MonitorError::Client)?;
+    let config = args.of.config().await;
+    // Agents that are named need no cluster.
+    let config = if args.agent_url.is_empty() { Some(config?) } else { config.ok() };
+    let client = config.clone().map(Client::try_from).transpose().map_err(ClusterError::Client)?;
     let token = Token::new(args, config, client.clone());
+    // Before anything is asked or written: whoever has none is refused by all.
+    token.header().await?;
     let discovery = Discovery::new(args, client.clone())?;
     let journal = Journal::open(JournalConfig {
         folder: args.output.join(JOURNAL),
@@ -172,8 +175,8 @@ async fn record(
             _ = look.tick(), if is_recording => {
                 let found = discovery.look(monitor).await?;
                 if agents.is_empty() && !found.is_empty() {
-                    let (agents, output) = (found.len(), args.output.display());
-                    monitor.say(&format!("recording what {agents} agents see into {output}, stop with Ctrl-C"));
+                    let (agents, output) = (agents_in_words(found.len()), args.output.display());
+                    monitor.say(&format!("recording from {agents} into {output}, stop with Ctrl-C"));
                 }
                 let _ = listed.send(found.iter().map(Place::key).collect());
                 for place in found {
@@ -243,7 +246,7 @@ fn status(
     } else {
         format!("finishing, {} s", until.saturating_duration_since(Instant::now()).as_secs())
     };
-    format!("{listening} of {} agents, {} flows{lost}, {time}", agents.len(), HumanCount(rows))
+    format!("{listening} of {}, {} flows{lost}, {time}", agents_in_words(agents.len()), HumanCount(rows))
 }
 
 /// Says what the recording came to, and what is missing of it.
@@ -257,7 +260,8 @@ fn conclude(args: &MonitorArgs, agents: &BTreeMap<String, (Place, Arc<Tally>)>) 
             eprintln!("{place}: the end of what it saw is missing");
         }
         if streams > 1 {
-            eprintln!("{place} was away {} times: the report tells from when to when", streams - 1);
+            let times = if streams == 2 { "once".into() } else { format!("{} times", streams - 1) };
+            eprintln!("{place} was away {times}: the report tells from when to when");
         }
         if tally.lost() > 0 {
             eprintln!("{place}: {} ends of connections are lost", HumanCount(tally.lost()));
@@ -268,9 +272,13 @@ fn conclude(args: &MonitorArgs, agents: &BTreeMap<String, (Place, Arc<Tally>)>) 
         return Err(MonitorError::Silent);
     }
     let output = args.output.display();
-    eprintln!("{} flows of {heard} agents are in {output}", HumanCount(rows));
+    eprintln!("{} flows of {} are in {output}", HumanCount(rows), agents_in_words(heard));
     eprintln!("their policies: flowscribe report --input {output} > network-policy.yaml");
     Ok(())
+}
+
+fn agents_in_words(count: usize) -> String {
+    format!("{count} agent{}", if count == 1 { "" } else { "s" })
 }
 
 /// Where the journal is, in the directory of a capture.

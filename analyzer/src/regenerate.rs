@@ -96,7 +96,7 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
 /// Runs while holding the lease, if one is asked for.
 async fn alone(args: &RegenerateArgs, metrics: &mut Metrics) -> Result<Ended, RegenerateError> {
     let needs_cluster = args.cluster || args.apply || args.events || args.config_map.is_some() || args.lease.is_some();
-    let client = if needs_cluster { Some(cluster::connect().await?) } else { None };
+    let client = if needs_cluster { Some(args.of.connect().await?) } else { None };
     let (Some(name), Some(of)) = (&args.lease, &client) else {
         return regenerate(args, client.as_ref(), metrics).await;
     };

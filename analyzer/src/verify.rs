@@ -41,7 +41,7 @@ pub(crate) enum VerifyError {
 /// # Errors
 /// The policies or the capture can't be read.
 pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
-    let VerifyArgs { input, learn, policies, cluster: _, no_own_node, strict, format, output } = args;
+    let VerifyArgs { input, learn, policies, cluster: _, of, no_own_node, strict, format, output } = args;
     let (policies, mut problems) = match policies {
         Some(path) => {
             let Manifests { policies, problems, .. } = Manifests::read(path)?;
@@ -50,7 +50,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
             }
             (policies, problems)
         }
-        None => (cluster::policies(&cluster::connect().await?).await?, Vec::new()),
+        None => (cluster::policies(&of.connect().await?).await?, Vec::new()),
     };
     let learning = learn.learning(input)?;
     let question = async |tables: &Tables| Ok(tables.learned().await?);

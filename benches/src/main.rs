@@ -5,6 +5,7 @@
 mod agent;
 mod cluster;
 mod edges;
+mod live;
 mod load;
 mod policies;
 mod report;
@@ -82,6 +83,18 @@ enum Command {
         #[arg(long, default_value_t = 16)]
         agents: usize,
     },
+    /// Have agents stream to one monitor, and then send to one receiver, at a rate, and watch memory and loss.
+    Live {
+        /// Agents.
+        #[arg(long, default_value_t = 50)]
+        agents: usize,
+        /// Rows of flows per second of each.
+        #[arg(long, default_value_t = 2000)]
+        per_second: usize,
+        /// For so long.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+    },
     /// Write 30 days of flows, compact them on the way, and report from the rollups.
     Weeks {
         /// Rows of flows, about.
@@ -108,6 +121,7 @@ fn main() -> ExitCode {
         Command::Edges { rows, runs, keep } => edges::run(&rows, runs, keep.as_deref()),
         Command::Policies { workloads, runs } => policies::run(workloads, runs),
         Command::Weeks { rows, every_hours, keep } => weeks::run(rows, every_hours, keep.as_deref()),
+        Command::Live { agents, per_second, seconds } => live::run(agents, per_second, seconds),
         Command::Ship { rows, agents } => ship::run(rows, agents),
         Command::Cluster { pods, services } => cluster::run(pods, services),
         Command::Report { pairs, only } => report::run(pairs, &only),

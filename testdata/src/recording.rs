@@ -252,8 +252,18 @@ impl Monitor {
     /// # Errors
     /// It ends instead, and says why.
     pub fn start<S: AsRef<OsStr>>(executable: &Path, output: &Path, extra: &[S]) -> Result<Self> {
+        let often = ["--roll-interval", "1s"].map(OsStr::new);
+        let extra: Vec<&OsStr> = often.into_iter().chain(extra.iter().map(AsRef::as_ref)).collect();
+        Self::at_its_pace(executable, output, &extra)
+    }
+
+    /// As [`Self::start`], with files as often as is said.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn at_its_pace<S: AsRef<OsStr>>(executable: &Path, output: &Path, extra: &[S]) -> Result<Self> {
         let mut command = Command::new(executable);
-        command.args(["flowscribe", "monitor", "--roll-interval", "1s", "--output"]).arg(output).args(extra);
+        command.args(["flowscribe", "monitor", "--output"]).arg(output).args(extra);
         Self::spawn(command)
     }
 

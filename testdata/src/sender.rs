@@ -65,6 +65,12 @@ impl Sender {
 
     /// Sends the account of all flows so far.
     pub fn tell_health(&mut self, time: TimestampMs, clean_shutdown: bool) {
+        let body = Bytes::from(self.health_request(time, clean_shutdown));
+        self.outbox.put(Parcel { dataset: HealthRecord::DATASET, rows: 1, ends: 0, body });
+    }
+
+    /// Encodes the account of all flows so far.
+    pub fn health_request(&mut self, time: TimestampMs, clean_shutdown: bool) -> Vec<u8> {
         let mut encoder = Encoder::new(Vec::new(), VERSION);
         let Origin { cluster, node, run_id } = self.origin.clone();
         let row = HealthRecord {
@@ -79,8 +85,7 @@ impl Sender {
         };
         self.health += 1;
         encoder.push(&row, time);
-        let body = Bytes::from(encoder.finish().unwrap_or_default());
-        self.outbox.put(Parcel { dataset: HealthRecord::DATASET, rows: 1, ends: 0, body });
+        encoder.finish().unwrap_or_default()
     }
 
     /// Encodes the next flows.

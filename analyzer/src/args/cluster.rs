@@ -3,11 +3,58 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, builder::FalseyValueParser};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 
 use super::{InputArgs, LearnArgs, PolicyArgs};
+use crate::cluster::ClusterError;
+
+/// Which cluster.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct ClusterArgs {
+    /// File that tells of clusters; that of KUBECONFIG, ~/.kube/config, or the service account of the pod by default.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// Context of it; the current one by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+}
+
+impl ClusterArgs {
+    /// How that cluster is reached.
+    ///
+    /// # Errors
+    /// There is none, or no such context.
+    pub(crate) async fn config(&self) -> Result<Config, ClusterError> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let config = match &self.kubeconfig {
+            None if options.context.is_none() => Config::infer().await.map_err(|error| error.to_string()),
+            None => Config::from_kubeconfig(&options).await.map_err(|error| error.to_string()),
+            Some(path) => match Kubeconfig::read_from(path) {
+                Ok(read) => Config::from_custom_kubeconfig(read, &options).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            },
+        };
+        config.map_err(ClusterError::NoConfig)
+    }
+
+    /// A client of it.
+    ///
+    /// # Errors
+    /// As [`Self::config`], or the configuration can't be used.
+    pub(crate) async fn connect(&self) -> Result<Client, ClusterError> {
+        Client::try_from(self.config().await?).map_err(ClusterError::Client)
+    }
+}
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    pub(crate) of: ClusterArgs,
+
     /// File of policies, or directory of such files.
     #[arg(long, value_name = "FILE|DIR")]
     pub(crate) policies: PathBuf,
@@ -43,6 +90,9 @@ pub(crate) struct ApplyArgs {
 #[derive(Debug, ClapArgs)]
 #[group(id = "place", args = ["output", "config_map", "git"], required = true, multiple = false)]
 pub(crate) struct RegenerateArgs {
+    #[command(flatten)]
+    pub(crate) of: ClusterArgs,
+
     #[command(flatten)]
     pub(crate) input: InputArgs,
 
@@ -111,6 +161,9 @@ pub(crate) struct RegenerateArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MonitorArgs {
+    #[command(flatten)]
+    pub(crate) of: ClusterArgs,
+
     /// Namespaces to record: those whose pods you may get; all by default.
     #[arg(long, short = 'n', env = "FLOWSCRIBE_NAMESPACES", value_name = "NAME,…", value_delimiter = ',')]
     pub(crate) namespaces: Vec<String>,

@@ -80,11 +80,11 @@ fn a_monitor_records_what_the_agent_does() {
     lab.dial(client, (lab.ipv4(server), 7001), 5, Exchange::new(3, 5)).expect("the server answers");
     // Within the window that Ctrl-C finishes.
     let (said, is_well) = monitor.stop(1).expect("it runs");
-    assert!(is_well && said.contains("flows of 1 agents are in"), "{said}");
+    assert!(is_well && said.contains("flows of 1 agent are in"), "{said}");
     assert!(said.contains(&format!("the agent at {nobody} never answered")), "{said}");
     assert!(said.contains(&format!("the agent at {nobody} is away, trying again")), "{said}");
     let (said, is_well) = limited.stop(1).expect("it runs");
-    assert!(is_well && said.contains("0 flows of 1 agents"), "{said}");
+    assert!(is_well && said.contains("0 flows of 1 agent"), "{said}");
     recording.stop().expect("the exporter ends well");
 
     for name in ["agent", "monitor", "limited"] {
@@ -144,7 +144,7 @@ fn what_is_missing_of_a_recording_is_told() {
     let (said, is_well) = watching.stop(2).expect("it runs");
     assert!(is_well, "{said}");
     assert!(said.contains("is away, trying again") && said.contains("is there again"), "{said}");
-    assert!(said.contains("was away 1 times"), "{said}");
+    assert!(said.contains("was away once"), "{said}");
     let (withheld, _) = report(&at("capture"), &[]);
     assert_eq!(withheld, "", "too much was not watched");
     let (policies, told) = report(&at("capture"), &["--min-coverage", "0"]);
