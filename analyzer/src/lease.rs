@@ -46,6 +46,11 @@ impl Lease {
         }
     }
 
+    /// Why it can't be told who holds it; `None` if that is known.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.last_problem.as_deref()
+    }
+
     /// Renews it for as long as that works; completes when it is lost, before another one may take it.
     pub(crate) fn keep(&self) -> impl Future<Output = ()> + use<> {
         let mut lease = Self {

@@ -117,7 +117,9 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
         .with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
     let query = live::query(args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()));
     let monitor = Arc::new(Monitor { journal, token, query, phase, there, cluster, line });
-    let inventory = client.filter(|_| !args.no_inventory).map(|client| {
+    // Who names agents by address may mean others than those of the cluster that is configured.
+    let is_of_cluster = args.agent_url.is_empty() || args.of.is_named();
+    let inventory = client.filter(|_| is_of_cluster && !args.no_inventory).map(|client| {
         let over = phases.subscribe();
         tokio::spawn(record_inventory(args.output.clone(), client, named, over))
     });

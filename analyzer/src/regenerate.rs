@@ -60,6 +60,8 @@ pub(crate) enum RegenerateError {
     NotApplied,
     #[error("no capture in {0}, the last set stays: does anything record into it?")]
     NoCapture(String),
+    #[error("cannot hold the lease {0}, as told above")]
+    NoLease(String),
     #[error("the lease {0} was lost while this ran: another run has taken over")]
     LeaseLost(String),
     #[error(transparent)]
@@ -104,6 +106,9 @@ async fn alone(args: &RegenerateArgs, metrics: &mut Metrics) -> Result<Ended, Re
     let mut lease = Lease::new(of.clone(), name, args.lease_namespace.as_deref(), &identity);
     // That of a run that was killed is there for a while.
     if timeout(EXPIRY, lease.acquire()).await.is_err() {
+        if lease.problem().is_some() {
+            return Err(RegenerateError::NoLease(lease.to_string()));
+        }
         eprintln!("another run holds the lease {lease}: nothing is done");
         return Ok(Ended::Busy);
     }

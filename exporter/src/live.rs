@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     future::pending,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,7 +23,7 @@ use axum::{
 use futures::{TryStreamExt, stream};
 use schemas::{
     capture::Origin,
-    kubernetes::Access,
+    kubernetes::{Access, AccessError, UserInfo},
     listen::{self, Guard, Limits, ListenError, Security},
     live,
     table::TimestampMs,
@@ -102,10 +102,11 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
     let (head, mut body) = request.into_parts();
     let namespaces = live::namespaces(head.uri.query().unwrap_or_default());
     let namespaces: Option<BTreeSet<Arc<str>>> = namespaces.map(|names| names.into_iter().map(Arc::from).collect());
-    let scope = match server.admit(&head.headers, namespaces.as_ref()).await {
-        Ok(is_whole) => Scope { namespaces: namespaces.clone(), has_whole_inventory: is_whole },
+    let user = match server.admit(&head.headers, namespaces.as_ref()).await {
+        Ok(user) => user,
         Err((code, reason)) => return (code, format!("{reason}\n")).into_response(),
     };
+    let scope = Scope { namespaces: namespaces.clone(), has_whole_inventory: user.is_none() };
     let line = Arc::new(Line::default());
     let origin = match Origin::new(&server.cluster, &server.node) {
         Ok(origin) => origin,
@@ -123,20 +124,9 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
         while let Ok(Some(_)) = pieces.try_next().await {}
         asked.is_finishing.store(true, Ordering::Relaxed);
     });
-    let (weak, cut) = (Arc::downgrade(&line), Arc::clone(&server));
-    tokio::spawn(async move {
-        loop {
-            sleep(ASK_AGAIN).await;
-            let Some(line) = weak.upgrade() else { return };
-            if let Err((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, reason)) =
-                cut.admit(&head.headers, namespaces.as_ref()).await
-            {
-                tracing::info!(reason, "a recording is cut off");
-                line.is_cut.store(true, Ordering::Relaxed);
-                return;
-            }
-        }
-    });
+    if let Some(user) = user {
+        tokio::spawn(watch_rights(Arc::clone(&server), user, namespaces, Arc::downgrade(&line)));
+    }
     let stream = stream::poll_fn(move |context| {
         frames.poll_recv(context).map(|frame| {
             frame.map(|frame| {
@@ -150,16 +140,32 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
     (headers, Body::from_stream(stream)).into_response()
 }
 
+/// Cuts a client off once its rights are taken away. Its token may run out meanwhile: who it is was told.
+async fn watch_rights(server: Arc<Server>, user: UserInfo, namespaces: Option<BTreeSet<Arc<str>>>, line: Weak<Line>) {
+    loop {
+        sleep(ASK_AGAIN).await;
+        let Some(line) = line.upgrade() else { return };
+        if let Err((StatusCode::FORBIDDEN, reason)) = server.allow(&user, namespaces.as_ref()).await {
+            tracing::info!(reason, "a recording is cut off");
+            line.is_cut.store(true, Ordering::Relaxed);
+            return;
+        }
+    }
+}
+
 impl Server {
-    /// Whether who asks may listen, and if so whether to all of the inventory, even of other namespaces.
-    async fn admit(&self, headers: &HeaderMap, namespaces: Option<&BTreeSet<Arc<str>>>) -> Result<bool, Refusal> {
+    /// Who asks, if that one may listen; without a cluster, nobody in particular who has the token.
+    async fn admit(
+        &self,
+        headers: &HeaderMap,
+        namespaces: Option<&BTreeSet<Arc<str>>>,
+    ) -> Result<Option<UserInfo>, Refusal> {
         let Admission::Cluster(access) = &self.admission else {
             let no_token = || (StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong".to_owned());
-            return if self.guard.admits(headers) { Ok(true) } else { Err(no_token()) };
+            return if self.guard.admits(headers) { Ok(None) } else { Err(no_token()) };
         };
         let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = sent.and_then(|value| value.strip_prefix("Bearer "));
-        let unanswered = |error: schemas::kubernetes::AccessError| (StatusCode::BAD_GATEWAY, error.to_string());
         let user = match token {
             Some(token) => access.user(token, live::AUDIENCE).await.map_err(unanswered)?,
             None => None,
@@ -167,19 +173,30 @@ impl Server {
         let nobody =
             || (StatusCode::UNAUTHORIZED, "the bearer token is missing, or not one of this cluster".to_owned());
         let user = user.ok_or_else(nobody)?;
+        self.allow(&user, namespaces).await?;
+        Ok(Some(user))
+    }
+
+    /// Whether a user may get the pods of namespaces, and so listen.
+    async fn allow(&self, user: &UserInfo, namespaces: Option<&BTreeSet<Arc<str>>>) -> Result<(), Refusal> {
+        let Admission::Cluster(access) = &self.admission else { return Ok(()) };
         let asked: Vec<Option<&str>> = match namespaces {
             None => vec![None],
             Some(names) => names.iter().map(|name| Some(&**name)).collect(),
         };
         for namespace in asked {
-            if !access.may_get_pods(&user, namespace).await.map_err(unanswered)? {
+            if !access.may_get_pods(user, namespace).await.map_err(unanswered)? {
                 let name = user.username.as_deref().unwrap_or("this user");
                 let of = namespace.map_or("of all namespaces".to_owned(), |name| format!("of namespace {name}"));
                 return Err((StatusCode::FORBIDDEN, format!("{name} may not get the pods {of}, nor record them")));
             }
         }
-        Ok(false)
+        Ok(())
     }
+}
+
+fn unanswered(error: AccessError) -> Refusal {
+    (StatusCode::BAD_GATEWAY, error.to_string())
 }
 
 /// Connections at once: clients, and those that are refused.

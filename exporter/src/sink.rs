@@ -181,6 +181,14 @@ impl Sinks {
 
     /// Makes everything durable and ends; whether it is.
     pub(crate) fn end(&mut self, now: TimestampMs) -> bool {
+        for handle in self.handles.iter_mut().filter(|handle| handle.is_live) {
+            let (sender, answer) = sync_channel(1);
+            handle.batch.push(Order::End(sender));
+            // It waits for nobody, so that this does not take long.
+            handle.patience = None;
+            handle.send(now);
+            let _ = answer.recv_timeout(ANSWER_TIMEOUT);
+        }
         self.ask(Order::End, now)
     }
 
@@ -204,9 +212,10 @@ impl Sinks {
         }
     }
 
+    /// Those who listen keep nothing: they are not asked, but for the end, which they are told of before others are.
     fn ask(&mut self, question: fn(SyncSender<bool>) -> Order, now: TimestampMs) -> bool {
         let mut answers = Vec::new();
-        for handle in &mut self.handles {
+        for handle in self.handles.iter_mut().filter(|handle| !handle.is_live) {
             let (sender, answer) = sync_channel(1);
             handle.batch.push(question(sender));
             handle.send(now);

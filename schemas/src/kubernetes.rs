@@ -18,7 +18,7 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 
-pub use access::{Access, AccessError};
+pub use access::{Access, AccessError, UserInfo};
 pub use object::{ALLOWED_ANNOTATIONS, Object, Texts, record};
 pub use trouble::{News, Trouble, Troubles};
 pub use watch::{Start, watch};

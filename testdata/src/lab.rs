@@ -431,6 +431,16 @@ impl Lab {
         if self.nodes.len() > 1 { self.cgroup.join(format!("on-{node}")) } else { self.cgroup.clone() }
     }
 
+    /// The cgroup that a pod is in.
+    pub fn cgroup_of_pod(&self, pod: PodId) -> &Path {
+        &self.pods[pod.0].cgroup
+    }
+
+    /// The network namespace of a pod.
+    pub fn netns(&self, pod: PodId) -> PathBuf {
+        self.pods[pod.0].process.netns()
+    }
+
     /// The network namespace of the lab's node.
     pub fn node_netns(&self) -> PathBuf {
         self.node.netns()

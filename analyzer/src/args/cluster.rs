@@ -24,6 +24,11 @@ pub(crate) struct ClusterArgs {
 }
 
 impl ClusterArgs {
+    /// Whether one was named.
+    pub(crate) const fn is_named(&self) -> bool {
+        self.kubeconfig.is_some() || self.context.is_some()
+    }
+
     /// How that cluster is reached.
     ///
     /// # Errors
@@ -189,7 +194,8 @@ pub(crate) struct MonitorArgs {
     #[arg(long, env = "FLOWSCRIBE_AGENT_PORT", value_name = "PORT", default_value_t = schemas::live::PORT)]
     pub(crate) agent_port: u16,
 
-    /// Ask this agent, such as http://127.0.0.1:9465, instead of those of a cluster by port-forward; may be repeated.
+    /// Ask this agent, such as http://127.0.0.1:9465, instead of those of a cluster by port-forward; may be repeated. Who is
+    /// who in a cluster is recorded then only with --context or --kubeconfig.
     #[arg(long, env = "FLOWSCRIBE_AGENT_URL", value_name = "URL,…", value_delimiter = ',')]
     pub(crate) agent_url: Vec<String>,
 

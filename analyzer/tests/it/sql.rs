@@ -1,6 +1,6 @@
 //! `flowscribe sql`: formats, and what is wrong with a query.
 
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
 use crate::support::{Capture, flowscribe, web_and_db};
 
@@ -39,7 +39,14 @@ fn results_are_printed_as_table_csv_and_json() {
 fn every_table_has_the_columns_that_the_help_explains() {
     let output = flowscribe(&["sql", "--tables"]);
     let help = String::from_utf8(output.stdout).expect("text");
-    insta::assert_snapshot!("tables", help);
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("TABLES.md");
+    let text =
+        format!("# Tables and functions of SQL\n\nWhat `flowscribe sql --tables` prints.\n\n```text\n{help}```\n");
+    if std::env::var_os("UPDATE_README").is_some() {
+        fs::write(&reference, &text).expect("written");
+    }
+    let committed = fs::read_to_string(reference).expect("it is there");
+    assert!(committed == text, "UPDATE_README=1 cargo test -p analyzer --test it sql");
     let tables =
         ["flows", "inventory", "health", "edges", "communications", "communication_sets", "workloads", "coverage"];
     let explained = |table: &str| {

@@ -1,7 +1,8 @@
 //! Who somebody is, and what they may do, as the API server tells: for those who serve what is of a namespace.
 
+pub use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    authentication::v1::{TokenReview, TokenReviewSpec},
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, Client, api::PostParams};

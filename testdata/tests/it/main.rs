@@ -13,6 +13,7 @@ mod kill;
 mod live;
 mod loss;
 mod months;
+mod own;
 mod plan;
 mod receive;
 mod support;
