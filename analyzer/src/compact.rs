@@ -35,6 +35,7 @@ use crate::{
     args::{CompactArgs, PruneArgs},
     edge::Flows,
     opening,
+    receive::journal::{Journal, JournalError},
     remote::{self, RemoteError},
 };
 
@@ -63,6 +64,8 @@ pub(crate) enum CompactError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Write(#[from] CaptureError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error("cannot compact the capture")]
     System(#[from] io::Error),
 }
@@ -98,6 +101,7 @@ pub(crate) async fn run(args: &CompactArgs) -> Result<(), CompactError> {
     let until = hours_before(*settle);
     let mut tally = Tally::default();
     place.tidy()?;
+    place.finish_journal().await?;
     for (cluster, listing) in place.clusters()? {
         place.sum_up(&cluster, listing, *clock_skew_ms, until, &mut tally).await?;
     }
@@ -202,6 +206,16 @@ impl Place {
         let (root, objects) = remote::mirror(&store, input, &root).await?;
         let modified = objects.into_iter().map(|object| (root.join(&object.name), object.modified)).collect();
         Ok(Self { root, store: Some(store), modified, _lock: None, _fetched: fetched })
+    }
+
+    /// Makes files of what somebody received who was killed; who still receives does so himself.
+    async fn finish_journal(&self) -> Result<(), CompactError> {
+        let listing = capture::list(std::slice::from_ref(&self.root))?;
+        if self.store.is_none() && listing.problems.iter().any(|problem| problem.kind == ProblemKind::Received) {
+            let root = self.root.clone();
+            tokio::task::spawn_blocking(move || Journal::finish_left(&root)).await.map_err(io::Error::other)??;
+        }
+        Ok(())
     }
 
     /// Removes what a compaction that was killed left unfinished.

@@ -22,7 +22,7 @@ use std::{
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use kube::Client;
-use schemas::live;
+use schemas::{capture::JOURNAL, live};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -165,6 +165,8 @@ async fn record(
 ) -> Result<BTreeMap<String, (Place, Arc<Tally>)>, MonitorError> {
     let catch = |kind| signal(kind).map_err(MonitorError::Signal);
     let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+    // Nobody is there any more to press Ctrl-C.
+    let mut hangup = catch(SignalKind::hangup())?;
     let began = Instant::now();
     let mut until = began + args.duration.unwrap_or(FOREVER);
     let mut agents: BTreeMap<String, (Place, Arc<Tally>)> = BTreeMap::new();
@@ -202,6 +204,7 @@ async fn record(
             }
             _ = interrupt.recv() => true,
             _ = terminate.recv() => true,
+            _ = hangup.recv() => true,
             () = sleep_until(until) => true,
         };
         if is_told && is_recording {
@@ -283,8 +286,6 @@ fn agents_in_words(count: usize) -> String {
     format!("{count} agent{}", if count == 1 { "" } else { "s" })
 }
 
-/// Where the journal is, in the directory of a capture.
-const JOURNAL: &str = ".journal";
 /// What may be received and not be in files yet.
 const JOURNAL_BYTES: u64 = 4 << 30;
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);

@@ -15,6 +15,7 @@ pub(crate) mod server;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use schemas::{
+    capture::JOURNAL,
     listen::{self, Limits, ListenError, Security},
     ship::{
         Outbox, SpoolError, Target,
@@ -137,8 +138,6 @@ fn places(args: &ReceiveArgs) -> Result<(PathBuf, PathBuf, Option<Outbox>), Rece
     Ok((folder, args.spool.join("journal"), Some(outbox)))
 }
 
-/// Where the journal is, in the directory of a capture.
-const JOURNAL: &str = ".journal";
 /// Requests at once on a connection.
 const STREAMS: u32 = 32;
 /// How long the end waits for an object store.

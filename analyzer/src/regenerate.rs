@@ -89,10 +89,20 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
     let began = SystemTime::now();
     let mut metrics = Metrics::new(began);
     let ended = alone(args, &mut metrics).await;
-    if !matches!(ended, Ok(Ended::Busy)) {
-        metrics.tell(ended.is_ok(), args.metrics_file.as_deref(), args.push_gateway.as_deref()).await?;
+    if matches!(ended, Ok(Ended::Busy)) {
+        return ended;
     }
-    ended
+    let told = metrics.tell(ended.is_ok(), args.metrics_file.as_deref(), args.push_gateway.as_deref()).await;
+    match (ended, told) {
+        (Ok(ended), told) => Ok(told.map(|()| ended)?),
+        (Err(error), told) => {
+            // What failed first is what the run ends with.
+            if let Err(untold) = told {
+                eprintln!("{:#}", anyhow::Error::new(untold));
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Runs while holding the lease, if one is asked for.

@@ -112,9 +112,7 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
         Ok(origin) => origin,
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     };
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = TimestampMs(since.as_millis() as i64);
-    let Some(mut frames) = server.hub.join(origin, scope, Arc::clone(&line), now) else {
+    let Some(mut frames) = server.hub.join(origin, scope, Arc::clone(&line), now()) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many record from this agent at once\n").into_response();
     };
     // The end of the request asks for the end of the answer.
@@ -122,7 +120,7 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
     tokio::spawn(async move {
         let mut pieces = std::mem::take(&mut body).into_data_stream();
         while let Ok(Some(_)) = pieces.try_next().await {}
-        asked.is_finishing.store(true, Ordering::Relaxed);
+        asked.finish_at_ms.store(now().0, Ordering::Relaxed);
     });
     if let Some(user) = user {
         tokio::spawn(watch_rights(Arc::clone(&server), user, namespaces, Arc::downgrade(&line)));
@@ -193,6 +191,10 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn now() -> TimestampMs {
+    TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64)
 }
 
 fn unanswered(error: AccessError) -> Refusal {

@@ -19,8 +19,8 @@ pub use crate::table::Origin;
 pub use merge::{MergeError, merge, partition, write_forgotten, write_rollup};
 pub use pages::Pages;
 pub use reader::{
-    CaptureFile, Listing, Problem, ProblemKind, columns, list, list_known, read, read_columns, read_where, set_apart,
-    verify,
+    CaptureFile, JOURNAL, JOURNAL_LOCK, Listing, Problem, ProblemKind, SEGMENT, columns, list, list_known, read,
+    read_columns, read_where, set_apart, verify,
 };
 pub use runs::{RunRows, Runs, Seqs};
 pub use writer::{CaptureError, DatasetWriter, Roll};

@@ -20,7 +20,7 @@ use std::{
 };
 
 use schemas::{
-    capture::{CaptureError, Origin},
+    capture::{CaptureError, JOURNAL, JOURNAL_LOCK, Origin, SEGMENT},
     otlp::{Decoded, Decoder, Malformed},
     ship::Outbox,
     table::TimestampMs,
@@ -134,11 +134,17 @@ impl Journal {
     pub(crate) fn open(config: JournalConfig) -> Result<Self, JournalError> {
         let io_error = |source| JournalError::Io { path: config.folder.clone(), source };
         fs::create_dir_all(&config.folder).map_err(io_error)?;
-        let lock = File::create(config.folder.join("lock")).map_err(io_error)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => JournalError::InUse { path: config.folder.clone() },
-            TryLockError::Error(error) => io_error(error),
-        })?;
+        let lock = File::create(config.folder.join(JOURNAL_LOCK)).map_err(io_error)?;
+        let mut attempts = 0;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                // A reader may look for a moment whether anybody holds it.
+                TryLockError::WouldBlock if attempts < LOCK_ATTEMPTS => attempts += 1,
+                TryLockError::WouldBlock => return Err(JournalError::InUse { path: config.folder.clone() }),
+                TryLockError::Error(error) => return Err(io_error(error)),
+            }
+            thread::sleep(LOCK_PAUSE);
+        }
         let bytes = Arc::new(AtomicU64::new(0));
         let (close, closed) = channel();
         let mut left = segments(&config.folder).map_err(io_error)?;
@@ -178,6 +184,21 @@ impl Journal {
             TrySendError::Disconnected(_) => gone(),
         })?;
         kept.await.map_err(|_| gone())?.map_err(NotKept::Failed)
+    }
+
+    /// Makes files of what a process that was killed left in the journal of a directory, if there is any.
+    ///
+    /// # Errors
+    /// Somebody receives into it, or the directory can't be used.
+    pub(crate) fn finish_left(root: &Path) -> Result<(), JournalError> {
+        let config = JournalConfig {
+            folder: root.join(JOURNAL),
+            root: root.into(),
+            outbox: None,
+            roll_interval: Duration::MAX,
+            max_bytes: 0,
+        };
+        Self::open(config).map(Self::end)
     }
 
     /// Makes files of everything. What can't become one stays, for the next process.
@@ -472,7 +493,8 @@ fn segments(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     Ok(found)
 }
 
-const SEGMENT: &str = "segment";
+const LOCK_ATTEMPTS: usize = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const HEAD_BYTES: usize = 9;
 const ZSTD: u8 = 1;
 const GZIP: u8 = 2;

@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
 };
 
@@ -41,14 +41,21 @@ pub(crate) struct Scope {
 }
 
 /// What a client's sides share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Line {
     /// Bytes of frames that the client has not taken yet.
     pub(crate) waiting_bytes: AtomicUsize,
-    /// The client wants no more than what is under way.
-    pub(crate) is_finishing: AtomicBool,
+    /// The client wants no more than the windows that had begun by then, in milliseconds since the Unix epoch.
+    pub(crate) finish_at_ms: AtomicI64,
     /// The client may not have more.
     pub(crate) is_cut: AtomicBool,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        let (waiting_bytes, is_cut) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { waiting_bytes, finish_at_ms: AtomicI64::new(i64::MAX), is_cut }
+    }
 }
 
 /// Where clients are let in.
@@ -285,7 +292,8 @@ impl Client {
     fn tell_health(&mut self, row: &HealthRecord, now: TimestampMs, telemetry: &Telemetry) {
         self.send_flows(now, telemetry);
         self.send_inventory(now, telemetry);
-        let is_last = self.line.is_finishing.load(Ordering::Relaxed);
+        // Windows are told of a moment after their end, and one may have begun since.
+        let is_last = row.window_end.0 >= self.line.finish_at_ms.load(Ordering::Relaxed);
         let filtered = row.filtered + self.filtered;
         let lost_queue = row.lost_queue + self.lost;
         let lost = row.lost_ring + row.lost_map + row.lost_parse + lost_queue + row.lost_end;

@@ -121,6 +121,8 @@ pub enum ProblemKind {
     WrongColumns { reason: String },
     /// Begun by a writer that was killed, or that still writes.
     Unfinished,
+    /// Was received by a process that was killed, and is not in files yet.
+    Received,
     /// A directory without files.
     Empty,
     /// Could not be opened.
@@ -141,6 +143,12 @@ impl fmt::Display for Problem {
             ),
             ProblemKind::WrongColumns { reason } => write!(f, "{reason}"),
             ProblemKind::Unfinished => write!(f, "unfinished: its writer was killed or is still writing"),
+            ProblemKind::Received => {
+                write!(
+                    f,
+                    "received by a process that was killed, and not in files: flowscribe compact makes files of it"
+                )
+            }
             ProblemKind::Empty => write!(f, "empty directory"),
             ProblemKind::Unreadable { reason } => write!(f, "cannot be read ({reason})"),
         }
@@ -302,6 +310,7 @@ fn find(inputs: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<Problem>)> {
         for input in inputs {
             if fs::metadata(input)?.is_dir() {
                 walk(input, &mut paths, &mut problems);
+                problems.extend(left_journal(input).map(|path| Problem { path, kind: ProblemKind::Received }));
             } else {
                 paths.push(input.clone());
             }
@@ -317,6 +326,18 @@ fn find(inputs: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<Problem>)> {
 }
 
 /// Finds the files below a folder.
+/// The journal of a capture, if something is in it and nobody receives: whoever does makes files of it.
+fn left_journal(root: &Path) -> Option<PathBuf> {
+    let journal = root.join(JOURNAL);
+    let is_segment = |entry: &fs::DirEntry| {
+        entry.path().extension().is_some_and(|extension| extension == SEGMENT)
+            && entry.metadata().is_ok_and(|metadata| metadata.len() > 0)
+    };
+    fs::read_dir(&journal).ok()?.flatten().find(is_segment)?;
+    let lock = File::open(journal.join(JOURNAL_LOCK)).ok()?;
+    lock.try_lock_shared().is_ok().then_some(journal)
+}
+
 fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
     let unreadable = |error: &io::Error| ProblemKind::Unreadable { reason: error.to_string() };
     let entries = match fs::read_dir(folder) {
@@ -356,6 +377,13 @@ fn examine(
     inspect(path).map_err(|kind| Problem { path: path.into(), kind })
 }
 
+/// Directory of a capture with what was received and is not in files yet, and what is in it: segments, and a file that
+/// whoever receives holds locked.
+pub const JOURNAL: &str = ".journal";
+/// How the names of segments end.
+pub const SEGMENT: &str = "segment";
+/// The file that is locked.
+pub const JOURNAL_LOCK: &str = "lock";
 /// The name of a dataset.
 type Dataset = &'static str;
 

@@ -20,6 +20,7 @@ use testdata::{
     app::{App, RunningApp},
     cluster::{self, Cluster},
     demo::{MICROSERVICES, NAMESPACE},
+    generator::{self, Plan},
     lab::Lab,
     pod::Exchange,
     recording::{Monitor, Receiver, Recording},
@@ -345,6 +346,19 @@ fn policies_are_kept_up_to_date_and_applied() {
     assert_eq!(changed, &["adservice-network", "redis-cart-network"].map(str::to_owned).into());
 
     apply(&site);
+
+    // What does not fit into a ConfigMap is refused, and the last set stays.
+    let large = site.path("large");
+    generator::generate(&Plan::wide(150), &large).expect("a capture");
+    let account = site.api.account("flowscribe", "flowscribe-regenerate").expect("it is there");
+    let before = site.config_map();
+    let output = site.flowscribe(&account, &["regenerate", "--input", "large", "--config-map", PLACE]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("a ConfigMap holds 1024 at most: write to a directory"),
+        "{said}"
+    );
+    assert_eq!(site.config_map(), before);
 
     // Somebody has the lease.
     let lease = cluster::object("coordination.k8s.io/v1", "Lease", Some("flowscribe"), "flowscribe-regenerate");

@@ -37,6 +37,12 @@ fn wait_for_streams(capture: &Path, streams: usize) {
     });
 }
 
+/// Starts a monitor whose files come late.
+fn monitor_killed(output: &Path, arguments: &[&str]) -> Monitor {
+    let arguments = [&["--roll-interval", "10m"], arguments].concat();
+    Monitor::at_its_pace(executable(), output, &arguments).expect("the monitor starts")
+}
+
 fn report(capture: &Path, extra: &[&str]) -> (String, String) {
     let output = flowscribe(&[&["report", "--input", &capture.to_string_lossy()], extra].concat());
     let text = |bytes| String::from_utf8(bytes).expect("text");
@@ -151,6 +157,22 @@ fn what_is_missing_of_a_recording_is_told() {
     let unclean = told.lines().filter(|line| line.contains("has not ended cleanly")).count();
     assert!((1..=2).contains(&unclean), "the stream that was cut off, and maybe that which was not waited for: {told}");
     assert!(policies.contains("port: 7001") && !policies.contains("port: 7002"), "{policies}");
+
+    // Killed, what it received is in its journal: that is said, and made files of.
+    let watching = monitor_killed(&at("killed"), &arguments);
+    dial(&mut lab, 7001);
+    wait_until("what was received", || {
+        let segments = fs::read_dir(at("killed").join(".journal")).expect("it is there").flatten();
+        segments.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 4000)).count() > 0
+    });
+    drop(watching);
+    let killed = at("killed").to_string_lossy().into_owned();
+    let (_, told) = report(&at("killed"), &[]);
+    assert!(told.contains("received by a process that was killed, and not in files: flowscribe compact"), "{told}");
+    assert!(flowscribe(&["compact", "--input", &killed]).status.success());
+    let (policies, told) = report(&at("killed"), &["--min-coverage", "0"]);
+    assert!(policies.contains("port: 7001") && told.contains("has not ended cleanly"), "{told}");
+    assert!(!told.contains("received by a process"), "{told}");
 
     // At whatever moment: what was received can be read.
     for pause in [0, 30, 300, 1200] {
