@@ -14,7 +14,7 @@ mod place;
 mod token;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -184,9 +184,9 @@ async fn record(
                 }
                 let _ = listed.send(found.iter().map(Place::key).collect());
                 for place in found {
-                    if !agents.contains_key(&place.key()) {
+                    if let Entry::Vacant(entry) = agents.entry(place.key()) {
                         let tally = Arc::new(Tally::default());
-                        agents.insert(place.key(), (place.clone(), Arc::clone(&tally)));
+                        entry.insert((place.clone(), Arc::clone(&tally)));
                         listening.spawn(Listener::new(place, Arc::clone(monitor), tally).listen());
                     }
                 }

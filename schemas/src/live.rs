@@ -35,10 +35,9 @@ pub enum BrokenStream {
 /// The namespaces that a query asks for, such as `namespaces=a,b`; `None` for all.
 pub fn namespaces(query: &str) -> Option<Vec<String>> {
     let pairs = url::form_urlencoded::parse(query.as_bytes());
-    let values = pairs.filter(|(key, _)| key == NAMESPACES).map(|(_, value)| value.into_owned());
-    let names: Vec<String> =
-        values.flat_map(|value| value.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).collect();
-    let names: Vec<String> = names.into_iter().filter(|name| !name.is_empty()).collect();
+    let values = pairs.filter(|(key, _)| key == NAMESPACES).map(|(_, value)| value.into_owned()).collect::<Vec<_>>();
+    let names = values.iter().flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let names: Vec<String> = names.map(str::to_owned).collect();
     (!names.is_empty()).then_some(names)
 }
 

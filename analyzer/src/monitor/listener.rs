@@ -144,7 +144,11 @@ impl Listener {
             code => return Err(Broken::Gone(format!("{} ({code})", text(body).await))),
         }
         if let Some(name) = head.headers.get(live::CLUSTER).and_then(|name| name.to_str().ok()) {
-            cluster.send_if_modified(|known| known.is_none() && known.insert(name.into()).len() > 0);
+            cluster.send_if_modified(|known| {
+                let is_first = known.is_none();
+                known.get_or_insert_with(|| name.into());
+                is_first
+            });
         }
         Ok(body)
     }

@@ -29,7 +29,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Where an agent is.
 #[derive(Clone)]
 pub(super) enum Place {
-    Pod { api: Api<Pod>, name: String, uid: String, node: String, port: u16 },
+    Pod { api: Box<Api<Pod>>, name: String, uid: String, node: String, port: u16 },
     Address { host: String, port: u16 },
 }
 
@@ -96,7 +96,7 @@ impl Discovery {
             let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
             if phase == "Running" && pod.metadata.deletion_timestamp.is_none() {
                 let (name, uid) = (pod.metadata.name.unwrap_or_default(), pod.metadata.uid.unwrap_or_default());
-                places.push(Place::Pod { api: api.clone(), name, uid, node, port: *port });
+                places.push(Place::Pod { api: Box::new(api.clone()), name, uid, node, port: *port });
             } else {
                 says.insert(node, format!("its agent is {}", phase.to_lowercase()));
             }

@@ -38,7 +38,7 @@ pub(crate) enum PlaceError {
 /// A place.
 pub(super) enum Place {
     Directory(PathBuf),
-    ConfigMap { api: Api<ConfigMap>, namespace: String, name: String },
+    ConfigMap { api: Box<Api<ConfigMap>>, namespace: String, name: String },
     Git(Branch),
 }
 
@@ -53,7 +53,7 @@ impl Place {
         }
         match (&args.config_map, client) {
             (Some((namespace, name)), Some(client)) => Ok(Self::ConfigMap {
-                api: Api::namespaced(client.clone(), namespace),
+                api: Box::new(Api::namespaced(client.clone(), namespace)),
                 namespace: namespace.clone(),
                 name: name.clone(),
             }),

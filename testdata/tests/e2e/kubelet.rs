@@ -70,13 +70,13 @@ impl Kubelet {
 
 async fn serve(stream: TlsStream<TcpStream>, pods: &Pods) -> io::Result<()> {
     let mut path = String::new();
-    let mut socket = accept_hdr_async(stream, |request: &Request, mut response: Response| {
+    #[expect(clippy::result_large_err, reason = "the library's own type")]
+    let read_path = |request: &Request, mut response: Response| {
         path = request.uri().to_string();
         response.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("v4.channel.k8s.io"));
         Ok(response)
-    })
-    .await
-    .map_err(io::Error::other)?;
+    };
+    let mut socket = accept_hdr_async(stream, read_path).await.map_err(io::Error::other)?;
     // /portForward/NAMESPACE/POD?port=PORT
     let (place, query) = path.split_once('?').unwrap_or((&path, ""));
     let port = query.split('&').find_map(|pair| pair.strip_prefix("port=")).and_then(|port| port.parse::<u16>().ok());
