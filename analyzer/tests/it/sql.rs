@@ -81,7 +81,7 @@ fn results_are_written_as_lines_of_json_and_as_parquet() {
     let output = flowscribe(&["sql", "--input", &*input, query, "--format", "parquet", "--output", &*path]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.stdout, b"");
-    let open = std::fs::File::open(&file).expect("the file is there");
+    let open = fs::File::open(&file).expect("the file is there");
     let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(open, 100).expect("it is Parquet");
     let batches: Vec<_> = reader.map(|batch| batch.expect("a batch")).collect();
     let table = arrow::util::pretty::pretty_format_batches(&batches).expect("printable").to_string();
@@ -94,7 +94,7 @@ fn a_query_takes_parameters_and_comes_from_a_file_with_others() {
     let file = capture.path().join("questions.sql");
     let queries =
         "select port from communications where destination_workload = $name and port > $above;\nselect $flag as flag";
-    std::fs::write(&file, queries).expect("written");
+    fs::write(&file, queries).expect("written");
     let (input, path) = (capture.path().to_string_lossy(), file.to_string_lossy());
     let params = ["--param", "name=db", "--param", "above=5000", "--param", "flag=true"];
     let arguments = ["sql", "--input", &*input, "--query-file", &*path, "--format", "csv"];
@@ -141,7 +141,7 @@ fn what_does_not_fit_into_memory_goes_to_files_that_do_not_stay() {
     let output = run("40");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("\n600000\n"));
-    assert_eq!(std::fs::read_dir(scratch.path()).expect("readable").count(), 0, "nothing stays behind");
+    assert_eq!(fs::read_dir(scratch.path()).expect("readable").count(), 0, "nothing stays behind");
     let output = run("1");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("--memory-mib"), "{said}");
