@@ -113,6 +113,11 @@ impl Plan {
         self.others.iter().filter(|policy| is_ours(policy)).map(name)
     }
 
+    /// Whether anything of ours is there.
+    pub(crate) fn was_applied(&self) -> bool {
+        self.now().iter().any(is_ours)
+    }
+
     /// Policies of ours that are there, and are not as they should be, or should not be there.
     pub(crate) fn drifted(&self) -> impl Iterator<Item = (&NetworkPolicy, Step)> {
         let changed = self.changes.iter().filter_map(|(wanted, there)| there.as_ref().map(|there| (wanted, there)));

@@ -182,6 +182,11 @@ pub(crate) fn with_former(population: &Population, policies: &[NetworkPolicy]) -
     all
 }
 
+/// Whether a policy can be judged.
+pub(crate) fn is_valid(policy: &NetworkPolicy) -> bool {
+    Enforcement::new([policy], &[], &BTreeMap::new()).1.is_empty()
+}
+
 /// What two sets of policies allow differently, between these pods and with the outside.
 ///
 /// # Errors

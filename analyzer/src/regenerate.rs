@@ -46,12 +46,8 @@ pub(crate) enum RegenerateError {
     Place(#[from] PlaceError),
     #[error(transparent)]
     Tree(#[from] TreeError),
-    #[error("cannot compare with the last set in {place}")]
-    Compare {
-        place: String,
-        #[source]
-        source: DiffError,
-    },
+    #[error("cannot compare with the last set")]
+    Compare(#[source] DiffError),
     #[error("cannot compare with the cluster")]
     CompareCluster(#[source] DiffError),
     #[error(transparent)]
@@ -154,16 +150,17 @@ async fn regenerate(
     let mut files = tree::files(named, evidence)?;
 
     let before = parsed(&last);
-    let population = diff::with_former(&capture.population, &before.policies);
-    let difference = diff::compare(&population, &before.policies, &policies);
-    let compared = |source| RegenerateError::Compare { place: place.to_string(), source };
-    let difference = difference.map_err(compared)?;
+    let population = diff::with_former(&capture.population, &before);
+    let difference = diff::compare(&population, &before, &policies).map_err(RegenerateError::Compare)?;
     metrics.set(policies.len(), &difference);
     let is_changed = is_changed(&last, &files);
     if is_changed {
         files.insert(tree::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
         output::write(&format!("{}written to {place}\n", difference.text()), None)?;
+        if let Some(client) = client.filter(|_| args.events) {
+            news::changed(client, &before, &policies, &difference).await;
+        }
     }
     if let Some(client) = client
         && (args.cluster || args.apply)
@@ -178,28 +175,22 @@ async fn regenerate(
             let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
             apply::verify(&plan, capture.sets(), &capture.population, &terms)?;
             let manner = Manner { is_dry: false, takes_over: false };
-            let is_quiet = plan.is_in_force();
-            if !is_quiet && !apply::carry_out(&plan, client, manner, &args.rollback).await? {
+            if !plan.is_in_force() && !apply::carry_out(&plan, client, manner, &args.rollback).await? {
                 return Err(RegenerateError::NotApplied);
             }
         }
     }
-    if let Some(client) = client
-        && is_changed
-        && args.events
-    {
-        news::changed(client, &before.policies, &policies, &difference).await;
-    }
     Ok(if is_changed { Ended::Changed } else { Ended::Unchanged })
 }
 
-/// The policies of files. What is not valid is of somebody else, or damaged, and counts as not there.
-fn parsed(files: &Files) -> Manifests {
+/// The policies of files. What is not valid was damaged, or is of somebody else, and counts as not there.
+fn parsed(files: &Files) -> Vec<NetworkPolicy> {
     let mut manifests = Manifests::default();
     for (name, text) in files.iter().filter(|(name, _)| name.ends_with(".yaml")) {
         manifests.read_text(text, name);
     }
-    manifests
+    manifests.policies.retain(diff::is_valid);
+    manifests.policies
 }
 
 /// Whether policies are different, were added, or are to be removed. Evidence grows with every hour, and alone is no
@@ -215,11 +206,18 @@ fn is_changed(last: &Files, new: &Files) -> bool {
     }
 }
 
-/// Tells how the cluster's policies of ours differ from the set, if they do.
+/// Tells how the cluster differs from the set, if it does; where nothing of it was ever applied, to metrics alone.
 fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &mut Metrics) -> Result<(), RegenerateError> {
-    let (there, after) = (plan.now(), plan.after());
+    let [there, after] = [plan.now(), plan.after()].map(|mut policies| {
+        // The server took them; what only we can't read is no reason to say nothing.
+        policies.retain(diff::is_valid);
+        policies
+    });
     let drift = diff::compare(&capture.population, &there, &after).map_err(RegenerateError::CompareCluster)?;
     metrics.set_cluster(&drift);
+    if !plan.was_applied() {
+        return Ok(());
+    }
     let names: Vec<String> =
         plan.drifted().map(|(policy, _)| cluster::name(policy)).map(|(of, name)| format!("{of}/{name}")).collect();
     if !names.is_empty() {

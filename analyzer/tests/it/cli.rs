@@ -11,13 +11,27 @@ fn said(arguments: &[&str]) -> (Option<i32>, String) {
 #[test]
 fn help_explains_every_command_and_flag() {
     insta::assert_snapshot!("help", said(&["--help"]).1);
-    insta::assert_snapshot!("help_report", said(&["report", "--help"]).1);
-    insta::assert_snapshot!("help_inventory", said(&["inventory", "--help"]).1);
-    insta::assert_snapshot!("help_sets", said(&["sets", "--help"]).1);
-    for command in ["backtest", "compact", "connectivity", "diff", "explain", "import", "prune", "receive", "verify"] {
+    let commands = [
+        "apply",
+        "backtest",
+        "compact",
+        "connectivity",
+        "diff",
+        "explain",
+        "import",
+        "inventory",
+        "monitor",
+        "prune",
+        "receive",
+        "regenerate",
+        "report",
+        "sets",
+        "sql",
+        "verify",
+    ];
+    for command in commands {
         insta::assert_snapshot!(format!("help_{command}"), said(&[command, "--help"]).1);
     }
-    insta::assert_snapshot!("help_sql", said(&["sql", "--help"]).1);
 }
 
 #[test]

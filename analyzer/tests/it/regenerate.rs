@@ -81,6 +81,28 @@ fn a_new_edge_is_told_and_nothing_else_is() {
 }
 
 #[test]
+fn a_set_that_was_damaged_is_written_again() {
+    let place = tempfile::tempdir().expect("a directory");
+    let policies = place.path().to_string_lossy().into_owned();
+    said(&regenerate(&web_and_db(), &["--output", &policies]), 0);
+    let before = files(place.path());
+    for (what, with) in [("port: 5432", "port: 543210"), ("app: db", "app: '-'"), ("  ingress:", "  ingress: {")] {
+        let damaged = before["demo.db-network.yaml"].replace(what, with);
+        assert_ne!(damaged, before["demo.db-network.yaml"]);
+        fs::write(place.path().join("demo.db-network.yaml"), &damaged).expect("written");
+        let output = regenerate(&web_and_db(), &["--output", &policies, "--exit-code"]);
+        if with.ends_with('{') {
+            // What can't be read is not known to be ours.
+            let (_, error) = said(&output, 1);
+            assert!(error.contains("demo.db-network.yaml is not one that flowscribe wrote"), "{error}");
+        } else {
+            said(&output, 3);
+            assert_eq!(files(place.path())["demo.db-network.yaml"], before["demo.db-network.yaml"]);
+        }
+    }
+}
+
+#[test]
 fn what_stays_when_it_fails_is_the_last_set() {
     let place = tempfile::tempdir().expect("a directory");
     let policies = place.path().to_string_lossy().into_owned();
