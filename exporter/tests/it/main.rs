@@ -180,5 +180,5 @@ fn settings_that_can_not_be_used_are_named() {
     assert!(said.contains(&named), "{said}");
     let (code, said) = failure(&[]);
     assert_eq!(code, Some(2));
-    assert!(said.contains("give --output DIR, --otlp, or both"), "{said}");
+    assert!(said.contains("give --output DIR, --otlp, --live-address"), "{said}");
 }
