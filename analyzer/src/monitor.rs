@@ -288,7 +288,8 @@ fn agents_in_words(count: usize) -> String {
 
 /// What may be received and not be in files yet.
 const JOURNAL_BYTES: u64 = 4 << 30;
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often agents are looked for; one that is known is asked again by itself.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_secs(1);
 /// How much later than the end of a window its rows may come.
 const FINISH_GRACE: Duration = Duration::from_secs(10);

@@ -1,12 +1,12 @@
 //! Flowscribe's node agent.
 //!
 //! ```text
-//! kernel ──FlowEvent──► probe ──► flow ──Flow──► enrich ──FlowRecord──► sink ──► Parquet
+//! kernel ──FlowEvent──► probe ──► flow ──Flow──► enrich ──FlowRecord──► sink ──► Parquet, OTLP, whoever listens (live)
 //! API server ──Change──────────────► inventory ──InventoryRecord──┘
 //! ```
 //!
 //! `probe` watches sockets with eBPF, `flow` sums what they did per edge and window, `enrich` names both
-//! ends, and `sink` writes the datasets of a capture. `pipeline` connects them; each stage but the two ends is
+//! ends, and `sink` writes the datasets of a capture; `live` says who may listen to them. `pipeline` connects them; each stage but the two ends is
 //! without I/O. The agent decides nothing about policies, and does not look at packets or payload.
 
 mod args;

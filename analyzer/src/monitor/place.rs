@@ -78,7 +78,9 @@ impl Discovery {
             return Ok(places.clone());
         };
         let api = Api::<Pod>::namespaced(client.clone(), namespace);
-        let pods = match (api.list(&ListParams::default().labels(selector)).await, &*last) {
+        // As the server has them in memory: this asks again and again.
+        let any = ListParams::default().match_any();
+        let pods = match (api.list(&any.clone().labels(selector)).await, &*last) {
             (Ok(pods), _) => pods.items,
             (Err(error), None) => {
                 let (namespace, reason) = (namespace.clone(), reason(&error));
@@ -102,7 +104,7 @@ impl Discovery {
             }
         }
         let nodes: BTreeSet<&str> = places.iter().filter_map(Place::node).collect();
-        match Api::<Node>::all(client.clone()).list_metadata(&ListParams::default()).await {
+        match Api::<Node>::all(client.clone()).list_metadata(&any).await {
             Ok(all) => {
                 let names = all.items.into_iter().filter_map(|node| node.metadata.name);
                 for name in names.filter(|name| !nodes.contains(&**name)) {
