@@ -13,8 +13,12 @@ use nix::{
     unistd::Pid,
 };
 use serde::Deserialize;
-use serde_json::Value;
-use testdata::{cluster::Cluster, lab::Lab, recording::Recording};
+use serde_json::{Value, json};
+use testdata::{
+    cluster::{Cluster, object},
+    lab::Lab,
+    recording::Recording,
+};
 
 use crate::support::{executable, flowscribe, wait_until};
 
@@ -137,6 +141,14 @@ pub(crate) fn allow(cluster: &Cluster) {
             cluster.create(&object).expect("the API server takes the rules");
         }
     }
+    // And what the chart adds with remote-metadata: cluster.
+    let role = object("rbac.authorization.k8s.io/v1", "ClusterRole", None, "flowscribe-exporter");
+    let mut rules = cluster.read(&role).expect("it answers").expect("it is there")["rules"].clone();
+    for (group, resource) in [("", "services"), ("", "nodes"), ("discovery.k8s.io", "endpointslices")] {
+        let rule = json!({ "apiGroups": [group], "resources": [resource], "verbs": ["list", "watch"] });
+        rules.as_array_mut().expect("it has some").push(rule);
+    }
+    cluster.change(&role, &json!({ "rules": rules })).expect("the API server takes the rules");
 }
 
 /// The objects of a setup.
