@@ -35,20 +35,19 @@ pub(crate) fn client(to: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends one datagram and waits for the answer.
-pub(crate) fn ask(to: SocketAddr, question: &[u8], connected: bool) -> io::Result<Vec<u8>> {
+/// Sends one datagram and waits for the answer; the socket it came to, whose port nobody else has while it is kept.
+pub(crate) fn ask(to: SocketAddr, question: &[u8], connected: bool) -> io::Result<UdpSocket> {
     let socket = client(to)?;
     let mut answer = vec![0; 2048];
-    let length = if connected {
+    if connected {
         socket.connect(to)?;
         socket.send(question)?;
-        socket.recv(&mut answer)?
+        socket.recv(&mut answer)?;
     } else {
         socket.send_to(question, to)?;
-        socket.recv_from(&mut answer)?.0
-    };
-    answer.truncate(length);
-    Ok(answer)
+        socket.recv_from(&mut answer)?;
+    }
+    Ok(socket)
 }
 
 /// Answers on UDP and TCP port 53.

@@ -184,8 +184,10 @@ impl Pod {
                 Ok(1)
             }
             Order::DialUdp { to, times, bytes, connected } => {
-                (0..times).try_for_each(|_| names::ask(to, &vec![b'd'; bytes], connected).map(drop))?;
-                Ok(times.into())
+                // All at once, so that each has a port of its own.
+                let asked: io::Result<Vec<UdpSocket>> =
+                    (0..times).map(|_| names::ask(to, &vec![b'd'; bytes], connected)).collect();
+                Ok(asked?.len() as u64)
             }
             Order::SendUdp { to, connected_to } => {
                 let socket = names::client(to)?;
