@@ -45,7 +45,8 @@ pub(crate) struct FlowTable {
     conversations: Conversations,
     /// Connections told of by the last scan.
     open: usize,
-    is_finishing: bool,
+    /// As of when the scan told that ends the run, after which only another one follows; never is `i64::MAX`.
+    told_last: TimestampMs,
     /// Ends of TCP connections taken in, since the start.
     ends: u64,
     /// UDP conversations counted, once per window, since the start.
@@ -80,7 +81,7 @@ impl FlowTable {
             listeners: HashSet::new(),
             conversations: Conversations::new(limits.conversations),
             open: 0,
-            is_finishing: false,
+            told_last: TimestampMs(i64::MAX),
             ends: 0,
             datagram_ends: 0,
             lost: TableLoss::default(),
@@ -121,9 +122,14 @@ impl FlowTable {
         if self.is_per_connection {
             return self.record_connection(key, client_port, told_until, time, change, is_first);
         }
-        self.mark_active(key, told_until, time);
-        if self.is_finishing && !is_first {
-            change.active = 0; // told of a moment ago
+        let counted_until = if !is_first && told_until >= self.told_last {
+            self.end_of_window(TimestampMs(told_until.0 - 1)) // counted as active in the window that was not over
+        } else {
+            told_until
+        };
+        self.mark_active(key, counted_until, time);
+        if time < counted_until {
+            change.active = 0;
         }
         // It counts in the window in which it was established, if that one is still open.
         let connections = std::mem::take(&mut change.connections);
@@ -187,8 +193,9 @@ impl FlowTable {
             }
             EVENT_OPEN => {
                 self.open += counts.events as usize;
-                // At the end of a run, the others were told of a moment ago.
-                change.active = if self.is_finishing { change.connections } else { events };
+                let is_counted =
+                    first >= self.told_last && first < self.end_of_window(TimestampMs(self.told_last.0 - 1));
+                change.active = if is_counted { change.connections } else { events };
             }
             _ => change.closed = events,
         }
@@ -223,9 +230,9 @@ impl FlowTable {
         self.take_ended().into_iter().chain(summed)
     }
 
-    /// From now on, connections that were told of as open are not told of again unless something passed on them.
-    pub(crate) fn begin_finish(&mut self) {
-        self.is_finishing = true;
+    /// The run ends: after the scan as of `now`, another one tells only what happened since.
+    pub(crate) const fn begin_finish(&mut self, now: TimestampMs) {
+        self.told_last = now;
     }
 
     /// Hands over everything: at the end of a run.
@@ -329,7 +336,7 @@ impl FlowTable {
         mut change: Change,
         is_first: bool,
     ) {
-        if change.active > 0 && self.is_finishing && !is_first {
+        if change.active > 0 && !is_first && told_until >= self.told_last {
             if change.sent_received == Some((0, 0)) {
                 return;
             }
@@ -395,6 +402,10 @@ impl FlowTable {
 
     const fn window_start(&self, time: TimestampMs) -> TimestampMs {
         TimestampMs(time.0 - time.0.rem_euclid(self.window_ms))
+    }
+
+    const fn end_of_window(&self, time: TimestampMs) -> TimestampMs {
+        TimestampMs(self.window_start(time).0 + self.window_ms)
     }
 
     fn describe(&self, event: &FlowEvent) -> (FlowKey, u16) {

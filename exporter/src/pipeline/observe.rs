@@ -143,10 +143,11 @@ impl Observer {
 
     /// Detaches, and hands on everything.
     async fn finish(mut self) -> Result<(), RunError> {
-        self.scan(now()?).await?;
+        let until = now()?;
+        self.table.begin_finish(until);
+        self.scan(until).await?;
         self.probe.detach();
         // What happened between the scan and the detaching.
-        self.table.begin_finish();
         self.scan(now()?).await?;
         let now = now()?;
         let flows = self.table.finish(now);

@@ -128,13 +128,30 @@ fn a_connection_that_no_scan_has_told_of_counts_where_it_was_established() {
 #[test]
 fn the_last_window_ends_with_the_run_and_its_second_scan_tells_only_what_is_new() {
     let mut table = table(60);
+    table.begin_finish(TimestampMs(74_000));
     table.step(&open(61.0, 0.0, 74.0), CLOCK);
-    table.begin_finish();
     table.step(&FlowEvent { bytes_sent: 3, ..open(61.0, 74.0, 75.0) }, CLOCK);
     table.step(&open(74.5, 0.0, 75.0), CLOCK);
     let flows = table.finish(TimestampMs(75_000)).collect::<Vec<_>>();
     assert_eq!(counts(&flows), [(60, 2, 0, 2)]);
     assert_eq!((flows[0].window_end, flows[0].sums.bytes_sent), (TimestampMs(75_000), Some(3)));
+}
+
+#[test]
+fn a_window_that_ends_between_the_last_two_scans_counts_what_is_open_once() {
+    let mut table = table(10);
+    table.begin_finish(TimestampMs(9_950));
+    let (first_key, first) = summed(&[open(3.0, 0.0, 9.95)]);
+    table.step_edge(&first_key, &first, CLOCK);
+    for start in [1.0, 2.0] {
+        table.step(&open(start, 0.0, 9.95), CLOCK);
+    }
+    table.step(&open(1.0, 9.95, 10.05), CLOCK);
+    table.step(&FlowEvent { reported_ns: ns(9.95), ..event(EVENT_CLOSED, 2.0, 10.02) }, CLOCK);
+    let (second_key, second) = summed(&[open(3.0, 9.95, 10.05)]);
+    table.step_edge(&second_key, &second, CLOCK);
+    let flows = table.finish(TimestampMs(10_050)).collect::<Vec<_>>();
+    assert_eq!(counts(&flows), [(0, 3, 0, 3), (10, 0, 1, 2)]);
 }
 
 #[test]
@@ -146,8 +163,8 @@ fn without_windows_every_connection_is_a_row_and_is_counted_once() {
     assert_eq!((ended[0].client_port, ended[0].window_end), (Some(40_000), TimestampMs(3_000)));
     table.step(&open(2.0, 0.0, 4.0), CLOCK);
     assert_eq!(counts(&table.take_ended()), [(2, 1, 0, 1)], "a file is finished");
+    table.begin_finish(TimestampMs(5_000));
     table.step(&open(2.0, 4.0, 5.0), CLOCK);
-    table.begin_finish();
     table.step(&open(2.0, 5.0, 5.1), CLOCK);
     assert_eq!(counts(&table.finish(TimestampMs(5_100)).collect::<Vec<_>>()), [(4, 0, 0, 1)], "and the run ends");
 }
@@ -304,10 +321,10 @@ fn a_udp_server_is_whoever_received_first_and_unknown_lengths_are_no_bytes() {
 #[test]
 fn what_is_told_again_at_the_end_of_a_run_is_not_open_twice() {
     let mut table = table(10);
+    table.begin_finish(TimestampMs(2_000));
     for event in [open(1.0, 0.0, 2.0), open(1.5, 0.0, 2.0)] {
         table.step(&event, CLOCK);
     }
-    table.begin_finish();
     // Of three that the kernel summed, one is new.
     let (key, counts) = summed(&[open(1.0, 2.0, 3.0), open(1.5, 2.0, 3.0), open(2.5, 0.0, 3.0)]);
     table.step_edge(&key, &counts, CLOCK);
