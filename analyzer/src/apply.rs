@@ -1,23 +1,17 @@
 //! `flowscribe apply`: policies into a cluster, once what was recorded shows that they deny nothing of it.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use crate::{
-    args::ApplyArgs,
+    args::{self, ApplyArgs},
     cluster::{self, ClusterError, FIELD_MANAGER, Manner, Plan, Step},
     manifests::{Manifests, ManifestsError},
     output::{self, OutputError},
-    population::Population,
+    proposal::{Capture, CaptureError},
     replay::{self, Terms},
-    sets::Sets,
-    tables::{LearningError, Tables, TablesError},
 };
 
 /// Why nothing is applied.
@@ -26,11 +20,7 @@ pub(crate) enum ApplyError {
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
     #[error(transparent)]
-    Tables(#[from] TablesError),
-    #[error(transparent)]
-    Learning(#[from] LearningError),
-    #[error("cannot read the capture")]
-    Read(#[from] datafusion::error::DataFusionError),
+    Capture(#[from] CaptureError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("nothing is applied: no policies in {0}")]
@@ -60,7 +50,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     if let Some(problem) = problems.first() {
         return Err(ApplyError::Invalid(problem.clone()));
     }
-    let namespaces = named(namespaces);
+    let namespaces = args::names(namespaces);
     let is_wanted = |policy: &NetworkPolicy| namespaces.is_empty() || namespaces.contains(&cluster::name(policy).0);
     let wanted: Vec<NetworkPolicy> = wanted.into_iter().filter(is_wanted).collect();
     if wanted.is_empty() {
@@ -68,17 +58,15 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     }
     let client = of.connect().await?;
     let plan = Plan::new(wanted, cluster::policies(&client).await?, &namespaces);
-    let learning = learn.learning(input)?;
-    let question = async |tables: &Tables| Ok(tables.learned().await?);
-    let (tables, learned) = Tables::ask::<_, ApplyError>(input, &learning, question).await?;
-    if tables.files.is_empty() {
+    let capture = Capture::read(input, learn).await?;
+    if capture.tables.files.is_empty() {
         return Err(ApplyError::NoCapture);
     }
-    for problem in &tables.problems {
+    for problem in &capture.tables.problems {
         eprintln!("skipped {problem}");
     }
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
-    verify(&plan, &learned.0, &Population::of_index(&tables.index), &terms)?;
+    verify(&plan, &capture, &terms)?;
     carry_out(&plan, &client, Manner { is_dry: *dry_run, takes_over: *force_conflicts }, rollback).await
 }
 
@@ -86,9 +74,8 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
 ///
 /// # Errors
 /// They deny anything without explanation, or one is not valid.
-pub(crate) fn verify(plan: &Plan, sets: &Sets, population: &Population, terms: &Terms) -> Result<(), ApplyError> {
-    let after = plan.after();
-    let (verdict, invalid) = replay::replay(sets, population, &after, terms);
+pub(crate) fn verify(plan: &Plan, capture: &Capture, terms: &Terms) -> Result<(), ApplyError> {
+    let (verdict, invalid) = replay::replay(capture.sets(), &capture.population, plan.after(), terms);
     if let Some(invalid) = invalid.first() {
         return Err(ApplyError::Invalid(invalid.to_string()));
     }
@@ -152,9 +139,4 @@ pub(crate) async fn carry_out(
         }
     }
     Ok(is_well)
-}
-
-/// Names as they were given, without what stray commas leave.
-fn named(names: &[String]) -> BTreeSet<Arc<str>> {
-    names.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from).collect()
 }

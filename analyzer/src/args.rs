@@ -8,8 +8,10 @@ mod writing;
 #[cfg(feature = "ballista")]
 use std::net::SocketAddr;
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -414,6 +416,11 @@ pub(crate) enum ConnectivityFormat {
     Text,
     /// One JSON array, an object per pair.
     Json,
+}
+
+/// Names as they were given, without what stray commas leave.
+pub(crate) fn names(given: &[String]) -> BTreeSet<Arc<str>> {
+    given.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from).collect()
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {

@@ -15,7 +15,7 @@ use kube::{
 };
 use schemas::kubernetes::reason;
 
-use crate::policy::{MANAGED_BY, MANAGER};
+use crate::policy::is_marked;
 
 /// Why a cluster's policies can't be told.
 #[derive(Debug, thiserror::Error)]
@@ -83,23 +83,20 @@ impl Plan {
         };
         let before: Vec<_> = wanted.keys().map(|name| there.remove(name)).collect();
         let changes = wanted.into_values().zip(before).collect();
-        let (pruned, others) = there
-            .into_iter()
-            .map(|((namespace, _), policy)| (scope.contains(&namespace) && is_ours(&policy), policy))
-            .partition::<Vec<_>, _>(|(is_pruned, _)| *is_pruned);
-        let policies = |list: Vec<(bool, NetworkPolicy)>| list.into_iter().map(|(_, policy)| policy).collect();
-        Self { changes, pruned: policies(pruned), others: policies(others) }
+        let (pruned, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            there.into_iter().partition(|((namespace, _), policy)| scope.contains(namespace) && is_ours(policy));
+        Self { changes, pruned: pruned.into_values().collect(), others: others.into_values().collect() }
     }
 
     /// All policies that are in force afterwards.
-    pub(crate) fn after(&self) -> Vec<NetworkPolicy> {
-        self.changes.iter().map(|(policy, _)| policy).chain(&self.others).cloned().collect()
+    pub(crate) fn after(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        self.changes.iter().map(|(policy, _)| policy).chain(&self.others)
     }
 
     /// All policies that are there now.
-    pub(crate) fn now(&self) -> Vec<NetworkPolicy> {
+    pub(crate) fn now(&self) -> impl Iterator<Item = &NetworkPolicy> {
         let changed = self.changes.iter().filter_map(|(_, there)| there.as_ref());
-        changed.chain(&self.pruned).chain(&self.others).cloned().collect()
+        changed.chain(&self.pruned).chain(&self.others)
     }
 
     /// Whether there is nothing to do.
@@ -115,7 +112,7 @@ impl Plan {
 
     /// Whether anything of ours is there.
     pub(crate) fn was_applied(&self) -> bool {
-        self.now().iter().any(is_ours)
+        self.now().any(is_ours)
     }
 
     /// Policies of ours that are there, and are not as they should be, or should not be there.
@@ -137,49 +134,56 @@ impl Plan {
     /// Carries it out, policy by policy: what is wanted first, then what is not. What can't be done does not keep the
     /// rest from it.
     pub(crate) async fn carry_out(&self, client: &Client, manner: Manner) -> Vec<(Name, Result<Step, String>)> {
-        let Manner { is_dry, takes_over } = manner;
         let mut done = Vec::new();
         for (wanted, there) in &self.changes {
-            let (namespace, name) = name(wanted);
-            let api = Api::<NetworkPolicy>::namespaced(client.clone(), &namespace);
-            let mut how = PatchParams::apply(FIELD_MANAGER);
-            (how.force, how.dry_run) = (takes_over, is_dry);
-            let step = if there.as_ref().is_some_and(|there| !has_label(there)) && !takes_over {
-                Err("there is one of this name that flowscribe did not make: rename or delete it, or take it over with \
-                     --force-conflicts"
-                    .into())
-            } else {
-                match api.patch(&name, &how, &Patch::Apply(wanted)).await {
-                    Ok(now) if !is_same(wanted, &now) => Err("it is not as it should be: others manage rules of it \
-                         too, delete it and apply again"
-                        .into()),
-                    Ok(_) => Ok(match there {
-                        None => Step::Created,
-                        Some(there) if says_same(wanted, there) => Step::Unchanged,
-                        Some(_) => Step::Changed,
-                    }),
-                    Err(error) => Err(remedy(&error, "create and patch")),
-                }
-            };
-            done.push(((namespace, name), step));
+            done.push((name(wanted), put(client, wanted, there.as_ref(), manner).await));
         }
         for policy in &self.pruned {
-            let (namespace, name) = name(policy);
-            let api = Api::<NetworkPolicy>::namespaced(client.clone(), &namespace);
-            // Only the one that was looked at.
-            let preconditions = Preconditions {
-                uid: policy.metadata.uid.clone(),
-                resource_version: policy.metadata.resource_version.clone(),
-            };
-            let how = DeleteParams { dry_run: is_dry, preconditions: Some(preconditions), ..DeleteParams::default() };
-            let step = match api.delete(&name, &how).await {
-                Ok(_) => Ok(Step::Pruned),
-                Err(kube::Error::Api(status)) if status.code == 404 => Ok(Step::Pruned),
-                Err(error) => Err(remedy(&error, "delete")),
-            };
-            done.push(((namespace, name), step));
+            done.push((name(policy), prune(client, policy, manner).await));
         }
         done
+    }
+}
+
+/// Makes a policy what it is to be.
+async fn put(
+    client: &Client,
+    wanted: &NetworkPolicy,
+    there: Option<&NetworkPolicy>,
+    manner: Manner,
+) -> Result<Step, String> {
+    if there.is_some_and(|there| !has_label(there)) && !manner.takes_over {
+        return Err(
+            "there is one of this name that flowscribe did not make: rename or delete it, or take it over with \
+             --force-conflicts"
+                .into(),
+        );
+    }
+    let (namespace, name) = name(wanted);
+    let mut how = PatchParams::apply(FIELD_MANAGER);
+    (how.force, how.dry_run) = (manner.takes_over, manner.is_dry);
+    let applied =
+        Api::<NetworkPolicy>::namespaced(client.clone(), &namespace).patch(&name, &how, &Patch::Apply(wanted)).await;
+    if !is_same(wanted, &applied.map_err(|error| remedy(&error, "create and patch"))?) {
+        return Err("it is not as it should be: others manage rules of it too, delete it and apply again".into());
+    }
+    Ok(match there {
+        None => Step::Created,
+        Some(there) if says_same(wanted, there) => Step::Unchanged,
+        Some(_) => Step::Changed,
+    })
+}
+
+/// Removes a policy: only the one that was looked at.
+async fn prune(client: &Client, policy: &NetworkPolicy, manner: Manner) -> Result<Step, String> {
+    let (namespace, name) = name(policy);
+    let (uid, resource_version) = (policy.metadata.uid.clone(), policy.metadata.resource_version.clone());
+    let preconditions = Some(Preconditions { uid, resource_version });
+    let how = DeleteParams { dry_run: manner.is_dry, preconditions, ..DeleteParams::default() };
+    match Api::<NetworkPolicy>::namespaced(client.clone(), &namespace).delete(&name, &how).await {
+        Ok(_) => Ok(Step::Pruned),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Step::Pruned),
+        Err(error) => Err(remedy(&error, "delete")),
     }
 }
 
@@ -202,12 +206,12 @@ pub(crate) fn name(policy: &NetworkPolicy) -> Name {
 
 /// Whether we made it and nobody only copied it: it has our label, and our field manager applied it.
 fn is_ours(policy: &NetworkPolicy) -> bool {
-    let managers = policy.metadata.managed_fields.iter().flatten();
-    has_label(policy) && managers.clone().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+    let mut managers = policy.metadata.managed_fields.iter().flatten();
+    has_label(policy) && managers.any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
 }
 
 fn has_label(policy: &NetworkPolicy) -> bool {
-    policy.metadata.labels.as_ref().is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
+    is_marked(policy.metadata.labels.as_ref())
 }
 
 /// Whether two policies say the same, word for word, but for what the server adds where nothing is said.
@@ -283,6 +287,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::policy::{MANAGED_BY, MANAGER};
 
     fn policy(name: &str, is_ours: bool) -> NetworkPolicy {
         let manager = if is_ours { FIELD_MANAGER } else { "kubectl" };

@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use schemas::{capture::CaptureError, otlp::Rejected, table::TimestampMs};
@@ -113,8 +112,7 @@ impl Import {
     }
 
     fn write(&mut self, output: &Path) -> Result<(), ImportError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-        let written = self.sorted.write(output, TimestampMs(now));
+        let written = self.sorted.write(output, TimestampMs::now());
         self.files += written.map_err(|source| ImportError::Write { path: output.into(), source })?.len();
         Ok(())
     }

@@ -16,6 +16,7 @@ mod token;
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -31,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    args::MonitorArgs,
+    args::{self, MonitorArgs},
     cluster::ClusterError,
     inventory::{self, InventoryError},
     receive::journal::{Journal, JournalConfig, JournalError},
@@ -89,6 +90,9 @@ struct Monitor {
     line: ProgressBar,
 }
 
+/// Agents that were found, by what they are told apart by.
+type Agents = BTreeMap<String, (Place, Arc<Tally>)>;
+
 /// Records until Ctrl-C, SIGTERM, or the end of the time that was given.
 ///
 /// # Errors
@@ -115,7 +119,8 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
     let (listed, there) = watch::channel(Vec::new());
     let line = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    let query = live::query(args.namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty()));
+    let namespaces = args::names(&args.namespaces);
+    let query = live::query(namespaces.iter().map(|name| &**name));
     let monitor = Arc::new(Monitor { journal, token, query, phase, there, cluster, line });
     // Who names agents by address may mean others than those of the cluster that is configured.
     let is_of_cluster = args.agent_url.is_empty() || args.of.is_named();
@@ -139,7 +144,7 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
 
 /// Writes who is who in the cluster, from when its name is known until the recording is over.
 async fn record_inventory(
-    output: std::path::PathBuf,
+    output: PathBuf,
     client: Client,
     mut named: watch::Receiver<Option<Arc<str>>>,
     mut phase: watch::Receiver<Phase>,
@@ -162,14 +167,14 @@ async fn record(
     monitor: &Arc<Monitor>,
     phases: &watch::Sender<Phase>,
     listed: &watch::Sender<Vec<String>>,
-) -> Result<BTreeMap<String, (Place, Arc<Tally>)>, MonitorError> {
+) -> Result<Agents, MonitorError> {
     let catch = |kind| signal(kind).map_err(MonitorError::Signal);
     let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
     // Nobody is there any more to press Ctrl-C.
     let mut hangup = catch(SignalKind::hangup())?;
     let began = Instant::now();
     let mut until = began + args.duration.unwrap_or(FOREVER);
-    let mut agents: BTreeMap<String, (Place, Arc<Tally>)> = BTreeMap::new();
+    let mut agents = Agents::new();
     let mut listening = JoinSet::new();
     let (mut look, mut tick) = (interval(LOOK_INTERVAL), interval(TICK));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -236,12 +241,7 @@ impl Monitor {
 }
 
 /// The line that moves.
-fn status(
-    agents: &BTreeMap<String, (Place, Arc<Tally>)>,
-    began: Instant,
-    until: Instant,
-    is_recording: bool,
-) -> String {
+fn status(agents: &Agents, began: Instant, until: Instant, is_recording: bool) -> String {
     let sum = |of: fn(&Tally) -> u64| agents.values().map(|(_, tally)| of(tally)).sum::<u64>();
     let listening = sum(|tally| u64::from(tally.is_listening.load(Ordering::Relaxed)));
     let (rows, lost) = (sum(|tally| tally.rows.load(Ordering::Relaxed)), sum(Tally::lost));
@@ -255,7 +255,7 @@ fn status(
 }
 
 /// Says what the recording came to, and what is missing of it.
-fn conclude(args: &MonitorArgs, agents: &BTreeMap<String, (Place, Arc<Tally>)>) -> Result<(), MonitorError> {
+fn conclude(args: &MonitorArgs, agents: &Agents) -> Result<(), MonitorError> {
     let rows: u64 = agents.values().map(|(_, tally)| tally.rows.load(Ordering::Relaxed)).sum();
     for (place, tally) in agents.values() {
         let streams = tally.streams.load(Ordering::Relaxed);

@@ -40,7 +40,7 @@ pub(crate) use finding::Finding;
 pub(crate) use outside::{Outside, size};
 use rule::{Peer, Port, Rules};
 use selector::Selectors;
-pub(crate) use write::{MANAGED_BY, MANAGER};
+pub(crate) use write::{MANAGED_BY, MANAGER, is_marked, marks};
 use write::{Subject, add, names_of, policy, take};
 
 /// Policies, and what a person should know about them.

@@ -15,15 +15,20 @@ use crate::{
     tables::{LearningError, Tables, TablesError},
 };
 
-/// Why nothing can be proposed.
+/// Why nothing can be learned from a capture.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ProposalError {
+pub(crate) enum CaptureError {
     #[error(transparent)]
     Tables(#[from] TablesError),
     #[error(transparent)]
     Learning(#[from] LearningError),
     #[error("cannot read the capture")]
     Read(#[from] DataFusionError),
+}
+
+/// Why nothing can be proposed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProposalError {
     #[error("refusing to write an unsafe policy, please report this")]
     Policy(#[from] PolicyError),
     #[error("refusing to write policies that deny what is stable ({count}), please report this:\n{denied}")]
@@ -51,10 +56,10 @@ impl Capture {
     ///
     /// # Errors
     /// An input is not there, or what to learn by can't be used. A broken file among the input is no error.
-    pub(crate) async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, ProposalError> {
+    pub(crate) async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, CaptureError> {
         let learning = learn.learning(input)?;
         let question = async |tables: &Tables| Ok((tables.learned().await?, tables.names().await?));
-        let (tables, (learned, names)) = Tables::ask::<_, ProposalError>(input, &learning, question).await?;
+        let (tables, (learned, names)) = Tables::ask::<_, CaptureError>(input, &learning, question).await?;
         let population = Population::of_index(&tables.index);
         Ok(Self { tables, learned, names, population })
     }

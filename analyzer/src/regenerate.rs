@@ -28,7 +28,7 @@ use crate::{
     lease::{self, EXPIRY, Lease},
     manifests::Manifests,
     output::{self, OutputError},
-    proposal::{Capture, Proposal, ProposalError},
+    proposal::{Capture, CaptureError, Proposal, ProposalError},
     replay::Terms,
     tree::{self, Files, TreeError},
 };
@@ -38,6 +38,8 @@ use place::{Place, PlaceError};
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegenerateError {
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     #[error(transparent)]
     Proposal(#[from] ProposalError),
     #[error(transparent)]
@@ -83,8 +85,8 @@ pub(crate) enum Ended {
 /// The capture can't be read, the last set not be compared with, or the new one not be written; then the last one stays.
 pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError> {
     let began = SystemTime::now();
-    let mut metrics = Metrics::new(began);
-    let ended = alone(args, &mut metrics).await;
+    let metrics = Metrics::new(began);
+    let ended = alone(args, &metrics).await;
     if matches!(ended, Ok(Ended::Busy)) {
         return ended;
     }
@@ -102,7 +104,7 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
 }
 
 /// Runs while holding the lease, if one is asked for.
-async fn alone(args: &RegenerateArgs, metrics: &mut Metrics) -> Result<Ended, RegenerateError> {
+async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Ended, RegenerateError> {
     let needs_cluster = args.cluster || args.apply || args.events || args.config_map.is_some() || args.lease.is_some();
     let client = if needs_cluster { Some(args.of.connect().await?) } else { None };
     let (Some(name), Some(of)) = (&args.lease, &client) else {
@@ -129,7 +131,7 @@ async fn alone(args: &RegenerateArgs, metrics: &mut Metrics) -> Result<Ended, Re
 async fn regenerate(
     args: &RegenerateArgs,
     client: Option<&Client>,
-    metrics: &mut Metrics,
+    metrics: &Metrics,
 ) -> Result<Ended, RegenerateError> {
     let place = Place::new(args, client)?;
     let last = place.read().await?;
@@ -173,7 +175,7 @@ async fn regenerate(
         }
         if args.apply {
             let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
-            apply::verify(&plan, capture.sets(), &capture.population, &terms)?;
+            apply::verify(&plan, &capture, &terms)?;
             let manner = Manner { is_dry: false, takes_over: false };
             if !plan.is_in_force() && !apply::carry_out(&plan, client, manner, &args.rollback).await? {
                 return Err(RegenerateError::NotApplied);
@@ -196,23 +198,19 @@ fn parsed(files: &Files) -> Vec<NetworkPolicy> {
 /// Whether policies are different, were added, or are to be removed. Evidence grows with every hour, and alone is no
 /// change.
 fn is_changed(last: &Files, new: &Files) -> bool {
-    let policies = |files: &Files| {
-        files.iter().filter(|(name, _)| name.ends_with(".yaml")).map(|(n, t)| (n.clone(), t.clone())).collect::<Files>()
-    };
+    let is_news = |(name, text): (&String, &String)| name.ends_with(".yaml") && last.get(name) != Some(text);
     match tree::removed(last, new) {
         // Writing will say what is in the way.
         Err(_) => true,
-        Ok(removed) => !removed.is_empty() || policies(new).iter().any(|(name, text)| last.get(name) != Some(text)),
+        Ok(removed) => !removed.is_empty() || new.iter().any(is_news),
     }
 }
 
 /// Tells how the cluster differs from the set, if it does; where nothing of it was ever applied, to metrics alone.
-fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &mut Metrics) -> Result<(), RegenerateError> {
-    let [there, after] = [plan.now(), plan.after()].map(|mut policies| {
-        // The server took them; what only we can't read is no reason to say nothing.
-        policies.retain(diff::is_valid);
-        policies
-    });
+fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<(), RegenerateError> {
+    // The server took them; what only we can't read is no reason to say nothing.
+    let there: Vec<NetworkPolicy> = plan.now().filter(|policy| diff::is_valid(policy)).cloned().collect();
+    let after: Vec<NetworkPolicy> = plan.after().filter(|policy| diff::is_valid(policy)).cloned().collect();
     let drift = diff::compare(&capture.population, &there, &after).map_err(RegenerateError::CompareCluster)?;
     metrics.set_cluster(&drift);
     if !plan.was_applied() {

@@ -1,17 +1,17 @@
 //! `flowscribe report` and `flowscribe explain`: policies on standard output or in files, what they rest on, and what a
 //! person should know on standard error.
 
-use std::{collections::BTreeSet, fmt::Write, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fmt::Write, path::Path};
 
 use schemas::capture::{Problem, ProblemKind};
 
 use crate::{
-    args::{ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
+    args::{self, ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
     communication::Workload,
     explain::Explanation,
     output::{self, OutputError},
     policy::{PolicySet, Wish},
-    proposal::{Capture, Proposal, ProposalError},
+    proposal::{Capture, CaptureError, Proposal, ProposalError},
     replay::{Excuse, Verdict},
     runs::Run,
     tables::Tables,
@@ -21,6 +21,8 @@ use crate::{
 /// Why a report can't be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReportError {
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     #[error(transparent)]
     Proposal(#[from] ProposalError),
     #[error("no policy or workload {wanted}: there are {known}")]
@@ -216,9 +218,8 @@ impl PolicyArgs {
             open_ingress,
             namespace_defaults,
         } = self;
-        let named = namespaces.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
         Wish {
-            namespaces: named.map(Arc::from).collect(),
+            namespaces: args::names(namespaces),
             directions: directions.iter().map(|direction| (*direction).into()).collect(),
             service_ports: *service_ports,
             only_stable: *only_stable,

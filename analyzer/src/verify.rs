@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
-use datafusion::error::DataFusionError;
 use serde_json::{Value, json};
 
 use crate::{
@@ -11,21 +10,16 @@ use crate::{
     communication::{Endpoint, Workload},
     manifests::{Manifests, ManifestsError},
     output::{self, OutputError},
-    population::Population,
+    proposal::{Capture, CaptureError},
     replay::{self, Denied, Excuse, Terms, Verdict},
     sets::Status,
-    tables::{LearningError, Tables, TablesError},
 };
 
 /// Why policies can't be verified.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerifyError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
-    #[error(transparent)]
-    Learning(#[from] LearningError),
-    #[error("cannot read the capture")]
-    Read(#[from] DataFusionError),
+    Capture(#[from] CaptureError),
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
     #[error(transparent)]
@@ -52,19 +46,16 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
         }
         None => (cluster::policies(&of.connect().await?).await?, Vec::new()),
     };
-    let learning = learn.learning(input)?;
-    let question = async |tables: &Tables| Ok(tables.learned().await?);
-    let (tables, learned) = Tables::ask::<_, VerifyError>(input, &learning, question).await?;
-    let population = Population::of_index(&tables.index);
+    let capture = Capture::read(input, learn).await?;
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
-    let (verdict, invalid) = replay::replay(&learned.0, &population, &policies, &terms);
+    let (verdict, invalid) = replay::replay(capture.sets(), &capture.population, &policies, &terms);
     problems.extend(invalid.iter().map(ToString::to_string));
     let text = match format {
         VerifyFormat::Text => text(&verdict),
         VerifyFormat::Json => format!("{:#}\n", as_json(&verdict)),
     };
     output::write(&text, output.as_deref())?;
-    for problem in problems.iter().cloned().chain(tables.problems.iter().map(ToString::to_string)) {
+    for problem in problems.iter().cloned().chain(capture.tables.problems.iter().map(ToString::to_string)) {
         eprintln!("skipped {problem}");
     }
     let is_wrong = match strict {

@@ -161,8 +161,7 @@ pub(crate) fn sums(output: &Path) -> Result<Sums> {
         } else if file.dataset == HealthRecord::DATASET {
             for row in capture::read::<HealthRecord>(file).map_err(|problem| anyhow!("{problem}"))? {
                 sums.seen += row.seen;
-                sums.lost +=
-                    row.lost_ring + row.lost_map + row.lost_parse + row.lost_queue + row.lost_sink + row.lost_end;
+                sums.lost += row.lost();
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -66,7 +66,7 @@ impl Agent {
         self.load.late_ms.fetch_max(late.as_millis() as u64, Ordering::Relaxed);
         tokio::time::sleep_until(due.into()).await;
         self.load.rows.fetch_add(rows as i64, Ordering::Relaxed);
-        self.sender.request(rows, now())
+        self.sender.request(rows, TimestampMs::now())
     }
 }
 
@@ -155,7 +155,8 @@ async fn answer(State(agent): State<Arc<Mutex<Option<Agent>>>>, request: Request
         let is_last = finishing.load(Ordering::Relaxed);
         async move {
             let mut agent = agent?;
-            let request = if is_last { agent.sender.health_request(now(), true) } else { agent.next().await };
+            let request =
+                if is_last { agent.sender.health_request(TimestampMs::now(), true) } else { agent.next().await };
             let frame = live::frame(&request).unwrap_or_default();
             Some((Ok::<Bytes, Infallible>(frame), (!is_last).then_some(agent)))
         }
@@ -214,10 +215,6 @@ fn distinct(capture: &Path) -> Result<i64> {
     let listing = capture::list(&[capture.into()])?;
     listing.files.iter().filter(|file| file.dataset == FlowRecord::DATASET).for_each(|file| all.add(&file.runs));
     Ok(all.rows())
-}
-
-fn now() -> TimestampMs {
-    TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64)
 }
 
 const BATCHES_PER_SECOND: usize = 10;

@@ -9,7 +9,7 @@ use std::{
     future::pending,
     net::SocketAddr,
     sync::{Arc, Weak, atomic::Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use axum::{
@@ -112,7 +112,7 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
         Ok(origin) => origin,
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     };
-    let Some(mut frames) = server.hub.join(origin, scope, Arc::clone(&line), now()) else {
+    let Some(mut frames) = server.hub.join(origin, scope, Arc::clone(&line)) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many record from this agent at once\n").into_response();
     };
     // The end of the request asks for the end of the answer.
@@ -120,7 +120,7 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
     tokio::spawn(async move {
         let mut pieces = std::mem::take(&mut body).into_data_stream();
         while let Ok(Some(_)) = pieces.try_next().await {}
-        asked.finish_at_ms.store(now().0, Ordering::Relaxed);
+        asked.finish_at_ms.store(TimestampMs::now().0, Ordering::Relaxed);
     });
     if let Some(user) = user {
         tokio::spawn(watch_rights(Arc::clone(&server), user, namespaces, Arc::downgrade(&line)));
@@ -128,8 +128,7 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
     let stream = stream::poll_fn(move |context| {
         frames.poll_recv(context).map(|frame| {
             frame.map(|frame| {
-                line.waiting_bytes
-                    .fetch_sub(frame.len().min(line.waiting_bytes.load(Ordering::Relaxed)), Ordering::Relaxed);
+                line.waiting_bytes.fetch_sub(frame.len(), Ordering::Relaxed);
                 Ok::<_, std::convert::Infallible>(frame)
             })
         })
@@ -191,10 +190,6 @@ impl Server {
         }
         Ok(())
     }
-}
-
-fn now() -> TimestampMs {
-    TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64)
 }
 
 fn unanswered(error: AccessError) -> Refusal {

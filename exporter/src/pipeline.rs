@@ -172,15 +172,15 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         None => Inventory::of_node(&origin),
     };
     let client = if args.kubernetes { Some(kubernetes::connect().await?) } else { None };
-    let mut sinks = sinks(&args, &origin)?;
-    let mut live = None;
+    let (mut serving, mut live) = (None, None);
     if let Some(address) = args.live_address {
         let (hub, account) = (Arc::new(Hub::new(Arc::clone(&telemetry))), Account::default());
         let admission = client.clone().map_or(Admission::Token, |client| Admission::Cluster(Access::new(client)));
-        live = Some(live::serve(address, &args.live_security(), admission, Arc::clone(&hub), &origin).await?);
-        sinks.push((Sink::Live(Box::new(LiveSink::new(hub, account.clone()))), account));
+        serving = Some(live::serve(address, &args.live_security(), admission, Arc::clone(&hub), &origin).await?);
+        live = Some((LiveSink::new(hub, account.clone()), account));
     }
-    let sinks = Sinks::start(sinks, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
+    let sinks =
+        Sinks::start(sinks(&args, &origin)?, live, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
     // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let clock = clock()?;
@@ -240,8 +240,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     let observed = observer.run(shutdown).await;
     drop(watches);
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;
-    if let Some(live) = live {
-        live.end().await;
+    if let Some(serving) = serving {
+        serving.end().await;
     }
     observed?;
     if is_durable { Ok(summary) } else { Err(RunError::EndUnwritten { to, lost: summary.lost }) }

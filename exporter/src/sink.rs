@@ -84,6 +84,8 @@ impl Account {
 /// All sinks of a run.
 pub(crate) struct Sinks {
     handles: Vec<Handle>,
+    /// Of those who listen: what they lose is in their own accounts alone, and nobody waits for them.
+    live: Option<Handle>,
     roll_age: Duration,
     /// When the first inventory row was written that is not durable.
     inventory_since: Option<TimestampMs>,
@@ -94,39 +96,38 @@ struct Handle {
     batch: Vec<Order>,
     sender: SyncSender<(TimestampMs, Vec<Order>)>,
     account: Account,
-    /// How long the others may be kept waiting, as of an instant; `None` where there are no others.
-    patience: Option<(Duration, Instant)>,
-    /// It is of those who listen: what they lose is in their own accounts alone.
-    is_live: bool,
+    /// How long the others may be kept waiting; `None` where there are no others.
+    patience: Option<Patience>,
+}
+
+/// How long somebody may be kept waiting: a tenth of the time.
+struct Patience {
+    left: Duration,
+    most: Duration,
+    /// When it was last added to.
+    since: Instant,
 }
 
 impl Sinks {
-    /// Starts a thread for each sink.
+    /// Starts a thread for each sink, and for those who listen if anybody may.
     ///
     /// # Errors
     /// The system has no thread.
     pub(crate) fn start(
         sinks: impl IntoIterator<Item = (Sink, Account)>,
+        live: Option<(LiveSink, Account)>,
         roll_age: Duration,
         telemetry: &Arc<Telemetry>,
     ) -> io::Result<Self> {
-        let mut handles = Vec::new();
-        for (mut sink, account) in sinks {
-            let (sender, receiver) = sync_channel(QUEUE_BATCHES);
-            let telemetry = Arc::clone(telemetry);
-            let (name, is_live) = (sink.name(), matches!(sink, Sink::Live(_)));
-            thread::Builder::new().name(name.into()).spawn(move || sink.run(&receiver, &telemetry))?;
-            let patience = Some((PATIENCE, Instant::now()));
-            handles.push(Handle { batch: Vec::new(), sender, account, patience, is_live });
-        }
-        // Those who listen are not waited for, nor does anybody do without waiting for their sake.
-        let (live, mut kept): (Vec<_>, Vec<_>) = handles.into_iter().partition(|handle| handle.is_live);
-        if let [only] = &mut *kept {
+        let start = |(sink, account), most| Handle::start(sink, account, most, telemetry);
+        let handles: io::Result<Vec<Handle>> = sinks.into_iter().map(|sink| start(sink, PATIENCE)).collect();
+        let mut handles = handles?;
+        if let [only] = &mut *handles {
             only.patience = None;
         }
-        let live = live.into_iter().map(|handle| Handle { patience: Some((Duration::ZERO, Instant::now())), ..handle });
-        let handles = kept.into_iter().chain(live).collect();
-        Ok(Self { handles, roll_age, inventory_since: None, told_lost: 0 })
+        let live =
+            live.map(|(sink, account)| start((Sink::Live(Box::new(sink)), account), Duration::ZERO)).transpose()?;
+        Ok(Self { handles, live, roll_age, inventory_since: None, told_lost: 0 })
     }
 
     pub(crate) fn flow(&mut self, record: Box<FlowRecord>, ends: i64) {
@@ -166,7 +167,7 @@ impl Sinks {
 
     /// Hands over what was ordered.
     pub(crate) fn send(&mut self, now: TimestampMs) {
-        self.handles.iter_mut().for_each(|handle| handle.send(now));
+        self.handles.iter_mut().chain(&mut self.live).for_each(|handle| handle.send(now));
     }
 
     /// Makes everything durable; whether it is.
@@ -181,12 +182,12 @@ impl Sinks {
 
     /// Makes everything durable and ends; whether it is.
     pub(crate) fn end(&mut self, now: TimestampMs) -> bool {
-        for handle in self.handles.iter_mut().filter(|handle| handle.is_live) {
+        if let Some(live) = &mut self.live {
             let (sender, answer) = sync_channel(1);
-            handle.batch.push(Order::End(sender));
+            live.batch.push(Order::End(sender));
             // It waits for nobody, so that this does not take long.
-            handle.patience = None;
-            handle.send(now);
+            live.patience = None;
+            live.send(now);
             let _ = answer.recv_timeout(ANSWER_TIMEOUT);
         }
         self.ask(Order::End, now)
@@ -195,27 +196,27 @@ impl Sinks {
     /// Whether a sink lost inventory, since the last call.
     pub(crate) fn take_inventory_broken(&self) -> bool {
         let take = |handle: &Handle| handle.account.is_inventory_broken.swap(false, Ordering::Relaxed);
-        self.handles.iter().filter(|handle| take(handle)).count() > 0
+        self.handles.iter().chain(&self.live).filter(|handle| take(handle)).count() > 0
     }
 
     /// Ends of connections that were lost since the last call, by the sink that lost most.
     pub(crate) fn take_lost_ends(&mut self) -> i64 {
-        let kept = self.handles.iter().filter(|handle| !handle.is_live);
-        let lost = kept.map(|handle| handle.account.lost_ends()).max().unwrap_or_default();
+        let lost = self.handles.iter().map(|handle| handle.account.lost_ends()).max().unwrap_or_default();
         lost - std::mem::replace(&mut self.told_lost, lost)
     }
 
     fn order(&mut self, order: Order) {
-        if let Some((last, others)) = self.handles.split_last_mut() {
-            others.iter_mut().for_each(|handle| handle.batch.push(order.clone()));
+        let mut handles = self.handles.iter_mut().chain(&mut self.live);
+        if let Some(last) = handles.next_back() {
+            handles.for_each(|handle| handle.batch.push(order.clone()));
             last.batch.push(order);
         }
     }
 
-    /// Those who listen keep nothing: they are not asked, but for the end, which they are told of before others are.
+    /// Those who listen keep nothing, and are not asked.
     fn ask(&mut self, question: fn(SyncSender<bool>) -> Order, now: TimestampMs) -> bool {
         let mut answers = Vec::new();
-        for handle in self.handles.iter_mut().filter(|handle| !handle.is_live) {
+        for handle in &mut self.handles {
             let (sender, answer) = sync_channel(1);
             handle.batch.push(question(sender));
             handle.send(now);
@@ -227,25 +228,31 @@ impl Sinks {
 }
 
 impl Handle {
+    fn start(mut sink: Sink, account: Account, most: Duration, telemetry: &Arc<Telemetry>) -> io::Result<Self> {
+        let (sender, receiver) = sync_channel(QUEUE_BATCHES);
+        let telemetry = Arc::clone(telemetry);
+        thread::Builder::new().name(sink.name().into()).spawn(move || sink.run(&receiver, &telemetry))?;
+        let patience = Some(Patience { left: most, most, since: Instant::now() });
+        Ok(Self { batch: Vec::new(), sender, account, patience })
+    }
+
     fn send(&mut self, now: TimestampMs) {
         if self.batch.is_empty() {
             return;
         }
         let mut message = (now, std::mem::take(&mut self.batch));
-        let Some((patience, since)) = &mut self.patience else {
+        let Some(Patience { left, most, since }) = &mut self.patience else {
             // Nobody else waits. A sink that is gone has told why.
             return drop(self.sender.send(message));
         };
-        if !self.is_live {
-            *patience = (*patience + since.elapsed() / 10).min(PATIENCE);
-        }
+        *left = (*left + since.elapsed() / 10).min(*most);
         *since = Instant::now();
         loop {
             match self.sender.try_send(message) {
                 Ok(()) => return,
-                Err(TrySendError::Full(back)) if *patience > PAUSE => {
+                Err(TrySendError::Full(back)) if *left > PAUSE => {
                     message = back;
-                    *patience -= PAUSE;
+                    *left -= PAUSE;
                     thread::sleep(PAUSE);
                 }
                 Err(TrySendError::Full((_, lost)) | TrySendError::Disconnected((_, lost))) => {

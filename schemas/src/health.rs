@@ -96,3 +96,10 @@ dataset! {
     partition by window_end, |row| TimestampMs(row.window_end.0 - 1);
     sort by |a, b| (a.window_start, a.seq).cmp(&(b.window_start, b.seq));
 }
+
+impl HealthRecord {
+    /// Ends of connections lost, for any reason.
+    pub const fn lost(&self) -> i64 {
+        self.lost_ring + self.lost_map + self.lost_parse + self.lost_queue + self.lost_sink + self.lost_end
+    }
+}

@@ -135,6 +135,14 @@ pub struct Origin {
 #[serde(transparent)]
 pub struct TimestampMs(pub i64);
 
+impl TimestampMs {
+    /// This moment, by the system's clock; 1970 where that is set to before.
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(since.as_millis() as i64)
+    }
+}
+
 /// Histogram of round-trip times: bucket `i` counts connections below `64 µs × 4^i`, the last one all others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RttHistogram(pub [i64; RTT_BUCKETS]);

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Child, ChildStderr, Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -76,18 +76,8 @@ impl Recording {
     ///
     /// # Errors
     /// It ends instead, and says why.
-    pub fn spawn_until(mut command: Command, said: &str) -> Result<Self> {
-        let mut child = command.stderr(Stdio::piped()).spawn().context("start the program")?;
-        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
-        let mut text = String::new();
-        while !text.contains(said) {
-            if log.read_line(&mut text)? == 0 {
-                child.wait()?;
-                bail!("{}", text.trim());
-            }
-        }
-        // Read on, so that the exporter never waits for us.
-        let rest = thread::spawn(move || rest(log, text));
+    pub fn spawn_until(command: Command, said: &str) -> Result<Self> {
+        let (child, _, rest) = start(command, said)?;
         Ok(Self { child, rest: Some(rest) })
     }
 
@@ -149,9 +139,25 @@ impl Drop for Recording {
     }
 }
 
-fn rest(mut log: BufReader<ChildStderr>, mut text: String) -> String {
-    let _ = log.read_to_string(&mut text);
-    text
+/// Starts a program, and waits until it says something on standard error: that line; and a thread that reads on, so that the
+/// program never waits for us, and ends with all that it said.
+fn start(mut command: Command, said: &str) -> Result<(Child, String, JoinHandle<String>)> {
+    let mut child = command.stderr(Stdio::piped()).spawn().context("start the program")?;
+    let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
+    let (mut text, mut line) = (String::new(), String::new());
+    while !line.contains(said) {
+        line.clear();
+        if log.read_line(&mut line)? == 0 {
+            child.wait()?;
+            bail!("{}", text.trim());
+        }
+        text.push_str(&line);
+    }
+    let rest = thread::spawn(move || {
+        let _ = log.read_to_string(&mut text);
+        text
+    });
+    Ok((child, line, rest))
 }
 
 /// A running `flowscribe receive`; dropped, it is killed.
@@ -184,20 +190,10 @@ impl Receiver {
     ) -> Result<Self> {
         let mut command = Command::new(executable);
         command.args(["flowscribe", "receive", "--grpc-address", grpc, "--http-address", http]).arg("--output");
-        let mut child = command.arg(output).args(extra).stderr(Stdio::piped()).spawn().context("start the receiver")?;
-        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
-        let (mut text, mut line) = (String::new(), String::new());
-        while !line.starts_with("receiving OTLP/gRPC on ") {
-            line.clear();
-            if log.read_line(&mut line)? == 0 {
-                child.wait()?;
-                bail!("{}", text.trim());
-            }
-            text.push_str(&line);
-        }
+        command.arg(output).args(extra);
+        let (child, line, rest) = start(command, "receiving OTLP/gRPC on ")?;
         let mut addresses = line.split(' ').filter(|word| word.starts_with("http")).map(str::to_owned);
         let (grpc, http) = addresses.next().zip(addresses.next()).context("it says where")?;
-        let rest = thread::spawn(move || rest(log, text));
         Ok(Self { child, grpc, http, rest: Some(rest) })
     }
 
@@ -271,17 +267,8 @@ impl Monitor {
     ///
     /// # Errors
     /// It ends instead, and says why.
-    pub fn spawn(mut command: Command) -> Result<Self> {
-        let mut child = command.stderr(Stdio::piped()).spawn().context("start the monitor")?;
-        let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
-        let mut text = String::new();
-        while !text.contains("stop with Ctrl-C") {
-            if log.read_line(&mut text)? == 0 {
-                child.wait()?;
-                bail!("{}", text.trim());
-            }
-        }
-        let rest = thread::spawn(move || rest(log, text));
+    pub fn spawn(command: Command) -> Result<Self> {
+        let (child, _, rest) = start(command, "stop with Ctrl-C")?;
         Ok(Self { child, rest: Some(rest) })
     }
 

@@ -130,14 +130,14 @@ impl Listener {
     /// Asks the agent; its answer, if it is a stream.
     async fn ask(&self) -> Result<Incoming, Broken> {
         let Monitor { token, query, cluster, .. } = &*self.monitor;
-        let token = token.header().await.map_err(|error| Broken::Refused(chain(&error)))?;
+        let token = token.header().await.map_err(|error| Broken::Refused(chain(error)))?;
         let mut sender = self.place.connect().await.map_err(Broken::Gone)?;
         // Whoever is at the other end is asked, whatever its name is.
         let request = Request::post(format!("http://agent{}?{query}", live::PATH)).header(AUTHORIZATION, token);
         let request = request.body(self.request_body()).map_err(|error| Broken::Gone(error.to_string()))?;
         let response = timeout(ANSWER_TIMEOUT, sender.send_request(request)).await;
         let response = response.map_err(|_| Broken::Gone("it does not answer".into()))?;
-        let (head, body) = response.map_err(|error| Broken::Gone(chain(&error)))?.into_parts();
+        let (head, body) = response.map_err(|error| Broken::Gone(chain(error)))?.into_parts();
         match head.status {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Broken::Refused(text(body).await)),
@@ -169,10 +169,10 @@ impl Listener {
             let piece = match piece {
                 None => return Ok(()),
                 Some(Ok(piece)) => piece.into_data().unwrap_or_default(),
-                Some(Err(error)) => return Err(Broken::Gone(chain(&error))),
+                Some(Err(error)) => return Err(Broken::Gone(chain(error))),
             };
             frames.push(&piece);
-            let broken = |error: live::BrokenStream| Broken::Gone(chain(&error));
+            let broken = |error: live::BrokenStream| Broken::Gone(chain(error));
             while let Some(packed) = frames.next_frame().map_err(broken)? {
                 if !packed.is_empty() {
                     self.take(&packed).await?;
@@ -183,7 +183,7 @@ impl Listener {
 
     /// Keeps a request, and counts what is in it.
     async fn take(&self, packed: &[u8]) -> Result<(), Broken> {
-        let request = live::request(packed).map_err(|error| Broken::Gone(chain(&error)))?;
+        let request = live::request(packed).map_err(|error| Broken::Gone(chain(error)))?;
         let rows = decode(&request).map_err(|error| Broken::Gone(error.to_string()))?;
         let of = Of::new(&rows);
         let mut was_told = false;
@@ -202,8 +202,7 @@ impl Listener {
         }
         self.tally.rows.fetch_add(rows.flows.len() as u64, Ordering::Relaxed);
         for row in &rows.health {
-            let lost = row.lost_ring + row.lost_map + row.lost_parse + row.lost_queue + row.lost_sink + row.lost_end;
-            self.tally.lost.fetch_add(lost, Ordering::Relaxed);
+            self.tally.lost.fetch_add(row.lost(), Ordering::Relaxed);
             self.tally
                 .window_ms
                 .store((row.window_end.0 - row.window_start.0).max(row.window_ms).max(0) as u64, Ordering::Relaxed);
@@ -221,9 +220,8 @@ async fn text(body: Incoming) -> String {
 }
 
 /// An error with its causes, as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+fn chain(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::new(error))
 }
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -56,7 +56,7 @@ pub(super) fn policy<'a>(
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(namespace.to_string()),
-            labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())])),
+            labels: Some(marks()),
             annotations: if annotations.is_empty() { None } else { Some(annotations) },
             ..ObjectMeta::default()
         },
@@ -103,6 +103,16 @@ pub(super) fn names_of(rules: &[Rules<'_>; 2], names: &Names) -> BTreeMap<String
         }
     }
     found
+}
+
+/// Labels of what we wrote.
+pub(crate) fn marks() -> BTreeMap<String, String> {
+    BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())])
+}
+
+/// Whether labels say that we wrote it.
+pub(crate) fn is_marked(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|by| by == MANAGER)
 }
 
 /// Says who wrote a policy (Kubernetes' recommended labels).

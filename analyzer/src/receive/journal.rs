@@ -364,7 +364,7 @@ fn roll(config: &JournalConfig, segment: &Closed, bytes: &AtomicU64, is_ending: 
 fn file(config: &JournalConfig, segment: &Closed) -> Result<usize, JournalError> {
     let JournalConfig { root, outbox, .. } = config;
     let io_error = |source| JournalError::Io { path: segment.path.clone(), source };
-    let now = TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64);
+    let now = TimestampMs::now();
     let mut reader = SegmentReader(File::open(&segment.path).map_err(io_error)?);
     let found;
     let entries = match &segment.entries {

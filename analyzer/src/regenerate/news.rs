@@ -75,13 +75,13 @@ impl Metrics {
     }
 
     /// The set, and how it differs from the last one.
-    pub(super) fn set(&mut self, policies: usize, difference: &Difference) {
+    pub(super) fn set(&self, policies: usize, difference: &Difference) {
         self.policies.set(policies as i64);
         set(&self.edges, difference);
     }
 
     /// How the set differs from what is in the cluster.
-    pub(super) fn set_cluster(&mut self, difference: &Difference) {
+    pub(super) fn set_cluster(&self, difference: &Difference) {
         set(&self.cluster, difference);
     }
 
@@ -137,9 +137,6 @@ pub(super) async fn drifted(client: &Client, plan: &Plan) {
 
 /// Tells of policies that are new, changed or gone, each with its edges that changed.
 pub(super) async fn changed(client: &Client, last: &[NetworkPolicy], new: &[NetworkPolicy], difference: &Difference) {
-    let by_name = |policies: &[NetworkPolicy]| -> BTreeMap<Name, NetworkPolicy> {
-        policies.iter().map(|policy| (cluster::name(policy), policy.clone())).collect()
-    };
     let (last, new) = (by_name(last), by_name(new));
     let mut told = Vec::new();
     for (name, policy) in &new {
@@ -154,6 +151,10 @@ pub(super) async fn changed(client: &Client, last: &[NetworkPolicy], new: &[Netw
         told.push((policy.object_ref(&()), "PolicyRemoved", EventType::Normal, note(name, difference)));
     }
     publish(client, told).await;
+}
+
+fn by_name(policies: &[NetworkPolicy]) -> BTreeMap<Name, &NetworkPolicy> {
+    policies.iter().map(|policy| (cluster::name(policy), policy)).collect()
 }
 
 /// The lines of a difference that a policy is about, as many as an Event takes.

@@ -1,6 +1,6 @@
 //! Where a set of policies is kept: a directory, a ConfigMap, or a branch of a Git repository.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
@@ -14,7 +14,7 @@ use crate::{
     args::RegenerateArgs,
     cluster::FIELD_MANAGER,
     diff::Difference,
-    policy::{MANAGED_BY, MANAGER},
+    policy::{is_marked, marks},
     tree::{self, Files, TreeError},
 };
 
@@ -73,9 +73,7 @@ impl Place {
                 let found = api.get_opt(name).await.map_err(|error| self.refused(&error))?;
                 let Some(ConfigMap { metadata, data, .. }) = found else { return Ok(Files::new()) };
                 let data = data.unwrap_or_default();
-                let is_ours =
-                    metadata.labels.is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER));
-                if !is_ours && !data.is_empty() {
+                if !is_marked(metadata.labels.as_ref()) && !data.is_empty() {
                     return Err(PlaceError::ConfigMap {
                         name: self.to_string(),
                         reason: "it is not one that flowscribe wrote: name another one".into(),
@@ -99,8 +97,7 @@ impl Place {
                 if bytes > CONFIG_MAP_BYTES {
                     return Err(PlaceError::TooLarge { size_kib: bytes.div_ceil(1 << 10) });
                 }
-                let labels = BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())]);
-                let metadata = ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() };
+                let metadata = ObjectMeta { name: Some(name.clone()), labels: Some(marks()), ..ObjectMeta::default() };
                 let map = ConfigMap { metadata, data: Some(files.clone()), ..ConfigMap::default() };
                 let how = PatchParams::apply(FIELD_MANAGER).force();
                 api.patch(name, &how, &Patch::Apply(&map)).await.map_err(|error| self.refused(&error))?;

@@ -70,6 +70,8 @@ pub(crate) struct LiveSink {
     hub: Arc<Hub>,
     /// What there is now; its rows are never written.
     known: InventoryLog,
+    /// What the agent says that it knows: all of the cluster, or a part.
+    known_scope: &'static str,
     clients: Vec<Client>,
     account: Account,
     told_lost: i64,
@@ -77,6 +79,7 @@ pub(crate) struct LiveSink {
 
 /// Somebody who listens, and what was told.
 struct Client {
+    telemetry: Arc<Telemetry>,
     origin: Origin,
     scope: Scope,
     line: Arc<Line>,
@@ -107,19 +110,13 @@ impl Hub {
     }
 
     /// Lets a client in: what it is told comes out of the receiver. `None` if there are too many.
-    pub(crate) fn join(
-        &self,
-        origin: Origin,
-        scope: Scope,
-        line: Arc<Line>,
-        now: TimestampMs,
-    ) -> Option<Receiver<Bytes>> {
+    pub(crate) fn join(&self, origin: Origin, scope: Scope, line: Arc<Line>) -> Option<Receiver<Bytes>> {
         if self.clients.fetch_add(1, Ordering::Relaxed) >= MOST_CLIENTS {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
         let (frames, receiver) = channel(WAITING_FRAMES);
-        let client = Client::new(origin, scope, line, frames, now);
+        let client = Client::new(Arc::clone(&self.telemetry), origin, scope, line, frames);
         self.joining.lock().unwrap_or_else(PoisonError::into_inner).push(client);
         Some(receiver)
     }
@@ -136,13 +133,13 @@ impl Hub {
 impl LiveSink {
     pub(crate) fn new(hub: Arc<Hub>, account: Account) -> Self {
         let known = InventoryLog::new(Origin::default(), SCOPE_PART);
-        Self { hub, known, clients: Vec::new(), account, told_lost: 0 }
+        Self { hub, known, known_scope: SCOPE_PART, clients: Vec::new(), account, told_lost: 0 }
     }
 
     pub(super) fn take(&mut self, order: Order, now: TimestampMs) {
         match order {
             Order::Flow(record, ends) => {
-                self.clients.iter_mut().for_each(|client| client.flow(&record, ends, now, &self.hub.telemetry));
+                self.clients.iter_mut().for_each(|client| client.flow(&record, ends, now));
             }
             Order::Inventory(record) => self.learn(*record, now),
             Order::FinishInventory => {}
@@ -151,16 +148,16 @@ impl LiveSink {
                 let lost = lost - std::mem::replace(&mut self.told_lost, lost);
                 for client in &mut self.clients {
                     client.lost += lost;
-                    client.tell_health(&row, now, &self.hub.telemetry);
+                    client.tell_health(&row, now);
                 }
                 self.keep(|client| !client.is_over);
             }
             Order::Tick => {
                 for mut client in self.hub.take_joining() {
-                    client.begin(&self.known, now, &self.hub.telemetry);
+                    client.begin(&self.known, self.known_scope, now);
                     self.clients.push(client);
                 }
-                self.clients.iter_mut().for_each(|client| client.tick(now, &self.hub.telemetry));
+                self.clients.iter_mut().for_each(|client| client.tick(now));
                 self.keep(|client| !client.frames.is_closed() && !client.line.is_cut.load(Ordering::Relaxed));
             }
             Order::Sync(answer, _) => drop(answer.send(true)),
@@ -173,9 +170,8 @@ impl LiveSink {
 
     fn learn(&mut self, record: InventoryRecord, now: TimestampMs) {
         let is_gone = *record.event == *EVENT_DELETE;
-        self.known.set_scope(if *record.scope == *SCOPE_CLUSTER { SCOPE_CLUSTER } else { SCOPE_PART });
+        self.known_scope = if *record.scope == *SCOPE_CLUSTER { SCOPE_CLUSTER } else { SCOPE_PART };
         // As an object alone, without who told of it when.
-        let scope = Arc::clone(&record.scope);
         let record = InventoryRecord {
             cluster: Arc::default(),
             node: Arc::default(),
@@ -187,7 +183,7 @@ impl LiveSink {
             ..record
         };
         for client in &mut self.clients {
-            client.learn(&record, is_gone, &scope, now);
+            client.learn(&record, is_gone, self.known_scope, now);
         }
         if is_gone {
             self.known.delete(record, now);
@@ -205,8 +201,9 @@ impl LiveSink {
 }
 
 impl Client {
-    fn new(origin: Origin, scope: Scope, line: Arc<Line>, frames: Sender<Bytes>, now: TimestampMs) -> Self {
+    fn new(telemetry: Arc<Telemetry>, origin: Origin, scope: Scope, line: Arc<Line>, frames: Sender<Bytes>) -> Self {
         Self {
+            telemetry,
             log: InventoryLog::new(origin.clone(), SCOPE_PART),
             origin,
             scope,
@@ -217,22 +214,23 @@ impl Client {
             health: Encoder::new(Vec::new(), AGENT_VERSION),
             flows_next_seq: 0,
             health_next_seq: 0,
-            since: now,
+            since: TimestampMs::default(),
             pending_ends: 0,
             exported: 0,
             filtered: 0,
             lost: 0,
             is_inventory_broken: false,
             is_over: false,
-            last_frame: now,
+            last_frame: TimestampMs::default(),
         }
     }
 
     /// Tells that the run has begun, and who is who.
-    fn begin(&mut self, known: &InventoryLog, now: TimestampMs, telemetry: &Telemetry) {
+    fn begin(&mut self, known: &InventoryLog, known_scope: &'static str, now: TimestampMs) {
         self.since = now;
+        self.log.set_scope(self.scope.of_inventory(known_scope));
         let row = HealthRecord { window_start: now, window_end: now, ..HealthRecord::default() };
-        self.tell_health(&row, now, telemetry);
+        self.tell_health(&row, now);
         for record in known.known().filter(|record| self.scope.includes_object(record)) {
             self.log.upsert(record.clone(), now);
         }
@@ -245,7 +243,7 @@ impl Client {
         rows.iter().for_each(|row| self.inventory.push(row, now));
     }
 
-    fn flow(&mut self, record: &FlowRecord, ends: i64, now: TimestampMs, telemetry: &Telemetry) {
+    fn flow(&mut self, record: &FlowRecord, ends: i64, now: TimestampMs) {
         if !self.scope.includes_flow(record) {
             self.filtered += ends;
             return;
@@ -255,16 +253,15 @@ impl Client {
         self.flows.push(&FlowRecord { run_id, seq, ..record.clone() }, now);
         self.pending_ends += ends;
         if self.flows.size_bytes() >= REQUEST_BYTES {
-            self.send_flows(now, telemetry);
+            self.send_flows(now);
         }
     }
 
-    fn learn(&mut self, record: &InventoryRecord, is_gone: bool, scope: &str, now: TimestampMs) {
+    fn learn(&mut self, record: &InventoryRecord, is_gone: bool, known_scope: &'static str, now: TimestampMs) {
         if !self.scope.includes_object(record) {
             return;
         }
-        let is_whole = scope == SCOPE_CLUSTER && self.scope.namespaces.is_none() || self.scope.has_whole_inventory;
-        self.log.set_scope(if is_whole && scope == SCOPE_CLUSTER { SCOPE_CLUSTER } else { SCOPE_PART });
+        self.log.set_scope(self.scope.of_inventory(known_scope));
         // Every hour's rows open with all that is known.
         if self.log.is_new_hour(now) {
             self.tell_all(now);
@@ -278,20 +275,20 @@ impl Client {
         }
     }
 
-    fn tick(&mut self, now: TimestampMs, telemetry: &Telemetry) {
+    fn tick(&mut self, now: TimestampMs) {
         if self.is_inventory_broken || self.log.is_new_day(now) {
             self.tell_all(now);
         }
-        self.send_flows(now, telemetry);
-        self.send_inventory(now, telemetry);
-        if now.0 - self.last_frame.0 >= KEEP_ALIVE_MS && self.frames.try_send(live::nothing()).is_ok() {
-            self.last_frame = now;
+        self.send_flows(now);
+        self.send_inventory(now);
+        if now.0 - self.last_frame.0 >= KEEP_ALIVE_MS {
+            self.hand_over(live::nothing(), WAITING_BYTES, now);
         }
     }
 
-    fn tell_health(&mut self, row: &HealthRecord, now: TimestampMs, telemetry: &Telemetry) {
-        self.send_flows(now, telemetry);
-        self.send_inventory(now, telemetry);
+    fn tell_health(&mut self, row: &HealthRecord, now: TimestampMs) {
+        self.send_flows(now);
+        self.send_inventory(now);
         // Windows are told of a moment after their end, and one may have begun since.
         let is_last = row.window_end.0 >= self.line.finish_at_ms.load(Ordering::Relaxed);
         let filtered = row.filtered + self.filtered;
@@ -320,48 +317,51 @@ impl Client {
         self.health.push(&told, now);
         let request = self.health.finish();
         // What is not told now stays in the account of the next row.
-        if request.is_some_and(|request| self.send::<HealthRecord>(&request, 1, now, telemetry)) {
+        if request.is_some_and(|request| self.send::<HealthRecord>(&request, 1, now)) {
             self.health_next_seq += 1;
             self.is_over = is_last;
             (self.exported, self.filtered, self.lost) = (0, 0, 0);
         }
     }
 
-    fn send_flows(&mut self, now: TimestampMs, telemetry: &Telemetry) {
+    fn send_flows(&mut self, now: TimestampMs) {
         let (rows, ends) = (self.flows.rows(), std::mem::take(&mut self.pending_ends));
         let Some(request) = self.flows.finish() else { return };
-        if self.send::<FlowRecord>(&request, rows, now, telemetry) {
+        if self.send::<FlowRecord>(&request, rows, now) {
             self.exported += ends;
         } else {
             self.lost += ends;
         }
     }
 
-    fn send_inventory(&mut self, now: TimestampMs, telemetry: &Telemetry) {
+    fn send_inventory(&mut self, now: TimestampMs) {
         let rows = self.inventory.rows();
         let Some(request) = self.inventory.finish() else { return };
-        self.is_inventory_broken |= !self.send::<InventoryRecord>(&request, rows, now, telemetry);
+        self.is_inventory_broken |= !self.send::<InventoryRecord>(&request, rows, now);
     }
 
     /// Hands a request over; whether there was room for it.
-    fn send<R: Record>(&mut self, request: &[u8], rows: usize, now: TimestampMs, telemetry: &Telemetry) -> bool {
-        let waiting = &self.line.waiting_bytes;
-        let is_taken = live::frame(request).is_ok_and(|frame| {
-            let bytes = frame.len();
-            // Health is little, and says what was dropped.
-            let most = if R::DATASET == HealthRecord::DATASET { 2 * WAITING_BYTES } else { WAITING_BYTES };
-            if waiting.load(Ordering::Relaxed) + bytes > most {
-                return false;
-            }
-            waiting.fetch_add(bytes, Ordering::Relaxed);
-            let is_taken = self.frames.try_send(frame).is_ok();
-            if !is_taken {
-                waiting.fetch_sub(bytes, Ordering::Relaxed);
-            }
-            is_taken
-        });
-        self.last_frame = if is_taken { now } else { self.last_frame };
-        telemetry.live_rows(if is_taken { "sent" } else { "dropped" }, rows as u64);
+    fn send<R: Record>(&mut self, request: &[u8], rows: usize, now: TimestampMs) -> bool {
+        // Health is little, and says what was dropped.
+        let most = if R::DATASET == HealthRecord::DATASET { 2 * WAITING_BYTES } else { WAITING_BYTES };
+        let is_taken = live::frame(request).is_ok_and(|frame| self.hand_over(frame, most, now));
+        self.telemetry.live_rows(if is_taken { "sent" } else { "dropped" }, rows as u64);
+        is_taken
+    }
+
+    /// Hands a frame over, unless more than `most` bytes would wait; whether it did.
+    fn hand_over(&mut self, frame: Bytes, most: usize, now: TimestampMs) -> bool {
+        let (waiting, bytes) = (&self.line.waiting_bytes, frame.len());
+        if waiting.load(Ordering::Relaxed) + bytes > most {
+            return false;
+        }
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        let is_taken = self.frames.try_send(frame).is_ok();
+        if is_taken {
+            self.last_frame = now;
+        } else {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
         is_taken
     }
 }
@@ -377,6 +377,12 @@ impl Scope {
     fn includes_object(&self, record: &InventoryRecord) -> bool {
         let Some(namespaces) = self.namespaces.as_ref().filter(|_| !self.has_whole_inventory) else { return true };
         record.namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace))
+    }
+
+    /// How much of what an agent knows is told.
+    fn of_inventory(&self, known_scope: &'static str) -> &'static str {
+        let is_whole = self.namespaces.is_none() || self.has_whole_inventory;
+        if is_whole { known_scope } else { SCOPE_PART }
     }
 
     /// The namespaces that are told of, of an agent that is limited to some itself.
@@ -443,16 +449,17 @@ mod tests {
         sink.take(Order::Inventory(Box::new(pod("other", "db"))), NOW);
         let line = Arc::new(Line::default());
         let origin = Origin { cluster: "c".into(), node: "n".into(), run_id: "stream".into() };
-        let receiver = hub.join(origin, scope, Arc::clone(&line), NOW).expect("there is room");
+        let receiver = hub.join(origin, scope, Arc::clone(&line)).expect("there is room");
         sink.take(Order::Tick, NOW);
         Listening { sink, line, receiver }
     }
 
     fn pod(namespace: &str, name: &str) -> InventoryRecord {
-        let (kind, event) = ("Pod".into(), "upsert".into());
+        let (kind, event, scope) = ("Pod".into(), "upsert".into(), SCOPE_CLUSTER.into());
         InventoryRecord {
             kind,
             event,
+            scope,
             namespace: Some(namespace.into()),
             name: name.into(),
             ..InventoryRecord::default()
@@ -490,10 +497,6 @@ mod tests {
         }))
     }
 
-    fn lost(row: &HealthRecord) -> i64 {
-        row.lost_ring + row.lost_map + row.lost_parse + row.lost_queue + row.lost_sink + row.lost_end
-    }
-
     const NOW: TimestampMs = TimestampMs(1_772_359_200_000);
 
     #[test]
@@ -510,7 +513,7 @@ mod tests {
         assert!(!told.flows.is_empty() && told.flows.len() < rows as usize, "some did not fit: {}", told.flows.len());
         assert_eq!(row.exported, 2 * told.flows.len() as i64);
         assert_eq!(row.lost_queue, 2 * (rows as i64 - told.flows.len() as i64), "both are told");
-        assert_eq!(row.seen, row.exported + row.filtered + lost(row));
+        assert_eq!(row.seen, row.exported + row.filtered + row.lost());
         assert_eq!(row.flows_next_seq, rows as i64, "what is missing is a gap");
         assert!(told.flows.iter().all(|flow| &*flow.run_id == "stream"), "every stream is a run of its own");
         // Now there is room again.
@@ -545,6 +548,18 @@ mod tests {
         );
         assert_eq!(row.namespaces, ["demo".into()]);
         assert_eq!(row.window_start, NOW, "of what was before it came it says nothing");
+    }
+
+    #[test]
+    fn who_is_told_all_of_the_inventory_knows_all_that_the_agent_does() {
+        for (namespaces, has_whole_inventory, expected) in
+            [(None, false, SCOPE_CLUSTER), (Some("demo"), true, SCOPE_CLUSTER), (Some("demo"), false, SCOPE_PART)]
+        {
+            let namespaces = namespaces.map(|name| BTreeSet::from([name.into()]));
+            let Listening { line, mut receiver, .. } = listening(Scope { namespaces, has_whole_inventory });
+            let told = take(&mut receiver, &line).inventory;
+            assert!(!told.is_empty() && told.iter().all(|row| &*row.scope == expected), "{expected}: {told:?}");
+        }
     }
 
     #[test]

@@ -28,8 +28,8 @@ use testdata::{
 
 use crate::{
     kubelet::Kubelet,
-    support::{executable, rows, wait_until},
-    watching::{free_address, get, installed},
+    support::{executable, free_address, rows, wait_until},
+    watching::{get, installed},
 };
 
 const NODES: [&str; 2] = ["lab", "lab-b"];

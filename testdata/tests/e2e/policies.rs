@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use testdata::{
     cluster::{self, Cluster},
@@ -18,7 +17,7 @@ use testdata::{
     generator::{self, Plan},
 };
 
-use crate::support::{executable, flowscribe, skip};
+use crate::support::{documents, executable, flowscribe, skip};
 
 /// What `flowscribe report` writes.
 fn report(capture: &Path, more: &[&str]) -> String {
@@ -26,10 +25,6 @@ fn report(capture: &Path, more: &[&str]) -> String {
     let output = flowscribe(&[&["report", "--input", &input, "--min-coverage", "0"], more].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("YAML")
-}
-
-fn documents(yaml: &str) -> Vec<Value> {
-    serde_yaml::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).expect("YAML")).collect()
 }
 
 fn demo() -> &'static Path {

@@ -22,10 +22,7 @@ use testdata::{
     recording::{Receiver, Recording},
 };
 
-use crate::{
-    support::{balance, executable, flowscribe, rows, wait_until},
-    watching::free_address,
-};
+use crate::support::{balance, executable, flowscribe, free_address, rows, wait_until};
 
 /// A program of others; killed when it is dropped.
 struct Program(Child);

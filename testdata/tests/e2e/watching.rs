@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -12,7 +12,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 use testdata::{
     cluster::{Cluster, object},
@@ -20,7 +19,7 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{executable, flowscribe, wait_until};
+use crate::support::{documents, executable, flowscribe, free_address, wait_until};
 
 /// A cluster with a lab's node in it.
 pub(crate) struct Site {
@@ -155,8 +154,7 @@ pub(crate) fn allow(cluster: &Cluster) {
 pub(crate) fn installed(setup: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../deploy/manifests/{setup}.yaml"));
     let manifests = std::fs::read_to_string(path).expect("the manifests are there");
-    let documents = serde_yaml::Deserializer::from_str(&manifests);
-    documents.map(|document| Value::deserialize(document).expect("they are YAML")).collect()
+    documents(&manifests)
 }
 
 /// What an HTTP server answers, with its headers; nothing when it is not there.
@@ -171,9 +169,4 @@ pub(crate) fn get(address: &str, path: &str) -> String {
 
 pub(crate) fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
-}
-
-pub(crate) fn free_address() -> String {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("it has an address").to_string()
 }

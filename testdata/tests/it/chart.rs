@@ -8,10 +8,9 @@ use std::{
     process::{Command, Output},
 };
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::support::{executable, skip};
+use crate::support::{documents, executable, skip};
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -39,18 +38,11 @@ fn ran(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn objects(yaml: &str) -> Vec<Value> {
-    // A key that is there twice is an error.
-    let documents =
-        serde_yaml::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).expect("YAML"));
-    documents.filter(|object| !object.is_null()).collect()
-}
-
 fn setups() -> Vec<(String, Vec<Value>)> {
     let entries = fs::read_dir(deploy().join("manifests")).expect("they are there");
     let mut setups: Vec<_> = entries
         .map(|entry| entry.expect("an entry").path())
-        .map(|path| (path.display().to_string(), objects(&fs::read_to_string(&path).expect("text"))))
+        .map(|path| (path.display().to_string(), documents(&fs::read_to_string(&path).expect("text"))))
         .collect();
     setups.sort_by(|one, other| one.0.cmp(&other.0));
     assert_eq!(setups.len(), 3, "receive, collector and object-store");
@@ -100,7 +92,7 @@ fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() {
     let rendered = render(&["--values", &all.to_string_lossy()]);
     assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
     let yaml = String::from_utf8(rendered.stdout).expect("text");
-    let objects = objects(&yaml);
+    let objects = documents(&yaml);
     for object in &objects {
         assert_eq!(object["metadata"]["labels"]["team"] == "platform", object["kind"] != "PodMonitor", "{object:#}");
         assert!(object["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("trial-flowscribe-")));

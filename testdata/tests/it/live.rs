@@ -1,6 +1,6 @@
 //! The live stream: what a monitor records is what the agent does, whatever happens to either.
 
-use std::{fs, net::TcpListener, path::Path, thread, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
 use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
 use testdata::{
@@ -9,12 +9,7 @@ use testdata::{
     recording::{Monitor, Recording},
 };
 
-use crate::support::{balance, executable, flowscribe, lab, pod, rows, wait_until};
-
-fn free_address() -> String {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    free.expect("a free port").to_string()
-}
+use crate::support::{balance, executable, flowscribe, free_address, lab, pod, rows, wait_until};
 
 /// Starts an agent that can be listened to.
 fn agent(lab: &Lab, output: &Path, address: &str, token: &Path) -> Recording {

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use testdata::{
     lab::{Lab, PodId, PodSpec},
@@ -18,7 +17,7 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{executable, flowscribe, lab};
+use crate::support::{documents, executable, flowscribe, lab};
 
 const CALL: Exchange = Exchange::new(300, 900);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
@@ -31,9 +30,8 @@ fn manifests() -> PathBuf {
 /// Labels of the pods that the manifests make, by name and kind of what makes them.
 fn templates() -> BTreeMap<(String, String), Value> {
     let text = fs::read_to_string(manifests()).expect("they are there");
-    let objects = serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).expect("YAML"));
     let mut templates = BTreeMap::new();
-    for object in objects {
+    for object in documents(&text) {
         let spec = if object["kind"] == "CronJob" { &object["spec"]["jobTemplate"]["spec"] } else { &object["spec"] };
         if let (Some(kind), Some(name)) = (object["kind"].as_str(), object["metadata"]["name"].as_str())
             && spec["template"]["metadata"]["labels"].is_object()

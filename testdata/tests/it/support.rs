@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    net::TcpListener,
     path::Path,
     process::Output,
     time::{Duration, Instant},
@@ -9,7 +10,8 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use testdata::{
     lab::{Lab, PodId, PodSpec},
     recording,
@@ -27,6 +29,20 @@ pub(crate) fn lab(test: &str) -> Option<Lab> {
         return None;
     }
     Some(Lab::new(executable()).expect("a lab can be made where nothing is missing"))
+}
+
+/// An address of the loopback interface that nobody listens on.
+pub(crate) fn free_address() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("it has an address").to_string()
+}
+
+/// The documents of a text in YAML; a key that is there twice is an error.
+pub(crate) fn documents(yaml: &str) -> Vec<Value> {
+    // Only this library's own values refuse such a key.
+    let documents = serde_yaml::Deserializer::from_str(yaml).map(serde_yaml::Value::deserialize);
+    let values = documents.map(|document| serde_json::to_value(document.expect("YAML")).expect("keys are strings"));
+    values.filter(|value| !value.is_null()).collect()
 }
 
 /// Says that a test did not run; past the capture of a test's output, so that it is seen.
@@ -86,7 +102,7 @@ pub(crate) fn rows<R: Record>(root: &Path) -> Vec<R> {
 pub(crate) fn balance(root: &Path) {
     let health = rows::<HealthRecord>(root);
     let sum = |pick: fn(&HealthRecord) -> i64| health.iter().map(pick).sum::<i64>();
-    let lost = sum(|row| row.lost_ring + row.lost_map + row.lost_parse + row.lost_queue + row.lost_sink + row.lost_end);
+    let lost = sum(HealthRecord::lost);
     let (seen, exported, filtered) = (sum(|row| row.seen), sum(|row| row.exported), sum(|row| row.filtered));
     assert_eq!(seen, exported + filtered + lost, "seen = exported + filtered + lost: {health:?}");
     let written: i64 = rows::<FlowRecord>(root).iter().map(|row| row.connections + row.failed).sum();

@@ -14,7 +14,7 @@ use clap::Parser;
 use schemas::{flow::FlowRecord, health::HealthRecord};
 use testdata::{lab::Lab, pod::Exchange, recording::Recording};
 
-use crate::support::{balance, executable, flowscribe, lab, pod, rows, skip};
+use crate::support::{balance, executable, flowscribe, free_address, lab, pod, rows, skip};
 
 /// Status and body of a page of the exporter's.
 fn get(address: &str, path: &str) -> (String, String) {
@@ -33,8 +33,7 @@ fn metrics_tell_what_the_health_of_the_recording_does() {
     lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-    let address = free.to_string();
+    let address = free_address();
     let arguments = ["--window", "1s", "--metrics-address", &address, "--bpf-stats"];
     let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
     lab.dial(client, (lab.ipv4(server), 7001), 5, Exchange::new(1, 1)).expect("the server answers");
