@@ -17,7 +17,10 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,9 +29,9 @@ use kube::Client;
 use schemas::{capture::JOURNAL, live};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, interval, sleep_until},
 };
 
 use crate::{
@@ -88,6 +91,8 @@ struct Monitor {
     /// Name of the agents' cluster, once one has said it.
     cluster: watch::Sender<Option<Arc<str>>>,
     line: ProgressBar,
+    /// An agent has answered.
+    is_admitted: AtomicBool,
 }
 
 /// Agents that were found, by what they are told apart by.
@@ -107,6 +112,9 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
     // Before anything is asked or written: whoever has none is refused by all.
     token.header().await?;
     let discovery = Discovery::new(args, client.clone())?;
+    if let Some(place) = discovery.exposed().filter(|_| token.is_of_user()) {
+        return Err(TokenError::Exposed(place.to_string()).into());
+    }
     let journal = Journal::open(JournalConfig {
         folder: args.output.join(JOURNAL),
         root: args.output.clone(),
@@ -121,7 +129,8 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
         .with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
     let namespaces = args::names(&args.namespaces);
     let query = live::query(namespaces.iter().map(|name| &**name));
-    let monitor = Arc::new(Monitor { journal, token, query, phase, there, cluster, line });
+    let monitor =
+        Arc::new(Monitor { journal, token, query, phase, there, cluster, line, is_admitted: AtomicBool::new(false) });
     // Who names agents by address may mean others than those of the cluster that is configured.
     let is_of_cluster = args.agent_url.is_empty() || args.of.is_named();
     let inventory = client.filter(|_| is_of_cluster && !args.no_inventory).map(|client| {
@@ -163,7 +172,7 @@ async fn record_inventory(
 /// Listens to all agents until told to stop; what came of each.
 async fn record(
     args: &MonitorArgs,
-    mut discovery: Discovery,
+    discovery: Discovery,
     monitor: &Arc<Monitor>,
     phases: &watch::Sender<Phase>,
     listed: &watch::Sender<Vec<String>>,
@@ -176,13 +185,20 @@ async fn record(
     let mut until = began + args.duration.unwrap_or(FOREVER);
     let mut agents = Agents::new();
     let mut listening = JoinSet::new();
-    let (mut look, mut tick) = (interval(LOOK_INTERVAL), interval(TICK));
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut is_recording = true;
+    let (tell, mut found) = mpsc::channel(1);
+    let watching = tokio::spawn(discovery.watch(Arc::clone(monitor), tell));
+    let mut tick = interval(TICK);
+    let (mut is_recording, mut failed) = (true, None);
     loop {
         let is_told = tokio::select! {
-            _ = look.tick(), if is_recording => {
-                let found = discovery.look(monitor).await?;
+            Some(found) = found.recv(), if is_recording => {
+                let found = match found {
+                    Ok(found) => found,
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                };
                 if agents.is_empty() && !found.is_empty() {
                     let (agents, output) = (agents_in_words(found.len()), args.output.display());
                     monitor.say(&format!("recording from {agents} into {output}, stop with Ctrl-C"));
@@ -199,7 +215,8 @@ async fn record(
             }
             Some(ended) = listening.join_next() => {
                 if let Ok(Err(error)) = ended {
-                    return Err(error);
+                    failed = Some(error);
+                    break;
                 }
                 false
             }
@@ -230,7 +247,9 @@ async fn record(
     }
     let _ = phases.send(Phase::Over);
     while listening.join_next().await.is_some() {}
-    Ok(agents)
+    watching.abort();
+    let _ = watching.await;
+    failed.map_or(Ok(agents), Err)
 }
 
 impl Monitor {
@@ -288,8 +307,6 @@ fn agents_in_words(count: usize) -> String {
 
 /// What may be received and not be in files yet.
 const JOURNAL_BYTES: u64 = 4 << 30;
-/// How often agents are looked for; one that is known is asked again by itself.
-const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_secs(1);
 /// How much later than the end of a window its rows may come.
 const FINISH_GRACE: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
 //! Who may listen to the live stream, and how it is served: see [`schemas::live`].
 //!
 //! It is served on a loopback address only, which a port-forward reaches and nobody else. In a cluster, who may get the
-//! pods of a namespace may listen to its flows: the API server tells whose a token is, and what that user may do, again
-//! every minute. Elsewhere, a file has the token.
+//! pods of a namespace may listen to its flows: the API server tells whose a token is, and then, again every minute, what
+//! that user may do. Elsewhere, a file has the token.
 
 use std::{
     collections::BTreeSet,

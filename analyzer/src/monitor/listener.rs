@@ -67,13 +67,14 @@ impl Listener {
     /// Listens until the recording ends.
     ///
     /// # Errors
-    /// The agent refuses from the start.
+    /// The agent refuses, as no other one has admitted us either.
     pub(super) async fn listen(self) -> Result<(), MonitorError> {
-        let (mut pause, mut was_told) = (FIRST_PAUSE, false);
+        // Why it is away, as it was told last.
+        let (mut pause, mut told) = (FIRST_PAUSE, None);
         let (mut phase, mut there) = (self.monitor.phase.clone(), self.monitor.there.clone());
         loop {
             let heard_before = self.tally.streams.load(Ordering::Relaxed);
-            let ended = self.stream(&mut was_told).await;
+            let ended = self.stream(&mut told).await;
             self.tally.is_listening.store(false, Ordering::Relaxed);
             if self.tally.streams.load(Ordering::Relaxed) > heard_before {
                 pause = FIRST_PAUSE;
@@ -81,7 +82,7 @@ impl Listener {
             let place = &self.place;
             let why = match ended {
                 Err(Broken::Left) => return Ok(()),
-                Err(Broken::Refused(reason)) if self.tally.streams.load(Ordering::Relaxed) == 0 => {
+                Err(Broken::Refused(reason)) if !self.monitor.is_admitted.load(Ordering::Relaxed) => {
                     return Err(MonitorError::Refused { agent: place.to_string(), reason });
                 }
                 Err(Broken::Refused(reason) | Broken::Gone(reason)) => reason,
@@ -90,9 +91,9 @@ impl Listener {
             if *phase.borrow() != Phase::Recording {
                 return Ok(());
             }
-            if !was_told {
+            if told.as_ref() != Some(&why) {
                 self.monitor.say(&format!("{place} is away, trying again: {why}"));
-                was_told = true;
+                told = Some(why);
             }
             tokio::select! {
                 () = sleep(pause) => {}
@@ -108,14 +109,15 @@ impl Listener {
     }
 
     /// One stream, to its end.
-    async fn stream(&self, was_away: &mut bool) -> Result<(), Broken> {
+    async fn stream(&self, away: &mut Option<String>) -> Result<(), Broken> {
         let mut phase = self.monitor.phase.clone();
         let over = async move { drop(phase.wait_for(|phase| *phase == Phase::Over).await) };
         let speak = async {
             let body = self.ask().await?;
-            if std::mem::take(was_away) {
+            if away.take().is_some() {
                 self.monitor.say(&format!("{} is there again", self.place));
             }
+            self.monitor.is_admitted.store(true, Ordering::Relaxed);
             self.tally.streams.fetch_add(1, Ordering::Relaxed);
             self.tally.is_listening.store(true, Ordering::Relaxed);
             self.tally.is_whole.store(false, Ordering::Relaxed);

@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
+    net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +18,8 @@ use schemas::kubernetes::reason;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
+    sync::mpsc,
+    time::{sleep, timeout},
 };
 use url::Url;
 
@@ -44,6 +47,8 @@ pub(super) enum Discovery {
         last: Option<Vec<Place>>,
         /// What was said of nodes, so that it is said once.
         told: BTreeMap<String, String>,
+        /// The last look failed, which was said.
+        is_blind: bool,
     },
     Addresses(Vec<Place>),
 }
@@ -56,8 +61,8 @@ impl Discovery {
     pub(super) fn new(args: &MonitorArgs, client: Option<Client>) -> Result<Self, MonitorError> {
         if let Some(client) = client.filter(|_| args.agent_url.is_empty()) {
             let (namespace, selector) = (args.agent_namespace.clone(), args.agent_selector.clone());
-            let (port, last, told) = (args.agent_port, None, BTreeMap::new());
-            return Ok(Self::Cluster { client, namespace, selector, port, last, told });
+            let (port, last, told, is_blind) = (args.agent_port, None, BTreeMap::new(), false);
+            return Ok(Self::Cluster { client, namespace, selector, port, last, told, is_blind });
         }
         let address = |text: &String| {
             let bad = || MonitorError::BadUrl { url: text.clone() };
@@ -68,27 +73,55 @@ impl Discovery {
         Ok(Self::Addresses(args.agent_url.iter().map(address).collect::<Result<_, MonitorError>>()?))
     }
 
+    /// Looks again and again, and tells what is found until nobody listens; an error is the last that is told.
+    pub(super) async fn watch(mut self, monitor: Arc<Monitor>, found: mpsc::Sender<Result<Vec<Place>, MonitorError>>) {
+        loop {
+            let looked = self.look(&monitor).await;
+            let is_over = looked.is_err();
+            if found.send(looked).await.is_err() || is_over {
+                return;
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// The first agent to which what is said can be read on its way.
+    pub(super) fn exposed(&self) -> Option<&Place> {
+        match self {
+            Self::Cluster { .. } => None,
+            Self::Addresses(places) => places.iter().find(|place| !place.is_private()),
+        }
+    }
+
     /// The agents that there are now. Nodes without one that runs are told.
     ///
     /// # Errors
     /// At the first look: there are none, or they can't be listed.
-    pub(super) async fn look(&mut self, monitor: &Monitor) -> Result<Vec<Place>, MonitorError> {
-        let Self::Cluster { client, namespace, selector, port, last, told } = self else {
+    async fn look(&mut self, monitor: &Monitor) -> Result<Vec<Place>, MonitorError> {
+        let Self::Cluster { client, namespace, selector, port, last, told, is_blind } = self else {
             let Self::Addresses(places) = self else { return Ok(Vec::new()) };
             return Ok(places.clone());
         };
         let api = Api::<Pod>::namespaced(client.clone(), namespace);
         // As the server has them in memory: this asks again and again.
         let any = ListParams::default().match_any();
-        let pods = match (api.list(&any.clone().labels(selector)).await, &*last) {
+        let listed = timeout(LIST_TIMEOUT, api.list(&any.clone().labels(selector))).await;
+        let listed =
+            listed.map_or_else(|_| Err("it does not answer".into()), |listed| listed.map_err(|error| reason(&error)));
+        let pods = match (listed, &*last) {
             (Ok(pods), _) => pods.items,
-            (Err(error), None) => {
-                let (namespace, reason) = (namespace.clone(), reason(&error));
-                return Err(MonitorError::List { namespace, reason });
-            }
+            (Err(reason), None) => return Err(MonitorError::List { namespace: namespace.clone(), reason }),
             // What streams goes on streaming.
-            (Err(_), Some(last)) => return Ok(last.clone()),
+            (Err(reason), Some(last)) => {
+                if !std::mem::replace(is_blind, true) {
+                    monitor.say(&format!("agents can't be listed, new ones are not recorded, trying again: {reason}"));
+                }
+                return Ok(last.clone());
+            }
         };
+        if std::mem::take(is_blind) {
+            monitor.say("agents can be listed again");
+        }
         if pods.is_empty() && last.is_none() {
             return Err(MonitorError::NoAgents { namespace: namespace.clone(), selector: selector.clone() });
         }
@@ -104,14 +137,17 @@ impl Discovery {
             }
         }
         let nodes: BTreeSet<&str> = places.iter().filter_map(Place::node).collect();
-        match Api::<Node>::all(client.clone()).list_metadata(&any).await {
-            Ok(all) => {
+        let nodes_api = Api::<Node>::all(client.clone());
+        match timeout(LIST_TIMEOUT, nodes_api.list_metadata(&any)).await {
+            // Said where the agents are listed.
+            Err(_) => {}
+            Ok(Ok(all)) => {
                 let names = all.items.into_iter().filter_map(|node| node.metadata.name);
                 for name in names.filter(|name| !nodes.contains(&**name)) {
                     says.entry(name).or_insert_with(|| "it has no agent".into());
                 }
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 let why = format!("which nodes have no agent is not known: {}", reason(&error));
                 says.insert(String::new(), why);
             }
@@ -130,6 +166,17 @@ impl Discovery {
 }
 
 impl Place {
+    /// Whether what is said to it stays on this machine, or is encrypted.
+    pub(super) fn is_private(&self) -> bool {
+        match self {
+            Self::Pod { .. } => true,
+            Self::Address { host, .. } => {
+                let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+                host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+            }
+        }
+    }
+
     /// What agents are told apart by: one that is made anew is another one.
     pub(super) fn key(&self) -> String {
         match self {
@@ -205,6 +252,10 @@ impl fmt::Display for Place {
     }
 }
 
+/// How often agents are looked for; one that is known is asked again by itself.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// How long the API server may take to list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a port-forward that failed may take to say why.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(1);

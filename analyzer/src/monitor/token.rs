@@ -29,6 +29,11 @@ pub(crate) enum TokenError {
     Config(String),
     #[error("cannot get a token of ServiceAccount {name}: {reason}")]
     ServiceAccount { name: String, reason: String },
+    #[error(
+        "{0} would be told your cluster's token in clear text: reach it by a loopback address, such as of a tunnel, or name \
+         a token that is for agents alone with --token-file or --service-account"
+    )]
+    Exposed(String),
     #[error("cannot read the token in {path}")]
     File {
         path: PathBuf,
@@ -55,6 +60,11 @@ impl Token {
             (.., Some(config)) => Self::Config(Box::new(config)),
             _ => Self::None,
         }
+    }
+
+    /// Whether it is the user's own, with which all can be done that they may.
+    pub(super) const fn is_of_user(&self) -> bool {
+        matches!(self, Self::Config(_))
     }
 
     /// What to send as `Authorization`.

@@ -1,8 +1,21 @@
 //! The live stream: what a monitor records is what the agent does, whatever happens to either.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    io::Read,
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
+use serde_json::json;
 use testdata::{
     lab::Lab,
     pod::Exchange,
@@ -110,6 +123,75 @@ fn a_monitor_records_what_the_agent_does() {
     let (policies, said) = report(&at("monitor"), &[]);
     assert_eq!(policies, report(&at("agent"), &[]).0, "the same policies");
     assert!(policies.contains("port: 7001") && !said.contains("not ended cleanly"), "{said}");
+}
+
+#[test]
+fn an_agent_that_refuses_later_ends_nobodys_recording() {
+    let Some(lab) = lab("an_agent_that_refuses_later_ends_nobodys_recording") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("token"), "open sesame\n").expect("written");
+    fs::write(at("other"), "another one\n").expect("written");
+    let (address, later) = (free_address(), free_address());
+    let admitting = agent(&lab, &at("agent"), &address, &at("token"));
+    let (urls, token) = (format!("http://{address},http://{later}"), at("token").to_string_lossy().into_owned());
+    let monitor = ["--agent-url", &urls, "--token-file", &token];
+    let monitor = Monitor::start(executable(), &at("monitor"), &monitor).expect("the monitor starts");
+    wait_for_streams(&at("monitor"), 1);
+    let refusing = agent(&lab, &at("refusing"), &later, &at("other"));
+    thread::sleep(Duration::from_secs(6));
+    let (said, is_well) = monitor.stop(1).expect("it runs");
+    assert!(is_well && said.contains("flows of 1 agent are in"), "{said}");
+    assert!(said.contains(&format!("the agent at {later} is away, trying again: the bearer token is")), "{said}");
+    for agent in [admitting, refusing] {
+        agent.stop().expect("the exporter ends well");
+    }
+}
+
+/// A kubeconfig of a server at an address.
+fn kubeconfig(path: &Path, address: &str) {
+    let config = json!({ "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{ "name": "c", "cluster": { "server": format!("http://{address}") } }],
+        "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }],
+        "users": [{ "name": "u", "user": { "token": "mine" } }] });
+    fs::write(path, config.to_string()).expect("written");
+}
+
+#[test]
+fn a_monitor_can_be_stopped_while_the_api_server_hangs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    // It takes connections, and never answers.
+    let server = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let config = directory.path().join("kubeconfig");
+    kubeconfig(&config, &server.local_addr().expect("it has an address").to_string());
+    let mut command = Command::new(executable());
+    command.args(["flowscribe", "monitor", "--output"]).arg(directory.path().join("capture"));
+    let mut monitor = command.env("KUBECONFIG", &config).stderr(Stdio::piped()).spawn().expect("it starts");
+    let _asked = server.accept().expect("it asks");
+    let id = Pid::from_raw(monitor.id() as i32);
+    kill(id, Signal::SIGINT).expect("it runs");
+    let mut ended = None;
+    wait_until("its end", || {
+        ended = monitor.try_wait().expect("it can be asked");
+        ended.is_some()
+    });
+    let mut said = String::new();
+    monitor.stderr.take().expect("it is piped").read_to_string(&mut said).expect("text");
+    assert!(ended.is_some_and(|status| !status.success()) && said.contains("nothing was recorded"), "{said}");
+}
+
+#[test]
+fn a_users_own_token_is_sent_to_nobody_in_clear_text() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = directory.path().join("kubeconfig");
+    kubeconfig(&config, "127.0.0.1:1");
+    let (config, output) = (config.to_string_lossy(), directory.path().join("capture"));
+    let arguments =
+        ["monitor", "--kubeconfig", &config, "--output", &output.to_string_lossy(), "--agent-url", "http://192.0.2.1"];
+    let refused = flowscribe(&arguments);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("your cluster's token in clear text"), "{said}");
+    assert!(!output.exists(), "before anything is written");
 }
 
 #[test]
