@@ -19,7 +19,9 @@ metadata:
     # Of the agent: hostPID, the node's cgroups and spool, and three capabilities.
     pod-security.kubernetes.io/enforce: privileged
 EOF
-    "$helm" template flowscribe chart --namespace flowscribe --kube-version 1.33.0 --values "$setup" |
+    # A token that is committed is none.
+    "$helm" template flowscribe chart --namespace flowscribe --kube-version 1.33.0 --values "$setup" \
+      --set receive.tokenSecret=flowscribe-receive-token |
       grep -v '^# Source: '
   } > "$rendered/$(basename "$setup")"
 done

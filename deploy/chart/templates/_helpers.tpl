@@ -88,6 +88,11 @@ securityContext:
   capabilities: { drop: [ALL] }
 {{- end }}
 
+{{/* The Secret with the token that receive asks for. */}}
+{{- define "flowscribe.tokenSecret" -}}
+{{ .Values.receive.tokenSecret | default (printf "%s-receive-token" (include "flowscribe.name" .)) }}
+{{- end }}
+
 {{/* Where a sender sends to, as variables: (list root) */}}
 {{- define "flowscribe.destination" -}}
 - { name: FLOWSCRIBE_CLUSTER, value: {{ .Values.cluster | quote }} }
@@ -97,6 +102,9 @@ securityContext:
 - { name: OTEL_EXPORTER_OTLP_CERTIFICATE, value: /etc/flowscribe-tls/ca.crt }
 - { name: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, value: /etc/flowscribe-tls/tls.crt }
 - { name: OTEL_EXPORTER_OTLP_CLIENT_KEY, value: /etc/flowscribe-tls/tls.key }
+{{- else }}
+- { name: RECEIVE_TOKEN, valueFrom: { secretKeyRef: { name: {{ include "flowscribe.tokenSecret" . }}, key: token } } }
+- { name: OTEL_EXPORTER_OTLP_HEADERS, value: "Authorization=Bearer%20$(RECEIVE_TOKEN)" }
 {{- end }}
 {{- else if eq .Values.destination "collector" }}
 - { name: FLOWSCRIBE_OTLP_ENDPOINT, value: {{ required "collector.endpoint says where the collector is" .Values.collector.endpoint | quote }} }

@@ -102,7 +102,8 @@ fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() {
         "SYS_PTRACE",
         "spc_t",
         "--older-than=14d",
-        "--apply",
+        "--apply=stable",
+        "--rollback=/var/lib/flowscribe",
         "decisions.yaml",
         "--push-gateway=",
         "https://trial-flowscribe-receive.elsewhere:4317",
@@ -121,10 +122,44 @@ fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() {
     for (values, error) in [
         ("destination=nowhere", "destination is receive, collector or object-store, not nowhere"),
         ("destination=object-store", "objectStore.url says where"),
+        ("regenerate.place=configmap", "regenerate.place is configMap, directory or args, not configmap"),
+        ("podMonitor.enabled=true", "networkPolicy.metrics names who may"),
     ] {
         let refused = render(&["--set", values]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains(error), "{said}");
+    }
+}
+
+#[test]
+fn who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate() {
+    let Some(helm) = helm("who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate") else { return };
+    let render = |more: &[&str]| {
+        documents(&ran(&helm, &[&["template", "flowscribe", "chart", "--kube-version", "1.33.0"], more].concat()))
+    };
+    let token = |objects: &[Value]| {
+        let secret = objects.iter().find(|object| object["kind"] == "Secret");
+        secret.map(|secret| secret["data"]["token"].as_str().expect("it has one").to_owned())
+    };
+    let (one, other) = (token(&render(&[])), token(&render(&[])));
+    assert!(one.as_ref().is_some_and(|token| token.len() > 40) && one != other, "made at random: {one:?} {other:?}");
+    for (values, is_made, has_token) in
+        [("cluster=c", true, true), ("receive.tokenSecret=mine", false, true), ("receive.tlsSecret=tls", false, false)]
+    {
+        let objects = render(&["--set", values]);
+        assert_eq!(token(&objects).is_some(), is_made, "{values}");
+        for (_, container) in containers(&objects).iter().filter(|(_, container)| !container["env"].is_null()) {
+            let headers = container["env"].as_array().into_iter().flatten().any(|variable| {
+                variable["name"] == "OTEL_EXPORTER_OTLP_HEADERS"
+                    && variable["value"] == "Authorization=Bearer%20$(RECEIVE_TOKEN)"
+            });
+            let is_sender = ["exporter", "inventory"].iter().any(|name| container["name"] == *name);
+            assert_eq!(headers, is_sender && has_token, "{values}: {}", container["name"]);
+        }
+        let receive = containers(&objects).into_iter().find(|(_, container)| container["name"] == "receive");
+        let arguments = texts(&receive.expect("it is there").1["args"]);
+        let asks = |flag: &str| arguments.iter().any(|argument| argument.starts_with(flag));
+        assert_eq!((asks("--token-file="), asks("--tls-client-ca=")), (has_token, !has_token), "{values}");
     }
 }
 
