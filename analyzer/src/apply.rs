@@ -1,17 +1,18 @@
 //! `flowscribe apply`: policies into a cluster, once what was recorded shows that they deny nothing of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use crate::{
     args::{self, ApplyArgs},
-    cluster::{self, ClusterError, FIELD_MANAGER, Manner, Plan, Step},
+    cluster::{self, ClusterError, Manner, Plan, Reach, Step},
     manifests::{Manifests, ManifestsError},
     output::{self, OutputError},
     proposal::{Capture, CaptureError},
     replay::{self, Terms},
+    rollback::{Rollback, RollbackError},
 };
 
 /// Why nothing is applied.
@@ -37,6 +38,8 @@ pub(crate) enum ApplyError {
     )]
     Denies { count: usize, denied: String },
     #[error(transparent)]
+    Rollback(#[from] RollbackError),
+    #[error(transparent)]
     Output(#[from] OutputError),
 }
 
@@ -57,7 +60,10 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
         return Err(ApplyError::NoPolicies(policies.clone()));
     }
     let client = of.connect().await?;
-    let plan = Plan::new(wanted, cluster::policies(&client).await?, &namespaces);
+    let of_wanted = || wanted.iter().map(|policy| cluster::name(policy).0).collect();
+    let namespaces = if namespaces.is_empty() { of_wanted() } else { namespaces };
+    let reach = Reach { namespaces, ..Reach::default() };
+    let plan = Plan::new(wanted, cluster::policies(&client).await?, &reach);
     let capture = Capture::read(input, learn).await?;
     if capture.tables.files.is_empty() {
         return Err(ApplyError::NoCapture);
@@ -67,7 +73,8 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     }
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
     verify(&plan, &capture, &terms)?;
-    carry_out(&plan, &client, Manner { is_dry: *dry_run, takes_over: *force_conflicts }, rollback).await
+    let manner = Manner { is_dry: *dry_run, takes_over: *force_conflicts };
+    carry_out(&plan, &client, manner, &Rollback::Directory(rollback.clone())).await
 }
 
 /// Replays what was observed over all policies that would be in force.
@@ -95,24 +102,19 @@ pub(crate) async fn carry_out(
     plan: &Plan,
     client: &Client,
     manner: Manner,
-    rollback: &Path,
+    rollback: &Rollback,
 ) -> Result<bool, ApplyError> {
     let before = plan.before();
-    if !before.is_empty() && !manner.is_dry {
-        let documents: Result<Vec<String>, _> = before.iter().map(serde_yaml::to_string).collect();
-        output::write(&documents.map_err(OutputError::Yaml)?.join("---\n"), Some(rollback))?;
-    }
+    let back = if before.is_empty() || manner.is_dry { None } else { Some(rollback.keep(&before).await?) };
     let dry = if manner.is_dry { " (dry run)" } else { "" };
     let (mut text, mut is_well) = (String::new(), true);
-    let (mut created, mut touched) = (Vec::new(), 0);
+    let mut created = Vec::new();
     for ((namespace, name), step) in plan.carry_out(client, manner).await {
         match step {
             Ok(step) => {
                 text += &format!("networkpolicy.networking.k8s.io/{name} {step} in {namespace}{dry}\n");
-                match step {
-                    Step::Created => created.push((namespace, name)),
-                    Step::Changed | Step::Pruned => touched += 1,
-                    Step::Unchanged => {}
+                if step == Step::Created {
+                    created.push((namespace, name));
                 }
             }
             Err(error) => {
@@ -126,13 +128,10 @@ pub(crate) async fn carry_out(
     if !left.is_empty() {
         eprintln!("left as they are, of namespaces that are not asked for: {}", left.join(", "));
     }
-    if !manner.is_dry && (touched > 0 || !created.is_empty()) {
+    if !manner.is_dry && (back.is_some() || !created.is_empty()) {
         eprintln!("to go back:");
-        if touched > 0 {
-            eprintln!(
-                "  kubectl apply --server-side --force-conflicts --field-manager={FIELD_MANAGER} -f {}",
-                rollback.display()
-            );
+        if let Some(back) = back {
+            eprintln!("  {back}");
         }
         for (namespace, name) in created {
             eprintln!("  kubectl delete networkpolicy --namespace {namespace} {name}");

@@ -46,7 +46,7 @@ pub(crate) async fn policies(client: &Client) -> Result<Vec<NetworkPolicy>, Clus
 pub(crate) struct Plan {
     /// What is to be, and what is there.
     changes: Vec<(NetworkPolicy, Option<NetworkPolicy>)>,
-    /// Ours that are no longer wanted, in namespaces that are asked for.
+    /// Ours that are no longer wanted, within reach.
     pruned: Vec<NetworkPolicy>,
     /// All others.
     others: Vec<NetworkPolicy>,
@@ -59,6 +59,17 @@ pub(crate) enum Step {
     Changed,
     Unchanged,
     Pruned,
+    /// There is no such namespace, and so nothing that the policy could be for.
+    Skipped,
+}
+
+/// Which policies a plan is about.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    /// Namespaces in which ours that are not wanted are pruned.
+    pub(crate) namespaces: BTreeSet<Arc<str>>,
+    /// Policies that stay as they are, wanted or not.
+    pub(crate) held: BTreeSet<Name>,
 }
 
 /// How a plan is carried out.
@@ -71,20 +82,18 @@ pub(crate) struct Manner {
 }
 
 impl Plan {
-    /// Compares what is wanted with what is there. Ours that are not wanted are pruned in `namespaces`, or where that is
-    /// empty in those that policies are wanted for.
-    pub(crate) fn new(wanted: Vec<NetworkPolicy>, there: Vec<NetworkPolicy>, namespaces: &BTreeSet<Arc<str>>) -> Self {
+    /// Compares what is wanted with what is there.
+    pub(crate) fn new(wanted: Vec<NetworkPolicy>, there: Vec<NetworkPolicy>, reach: &Reach) -> Self {
         let mut there: BTreeMap<Name, NetworkPolicy> =
             there.into_iter().map(|policy| (name(&policy), policy)).collect();
-        let wanted: BTreeMap<Name, NetworkPolicy> = wanted.into_iter().map(|policy| (name(&policy), policy)).collect();
-        let scope: BTreeSet<Arc<str>> = match namespaces.is_empty() {
-            true => wanted.keys().map(|(namespace, _)| Arc::clone(namespace)).collect(),
-            false => namespaces.clone(),
-        };
+        let mut wanted: BTreeMap<Name, NetworkPolicy> =
+            wanted.into_iter().map(|policy| (name(&policy), policy)).collect();
+        wanted.retain(|name, _| !reach.held.contains(name));
         let before: Vec<_> = wanted.keys().map(|name| there.remove(name)).collect();
         let changes = wanted.into_values().zip(before).collect();
+        let is_reached = |name: &Name| reach.namespaces.contains(&name.0) && !reach.held.contains(name);
         let (pruned, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            there.into_iter().partition(|((namespace, _), policy)| scope.contains(namespace) && is_ours(policy));
+            there.into_iter().partition(|(name, policy)| is_reached(name) && is_ours(policy));
         Self { changes, pruned: pruned.into_values().collect(), others: others.into_values().collect() }
     }
 
@@ -101,24 +110,32 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub(crate) fn is_in_force(&self) -> bool {
-        self.pruned.is_empty()
-            && self.changes.iter().all(|(wanted, there)| there.as_ref().is_some_and(|there| says_same(wanted, there)))
+        self.pruned.is_empty() && self.unmet().next().is_none()
     }
 
-    /// Ours in other namespaces, which are left as they are.
+    /// Ours that are out of reach, and are left as they are.
     pub(crate) fn left(&self) -> impl Iterator<Item = Name> {
         self.others.iter().filter(|policy| is_ours(policy)).map(name)
     }
 
-    /// Whether anything of ours is there.
+    /// Whether anything that we wrote is there, whoever applied it.
     pub(crate) fn was_applied(&self) -> bool {
-        self.now().any(is_ours)
+        self.now().any(has_label)
     }
 
-    /// Policies of ours that are there, and are not as they should be, or should not be there.
+    /// What is wanted and is not there as it should be.
+    pub(crate) fn unmet(&self) -> impl Iterator<Item = Name> {
+        let is_met = |there: Option<&NetworkPolicy>, wanted| there.is_some_and(|there| says_same(wanted, there));
+        self.changes
+            .iter()
+            .filter(move |(wanted, there)| !is_met(there.as_ref(), wanted))
+            .map(|(wanted, _)| name(wanted))
+    }
+
+    /// Policies that we wrote, are there, and are not as they should be, or should not be there.
     pub(crate) fn drifted(&self) -> impl Iterator<Item = (&NetworkPolicy, Step)> {
         let changed = self.changes.iter().filter_map(|(wanted, there)| there.as_ref().map(|there| (wanted, there)));
-        let changed = changed.filter(|(wanted, there)| is_ours(there) && !is_same(wanted, there));
+        let changed = changed.filter(|(wanted, there)| has_label(there) && !is_same(wanted, there));
         changed.map(|(_, there)| (there, Step::Changed)).chain(self.pruned.iter().map(|policy| (policy, Step::Pruned)))
     }
 
@@ -164,7 +181,12 @@ async fn put(
     (how.force, how.dry_run) = (manner.takes_over, manner.is_dry);
     let applied =
         Api::<NetworkPolicy>::namespaced(client.clone(), &namespace).patch(&name, &how, &Patch::Apply(wanted)).await;
-    if !is_same(wanted, &applied.map_err(|error| remedy(&error, "create and patch"))?) {
+    let applied = match applied {
+        // Of the policy itself nobody asks.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Step::Skipped),
+        applied => applied.map_err(|error| remedy(&error, "create and patch"))?,
+    };
+    if !is_same(wanted, &applied) {
         return Err("it is not as it should be: others manage rules of it too, delete it and apply again".into());
     }
     Ok(match there {
@@ -194,6 +216,7 @@ impl fmt::Display for Step {
             Self::Changed => "changed",
             Self::Unchanged => "unchanged",
             Self::Pruned => "pruned",
+            Self::Skipped => "skipped, as there is no such namespace,",
         })
     }
 }
@@ -271,7 +294,6 @@ fn remedy(error: &kube::Error, verbs: &str) -> String {
         kube::Error::Api(status) if status.code == 403 => {
             format!("not allowed: who applies needs the verbs {verbs} on networkpolicies of networking.k8s.io")
         }
-        kube::Error::Api(status) if status.code == 404 => format!("{}: create the namespace first", status.message),
         kube::Error::Api(status) if status.code == 409 => {
             format!("{}: take these fields over with --force-conflicts", status.message.trim_end())
         }
@@ -303,14 +325,16 @@ mod tests {
 
     #[test]
     fn only_ours_are_pruned_and_only_where_asked() {
-        let there = [("a/kept", true), ("a/over", true), ("a/copied", false), ("b/over", true)]
+        let there = [("a/kept", true), ("a/over", true), ("a/copied", false), ("b/over", true), ("b/held", true)]
             .map(|(name, is)| policy(name, is));
         let pruned = |namespaces: &[&str]| {
             let namespaces = namespaces.iter().map(|name| Arc::from(*name)).collect();
-            let plan = Plan::new(vec![policy("a/kept", true)], there.to_vec(), &namespaces);
+            let reach = Reach { namespaces, held: [("b".into(), "held".into())].into() };
+            let plan = Plan::new(vec![policy("a/kept", true), policy("b/held", true)], there.to_vec(), &reach);
+            assert_eq!(plan.unmet().count(), 0, "what is held is not wanted either");
             plan.pruned.iter().map(name).map(|(namespace, name)| format!("{namespace}/{name}")).collect::<Vec<_>>()
         };
-        assert_eq!(pruned(&[]), ["a/over"]);
+        assert_eq!(pruned(&["a"]), ["a/over"]);
         assert_eq!(pruned(&["a", "b"]), ["a/over", "b/over"]);
         assert_eq!(pruned(&["c"]), [""; 0]);
     }
@@ -331,7 +355,8 @@ mod tests {
     fn what_is_kept_to_roll_back_can_be_applied() {
         let mut changed = policy("a/web", true);
         changed.spec = None;
-        let plan = Plan::new(vec![changed], vec![policy("a/web", true), policy("a/over", true)], &BTreeSet::new());
+        let reach = Reach { namespaces: ["a".into()].into(), ..Reach::default() };
+        let plan = Plan::new(vec![changed], vec![policy("a/web", true), policy("a/over", true)], &reach);
         let before = plan.before();
         assert_eq!(before.len(), 2, "what is changed, and what is pruned");
         assert!(before.iter().all(|policy| policy.metadata.managed_fields.is_none()), "the server refuses these");

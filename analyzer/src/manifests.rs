@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::{
     communication::Workload,
     netpol::{DEFAULT_NAMESPACE, NamedPort, Subject},
+    policy::{MANAGED_BY, MANAGER},
     population::{Member, Population},
 };
 
@@ -101,6 +102,14 @@ impl Manifests {
         match kind {
             "NetworkPolicy" if version == "networking.k8s.io/v1" => {
                 self.policies.push(serde_json::from_value(object)?);
+            }
+            // A set that is kept in one: see `crate::regenerate`.
+            "ConfigMap" if object["metadata"]["labels"][MANAGED_BY] == MANAGER => {
+                for (name, text) in object["data"].as_object().into_iter().flatten() {
+                    if let Some(text) = text.as_str().filter(|_| name.ends_with(".yaml")) {
+                        self.read_text(text, name);
+                    }
+                }
             }
             "Namespace" => {
                 let namespace: Namespace = serde_json::from_value(object)?;

@@ -118,10 +118,11 @@ pub(crate) fn synthesize<'a>(
         dns: BTreeSet::new(),
         asks_names: BTreeSet::new(),
         rules: BTreeMap::new(),
+        gone: gone(sets, index),
     };
     for (edge, (evidence, fate)) in &sets.edges {
         let ends = [&edge.source, &edge.destination];
-        let is_concerned = ends.iter().any(|end| matches!(end, Endpoint::Workload(workload) if wish.wants(workload)));
+        let is_concerned = ends.iter().any(|end| matches!(end, Endpoint::Workload(workload) if draft.wants(workload)));
         if wish.namespaces.is_empty() || is_concerned {
             draft.add(edge, evidence, fate);
         }
@@ -130,6 +131,12 @@ pub(crate) fn synthesize<'a>(
     draft.withhold_unsure();
     draft.merge_outside();
     draft.finish()
+}
+
+/// Namespaces of workloads that were deleted since.
+fn gone(sets: &Sets, index: &Index) -> BTreeSet<Arc<str>> {
+    let namespaces: BTreeSet<&Arc<str>> = sets.workloads.keys().map(|workload| &workload.namespace).collect();
+    namespaces.into_iter().filter(|name| index.is_namespace_gone(name)).cloned().collect()
 }
 
 impl Wish {
@@ -154,9 +161,15 @@ struct Draft<'a> {
     dns: BTreeSet<(Peer, Port)>,
     asks_names: BTreeSet<Workload>,
     rules: BTreeMap<Workload, [Rules<'a>; 2]>,
+    /// Namespaces that were deleted: no server takes a policy of them.
+    gone: BTreeSet<Arc<str>>,
 }
 
 impl<'a> Draft<'a> {
+    fn wants(&self, workload: &Workload) -> bool {
+        self.wish.wants(workload) && !self.gone.contains(&workload.namespace)
+    }
+
     fn add(&mut self, edge: &'a Edge, evidence: &'a Evidence, fate: &Fate) {
         let Edge { source, destination, transport, port, .. } = edge;
         match fate {
@@ -185,7 +198,7 @@ impl<'a> Draft<'a> {
         };
         let allowed = |port: u16| transports.iter().map(move |transport| (Arc::from(*transport), port));
         if let Endpoint::Workload(workload) = source
-            && self.wish.wants(workload)
+            && self.wants(workload)
         {
             let of_service = evidence.service_ports.iter().filter(|_| self.wish.service_ports);
             let ports: Vec<Port> = allowed(*port).chain(of_service.flat_map(|port| allowed(*port))).collect();
@@ -199,7 +212,7 @@ impl<'a> Draft<'a> {
             }
         }
         if let Endpoint::Workload(workload) = destination
-            && self.wish.wants(workload)
+            && self.wants(workload)
             && (evidence.answered || matches!(fate, Fate::Pinned(_)))
         {
             let ports: Vec<Port> = allowed(*port).collect();
@@ -261,7 +274,10 @@ impl<'a> Draft<'a> {
             if behind.is_empty() {
                 self.findings.insert(Finding::NothingToOpen { service: service.clone() });
             }
-            for (workload, port) in behind.into_iter().filter(|(workload, _)| self.wish.wants(workload)) {
+            for (workload, port) in behind {
+                if !self.wants(&workload) {
+                    continue;
+                }
                 let rules = &mut self.rules.entry(workload).or_default()[Direction::Ingress as usize];
                 let mut edges = BTreeSet::new();
                 rules.retain(|peer, ports| {
@@ -399,6 +415,9 @@ impl<'a> Draft<'a> {
                 _ => Finding::NoTraffic { workload },
             });
         }
+        let is_asked_for = |name: &&Arc<str>| self.wish.namespaces.is_empty() || self.wish.namespaces.contains(*name);
+        let gone = self.gone.iter().filter(is_asked_for).cloned();
+        self.findings.extend(gone.map(|namespace| Finding::NamespaceGone { namespace }));
         let known: BTreeSet<&Arc<str>> =
             self.population.members.iter().map(|member| &member.workload.namespace).collect();
         for namespace in self.wish.namespaces.iter().filter(|namespace| !known.contains(namespace)) {

@@ -13,23 +13,33 @@ mod git;
 mod news;
 mod place;
 
-use std::time::SystemTime;
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
-use tokio::time::timeout;
+use tokio::{task::AbortHandle, time::timeout};
 
 use crate::{
     apply::{self, ApplyError},
-    args::{PolicyFormat, RegenerateArgs},
-    cluster::{self, ClusterError, Manner, Plan},
+    args::{Applied, PolicyFormat, RegenerateArgs},
+    cluster::{self, ClusterError, Manner, Name, Plan, Reach},
+    communication::Workload,
+    config_map::OwnConfigMap,
     diff::{self, DiffError},
     explain::Explanation,
     lease::{self, EXPIRY, Lease},
     manifests::Manifests,
     output::{self, OutputError},
+    policy::{PolicySet, Wish, Written},
     proposal::{Capture, CaptureError, Proposal, ProposalError},
     replay::Terms,
+    rollback::Rollback,
+    sets::{Sets, Status},
     tree::{self, Files, TreeError},
 };
 use news::{Metrics, MetricsError};
@@ -105,10 +115,11 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
 
 /// Runs while holding the lease, if one is asked for.
 async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Ended, RegenerateError> {
-    let needs_cluster = args.cluster || args.apply || args.events || args.config_map.is_some() || args.lease.is_some();
+    let needs_cluster =
+        args.cluster || args.apply.is_some() || args.events || args.config_map.is_some() || args.lease.is_some();
     let client = if needs_cluster { Some(args.of.connect().await?) } else { None };
     let (Some(name), Some(of)) = (&args.lease, &client) else {
-        return regenerate(args, client.as_ref(), metrics).await;
+        return regenerate(args, client.as_ref(), metrics, None).await;
     };
     let identity = lease::identity().map_err(RegenerateError::System)?;
     let mut lease = Lease::new(of.clone(), name, args.lease_namespace.as_deref(), &identity);
@@ -120,18 +131,40 @@ async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Ended, Regene
         eprintln!("another run holds the lease {lease}: nothing is done");
         return Ok(Ended::Busy);
     }
+    // A task of its own, since making a set may take longer than the lease lasts.
+    let mut keeping = tokio::spawn(lease.keep());
+    let held = Held { lease: lease.to_string(), keeping: keeping.abort_handle() };
     let ended = tokio::select! {
-        ended = Box::pin(regenerate(args, client.as_ref(), metrics)) => ended,
-        () = lease.keep() => return Err(RegenerateError::LeaseLost(lease.to_string())),
+        ended = Box::pin(regenerate(args, client.as_ref(), metrics, Some(&held))) => ended,
+        _ = &mut keeping => Err(RegenerateError::LeaseLost(held.lease)),
     };
+    keeping.abort();
     lease.release().await;
     ended
+}
+
+/// A lease that a task keeps.
+struct Held {
+    lease: String,
+    keeping: AbortHandle,
+}
+
+/// Whether this run is still the one that may change anything, if there is to be one only.
+///
+/// # Errors
+/// Another one may have begun.
+fn check(held: Option<&Held>) -> Result<(), RegenerateError> {
+    match held {
+        Some(held) if held.keeping.is_finished() => Err(RegenerateError::LeaseLost(held.lease.clone())),
+        _ => Ok(()),
+    }
 }
 
 async fn regenerate(
     args: &RegenerateArgs,
     client: Option<&Client>,
     metrics: &Metrics,
+    held: Option<&Held>,
 ) -> Result<Ended, RegenerateError> {
     let place = Place::new(args, client)?;
     let last = place.read().await?;
@@ -156,6 +189,7 @@ async fn regenerate(
     let difference = diff::compare(&population, &before, &policies).map_err(RegenerateError::Compare)?;
     metrics.set(policies.len(), &difference);
     let is_changed = is_changed(&last, &files);
+    check(held)?;
     if is_changed {
         files.insert(tree::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
@@ -165,24 +199,103 @@ async fn regenerate(
         }
     }
     if let Some(client) = client
-        && (args.cluster || args.apply)
+        && (args.cluster || args.apply.is_some())
     {
         let there = cluster::policies(client).await?;
-        let plan = Plan::new(policies.clone(), there, &wish.namespaces);
+        let mut reach = Reach { namespaces: reached(&wish, &set, before.iter().chain(&policies)), ..Reach::default() };
+        let mut plan = Plan::new(policies.clone(), there.clone(), &reach);
         compare_cluster(&capture, &plan, metrics)?;
         if args.events {
             news::drifted(client, &plan).await;
         }
-        if args.apply {
+        if args.apply == Some(Applied::Stable) {
+            reach.held = match too_short(capture.sets(), args.learn.stable_after) {
+                Some(why) => {
+                    eprintln!("nothing is applied: {why} (--apply=all applies the set all the same)");
+                    there.iter().chain(&policies).map(cluster::name).collect()
+                }
+                None => unstable(&set, capture.sets(), &wish),
+            };
+            tell_held(&plan, &reach);
+            plan = Plan::new(policies, there, &reach);
+        }
+        if args.apply.is_some() {
             let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
             apply::verify(&plan, &capture, &terms)?;
+            check(held)?;
             let manner = Manner { is_dry: false, takes_over: false };
-            if !plan.is_in_force() && !apply::carry_out(&plan, client, manner, &args.rollback).await? {
+            if !plan.is_in_force() && !apply::carry_out(&plan, client, manner, &rollback(args, client)).await? {
                 return Err(RegenerateError::NotApplied);
             }
         }
     }
     Ok(if is_changed { Ended::Changed } else { Ended::Unchanged })
+}
+
+/// The namespaces that a set is about: those that are asked for, or else those of the set, of the last one, and of what is
+/// left open, whose policies are to go.
+fn reached<'a>(
+    wish: &Wish,
+    set: &PolicySet<'_>,
+    policies: impl Iterator<Item = &'a NetworkPolicy>,
+) -> BTreeSet<Arc<str>> {
+    if !wish.namespaces.is_empty() {
+        return wish.namespaces.clone();
+    }
+    let open = set.withheld.keys().map(|(workload, _)| Arc::clone(&workload.namespace));
+    policies.map(|policy| cluster::name(policy).0).chain(open).collect()
+}
+
+/// Why nothing of a capture can be stable: it is too short, or what came before it was lost.
+fn too_short(sets: &Sets, stable_after: Duration) -> Option<String> {
+    let span = sets.exposure.capture.map_or(0, |span| (span.to.0 - span.from.0).max(0) as u64);
+    let seconds = Duration::from_secs(span / 1000);
+    (seconds < stable_after).then(|| {
+        let (spans, needed) = (humantime::format_duration(seconds), humantime::format_duration(stable_after));
+        format!("the capture spans {spans}, and nothing is stable before {needed} (--stable-after)")
+    })
+}
+
+/// The policies that limit a direction of which not enough was seen.
+fn unstable(set: &PolicySet<'_>, sets: &Sets, wish: &Wish) -> BTreeSet<Name> {
+    let is_stable = |workload: &Workload| {
+        let known = sets.workloads.get(workload);
+        wish.directions.iter().all(|direction| {
+            known.is_some_and(|known| known.directions[*direction as usize].0 == Status::Stable)
+                || set.withheld.contains_key(&(workload.clone(), *direction))
+        })
+    };
+    let is_unstable = |written: &&Written<'_>| match &written.workload {
+        Some(workload) => !is_stable(workload),
+        // What is of a whole namespace holds for all of it.
+        None => {
+            let namespace = cluster::name(&written.policy).0;
+            !sets.workloads.keys().filter(|workload| workload.namespace == namespace).all(is_stable)
+        }
+    };
+    set.policies.iter().filter(is_unstable).map(|written| cluster::name(&written.policy)).collect()
+}
+
+/// Tells what of a plan is not carried out.
+fn tell_held(plan: &Plan, reach: &Reach) {
+    let held = plan.unmet().filter(|name| reach.held.contains(name));
+    let names: Vec<String> = held.map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    if !names.is_empty() {
+        eprintln!(
+            "not applied, as they are not stable yet (--apply=all applies them all the same): {}",
+            names.join(", ")
+        );
+    }
+}
+
+/// Where what is there is kept before it is changed.
+fn rollback(args: &RegenerateArgs, client: &Client) -> Rollback {
+    match (&args.rollback, &args.config_map) {
+        (None, Some((namespace, name))) => {
+            Rollback::ConfigMap(Box::new(OwnConfigMap::new(client.clone(), namespace, &format!("{name}-rollback"))))
+        }
+        (directory, _) => Rollback::Directory(directory.clone().unwrap_or_else(|| PathBuf::from("."))),
+    }
 }
 
 /// The policies of files. What is not valid was damaged, or is of somebody else, and counts as not there.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args as ClapArgs, builder::FalseyValueParser};
+use clap::{Args as ClapArgs, ValueEnum, builder::FalseyValueParser};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -87,8 +87,8 @@ pub(crate) struct ApplyArgs {
     #[arg(long)]
     pub(crate) no_own_node: bool,
 
-    /// File to keep what is changed or removed in, as it was before.
-    #[arg(long, value_name = "FILE", default_value = "rollback.yaml")]
+    /// Directory to keep what is changed or removed in, as it was before: a file of each run.
+    #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) rollback: PathBuf,
 }
 
@@ -131,13 +131,21 @@ pub(crate) struct RegenerateArgs {
     #[arg(long, env = "FLOWSCRIBE_COMPARE_CLUSTER", value_parser = FalseyValueParser::new())]
     pub(crate) cluster: bool,
 
-    /// Apply the set to the cluster, as flowscribe apply does.
-    #[arg(long, env = "FLOWSCRIBE_APPLY", value_parser = FalseyValueParser::new())]
-    pub(crate) apply: bool,
+    /// Apply the set to the cluster, as flowscribe apply does: what is stable of it, or all of it.
+    #[arg(
+        long,
+        env = "FLOWSCRIBE_APPLY",
+        value_name = "WHICH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "stable"
+    )]
+    pub(crate) apply: Option<Applied>,
 
-    /// With --apply, file to keep what is changed or removed in, as it was before.
-    #[arg(long, env = "FLOWSCRIBE_ROLLBACK", value_name = "FILE", default_value = "rollback.yaml")]
-    pub(crate) rollback: PathBuf,
+    /// With --apply, directory to keep what is changed or removed in, as it was before: a file of each run. With
+    /// --config-map it is kept in another ConfigMap by default, whose name ends with -rollback; else in this directory.
+    #[arg(long, env = "FLOWSCRIBE_ROLLBACK", value_name = "DIR")]
+    pub(crate) rollback: Option<PathBuf>,
 
     /// Publish Events of policies that changed, and with --cluster of those that are otherwise in the cluster.
     #[arg(long, env = "FLOWSCRIBE_EVENTS", value_parser = FalseyValueParser::new())]
@@ -162,6 +170,15 @@ pub(crate) struct RegenerateArgs {
     /// Exit with 3 if the set changed.
     #[arg(long)]
     pub(crate) exit_code: bool,
+}
+
+/// What a scheduled run applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Applied {
+    /// Policies of which every direction is stable; others stay as they are in the cluster
+    Stable,
+    /// All, whatever may be seen yet that they deny
+    All,
 }
 
 #[derive(Debug, ClapArgs)]

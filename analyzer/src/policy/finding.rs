@@ -33,6 +33,8 @@ pub(crate) enum Finding {
     NeverObserved { workload: Workload },
     /// A namespace to write policies for that the inventory does not know.
     NoSuchNamespace { namespace: Arc<str> },
+    /// A namespace that was deleted.
+    NamespaceGone { namespace: Arc<str> },
     /// A Service to open that is not there, or has nobody behind it.
     NothingToOpen { service: String },
     /// A namespace where not everything has a policy of both directions.
@@ -76,6 +78,7 @@ impl fmt::Display for Finding {
             }
             Self::NeverObserved { workload } => write!(f, "{workload}: no policy, it was never observed"),
             Self::NoSuchNamespace { namespace } => write!(f, "namespace {namespace}: no pod of it is known"),
+            Self::NamespaceGone { namespace } => write!(f, "namespace {namespace}: no policies, it was deleted"),
             Self::NothingToOpen { service } => {
                 write!(f, "--open-ingress {service}: no such Service is known with a pod behind it")
             }

@@ -9,6 +9,7 @@ use std::{
 use k8s_openapi::api::{core::v1::ObjectReference, networking::v1::NetworkPolicy};
 use kube::{
     Client, Resource,
+    core::Status,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry::Registry};
@@ -183,13 +184,17 @@ async fn publish(client: &Client, events: Vec<(ObjectReference, &'static str, Ev
     for (of, event, type_, note) in events.into_iter().take(MOST_EVENTS) {
         let event =
             Event { type_, reason: event.into(), note: Some(note), action: "Regenerate".into(), secondary: None };
-        if let Err(error) = recorder.publish(&event, &of).await {
-            eprintln!(
-                "cannot publish an Event: {}; who runs this needs {{ apiGroups: [\"events.k8s.io\"], resources: [events], \
-                 verbs: [create, patch] }}",
-                reason(&error)
-            );
-            return;
+        match recorder.publish(&event, &of).await {
+            Ok(()) => {}
+            // None of the others can be either.
+            Err(kube::Error::Api(status)) if status.code == 403 && !is_ending(&status) => {
+                eprintln!("cannot publish Events: who runs this needs {RULE}");
+                return;
+            }
+            Err(error) => {
+                let name = of.name.unwrap_or_default();
+                eprintln!("cannot publish an Event of {name}: {}", reason(&error));
+            }
         }
     }
     if dropped > 0 {
@@ -197,6 +202,13 @@ async fn publish(client: &Client, events: Vec<(ObjectReference, &'static str, Ev
     }
 }
 
+/// Whether a namespace that is being deleted is what is in the way.
+fn is_ending(status: &Status) -> bool {
+    status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+/// What publishing takes.
+const RULE: &str = "{ apiGroups: [\"events.k8s.io\"], resources: [events], verbs: [create, patch] }";
 const CONTROLLER: &str = "flowscribe.io/regenerate";
 /// What an Event's note may have.
 const NOTE_BYTES: usize = 1000;

@@ -7,7 +7,10 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::support::{Capture, DB, WEB, flowscribe, web_and_db};
+use schemas::{inventory::kind, table::TimestampMs};
+use serde_json::json;
+
+use crate::support::{Capture, DB, START_MS, WEB, flowscribe, web_and_db};
 
 const CACHE: &str = "10.244.0.31";
 
@@ -185,4 +188,46 @@ fn each_change_is_a_commit_and_nothing_else_gets_into_it() {
     let elsewhere = tempfile::tempdir().expect("a directory");
     let (_, error) = said(&regenerate(&web_and_db(), &["--git", &elsewhere.path().to_string_lossy()]), 1);
     assert!(error.contains("is no Git repository"), "{error}");
+}
+
+#[test]
+fn what_is_of_a_namespace_that_was_deleted_is_left_out() {
+    let mut capture = web_and_db();
+    capture.pod("shop/cart", CACHE);
+    capture.talk(CACHE, DB, 5432);
+    for name in ["demo", "shop"] {
+        capture.object(kind::NAMESPACE, None, name).uid = Some(name.into());
+    }
+    let mut gone = capture.inventory.last().expect("it is there").clone();
+    (gone.event, gone.observed_at, gone.seq) = ("delete".into(), TimestampMs(START_MS + 60_000), 100);
+    let names = |capture: &Capture| capture.report().names();
+    assert_eq!(names(&capture), ["demo/db-network", "demo/web-network", "shop/cart-network"]);
+    capture.inventory.push(gone);
+    let report = capture.report();
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
+    assert!(report.said.contains("namespace shop: no policies, it was deleted"), "{}", report.said);
+    assert!(report.yaml.contains("app: cart"), "what others allowed it is allowed");
+    // And made again.
+    let again = capture.object(kind::NAMESPACE, None, "shop");
+    (again.uid, again.event) = (Some("again".into()), "upsert".into());
+    (again.observed_at, again.seq) = (TimestampMs(START_MS + 90_000), 101);
+    assert_eq!(names(&capture).len(), 3);
+}
+
+#[test]
+fn a_set_can_be_read_out_of_its_config_map() {
+    let place = tempfile::tempdir().expect("a directory");
+    let policies = place.path().join("policies");
+    said(&regenerate(&web_and_db(), &["--output", &policies.to_string_lossy()]), 0);
+    let map = |label: &str| {
+        let metadata = json!({ "name": "policies", "labels": { "app.kubernetes.io/managed-by": label } });
+        let file = place.path().join(format!("{label}.yaml"));
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files(&policies) });
+        fs::write(&file, map.to_string()).expect("written");
+        file.to_string_lossy().into_owned()
+    };
+    let policies = policies.to_string_lossy();
+    let differ = |file: &str| flowscribe(&["diff", &policies, file]).status.code();
+    assert_eq!(differ(&map("flowscribe")), Some(0));
+    assert_ne!(differ(&map("somebody")), Some(0), "another's is no set");
 }

@@ -116,6 +116,13 @@ impl Index {
         self.ids.get(&key).is_some_and(|id| self.object(*id).ended.is_none())
     }
 
+    /// Whether a namespace was deleted, and not made again, for all that is known.
+    pub fn is_namespace_gone(&self, name: &str) -> bool {
+        let of_name = self.ids.iter().filter(|(key, _)| &*key.0 == kind::NAMESPACE && &*key.2 == name);
+        let mut objects = of_name.map(|(_, id)| self.object(*id)).peekable();
+        objects.peek().is_some() && objects.all(|object| object.ended.is_some())
+    }
+
     /// When every object of a kind was what: each of its versions with the first and last moment of it, in order of
     /// namespace, name, UID and time. One that goes on ends at the end of time.
     pub fn intervals<'a>(&'a self, kind: &str) -> impl Iterator<Item = (&'a InventoryRecord, Span)> {

@@ -33,6 +33,7 @@ use crate::{
 };
 
 const NODES: [&str; 2] = ["lab", "lab-b"];
+const TOKEN: &str = "l0ngAndR4ndom";
 const PLACE: &str = "flowscribe/flowscribe-policies";
 
 fn kubectl(api: &Cluster, arguments: &[&str]) -> Output {
@@ -176,7 +177,10 @@ impl Installation {
         let mut lab = Lab::on_nodes(executable(), &api, &NODES).expect("the lab starts");
         cluster::add_node(&api, "without-agent", &["10.244.0.99"], &[]).expect("a node");
         let app = App::parse(MICROSERVICES).expect("the manifest").start(&mut lab, NAMESPACE).expect("it starts");
-        let receiver = Receiver::start(executable(), &directory.path().join("store"), &["--roll-interval", "1s"]);
+        let token = directory.path().join("token");
+        fs::write(&token, TOKEN).expect("written");
+        let limited = ["--roll-interval", "1s", "--token-file", &token.to_string_lossy()];
+        let receiver = Receiver::start(executable(), &directory.path().join("store"), &limited);
         let receiver = receiver.expect("the receiver starts");
         let mut inventory = Command::new(executable());
         inventory.args(["flowscribe", "inventory", "--cluster", "lab", "--otlp-endpoint", &receiver.grpc]);
@@ -184,6 +188,7 @@ impl Installation {
             .args(["--lease", "flowscribe-inventory", "--lease-namespace", "flowscribe", "--spool"])
             .arg(directory.path().join("spool"));
         inventory.env("KUBECONFIG", api.account("flowscribe", "flowscribe-inventory").expect("it is there"));
+        inventory.env("OTEL_EXPORTER_OTLP_HEADERS", format!("Authorization=Bearer%20{TOKEN}"));
         let inventory = Recording::spawn_until(inventory, "objects are known").expect("it starts");
         let mut site = Self { api, lab, app, kubelet, agents: BTreeMap::new(), receiver, inventory, directory };
         NODES.iter().for_each(|node| site.start_agent(node));
@@ -216,6 +221,7 @@ impl Installation {
         let mut command = Recording::on_node(executable(), &self.lab, node, &account);
         command.args(["--window", "1s", "--otlp-endpoint", &self.receiver.grpc, "--live-address", &live]);
         command.args(["--metrics-address", &metrics]).arg("--spool").arg(self.path(&format!("spool-{node}")));
+        command.env("OTEL_EXPORTER_OTLP_HEADERS", format!("Authorization=Bearer%20{TOKEN}"));
         let recording = Recording::spawn(command).expect("the agent starts");
         wait_until("knowing the pods", || get(&metrics, "/readyz").starts_with("HTTP/1.1 200"));
         self.agents.insert(node, recording);
@@ -346,6 +352,7 @@ fn policies_are_kept_up_to_date_and_applied() {
     assert_eq!(changed, &["adservice-network", "redis-cart-network"].map(str::to_owned).into());
 
     apply(&site);
+    apply_by_schedule(&site);
 
     // What does not fit into a ConfigMap is refused, and the last set stays.
     let large = site.path("large");
@@ -436,6 +443,65 @@ fn apply(site: &Installation) {
     assert!(!names.contains("adservice-network") && names.contains("theirs") && names.len() == 12, "{names:?}");
     site.regenerate(&["--output", "policies"], 3);
     assert!(run(&[]).0);
+
+    // As it is in its ConfigMap, too.
+    let map =
+        kubectl(&site.api, &["get", "configmap", "--namespace", "flowscribe", "flowscribe-policies", "-o", "yaml"]);
+    fs::write(site.path("set.yaml"), well(&map)).expect("written");
+    let output = site.flowscribe(&admin, &["apply", "--policies", "set.yaml", "--input", "store", "--dry-run"]);
+    assert_eq!(count(&well(&output), "unchanged"), 12);
+}
+
+/// Applies the set, as a scheduled run may: what is stable, unless it is told otherwise.
+fn apply_by_schedule(site: &Installation) {
+    let admin = site.api.kubeconfig("admin");
+    let run = |more: &[&str]| {
+        let arguments = ["regenerate", "--input", "store", "--config-map", PLACE];
+        let output = site.flowscribe(&admin, &[&arguments, more].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    let demo = ["--min-coverage", "0", "--namespaces", NAMESPACE];
+    let remove = |name: &str| {
+        let policy = cluster::object("networking.k8s.io/v1", "NetworkPolicy", Some(NAMESPACE), name);
+        site.api.delete(&policy).expect("it is there");
+    };
+    // The recording is too short for anything to be stable.
+    remove("emailservice-network");
+    let (is_well, _, said) = run(&[&demo[..], &["--apply"]].concat());
+    assert!(is_well && said.contains("nothing is applied: the capture spans "), "{said}");
+    assert!(
+        said.contains("not stable yet (--apply=all applies them all the same): demo/emailservice-network"),
+        "{said}"
+    );
+    assert!(!site.policies().contains_key("emailservice-network"));
+    // Long enough, but nothing was watched for long enough.
+    let (is_well, _, said) = run(&[&demo[..], &["--apply", "--stable-after", "1s"]].concat());
+    assert!(is_well && !said.contains("nothing is applied"), "{said}");
+    assert!(said.contains("not stable yet"), "{said}");
+    assert!(!site.policies().contains_key("emailservice-network"));
+
+    // All of it; and what is ours and not wanted goes, with a way back.
+    let mut over = cluster::object("networking.k8s.io/v1", "NetworkPolicy", Some(NAMESPACE), "over");
+    over["metadata"]["labels"] = json!({ "app.kubernetes.io/managed-by": "flowscribe" });
+    over["spec"] = json!({ "podSelector": { "matchLabels": { "app": "nothing" } } });
+    fs::write(site.path("over.yaml"), over.to_string()).expect("written");
+    let file = site.path("over.yaml").to_string_lossy().into_owned();
+    well(&kubectl(&site.api, &["apply", "--server-side", "--field-manager=flowscribe", "-f", &file]));
+    let (is_well, told, said) = run(&[&demo[..], &["--apply=all"]].concat());
+    assert!(is_well && told.contains("/emailservice-network created") && told.contains("/over pruned"), "{told}{said}");
+    assert!(!site.policies().contains_key("over"));
+    let back = said.lines().find(|line| line.contains("flowscribe-policies-rollback")).expect("it says how").to_owned();
+    let shell = Command::new("sh").args(["-c", back.trim()]).env("KUBECONFIG", &admin).output();
+    well(&shell.expect("it starts"));
+    assert!(site.policies().contains_key("over"), "as it was before: {back}");
+
+    // Without --namespaces, what the last set was about is reached too, though nothing of it is left.
+    let (is_well, told, said) = run(&["--apply=all", "--only-stable"]);
+    assert!(is_well, "{told}{said}");
+    let left: BTreeSet<String> = site.policies().into_keys().collect();
+    assert_eq!(left, ["theirs".to_owned()].into(), "left open, and so it is in the cluster: {told}{said}");
+    assert!(run(&[&demo[..], &["--apply=all"]].concat()).0);
 }
 
 #[test]
