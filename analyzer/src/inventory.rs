@@ -9,6 +9,7 @@
 //! of their end, and nodes may have no agent. The same pod told by two writers is one pod.
 
 mod ledger;
+mod pulse;
 
 use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
 
@@ -18,6 +19,7 @@ use schemas::{
     health::HealthRecord,
     inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind, log::InventoryLog},
     kubernetes::{self, Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles},
+    listen::ListenError,
     ship::{SpoolError, collector::CollectorError, store::StoreError},
     table::TimestampMs,
 };
@@ -33,6 +35,7 @@ use crate::{
     lease::{self, Lease},
 };
 use ledger::{Ledger, Ways};
+use pulse::Pulse;
 
 /// Why the inventory can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,8 @@ pub(crate) enum InventoryError {
     Store(#[from] StoreError),
     #[error("cannot send to the collector")]
     Collector(#[from] CollectorError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("cannot catch signals")]
     Signal(#[source] io::Error),
     #[error("the system tells no time, name or randomness")]
@@ -72,6 +77,7 @@ struct Term {
     /// End of the window that health was last told of.
     told_until: TimestampMs,
     health_seq: i64,
+    pulse: Arc<Pulse>,
 }
 
 /// Writes until Ctrl-C or SIGTERM, or with `--once` what there is.
@@ -98,13 +104,21 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
         args.lease_namespace.as_deref(),
         &lease::identity().map_err(InventoryError::System)?,
     );
+    let pulse = Arc::new(Pulse::new());
+    if let Some(address) = args.health_address {
+        pulse::serve(address, Arc::clone(&pulse)).await?;
+    }
     loop {
         eprintln!("waiting for the lease {lease}");
+        pulse.set_ready(true);
         tokio::select! {
             () = lease.acquire() => {}
+            () = pulse.wait() => {}
             () = &mut stop => return Ok(()),
         }
+        pulse.set_ready(false);
         let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, &ways)?;
+        term.pulse = Arc::clone(&pulse);
         eprintln!("writing the inventory of cluster {} to {}", args.cluster, ways);
         let is_stopped = term.write(client.clone(), lease.keep(), stop.as_mut()).await?;
         if is_stopped {
@@ -189,6 +203,7 @@ impl Term {
             run_start: now,
             told_until: now,
             health_seq: 0,
+            pulse: Arc::new(Pulse::new()),
         };
         // The run is on record before its first row; that the directory can't be written to is known at once.
         term.tell_health(now, false)?;
@@ -242,6 +257,8 @@ impl Term {
     }
 
     fn tick(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
+        self.pulse.beat();
+        self.pulse.set_ready(self.log.has_begun());
         let knew_all = self.knows_all();
         let news = self.troubles.expire(now);
         tell(news, self.troubles.failures());

@@ -47,6 +47,10 @@ pub(crate) struct InventoryArgs {
     #[arg(long, env = "FLOWSCRIBE_CLUSTER_CIDRS", value_name = "CIDR,…", value_delimiter = ',')]
     pub(crate) cluster_cidrs: Vec<IpNet>,
 
+    /// Serve /livez and /readyz there: ready is who writes all that it is to know, or waits for the Lease.
+    #[arg(long, env = "FLOWSCRIBE_HEALTH_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub(crate) health_address: Option<SocketAddr>,
+
     /// Name of the Lease whose holder writes.
     #[arg(long, env = "FLOWSCRIBE_LEASE", value_name = "NAME", default_value = "flowscribe-inventory")]
     pub(crate) lease: String,

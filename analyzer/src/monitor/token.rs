@@ -1,6 +1,6 @@
 //! With what token agents are asked: the user's own, or one that is made for this alone.
 
-use std::{fs, future, io, path::PathBuf};
+use std::{fs, future, io, path::PathBuf, time::Duration};
 
 use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
 use k8s_openapi::api::{
@@ -13,6 +13,7 @@ use kube::{
     client::{Body, ConfigExt},
 };
 use schemas::{kubernetes::reason, live};
+use tokio::{sync::Mutex, time::Instant};
 use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxService};
 
 use crate::args::MonitorArgs;
@@ -42,8 +43,14 @@ pub(crate) enum TokenError {
     },
 }
 
-/// Where a token comes from. It is got anew for every connection, since tokens run out.
-pub(super) enum Token {
+/// The token, got anew now and then, since tokens run out; not for every one of many agents.
+pub(super) struct Token {
+    source: Source,
+    last: Mutex<Option<(Instant, HeaderValue)>>,
+}
+
+/// Where a token comes from.
+enum Source {
     File(PathBuf),
     ServiceAccount(Client, String, String),
     Config(Box<Config>),
@@ -52,19 +59,20 @@ pub(super) enum Token {
 
 impl Token {
     pub(super) fn new(args: &MonitorArgs, config: Option<Config>, client: Option<Client>) -> Self {
-        match (&args.token_file, &args.service_account, client, config) {
-            (Some(path), ..) => Self::File(path.clone()),
+        let source = match (&args.token_file, &args.service_account, client, config) {
+            (Some(path), ..) => Source::File(path.clone()),
             (None, Some((namespace, name)), Some(client), _) => {
-                Self::ServiceAccount(client, namespace.clone(), name.clone())
+                Source::ServiceAccount(client, namespace.clone(), name.clone())
             }
-            (.., Some(config)) => Self::Config(Box::new(config)),
-            _ => Self::None,
-        }
+            (.., Some(config)) => Source::Config(Box::new(config)),
+            _ => Source::None,
+        };
+        Self { source, last: Mutex::default() }
     }
 
     /// Whether it is the user's own, with which all can be done that they may.
     pub(super) const fn is_of_user(&self) -> bool {
-        matches!(self, Self::Config(_))
+        matches!(self.source, Source::Config(_))
     }
 
     /// What to send as `Authorization`.
@@ -72,6 +80,21 @@ impl Token {
     /// # Errors
     /// There is none.
     pub(super) async fn header(&self) -> Result<HeaderValue, TokenError> {
+        // Who comes meanwhile waits for the one that is got.
+        let mut last = self.last.lock().await;
+        if let Some((since, header)) = &*last
+            && since.elapsed() < KEPT
+        {
+            return Ok(header.clone());
+        }
+        let header = self.source.header().await?;
+        *last = Some((Instant::now(), header.clone()));
+        Ok(header)
+    }
+}
+
+impl Source {
+    async fn header(&self) -> Result<HeaderValue, TokenError> {
         let bearer = |token: &str, error: TokenError| {
             let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| error)?;
             value.set_sensitive(true);
@@ -117,5 +140,7 @@ async fn of_config(config: &Config) -> Result<HeaderValue, TokenError> {
     value.filter(|value| value.as_bytes().starts_with(b"Bearer ")).ok_or(TokenError::None)
 }
 
+/// How long a token is sent before it is got again: shorter than any is valid.
+const KEPT: Duration = Duration::from_secs(30);
 /// How long a token made for this is valid; it is needed when a stream begins, and once a minute after.
 const EXPIRATION_SECONDS: i64 = 86_400;

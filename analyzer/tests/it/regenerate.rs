@@ -3,8 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
     path::Path,
     process::{Command, Output},
+    thread,
 };
 
 use schemas::{inventory::kind, table::TimestampMs};
@@ -230,4 +233,38 @@ fn a_set_can_be_read_out_of_its_config_map() {
     let differ = |file: &str| flowscribe(&["diff", &policies, file]).status.code();
     assert_eq!(differ(&map("flowscribe")), Some(0));
     assert_ne!(differ(&map("somebody")), Some(0), "another's is no set");
+}
+
+#[test]
+fn metrics_are_pushed_to_a_gateway() {
+    let place = tempfile::tempdir().expect("a directory");
+    let output = place.path().join("policies").to_string_lossy().into_owned();
+    let gateway = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let url = format!("http://{}/", gateway.local_addr().expect("it has an address"));
+    let pushed = thread::spawn(move || {
+        let (stream, _) = gateway.accept().expect("somebody pushes");
+        let mut reader = BufReader::new(stream);
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let start = head.len();
+            reader.read_line(&mut head).expect("a line");
+            if let Some(bytes) = head[start..].to_lowercase().strip_prefix("content-length: ") {
+                length = bytes.trim().parse().expect("a number");
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("a body");
+        reader.get_mut().write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").expect("it is there");
+        (head, String::from_utf8(body).expect("text"))
+    });
+    said(&regenerate(&web_and_db(), &["--output", &output, "--push-gateway", &url]), 0);
+    let (head, body) = pushed.join().expect("it was pushed");
+    assert!(head.starts_with("PUT /metrics/job/flowscribe-regenerate HTTP/1.1"), "{head}");
+    for metric in ["last_run_success 1", "policies 2", "edges_removed 0"] {
+        assert!(body.contains(&format!("\nflowscribe_regenerate_{metric}\n")), "{metric}: {body}");
+    }
+    // Nobody there: the set is written, and the run says what failed.
+    let nobody = said(&regenerate(&with_cache(), &["--output", &output, "--push-gateway", &url]), 1).1;
+    assert!(nobody.contains(&format!("cannot push metrics to {}metrics/job/", url)), "{nobody}");
+    assert!(files(Path::new(&output)).contains_key("demo.cache-network.yaml"));
 }

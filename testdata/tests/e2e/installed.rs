@@ -189,7 +189,12 @@ impl Installation {
             .arg(directory.path().join("spool"));
         inventory.env("KUBECONFIG", api.account("flowscribe", "flowscribe-inventory").expect("it is there"));
         inventory.env("OTEL_EXPORTER_OTLP_HEADERS", format!("Authorization=Bearer%20{TOKEN}"));
+        let health = free_address();
+        inventory.args(["--health-address", &health]);
         let inventory = Recording::spawn_until(inventory, "objects are known").expect("it starts");
+        for path in ["/livez", "/readyz"] {
+            wait_until("being well", || get(&health, path).starts_with("HTTP/1.1 200"));
+        }
         let mut site = Self { api, lab, app, kubelet, agents: BTreeMap::new(), receiver, inventory, directory };
         NODES.iter().for_each(|node| site.start_agent(node));
         site
