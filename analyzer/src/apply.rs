@@ -1,13 +1,13 @@
 //! `flowscribe apply`: policies into a cluster, once what was recorded shows that they deny nothing of it.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
 use crate::{
     args::{self, ApplyArgs},
-    cluster::{self, ClusterError, Manner, Plan, Reach, Step},
+    cluster::{self, ClusterError, Manner, Name, Plan, Reach, Step},
     manifests::{Manifests, ManifestsError},
     output::{self, OutputError},
     proposal::{Capture, CaptureError},
@@ -26,6 +26,8 @@ pub(crate) enum ApplyError {
     Cluster(#[from] ClusterError),
     #[error("nothing is applied: no policies in {0}")]
     NoPolicies(PathBuf),
+    #[error("nothing is applied: no policies of {asked} in {path}, those there are of {there}")]
+    NotOfNamespaces { asked: String, path: PathBuf, there: String },
     #[error("nothing is applied: {0}")]
     Invalid(String),
     #[error(
@@ -54,14 +56,19 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
         return Err(ApplyError::Invalid(problem.clone()));
     }
     let namespaces = args::names(namespaces);
-    let is_wanted = |policy: &NetworkPolicy| namespaces.is_empty() || namespaces.contains(&cluster::name(policy).0);
-    let wanted: Vec<NetworkPolicy> = wanted.into_iter().filter(is_wanted).collect();
     if wanted.is_empty() {
         return Err(ApplyError::NoPolicies(policies.clone()));
     }
+    let there: BTreeSet<Arc<str>> = wanted.iter().map(|policy| cluster::name(policy).0).collect();
+    let is_wanted = |policy: &NetworkPolicy| namespaces.is_empty() || namespaces.contains(&cluster::name(policy).0);
+    let wanted: Vec<NetworkPolicy> = wanted.into_iter().filter(is_wanted).collect();
+    if wanted.is_empty() {
+        let told = |names: BTreeSet<Arc<str>>| names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+        let path = policies.clone();
+        return Err(ApplyError::NotOfNamespaces { asked: told(namespaces), path, there: told(there) });
+    }
     let client = of.connect().await?;
-    let of_wanted = || wanted.iter().map(|policy| cluster::name(policy).0).collect();
-    let namespaces = if namespaces.is_empty() { of_wanted() } else { namespaces };
+    let namespaces = if namespaces.is_empty() { there } else { namespaces };
     let reach = Reach { namespaces, ..Reach::default() };
     let plan = Plan::new(wanted, cluster::policies(&client).await?, &reach);
     let capture = Capture::read(input, learn).await?;
@@ -71,6 +78,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     for problem in &capture.tables.problems {
         eprintln!("skipped {problem}");
     }
+    capture.check(input, &BTreeSet::new())?;
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
     verify(&plan, &capture, &terms)?;
     let manner = Manner { is_dry: *dry_run, takes_over: *force_conflicts };
@@ -104,38 +112,43 @@ pub(crate) async fn carry_out(
     manner: Manner,
     rollback: &Rollback,
 ) -> Result<bool, ApplyError> {
-    let before = plan.before();
-    let back = if before.is_empty() || manner.is_dry { None } else { Some(rollback.keep(&before).await?) };
+    let before = plan.before(manner);
+    let left: Vec<String> = plan.left().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    if !left.is_empty() {
+        eprintln!("left as they are, of namespaces that are not asked for: {}", left.join(", "));
+    }
+    // Before anything is changed, so that it is there whatever happens.
+    if !manner.is_dry && (!before.is_empty() || plan.missing().next().is_some()) {
+        let back = if before.is_empty() { None } else { Some(rollback.keep(&before).await?) };
+        eprintln!("to go back from what follows:");
+        if let Some(back) = back {
+            eprintln!("  {back}");
+        }
+        for (namespace, name) in plan.missing().map(cluster::name) {
+            eprintln!("  kubectl delete networkpolicy --ignore-not-found --namespace {namespace} {name}");
+        }
+    }
     let dry = if manner.is_dry { " (dry run)" } else { "" };
-    let (mut text, mut is_well) = (String::new(), true);
-    let mut created = Vec::new();
-    for ((namespace, name), step) in plan.carry_out(client, manner).await {
+    let (mut is_well, mut skipped) = (true, BTreeSet::new());
+    let tell = |(namespace, name): Name, step: Result<Step, String>| {
         match step {
+            Ok(Step::Skipped) => drop(skipped.insert(namespace)),
             Ok(step) => {
-                text += &format!("networkpolicy.networking.k8s.io/{name} {step} in {namespace}{dry}\n");
-                if step == Step::Created {
-                    created.push((namespace, name));
-                }
+                let line = format!("networkpolicy.networking.k8s.io/{name} {step} in {namespace}{dry}\n");
+                return output::write(&line, None);
             }
             Err(error) => {
                 is_well = false;
                 eprintln!("{namespace}/{name}: {error}");
             }
         }
+        Ok(())
+    };
+    plan.carry_out(client, manner, tell).await?;
+    for namespace in &skipped {
+        eprintln!("skipped what is of {namespace}: there is no such namespace");
     }
-    output::write(&text, None)?;
-    let left: Vec<String> = plan.left().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
-    if !left.is_empty() {
-        eprintln!("left as they are, of namespaces that are not asked for: {}", left.join(", "));
-    }
-    if !manner.is_dry && (back.is_some() || !created.is_empty()) {
-        eprintln!("to go back:");
-        if let Some(back) = back {
-            eprintln!("  {back}");
-        }
-        for (namespace, name) in created {
-            eprintln!("  kubectl delete networkpolicy --namespace {namespace} {name}");
-        }
-    }
-    Ok(is_well)
+    // Some may be gone; all are those of another cluster.
+    let of_all: BTreeSet<Arc<str>> = plan.wanted().map(|policy| cluster::name(policy).0).collect();
+    Ok(is_well && (skipped.is_empty() || skipped != of_all))
 }

@@ -142,6 +142,7 @@ pub(crate) struct ExplainArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[group(id = "which", args = ["policies", "cluster"], required = true, multiple = false)]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) input: InputArgs,
@@ -150,7 +151,7 @@ pub(crate) struct VerifyArgs {
     pub(crate) learn: LearnArgs,
 
     /// File of policies, or directory of such files.
-    #[arg(long, value_name = "FILE|DIR", required_unless_present = "cluster", conflicts_with = "cluster")]
+    #[arg(long, value_name = "FILE|DIR")]
     pub(crate) policies: Option<PathBuf>,
 
     /// Verify the policies that are in the cluster.

@@ -25,7 +25,7 @@ pub(crate) enum ClusterError {
     NoConfig(String),
     #[error("cannot use the configuration of the cluster")]
     Client(#[source] kube::Error),
-    #[error("cannot list NetworkPolicies: {0}; who asks needs the verb list on networkpolicies of networking.k8s.io")]
+    #[error("cannot list the NetworkPolicies of the cluster: {0}")]
     List(String),
 }
 
@@ -38,7 +38,15 @@ pub(crate) type Name = (Arc<str>, Arc<str>);
 /// The server does not answer, or forbids it.
 pub(crate) async fn policies(client: &Client) -> Result<Vec<NetworkPolicy>, ClusterError> {
     let listed = Api::<NetworkPolicy>::all(client.clone()).list(&ListParams::default()).await;
-    Ok(listed.map_err(|error| ClusterError::List(reason(&error)))?.items)
+    let refused = |error: kube::Error| {
+        ClusterError::List(match &error {
+            kube::Error::Api(status) if status.code == 403 => "who asks needs the verb list on networkpolicies of \
+                networking.k8s.io in all namespaces, since those of others are tried too"
+                .into(),
+            error => reason(error),
+        })
+    };
+    Ok(listed.map_err(refused)?.items)
 }
 
 /// What makes a cluster's policies what is wanted.
@@ -99,7 +107,7 @@ impl Plan {
 
     /// All policies that are in force afterwards.
     pub(crate) fn after(&self) -> impl Iterator<Item = &NetworkPolicy> {
-        self.changes.iter().map(|(policy, _)| policy).chain(&self.others)
+        self.wanted().chain(&self.others)
     }
 
     /// All policies that are there now.
@@ -139,26 +147,50 @@ impl Plan {
         changed.map(|(_, there)| (there, Step::Changed)).chain(self.pruned.iter().map(|policy| (policy, Step::Pruned)))
     }
 
+    /// What is wanted.
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        self.changes.iter().map(|(wanted, _)| wanted)
+    }
+
+    /// What is wanted and is not there at all.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        self.changes.iter().filter(|(_, there)| there.is_none()).map(|(wanted, _)| wanted)
+    }
+
     /// What is there now of everything that this may change, fit to be applied again.
-    pub(crate) fn before(&self) -> Vec<NetworkPolicy> {
+    pub(crate) fn before(&self, manner: Manner) -> Vec<NetworkPolicy> {
         let changed = self.changes.iter().filter_map(|(wanted, there)| {
             let there = there.as_ref()?;
-            (!says_same(wanted, there)).then_some(there)
+            (!says_same(wanted, there) && manner.may_change(there)).then_some(there)
         });
         changed.chain(&self.pruned).cloned().map(portable).collect()
     }
 
-    /// Carries it out, policy by policy: what is wanted first, then what is not. What can't be done does not keep the
-    /// rest from it.
-    pub(crate) async fn carry_out(&self, client: &Client, manner: Manner) -> Vec<(Name, Result<Step, String>)> {
-        let mut done = Vec::new();
+    /// Carries it out, policy by policy: what is wanted first, then what is not. Each is told of as soon as it is done;
+    /// what can't be done does not keep the rest from it.
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub(crate) async fn carry_out<E>(
+        &self,
+        client: &Client,
+        manner: Manner,
+        mut tell: impl FnMut(Name, Result<Step, String>) -> Result<(), E>,
+    ) -> Result<(), E> {
         for (wanted, there) in &self.changes {
-            done.push((name(wanted), put(client, wanted, there.as_ref(), manner).await));
+            tell(name(wanted), put(client, wanted, there.as_ref(), manner).await)?;
         }
         for policy in &self.pruned {
-            done.push((name(policy), prune(client, policy, manner).await));
+            tell(name(policy), prune(client, policy, manner).await)?;
         }
-        done
+        Ok(())
+    }
+}
+
+impl Manner {
+    /// Whether a policy is one to be changed: whoever made it gave it our label, or it is taken over.
+    fn may_change(self, there: &NetworkPolicy) -> bool {
+        self.takes_over || has_label(there)
     }
 }
 
@@ -169,7 +201,7 @@ async fn put(
     there: Option<&NetworkPolicy>,
     manner: Manner,
 ) -> Result<Step, String> {
-    if there.is_some_and(|there| !has_label(there)) && !manner.takes_over {
+    if there.is_some_and(|there| !manner.may_change(there)) {
         return Err(
             "there is one of this name that flowscribe did not make: rename or delete it, or take it over with \
              --force-conflicts"
@@ -216,7 +248,7 @@ impl fmt::Display for Step {
             Self::Changed => "changed",
             Self::Unchanged => "unchanged",
             Self::Pruned => "pruned",
-            Self::Skipped => "skipped, as there is no such namespace,",
+            Self::Skipped => "skipped",
         })
     }
 }
@@ -357,7 +389,7 @@ mod tests {
         changed.spec = None;
         let reach = Reach { namespaces: ["a".into()].into(), ..Reach::default() };
         let plan = Plan::new(vec![changed], vec![policy("a/web", true), policy("a/over", true)], &reach);
-        let before = plan.before();
+        let before = plan.before(Manner { is_dry: false, takes_over: false });
         assert_eq!(before.len(), 2, "what is changed, and what is pruned");
         assert!(before.iter().all(|policy| policy.metadata.managed_fields.is_none()), "the server refuses these");
         assert!(before.iter().all(|policy| policy.metadata.resource_version.is_none() && policy.spec.is_some()));

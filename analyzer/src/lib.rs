@@ -91,7 +91,9 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Some(code)) => ExitCode::from(code),
         Ok(None) => {
             let wrote = match args.command {
-                Command::Apply(_) | Command::Regenerate(_) => "what is told above is done, and nothing else",
+                Command::Apply(_) | Command::Regenerate(_) => {
+                    "what is told above is done, and perhaps what would be next"
+                }
                 _ => "nothing was written",
             };
             eprintln!("flowscribe: interrupted, {wrote}");

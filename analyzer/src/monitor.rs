@@ -51,7 +51,7 @@ pub(crate) enum MonitorError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("cannot list the agents' pods in namespace {namespace}: {reason}; Role flowscribe-monitor there allows it")]
+    #[error("cannot list the agents' pods in namespace {namespace}: {reason}")]
     List { namespace: String, reason: String },
     #[error(
         "no pod in namespace {namespace} has the labels {selector}: is flowscribe installed there? name its namespace \

@@ -9,6 +9,7 @@
 mod check;
 mod finding;
 mod name;
+mod open;
 mod outside;
 mod rule;
 mod selector;
@@ -21,13 +22,9 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelector};
-use schemas::{
-    index::{Index, Owner, Span},
-    inventory::{InventoryRecord, kind},
-    table::TimestampMs,
-};
+use schemas::{index::Index, inventory::InventoryRecord};
 
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
@@ -181,8 +178,19 @@ impl<'a> Draft<'a> {
                 let attempt = format!("{what} ({} × {failures})", evidence.failed);
                 return self.failed.entry(source).or_default().push(attempt);
             }
-            // A pod's own node may always reach it; what is held or forbidden is told with the sets.
-            Fate::Failed | Fate::OwnNode | Fate::Held(_) | Fate::Forbidden(_) => return,
+            // What is forbidden has to be denied, also to those who have nothing else.
+            Fate::Forbidden(_) => {
+                for end in [source, destination] {
+                    if let Endpoint::Workload(workload) = end
+                        && self.wants(workload)
+                    {
+                        self.rules.entry(workload.clone()).or_default();
+                    }
+                }
+                return;
+            }
+            // A pod's own node may always reach it; what is held is told with the sets.
+            Fate::Failed | Fate::OwnNode | Fate::Held(_) => return,
         }
         if !is_sound(edge) {
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
@@ -262,49 +270,6 @@ impl<'a> Draft<'a> {
 
     fn withhold(&mut self, workload: &Workload, direction: Direction, reason: String) {
         self.withheld.entry((workload.clone(), direction)).or_insert(reason);
-    }
-
-    /// Opens the Services that a person wants open to everybody outside, on the ports of the pods behind them.
-    fn open_ingress(&mut self) {
-        let everybody = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
-            .map(|cidr| Peer::Open { cidr, except: self.outside.inside(cidr.addr().is_ipv4()) });
-        for service in &self.wish.open_ingress {
-            let record = self.index.latest(kind::SERVICE).find(|(record, _)| *service == path_of(record));
-            let behind = record.map(|(record, _)| self.behind(record)).unwrap_or_default();
-            if behind.is_empty() {
-                self.findings.insert(Finding::NothingToOpen { service: service.clone() });
-            }
-            for (workload, port) in behind {
-                if !self.wants(&workload) {
-                    continue;
-                }
-                let rules = &mut self.rules.entry(workload).or_default()[Direction::Ingress as usize];
-                let mut edges = BTreeSet::new();
-                rules.retain(|peer, ports| {
-                    if matches!(peer, Peer::Block { is_node: false, .. }) {
-                        edges.extend(ports.remove(&port).into_iter().flatten());
-                    }
-                    !ports.is_empty()
-                });
-                for peer in &everybody {
-                    rules.entry(peer.clone()).or_default().entry(port.clone()).or_default().extend(&edges);
-                }
-            }
-        }
-    }
-
-    /// The workloads behind a Service, and the ports that it leads to.
-    fn behind(&self, service: &InventoryRecord) -> BTreeSet<(Workload, Port)> {
-        let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
-        let span = self.sets.exposure.capture.unwrap_or(always);
-        let mut found = BTreeSet::new();
-        for port in &service.ports {
-            for backend in self.index.backends(service, &port.protocol, port.port, span) {
-                let Owner::Pod(pod) = backend.owner else { continue };
-                found.insert((Workload::of(pod, self.index), (Arc::clone(&port.protocol), backend.port)));
-            }
-        }
-        found
     }
 
     fn finish(mut self) -> Result<PolicySet<'a>, PolicyError> {

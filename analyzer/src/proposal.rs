@@ -1,6 +1,6 @@
 //! Policies that are proposed: made of what a capture taught, and tried on it before anybody sees them.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use datafusion::error::DataFusionError;
 
@@ -24,6 +24,10 @@ pub(crate) enum CaptureError {
     Learning(#[from] LearningError),
     #[error("cannot read the capture")]
     Read(#[from] DataFusionError),
+    #[error("no inventory in {0}: nothing tells which pods there were, and what policies would mean for them")]
+    NoInventory(String),
+    #[error("no pod of {asked} is known: there are {known}")]
+    NoSuchNamespaces { asked: String, known: String },
 }
 
 /// Why nothing can be proposed.
@@ -62,6 +66,24 @@ impl Capture {
         let (tables, (learned, names)) = Tables::ask::<_, CaptureError>(input, &learning, question).await?;
         let population = Population::of_index(&tables.index);
         Ok(Self { tables, learned, names, population })
+    }
+
+    /// Whether it tells what policies need: who the pods were, of the wanted namespaces.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn check(&self, input: &InputArgs, namespaces: &BTreeSet<Arc<str>>) -> Result<(), CaptureError> {
+        if self.population.members.is_empty() {
+            return Err(CaptureError::NoInventory(input.told()));
+        }
+        let known: BTreeSet<&Arc<str>> =
+            self.population.members.iter().map(|member| &member.workload.namespace).collect();
+        if namespaces.is_empty() || namespaces.iter().any(|name| known.contains(name)) {
+            return Ok(());
+        }
+        let told = |names: Vec<&Arc<str>>| names.into_iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+        let (asked, known) = (told(namespaces.iter().collect()), told(known.into_iter().collect()));
+        Err(CaptureError::NoSuchNamespaces { asked, known })
     }
 
     /// What is believed of all workloads.

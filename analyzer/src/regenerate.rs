@@ -173,10 +173,11 @@ async fn regenerate(
         eprintln!("skipped {problem}");
     }
     if capture.tables.files.is_empty() {
-        let inputs: Vec<String> = args.input.input.iter().map(|input| input.display().to_string()).collect();
-        return Err(RegenerateError::NoCapture(inputs.join(", ")));
+        return Err(RegenerateError::NoCapture(args.input.told()));
     }
     let wish = args.policy.wish();
+    // Without, the set would be empty: the last one stays.
+    capture.check(&args.input, &wish.namespaces)?;
     let Proposal { set, verdict } = capture.propose(&wish)?;
     let policies: Vec<NetworkPolicy> = set.policies.iter().map(|written| written.policy.clone()).collect();
     let documents = capture.documents(&set, PolicyFormat::Kubernetes).map_err(OutputError::Yaml)?;
@@ -194,6 +195,9 @@ async fn regenerate(
         files.insert(tree::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
         output::write(&format!("{}written to {place}\n", difference.text()), None)?;
+        for finding in &set.findings {
+            eprintln!("{finding}");
+        }
         if let Some(client) = client.filter(|_| args.events) {
             news::changed(client, &before, &policies, &difference).await;
         }
@@ -206,7 +210,7 @@ async fn regenerate(
         let mut plan = Plan::new(policies.clone(), there.clone(), &reach);
         compare_cluster(&capture, &plan, metrics)?;
         if args.events {
-            news::drifted(client, &plan).await;
+            news::drifted(client, &plan, &before).await;
         }
         if args.apply == Some(Applied::Stable) {
             reach.held = match too_short(capture.sets(), args.learn.stable_after) {
@@ -325,12 +329,16 @@ fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<
     let there: Vec<NetworkPolicy> = plan.now().filter(|policy| diff::is_valid(policy)).cloned().collect();
     let after: Vec<NetworkPolicy> = plan.after().filter(|policy| diff::is_valid(policy)).cloned().collect();
     let drift = diff::compare(&capture.population, &there, &after).map_err(RegenerateError::CompareCluster)?;
-    metrics.set_cluster(&drift);
+    metrics.set_cluster(&drift, plan);
     if !plan.was_applied() {
         return Ok(());
     }
     let names: Vec<String> =
         plan.drifted().map(|(policy, _)| cluster::name(policy)).map(|(of, name)| format!("{of}/{name}")).collect();
+    let missing: Vec<String> = plan.missing().map(cluster::name).map(|(of, name)| format!("{of}/{name}")).collect();
+    if !missing.is_empty() {
+        eprintln!("not in the cluster: {}", missing.join(", "));
+    }
     if !names.is_empty() {
         eprintln!("in the cluster, not as they should be: {}", names.join(", "));
     }

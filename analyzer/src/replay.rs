@@ -33,6 +33,12 @@ pub(crate) struct Terms {
 pub(crate) struct Verdict<'a> {
     /// Observed edges that are allowed.
     pub(crate) allowed: usize,
+    /// Observed edges that can't be judged, as no pods of an end are known.
+    pub(crate) unjudged: usize,
+    /// Those of the allowed that a person forbade.
+    pub(crate) let_through: Vec<&'a Edge>,
+    /// Workloads that are there, and those of them that no policy limits.
+    pub(crate) workloads: (usize, usize),
     /// Observed edges that are denied, in order.
     pub(crate) denied: Vec<Denied<'a>>,
     /// Allowed between pods and never observed: by source and destination, and why that is so.
@@ -130,9 +136,13 @@ pub(crate) fn replay<'a, 'p>(
     let replay = Replay { sets, population, enforcement, numbers, terms };
     let mut verdict = Verdict::default();
     for (edge, (evidence, fate)) in sets.edges.iter().filter(|(_, (evidence, _))| evidence.is_established()) {
-        let by = replay.denials(edge);
+        let Some(by) = replay.denials(edge) else {
+            verdict.unjudged += 1;
+            continue;
+        };
         if by.is_empty() {
             verdict.allowed += 1;
+            verdict.let_through.extend(matches!(fate, Fate::Forbidden(_)).then_some(edge));
             continue;
         }
         let status = Status::Learning;
@@ -145,6 +155,7 @@ pub(crate) fn replay<'a, 'p>(
             denied.status = known.get(denied.edge).copied().unwrap_or(denied.status);
         }
     }
+    verdict.workloads = replay.workloads();
     verdict.unseen = replay.unseen();
     verdict.outside = replay.outside();
     (verdict, invalid)
@@ -185,15 +196,27 @@ impl<'a> Replay<'a, '_> {
         }
     }
 
-    /// Who refuses an edge, of all pods of both ends.
-    fn denials(&self, edge: &Edge) -> BTreeSet<Denial> {
+    /// Who refuses an edge, of all pods of both ends; `None` where no pods of one are known.
+    fn denials(&self, edge: &Edge) -> Option<BTreeSet<Denial>> {
         if edge.own_node && self.terms.own_node_exempt {
-            return BTreeSet::new();
+            return Some(BTreeSet::new());
         }
-        let Ok(transport) = edge.transport.parse::<Transport>() else { return BTreeSet::new() };
+        let Ok(transport) = edge.transport.parse::<Transport>() else { return Some(BTreeSet::new()) };
         let (sources, destinations) = (self.parties(&edge.source), self.parties(&edge.destination));
+        if sources.is_empty() || destinations.is_empty() {
+            return None;
+        }
         let pairs = sources.iter().flat_map(|source| destinations.iter().map(move |to| (*source, *to)));
-        pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, edge.port)).collect()
+        Some(pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, edge.port)).collect())
+    }
+
+    /// How many workloads there are, and how many of them no policy limits in any direction.
+    fn workloads(&self) -> (usize, usize) {
+        let mut limited: BTreeMap<&Workload, bool> = BTreeMap::new();
+        for (number, member) in self.population.members.iter().enumerate().filter(|(_, member)| member.is_current) {
+            *limited.entry(&member.workload).or_default() |= self.enforcement.isolated(number).contains(&true);
+        }
+        (limited.len(), limited.values().filter(|is_limited| !**is_limited).count())
     }
 
     fn explain(&self, edge: &Edge, evidence: &Evidence, fate: &Fate, by: &BTreeSet<Denial>) -> Option<String> {

@@ -25,6 +25,8 @@ pub(crate) enum ReportError {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Proposal(#[from] ProposalError),
+    #[error("nothing to explain: no capture in {0}")]
+    NoCapture(String),
     #[error("no policy or workload {wanted}: there are {known}")]
     NoSuchPolicy { wanted: String, known: String },
     #[error(transparent)]
@@ -49,6 +51,7 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
         // Nothing is known: what a former run wrote stays.
         Some(_) if capture.tables.files.is_empty() => {}
         Some(directory) => {
+            capture.check(input, &wish.namespaces)?;
             let named = set.policies.iter().map(|written| &written.policy.metadata).zip(documents);
             tree::write(directory, &tree::files(named, explained().json())?)?;
         }
@@ -75,6 +78,9 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
 pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
     let ExplainArgs { policy: wanted, input, learn, wish } = args;
     let capture = Capture::read(input, learn).await?;
+    if capture.tables.files.is_empty() {
+        return Err(ReportError::NoCapture(input.told()));
+    }
     let wish = wish.wish();
     let Proposal { set, verdict } = capture.propose(&wish)?;
     let explanation = Explanation::new(capture.sets(), &set, &verdict, &wish).of(wanted).map_err(|known| {
@@ -99,8 +105,7 @@ fn nothing(tables: &Tables, input: &InputArgs) -> String {
     for problem in tables.problems.iter().filter(|problem| !is_empty_input(problem)) {
         let _ = writeln!(text, "skipped {problem}");
     }
-    let inputs: Vec<_> = inputs.iter().map(|input| input.display().to_string()).collect();
-    let _ = writeln!(text, "nothing to report: no capture in {}", inputs.join(", "));
+    let _ = writeln!(text, "nothing to report: no capture in {}", input.told());
     text
 }
 
@@ -119,8 +124,12 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
     for run in tables.runs.iter() {
         remark(run, undirected.get(&run.run_id).copied().unwrap_or_default(), &mut text);
     }
+    text += &sets.exposure.told_gaps();
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");
+    }
+    for edge in &verdict.let_through {
+        let _ = writeln!(text, "{edge}: forbidden, and allowed all the same: no policy limits its ends");
     }
     text += &sets.remarks(|workload| wish.wants(workload));
     // What is held, forbidden or unknown is told above, edge by edge.

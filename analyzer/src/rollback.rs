@@ -24,7 +24,9 @@ pub(crate) enum Rollback {
 pub(crate) enum RollbackError {
     #[error("nothing is applied: what is there now can't be kept; name a directory with --rollback")]
     Output(#[from] OutputError),
-    #[error("nothing is applied: what is there now can't be kept")]
+    #[error(
+        "nothing is applied: what is there now can't be kept; name a directory with --rollback, or make it possible"
+    )]
     ConfigMap(#[from] ConfigMapError),
     #[error(
         "nothing is applied: what is there now is {size_kib} KiB, and a ConfigMap holds {} at most: name a directory \

@@ -58,11 +58,12 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     for problem in problems.iter().cloned().chain(capture.tables.problems.iter().map(ToString::to_string)) {
         eprintln!("skipped {problem}");
     }
+    let is_judged = verdict.unjudged == 0 || verdict.allowed + verdict.denied.len() > 0;
     let is_wrong = match strict {
         true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),
         false => verdict.wrong().next().is_some(),
     };
-    Ok(problems.is_empty() && !is_wrong)
+    Ok(problems.is_empty() && is_judged && verdict.let_through.is_empty() && !is_wrong)
 }
 
 /// Observed edges by workload: allowed, denied with an explanation, denied without one.
@@ -80,6 +81,14 @@ fn by_workload<'v>(verdict: &'v Verdict<'_>) -> BTreeMap<&'v Workload, [usize; 2
 
 fn text(verdict: &Verdict<'_>) -> String {
     let mut text = String::new();
+    let (explained, denied): (Vec<_>, Vec<_>) = verdict.denied.iter().partition(|denied| denied.explanation.is_some());
+    let (stable, unstable): (Vec<_>, Vec<_>) = denied.into_iter().partition(|denied| denied.status == Status::Stable);
+    if !verdict.let_through.is_empty() {
+        let _ = writeln!(text, "FORBIDDEN, and allowed all the same:");
+    }
+    for edge in &verdict.let_through {
+        let _ = writeln!(text, "  {edge}");
+    }
     let mut tell = |title: &str, list: Vec<&Denied<'_>>| {
         if !list.is_empty() {
             let _ = writeln!(text, "{title}");
@@ -88,8 +97,6 @@ fn text(verdict: &Verdict<'_>) -> String {
             let _ = writeln!(text, "  {denied}");
         }
     };
-    let (explained, denied): (Vec<_>, Vec<_>) = verdict.denied.iter().partition(|denied| denied.explanation.is_some());
-    let (stable, unstable): (Vec<_>, Vec<_>) = denied.into_iter().partition(|denied| denied.status == Status::Stable);
     tell("DENIED, and stable:", stable);
     tell("denied, and not stable:", unstable);
     tell("denied with an explanation:", explained);
@@ -114,6 +121,13 @@ fn text(verdict: &Verdict<'_>) -> String {
         verdict.wrong().count(),
         verdict.unseen_edges().values().sum::<usize>(),
     );
+    if verdict.unjudged > 0 {
+        let _ = writeln!(text, "{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
+    }
+    let (workloads, open) = verdict.workloads;
+    if open > 0 {
+        let _ = writeln!(text, "{open} of {workloads} workloads are limited by no policy");
+    }
     text
 }
 
@@ -149,6 +163,10 @@ fn as_json(verdict: &Verdict<'_>) -> Value {
     });
     json!({
         "allowed": verdict.allowed,
+        "not_judged": verdict.unjudged,
+        "forbidden_and_allowed": verdict.let_through.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "workloads": verdict.workloads.0,
+        "workloads_without_policy": verdict.workloads.1,
         "denied": denied.collect::<Value>(),
         "unseen": unseen.collect::<Value>(),
         "outside": outside.collect::<Value>(),

@@ -126,6 +126,13 @@ pub(crate) struct InputArgs {
     pub(crate) memory_mib: u32,
 }
 
+impl InputArgs {
+    /// What is read, in words.
+    pub(crate) fn told(&self) -> String {
+        self.input.iter().map(|input| input.display().to_string()).collect::<Vec<_>>().join(", ")
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DirectionName {
     Ingress,

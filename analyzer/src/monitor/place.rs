@@ -107,7 +107,7 @@ impl Discovery {
         let any = ListParams::default().match_any();
         let listed = timeout(LIST_TIMEOUT, api.list(&any.clone().labels(selector))).await;
         let listed =
-            listed.map_or_else(|_| Err("it does not answer".into()), |listed| listed.map_err(|error| reason(&error)));
+            listed.map_or_else(|_| Err("it does not answer".into()), |listed| listed.map_err(|error| refusal(&error)));
         let pods = match (listed, &*last) {
             (Ok(pods), _) => pods.items,
             (Err(reason), None) => return Err(MonitorError::List { namespace: namespace.clone(), reason }),
@@ -209,12 +209,7 @@ impl Place {
                 speak(stream).await
             }
             Self::Pod { api, name, port, .. } => {
-                let mut forwarder = api.portforward(name, &[*port]).await.map_err(|error| match &error {
-                    kube::Error::Api(status) if status.code == 403 => {
-                        format!("{}; Role flowscribe-monitor in its namespace allows it", status.message)
-                    }
-                    error => reason(error),
-                })?;
+                let mut forwarder = api.portforward(name, &[*port]).await.map_err(|error| refusal(&error))?;
                 let (stream, failed) = (forwarder.take_stream(*port), forwarder.take_error(*port));
                 let stream = stream.ok_or("it has no stream")?;
                 let spoken = speak(stream).await;
@@ -227,6 +222,16 @@ impl Place {
                 spoken
             }
         }
+    }
+}
+
+/// Why agents can't be listed or reached.
+fn refusal(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("{}; Role flowscribe-monitor in its namespace allows it", status.message)
+        }
+        error => reason(error),
     }
 }
 

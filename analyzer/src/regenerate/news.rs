@@ -44,6 +44,8 @@ pub(super) struct Metrics {
     policies: Gauge,
     edges: [Gauge; 2],
     cluster: [Gauge; 2],
+    missing: Gauge,
+    different: Gauge,
 }
 
 impl Metrics {
@@ -57,6 +59,8 @@ impl Metrics {
             policies: Gauge::default(),
             edges: Default::default(),
             cluster: Default::default(),
+            missing: Gauge::default(),
+            different: Gauge::default(),
             registry: Registry::default(),
         };
         let all = [
@@ -67,6 +71,8 @@ impl Metrics {
             ("edges_removed", "Edges that the last set allowed and this one does not", &metrics.edges[1]),
             ("cluster_edges_missing", "Edges that the set allows and the cluster does not", &metrics.cluster[0]),
             ("cluster_edges_extra", "Edges that the cluster allows and the set does not", &metrics.cluster[1]),
+            ("cluster_policies_missing", "Policies of the set that are not in the cluster", &metrics.missing),
+            ("cluster_policies_different", "Policies of ours that are otherwise in the cluster", &metrics.different),
         ];
         for (name, help, gauge) in all {
             registry.register(name, help, gauge.clone());
@@ -82,8 +88,10 @@ impl Metrics {
     }
 
     /// How the set differs from what is in the cluster.
-    pub(super) fn set_cluster(&self, difference: &Difference) {
+    pub(super) fn set_cluster(&self, difference: &Difference, plan: &Plan) {
         set(&self.cluster, difference);
+        self.missing.set(plan.missing().count() as i64);
+        self.different.set(plan.drifted().count() as i64);
     }
 
     /// Tells them, where somebody reads them.
@@ -124,16 +132,21 @@ fn set(gauges: &[Gauge; 2], difference: &Difference) {
     }
 }
 
-/// Tells of policies that are in the cluster otherwise than in the set.
-pub(super) async fn drifted(client: &Client, plan: &Plan) {
-    let told = plan.drifted().map(|(policy, step)| {
-        let note = match step {
-            Step::Pruned => "the set has no such policy any more",
-            _ => "it is not what the set has: flowscribe apply makes it so",
-        };
-        (policy.object_ref(&()), "PolicyDrift", EventType::Warning, note.to_owned())
+/// Tells of policies that are in the cluster otherwise than in the set; not of what this run changed in the set, `last`
+/// being the set before it.
+pub(super) async fn drifted(client: &Client, plan: &Plan, last: &[NetworkPolicy]) {
+    let last = by_name(last);
+    let is_of_last = |policy: &NetworkPolicy| last.get(&cluster::name(policy)).is_some_and(|of| is_same(of, policy));
+    let there = plan.drifted().filter(|(policy, _)| !is_of_last(policy)).map(|(policy, step)| match step {
+        Step::Pruned => (policy, "the set has no such policy any more"),
+        _ => (policy, "it is not what the set has: flowscribe apply makes it so"),
     });
-    publish(client, told.collect()).await;
+    let missing = plan.missing().filter(|policy| plan.was_applied() && last.contains_key(&cluster::name(policy)));
+    let missing = missing.map(|policy| (policy, "it is not in the cluster: flowscribe apply makes it"));
+    let told = |(policy, note): (&NetworkPolicy, &str)| {
+        (policy.object_ref(&()), "PolicyDrift", EventType::Warning, note.to_owned())
+    };
+    publish(client, there.chain(missing).map(told).collect()).await;
 }
 
 /// Tells of policies that are new, changed or gone, each with its edges that changed.

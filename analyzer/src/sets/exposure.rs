@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt::Write,
     sync::Arc,
+    time::Duration,
 };
 
 use roaring::RoaringBitmap;
@@ -79,6 +81,40 @@ pub(crate) struct Time {
 }
 
 impl Exposure {
+    /// When nodes were not watched, a line each; what is missing of a run is told with it.
+    pub(crate) fn told_gaps(&self) -> String {
+        let mut by_node: BTreeMap<&Arc<str>, (usize, i64, &GapRow)> = BTreeMap::new();
+        for row in &self.gaps {
+            let length = row.gap_end.0 - row.gap_start.0;
+            let (gaps, sum, longest) = by_node.entry(&row.node).or_insert((0, 0, row));
+            (*gaps, *sum) = (*gaps + 1, *sum + length);
+            if length > longest.gap_end.0 - longest.gap_start.0 {
+                *longest = row;
+            }
+        }
+        let never: Vec<&str> =
+            by_node.extract_if(.., |_, (_, _, gap)| &*gap.reason == NO_AGENT).map(|(n, _)| &**n).collect();
+        let mut text = String::new();
+        if !never.is_empty() {
+            let more = never.len().saturating_sub(NODES_TOLD);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let _ = writeln!(text, "no agent watched {}{more}", never[..never.len().min(NODES_TOLD)].join(", "));
+        }
+        for (node, (gaps, sum, longest)) in by_node {
+            let seconds = humantime::format_duration(Duration::from_secs(sum as u64 / 1000));
+            let GapRow { gap_start, gap_end, reason, .. } = longest;
+            let _ = write!(text, "node {node} was not watched for {seconds}: ");
+            let _ = match gaps {
+                1 => writeln!(text, "from {gap_start} to {gap_end} ({reason})"),
+                _ => writeln!(
+                    text,
+                    "{gaps} times, longest from {gap_start} to {gap_end} ({reason}; flowscribe sql: capture_gaps)"
+                ),
+            };
+        }
+        text
+    }
+
     pub(super) fn new(index: &Index, runs: &[Run], communications: &Communications) -> Self {
         let mut watches: HashMap<&str, Vec<&Watch>> = HashMap::new();
         for run in runs.iter().filter(|run| *run.node != *WRITER) {
@@ -252,7 +288,7 @@ fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> V
     let mut rows = Vec::new();
     for (node, spans) in nodes {
         let watches = watches.get(&**node);
-        let silence = if watches.is_some() { "no news" } else { "no agent" };
+        let silence = if watches.is_some() { "no news" } else { NO_AGENT };
         let mut gap = |from, to, reason: &str| {
             if from < to {
                 let (node, reason) = (Arc::clone(node), reason.into());
@@ -274,5 +310,9 @@ fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> V
     rows
 }
 
+/// Why a node was not watched, where nobody ever told of it.
+const NO_AGENT: &str = "no agent";
+/// More would be no news.
+const NODES_TOLD: usize = 10;
 /// 2100-01-01: what is later is a wrong clock.
 const LATEST_MS: i64 = 4_102_444_800_000;

@@ -126,6 +126,12 @@ fn what_stays_when_it_fails_is_the_last_set() {
     assert!(error.contains("no capture in") && error.contains("the last set stays"), "{error}");
     let told = fs::read_to_string(&metrics).expect("metrics");
     assert!(told.contains("flowscribe_regenerate_last_run_success 0\n"), "{told}");
+    let (_, error) = said(&regenerate(&web_and_db(), &[&with[..], &["--namespaces", "dmo"]].concat()), 1);
+    assert!(error.contains("no pod of dmo is known: there are demo"), "{error}");
+    let mut nameless = web_and_db();
+    nameless.inventory.clear();
+    let (_, error) = said(&regenerate(&nameless, &with), 1);
+    assert!(error.contains("no inventory in "), "{error}");
     fs::write(place.path().join("demo.cache-network.yaml"), "kind: Secret\n").expect("written");
     let (_, error) = said(&regenerate(&with_cache(), &with), 1);
     assert!(error.contains("demo.cache-network.yaml is not one that flowscribe wrote"), "{error}");

@@ -67,9 +67,24 @@ fn denials_that_have_a_reason_do_not_count() {
     let decisions = tempfile::NamedTempFile::new().expect("a file");
     fs::write(decisions.path(), "forbid: [{ from: demo/web, to: demo/db, reason: it moved }]").expect("written");
     let decisions = ["--decisions", &*decisions.path().to_string_lossy()];
-    let policies = capture.report_with(&decisions).yaml;
-    // The forbidden edge was all that there was: what denies it is written here.
-    assert_eq!(policies, "");
+    // The forbidden edge was all that there was: it is denied.
+    let report = capture.report_with(&decisions);
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
+    assert!(
+        ["demo/db-network", "demo/web-network"].iter().all(|name| report.allows(name).is_empty()),
+        "{}",
+        report.yaml
+    );
+    let (code, found, _) = verify(&capture, &report.yaml, &decisions);
+    assert!(code == Some(0) && found.contains("forbidden: it moved"), "{found}");
+    let open = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: open, namespace: demo}, \
+        spec: {podSelector: {matchLabels: {app: other}}}}";
+    let (code, found, _) = verify(&capture, open, &decisions);
+    assert!(
+        code == Some(1) && found.contains("FORBIDDEN, and allowed all the same:\n  demo/web → demo/db 5432/TCP"),
+        "{found}"
+    );
+    assert!(found.contains("2 of 2 workloads are limited by no policy"), "{found}");
     let deny = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny, namespace: demo}, \
         spec: {podSelector: {}, policyTypes: [Ingress, Egress]}}";
     let (code, found, _) = verify(&capture, deny, &[&decisions[..], &["--strict"]].concat());
@@ -79,6 +94,16 @@ fn denials_that_have_a_reason_do_not_count() {
     let (code, found, _) = verify(&capture, deny, &[&decisions[..], &["--no-own-node"]].concat());
     assert_eq!(code, Some(0));
     assert!(found.contains("node node-a (192.0.2.1) → demo/db 8080/TCP: denied by ingress of demo/deny; learning, 1 connections; own node"), "{found}");
+}
+
+#[test]
+fn what_can_not_be_judged_is_not_said_to_be_allowed() {
+    let mut capture = web_and_db();
+    let policies = capture.report().yaml;
+    capture.inventory.clear();
+    let (code, found, _) = verify(&capture, &policies, &[]);
+    assert!(code == Some(1) && found.contains("0 observed edges allowed, 0 denied"), "{found}");
+    assert!(found.contains("1 observed edges are not judged: no pods of an end are known"), "{found}");
 }
 
 #[test]

@@ -489,7 +489,9 @@ fn a_later_run_does_not_change_who_was_who_in_an_earlier_one() {
     let report = crate::support::report(first.path(), &["--input", &second, "--min-coverage", "0"]);
     assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
     assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));
-    assert_eq!(report.said.lines().count(), 4, "no DNS, learning, completeness, and what it came to: {}", report.said);
+    let gap = "node node-a was not watched for 23h 59m: from 2026-03-01T10:01:00Z to 2026-03-02T10:00:00Z (no news)";
+    assert_eq!(report.said.lines().next(), Some(gap));
+    assert_eq!(report.said.lines().count(), 5, "no DNS, learning, completeness, and what it came to: {}", report.said);
 }
 
 #[test]

@@ -402,7 +402,10 @@ fn apply(site: &Installation) {
 
     let (is_well, told, said) = run(&[]);
     assert!(is_well && count(&told, "created") == 12, "{told}{said}");
-    assert!(said.contains("kubectl delete networkpolicy --namespace demo adservice-network"), "{said}");
+    assert!(
+        said.contains("kubectl delete networkpolicy --ignore-not-found --namespace demo adservice-network"),
+        "{said}"
+    );
     assert_eq!(site.policies().len(), 13);
     let (is_well, told, said) = run(&[]);
     assert!(is_well && count(&told, "unchanged") == 12 && said.is_empty(), "{told}{said}");
@@ -449,6 +452,19 @@ fn apply(site: &Installation) {
     site.regenerate(&["--output", "policies"], 3);
     assert!(run(&[]).0);
 
+    // Where the namespace is not, or the argument names another one.
+    let text = fs::read_to_string(site.path("policies/demo.emailservice-network.yaml")).expect("it is there");
+    fs::write(site.path("nowhere.yaml"), text.replace("namespace: demo", "namespace: nowhere")).expect("written");
+    let elsewhere = |more: &[&str]| {
+        let arguments = ["apply", "--policies", "nowhere.yaml", "--input", "store"];
+        let output = site.flowscribe(&admin, &[&arguments, more].concat());
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (is_well, said) = elsewhere(&[]);
+    assert!(!is_well && said.contains("skipped what is of nowhere: there is no such namespace"), "{said}");
+    let (is_well, said) = elsewhere(&["--namespaces", NAMESPACE]);
+    assert!(!is_well && said.contains("no policies of demo in nowhere.yaml, those there are of nowhere"), "{said}");
+
     // As it is in its ConfigMap, too.
     let map =
         kubectl(&site.api, &["get", "configmap", "--namespace", "flowscribe", "flowscribe-policies", "-o", "yaml"]);
@@ -473,6 +489,12 @@ fn apply_by_schedule(site: &Installation) {
     };
     // The recording is too short for anything to be stable.
     remove("emailservice-network");
+    let metrics = site.path("metrics.prom");
+    let (is_well, _, said) =
+        run(&[&demo[..], &["--cluster", "--events", "--metrics-file", &metrics.to_string_lossy()]].concat());
+    assert!(is_well && said.contains("not in the cluster: demo/emailservice-network"), "{said}");
+    let told = fs::read_to_string(&metrics).expect("metrics");
+    assert!(told.contains("flowscribe_regenerate_cluster_policies_missing 1\n"), "{told}");
     let (is_well, _, said) = run(&[&demo[..], &["--apply"]].concat());
     assert!(is_well && said.contains("nothing is applied: the capture spans "), "{said}");
     assert!(

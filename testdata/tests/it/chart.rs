@@ -123,6 +123,7 @@ fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() {
         ("destination=nowhere", "destination is receive, collector or object-store, not nowhere"),
         ("destination=object-store", "objectStore.url says where"),
         ("regenerate.place=configmap", "regenerate.place is configMap, directory or args, not configmap"),
+        ("regenerate.apply=bogus", "regenerate.apply is stable or all, not bogus"),
         ("podMonitor.enabled=true", "networkPolicy.metrics names who may"),
     ] {
         let refused = render(&["--set", values]);

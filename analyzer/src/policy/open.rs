@@ -1,0 +1,61 @@
+//! Services that a person wants open to everybody outside.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use schemas::{
+    index::{Owner, Span},
+    inventory::{InventoryRecord, kind},
+    table::TimestampMs,
+};
+
+use super::{
+    Draft, Finding, path_of,
+    rule::{Peer, Port},
+};
+use crate::communication::{Direction, Workload};
+
+impl Draft<'_> {
+    /// Opens the Services that a person wants open to everybody outside, on the ports of the pods behind them.
+    pub(super) fn open_ingress(&mut self) {
+        let everybody = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
+            .map(|cidr| Peer::Open { cidr, except: self.outside.inside(cidr.addr().is_ipv4()) });
+        for service in &self.wish.open_ingress {
+            let record = self.index.latest(kind::SERVICE).find(|(record, _)| *service == path_of(record));
+            let behind = record.map(|(record, _)| self.behind(record)).unwrap_or_default();
+            if behind.is_empty() {
+                self.findings.insert(Finding::NothingToOpen { service: service.clone() });
+            }
+            for (workload, port) in behind {
+                if !self.wants(&workload) {
+                    continue;
+                }
+                let rules = &mut self.rules.entry(workload).or_default()[Direction::Ingress as usize];
+                let mut edges = BTreeSet::new();
+                rules.retain(|peer, ports| {
+                    if matches!(peer, Peer::Block { is_node: false, .. }) {
+                        edges.extend(ports.remove(&port).into_iter().flatten());
+                    }
+                    !ports.is_empty()
+                });
+                for peer in &everybody {
+                    rules.entry(peer.clone()).or_default().entry(port.clone()).or_default().extend(&edges);
+                }
+            }
+        }
+    }
+
+    /// The workloads behind a Service, and the ports that it leads to.
+    pub(super) fn behind(&self, service: &InventoryRecord) -> BTreeSet<(Workload, Port)> {
+        let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
+        let span = self.sets.exposure.capture.unwrap_or(always);
+        let mut found = BTreeSet::new();
+        for port in &service.ports {
+            for backend in self.index.backends(service, &port.protocol, port.port, span) {
+                let Owner::Pod(pod) = backend.owner else { continue };
+                found.insert((Workload::of(pod, self.index), (Arc::clone(&port.protocol), backend.port)));
+            }
+        }
+        found
+    }
+}
