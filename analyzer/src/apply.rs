@@ -78,11 +78,20 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     for problem in &capture.tables.problems {
         eprintln!("skipped {problem}");
     }
-    capture.check(input, &BTreeSet::new())?;
+    capture.check(input, &reach.namespaces)?;
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
     verify(&plan, &capture, &terms)?;
     let manner = Manner { is_dry: *dry_run, takes_over: *force_conflicts };
+    tell_left(&plan, "are not asked for");
     carry_out(&plan, &client, manner, &Rollback::Directory(rollback.clone())).await
+}
+
+/// Tells of policies that flowscribe applied in other namespaces.
+pub(crate) fn tell_left(plan: &Plan, why: &str) {
+    let left: Vec<String> = plan.left().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    if !left.is_empty() {
+        eprintln!("left as they are, of namespaces that {why}: {}", left.join(", "));
+    }
 }
 
 /// Replays what was observed over all policies that would be in force.
@@ -93,6 +102,9 @@ pub(crate) fn verify(plan: &Plan, capture: &Capture, terms: &Terms) -> Result<()
     let (verdict, invalid) = replay::replay(capture.sets(), &capture.population, plan.after(), terms);
     if let Some(invalid) = invalid.first() {
         return Err(ApplyError::Invalid(invalid.to_string()));
+    }
+    if verdict.unjudged > 0 {
+        eprintln!("{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
     }
     let unexplained = verdict.denied.iter().filter(|denied| denied.explanation.is_none());
     let wrong: Vec<String> = unexplained.map(ToString::to_string).collect();
@@ -113,10 +125,6 @@ pub(crate) async fn carry_out(
     rollback: &Rollback,
 ) -> Result<bool, ApplyError> {
     let before = plan.before(manner);
-    let left: Vec<String> = plan.left().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
-    if !left.is_empty() {
-        eprintln!("left as they are, of namespaces that are not asked for: {}", left.join(", "));
-    }
     // Before anything is changed, so that it is there whatever happens.
     if !manner.is_dry && (!before.is_empty() || plan.missing().next().is_some()) {
         let back = if before.is_empty() { None } else { Some(rollback.keep(&before).await?) };

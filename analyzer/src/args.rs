@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// Tell what is behind every rule of a policy, and why something is not in it.
     Explain(ExplainArgs),
     /// Tell what of a capture policies would deny, and what they allow that was never seen. Exits with 1 if anything stable
-    /// is denied without explanation.
+    /// is denied without explanation, if what is forbidden is allowed, or if nothing could be judged.
     Verify(VerifyArgs),
     /// Learn from a capture's past, and tell what of the rest the policies of then would have denied, and what they allowed
     /// that was never used again.

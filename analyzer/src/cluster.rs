@@ -265,7 +265,8 @@ fn is_ours(policy: &NetworkPolicy) -> bool {
     has_label(policy) && managers.any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
 }
 
-fn has_label(policy: &NetworkPolicy) -> bool {
+/// Whether we wrote it, whoever applied it, or it is a copy.
+pub(crate) fn has_label(policy: &NetworkPolicy) -> bool {
     is_marked(policy.metadata.labels.as_ref())
 }
 

@@ -129,6 +129,10 @@ struct Verification {
     denied: Vec<LeftOut>,
     /// Ranges of ports that are allowed between two workloads and were never observed, by reason.
     unseen: BTreeMap<&'static str, usize>,
+    /// Observed edges of which no pods of an end are known.
+    not_judged: usize,
+    /// Those of the allowed that a person forbade.
+    forbidden_and_allowed: Vec<String>,
 }
 
 impl Explanation {
@@ -173,6 +177,8 @@ impl Explanation {
             policies,
             verification: Verification {
                 allowed: verdict.allowed,
+                not_judged: verdict.unjudged,
+                forbidden_and_allowed: verdict.let_through.iter().map(ToString::to_string).collect(),
                 denied: denied.collect(),
                 unseen: verdict.unseen_edges().into_iter().map(|(excuse, count)| (excuse.as_str(), count)).collect(),
             },

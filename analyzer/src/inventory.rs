@@ -258,7 +258,7 @@ impl Term {
 
     fn tick(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
         self.pulse.beat();
-        self.pulse.set_ready(self.log.has_begun());
+        self.pulse.set_ready(self.log.has_begun() && self.knows_all());
         let knew_all = self.knows_all();
         let news = self.troubles.expire(now);
         tell(news, self.troubles.failures());

@@ -226,6 +226,11 @@ impl<'a> Enforcement<'a> {
         Direction::ALL.map(|direction| !self.isolating[subject][direction as usize].is_empty())
     }
 
+    /// The policies that limit a subject, as namespace/name; those that do so in both directions twice.
+    pub(crate) fn selecting(&self, subject: usize) -> impl Iterator<Item = &str> {
+        self.isolating[subject].iter().flatten().map(|policy| &*self.policies[*policy].path)
+    }
+
     /// The address blocks, without their exceptions, that the rules about a subject name in a direction.
     pub(crate) fn blocks_of(&self, subject: usize, direction: Direction) -> impl Iterator<Item = IpNet> {
         let isolating = self.isolating[subject][direction as usize].iter();

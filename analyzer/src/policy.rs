@@ -115,7 +115,7 @@ pub(crate) fn synthesize<'a>(
         dns: BTreeSet::new(),
         asks_names: BTreeSet::new(),
         rules: BTreeMap::new(),
-        gone: gone(sets, index),
+        gone: gone(sets, index, population),
     };
     for (edge, (evidence, fate)) in &sets.edges {
         let ends = [&edge.source, &edge.destination];
@@ -130,10 +130,13 @@ pub(crate) fn synthesize<'a>(
     draft.finish()
 }
 
-/// Namespaces of workloads that were deleted since.
-fn gone(sets: &Sets, index: &Index) -> BTreeSet<Arc<str>> {
-    let namespaces: BTreeSet<&Arc<str>> = sets.workloads.keys().map(|workload| &workload.namespace).collect();
-    namespaces.into_iter().filter(|name| index.is_namespace_gone(name)).cloned().collect()
+/// Namespaces of workloads that were deleted since, and nothing of them is there.
+fn gone(sets: &Sets, index: &Index, population: &Population) -> BTreeSet<Arc<str>> {
+    let there = population.members.iter().filter(|member| member.is_current).map(|member| &member.workload.namespace);
+    let there: BTreeSet<&Arc<str>> = there.collect();
+    let gone = index.gone_namespaces();
+    let known = sets.workloads.keys().map(|workload| &workload.namespace);
+    known.filter(|name| gone.contains(&**name) && !there.contains(name)).cloned().collect()
 }
 
 impl Wish {

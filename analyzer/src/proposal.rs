@@ -26,8 +26,8 @@ pub(crate) enum CaptureError {
     Read(#[from] DataFusionError),
     #[error("no inventory in {0}: nothing tells which pods there were, and what policies would mean for them")]
     NoInventory(String),
-    #[error("no pod of {asked} is known: there are {known}")]
-    NoSuchNamespaces { asked: String, known: String },
+    #[error("no pod of {unknown} is known, only some of {known}")]
+    NoSuchNamespaces { unknown: String, known: String },
 }
 
 /// Why nothing can be proposed.
@@ -68,7 +68,8 @@ impl Capture {
         Ok(Self { tables, learned, names, population })
     }
 
-    /// Whether it tells what policies need: who the pods were, of the wanted namespaces.
+    /// Whether it tells what policies need: who the pods were, of the wanted namespaces. Some may have none, if all of the
+    /// cluster is known.
     ///
     /// # Errors
     /// It does not.
@@ -78,12 +79,12 @@ impl Capture {
         }
         let known: BTreeSet<&Arc<str>> =
             self.population.members.iter().map(|member| &member.workload.namespace).collect();
-        if namespaces.is_empty() || namespaces.iter().any(|name| known.contains(name)) {
+        let unknown: Vec<&str> = namespaces.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
+        if unknown.is_empty() || self.tables.index.is_covered() && unknown.len() < namespaces.len() {
             return Ok(());
         }
-        let told = |names: Vec<&Arc<str>>| names.into_iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
-        let (asked, known) = (told(namespaces.iter().collect()), told(known.into_iter().collect()));
-        Err(CaptureError::NoSuchNamespaces { asked, known })
+        let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
+        Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") })
     }
 
     /// What is believed of all workloads.

@@ -12,13 +12,9 @@
 mod git;
 mod news;
 mod place;
+mod steady;
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::SystemTime};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
@@ -27,19 +23,18 @@ use tokio::{task::AbortHandle, time::timeout};
 use crate::{
     apply::{self, ApplyError},
     args::{Applied, PolicyFormat, RegenerateArgs},
-    cluster::{self, ClusterError, Manner, Name, Plan, Reach},
-    communication::Workload,
+    cluster::{self, ClusterError, Manner, Plan, Reach},
     config_map::OwnConfigMap,
     diff::{self, DiffError},
     explain::Explanation,
     lease::{self, EXPIRY, Lease},
     manifests::Manifests,
     output::{self, OutputError},
-    policy::{PolicySet, Wish, Written},
+    policy::Wish,
     proposal::{Capture, CaptureError, Proposal, ProposalError},
     replay::Terms,
     rollback::Rollback,
-    sets::{Sets, Status},
+    sets::Sets,
     tree::{self, Files, TreeError},
 };
 use news::{Metrics, MetricsError};
@@ -198,6 +193,9 @@ async fn regenerate(
         for finding in &set.findings {
             eprintln!("{finding}");
         }
+        for edge in &verdict.let_through {
+            eprintln!("{edge}: forbidden, and allowed all the same");
+        }
         if let Some(client) = client.filter(|_| args.events) {
             news::changed(client, &before, &policies, &difference).await;
         }
@@ -206,19 +204,23 @@ async fn regenerate(
         && (args.cluster || args.apply.is_some())
     {
         let there = cluster::policies(client).await?;
-        let mut reach = Reach { namespaces: reached(&wish, &set, before.iter().chain(&policies)), ..Reach::default() };
+        let mut reach =
+            Reach { namespaces: reached(&wish, capture.sets(), before.iter().chain(&policies)), ..Reach::default() };
         let mut plan = Plan::new(policies.clone(), there.clone(), &reach);
         compare_cluster(&capture, &plan, metrics)?;
+        if wish.namespaces.is_empty() {
+            apply::tell_left(&plan, "nothing is known of");
+        }
         if args.events {
             news::drifted(client, &plan, &before).await;
         }
         if args.apply == Some(Applied::Stable) {
-            reach.held = match too_short(capture.sets(), args.learn.stable_after) {
+            reach.held = match steady::too_short(capture.sets(), args.learn.stable_after) {
                 Some(why) => {
                     eprintln!("nothing is applied: {why} (--apply=all applies the set all the same)");
                     there.iter().chain(&policies).map(cluster::name).collect()
                 }
-                None => unstable(&set, capture.sets(), &wish),
+                None => steady::held(&capture, &set, &wish, &there),
             };
             tell_held(&plan, &reach);
             plan = Plan::new(policies, there, &reach);
@@ -236,48 +238,14 @@ async fn regenerate(
     Ok(if is_changed { Ended::Changed } else { Ended::Unchanged })
 }
 
-/// The namespaces that a set is about: those that are asked for, or else those of the set, of the last one, and of what is
-/// left open, whose policies are to go.
-fn reached<'a>(
-    wish: &Wish,
-    set: &PolicySet<'_>,
-    policies: impl Iterator<Item = &'a NetworkPolicy>,
-) -> BTreeSet<Arc<str>> {
+/// The namespaces that a set is about: those that are asked for, or else those that anything is known of, and those of the
+/// last set.
+fn reached<'a>(wish: &Wish, sets: &Sets, policies: impl Iterator<Item = &'a NetworkPolicy>) -> BTreeSet<Arc<str>> {
     if !wish.namespaces.is_empty() {
         return wish.namespaces.clone();
     }
-    let open = set.withheld.keys().map(|(workload, _)| Arc::clone(&workload.namespace));
-    policies.map(|policy| cluster::name(policy).0).chain(open).collect()
-}
-
-/// Why nothing of a capture can be stable: it is too short, or what came before it was lost.
-fn too_short(sets: &Sets, stable_after: Duration) -> Option<String> {
-    let span = sets.exposure.capture.map_or(0, |span| (span.to.0 - span.from.0).max(0) as u64);
-    let seconds = Duration::from_secs(span / 1000);
-    (seconds < stable_after).then(|| {
-        let (spans, needed) = (humantime::format_duration(seconds), humantime::format_duration(stable_after));
-        format!("the capture spans {spans}, and nothing is stable before {needed} (--stable-after)")
-    })
-}
-
-/// The policies that limit a direction of which not enough was seen.
-fn unstable(set: &PolicySet<'_>, sets: &Sets, wish: &Wish) -> BTreeSet<Name> {
-    let is_stable = |workload: &Workload| {
-        let known = sets.workloads.get(workload);
-        wish.directions.iter().all(|direction| {
-            known.is_some_and(|known| known.directions[*direction as usize].0 == Status::Stable)
-                || set.withheld.contains_key(&(workload.clone(), *direction))
-        })
-    };
-    let is_unstable = |written: &&Written<'_>| match &written.workload {
-        Some(workload) => !is_stable(workload),
-        // What is of a whole namespace holds for all of it.
-        None => {
-            let namespace = cluster::name(&written.policy).0;
-            !sets.workloads.keys().filter(|workload| workload.namespace == namespace).all(is_stable)
-        }
-    };
-    set.policies.iter().filter(is_unstable).map(|written| cluster::name(&written.policy)).collect()
+    let known = sets.workloads.keys().map(|workload| Arc::clone(&workload.namespace));
+    policies.map(|policy| cluster::name(policy).0).chain(known).collect()
 }
 
 /// Tells what of a plan is not carried out.

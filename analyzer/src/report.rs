@@ -129,7 +129,7 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
         let _ = writeln!(text, "{finding}");
     }
     for edge in &verdict.let_through {
-        let _ = writeln!(text, "{edge}: forbidden, and allowed all the same: no policy limits its ends");
+        let _ = writeln!(text, "{edge}: forbidden, and allowed all the same");
     }
     text += &sets.remarks(|workload| wish.wants(workload));
     // What is held, forbidden or unknown is told above, edge by edge.

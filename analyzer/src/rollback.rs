@@ -1,6 +1,10 @@
 //! Policies as they were before they are changed, kept so that one can go back. What one run kept, another one leaves.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
@@ -48,20 +52,41 @@ impl Rollback {
         let apply = format!("kubectl apply --server-side --force-conflicts --field-manager={FIELD_MANAGER} -f");
         match self {
             Self::Directory(directory) => {
-                let file = directory.join(format!("rollback-{now}.yaml"));
+                let file = match last(directory).filter(|file| fs::read_to_string(file).is_ok_and(|kept| kept == text))
+                {
+                    Some(file) => file,
+                    None => directory.join(format!("rollback-{now}.yaml")),
+                };
                 output::write(&text, Some(&file))?;
                 Ok(format!("{apply} {}", file.display()))
             }
             Self::ConfigMap(map) => {
                 let mut kept = map.read().await?;
-                kept.insert(format!("{now}.yaml"), text);
-                make_room(&mut kept)?;
-                map.write(kept).await?;
+                let key = match kept.last_key_value() {
+                    Some((key, last)) if *last == text => key.clone(),
+                    _ => {
+                        let key = format!("{now}.yaml");
+                        kept.insert(key.clone(), text);
+                        make_room(&mut kept)?;
+                        map.write(kept).await?;
+                        key
+                    }
+                };
                 let get = format!("kubectl get configmap {} --output", map.arguments());
-                Ok(format!("{get} jsonpath='{{.data.{now}\\.yaml}}' | {apply} -"))
+                Ok(format!("{get} jsonpath='{{.data.{}}}' | {apply} -", key.replace('.', "\\.")))
             }
         }
     }
+}
+
+/// What the last run kept. A run that changes nothing in the end keeps the same, once.
+fn last(directory: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(directory).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_ours = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("rollback-") && name.ends_with(".yaml")
+    };
+    files.filter(is_ours).max()
 }
 
 /// Leaves out the oldest runs until the rest fits.

@@ -58,7 +58,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     for problem in problems.iter().cloned().chain(capture.tables.problems.iter().map(ToString::to_string)) {
         eprintln!("skipped {problem}");
     }
-    let is_judged = verdict.unjudged == 0 || verdict.allowed + verdict.denied.len() > 0;
+    let is_judged = verdict.allowed + verdict.denied.len() > 0;
     let is_wrong = match strict {
         true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),
         false => verdict.wrong().next().is_some(),
@@ -121,6 +121,9 @@ fn text(verdict: &Verdict<'_>) -> String {
         verdict.wrong().count(),
         verdict.unseen_edges().values().sum::<usize>(),
     );
+    if verdict.allowed + verdict.denied.len() == 0 {
+        let _ = writeln!(text, "nothing is judged: the capture has no connection between ends whose pods are known");
+    }
     if verdict.unjudged > 0 {
         let _ = writeln!(text, "{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
     }
@@ -165,7 +168,7 @@ fn as_json(verdict: &Verdict<'_>) -> Value {
         "allowed": verdict.allowed,
         "not_judged": verdict.unjudged,
         "forbidden_and_allowed": verdict.let_through.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "workloads": verdict.workloads.0,
+        "workloads_there": verdict.workloads.0,
         "workloads_without_policy": verdict.workloads.1,
         "denied": denied.collect::<Value>(),
         "unseen": unseen.collect::<Value>(),

@@ -81,7 +81,7 @@ pub(crate) struct Time {
 }
 
 impl Exposure {
-    /// When nodes were not watched, a line each; what is missing of a run is told with it.
+    /// When nodes were not watched, a line each, but for moments such as the restart of an agent takes.
     pub(crate) fn told_gaps(&self) -> String {
         let mut by_node: BTreeMap<&Arc<str>, (usize, i64, &GapRow)> = BTreeMap::new();
         for row in &self.gaps {
@@ -94,6 +94,8 @@ impl Exposure {
         }
         let never: Vec<&str> =
             by_node.extract_if(.., |_, (_, _, gap)| &*gap.reason == NO_AGENT).map(|(n, _)| &**n).collect();
+        let span = self.capture.map_or(0, |capture| capture.to.0 - capture.from.0);
+        by_node.retain(|_, (_, sum, _)| *sum >= 60_000 || *sum * 20 >= span);
         let mut text = String::new();
         if !never.is_empty() {
             let more = never.len().saturating_sub(NODES_TOLD);

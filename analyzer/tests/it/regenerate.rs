@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use schemas::{inventory::kind, table::TimestampMs};
+use schemas::{
+    inventory::{InventoryRecord, kind},
+    table::TimestampMs,
+};
 use serde_json::json;
 
 use crate::support::{Capture, DB, START_MS, WEB, flowscribe, web_and_db};
@@ -127,7 +130,7 @@ fn what_stays_when_it_fails_is_the_last_set() {
     let told = fs::read_to_string(&metrics).expect("metrics");
     assert!(told.contains("flowscribe_regenerate_last_run_success 0\n"), "{told}");
     let (_, error) = said(&regenerate(&web_and_db(), &[&with[..], &["--namespaces", "dmo"]].concat()), 1);
-    assert!(error.contains("no pod of dmo is known: there are demo"), "{error}");
+    assert!(error.contains("no pod of dmo is known, only some of demo"), "{error}");
     let mut nameless = web_and_db();
     nameless.inventory.clear();
     let (_, error) = said(&regenerate(&nameless, &with), 1);
@@ -207,19 +210,40 @@ fn what_is_of_a_namespace_that_was_deleted_is_left_out() {
     for name in ["demo", "shop"] {
         capture.object(kind::NAMESPACE, None, name).uid = Some(name.into());
     }
-    let mut gone = capture.inventory.last().expect("it is there").clone();
-    (gone.event, gone.observed_at, gone.seq) = ("delete".into(), TimestampMs(START_MS + 60_000), 100);
+    let is_shops = |row: &&InventoryRecord| {
+        row.namespace.as_deref() == Some("shop") || &*row.kind == kind::NAMESPACE && &*row.name == "shop"
+    };
+    let ends: Vec<InventoryRecord> = capture.inventory.iter().filter(is_shops).cloned().collect();
+    assert_eq!(ends.len(), 3, "its pod, what owns that, and itself");
+    let ends = ends.into_iter().zip(100..).map(|(row, seq)| InventoryRecord {
+        event: "delete".into(),
+        observed_at: TimestampMs(START_MS + 60_000),
+        seq,
+        ..row
+    });
+    let ends: Vec<InventoryRecord> = ends.collect();
     let names = |capture: &Capture| capture.report().names();
     assert_eq!(names(&capture), ["demo/db-network", "demo/web-network", "shop/cart-network"]);
-    capture.inventory.push(gone);
+    capture.inventory.extend(ends);
     let report = capture.report();
     assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
     assert!(report.said.contains("namespace shop: no policies, it was deleted"), "{}", report.said);
     assert!(report.yaml.contains("app: cart"), "what others allowed it is allowed");
+    // Where nobody may see namespaces any more, none is taken for deleted.
+    let mut blind = capture.clone();
+    let all = blind.inventory.iter().find(|row| &*row.kind == kind::NAMESPACE && &*row.name == "demo").cloned();
+    let all = all.expect("it is there");
+    blind.inventory.push(InventoryRecord {
+        event: "delete".into(),
+        observed_at: TimestampMs(START_MS + 70_000),
+        seq: 103,
+        ..all
+    });
+    assert_eq!(names(&blind).len(), 3);
     // And made again.
     let again = capture.object(kind::NAMESPACE, None, "shop");
     (again.uid, again.event) = (Some("again".into()), "upsert".into());
-    (again.observed_at, again.seq) = (TimestampMs(START_MS + 90_000), 101);
+    (again.observed_at, again.seq) = (TimestampMs(START_MS + 90_000), 103);
     assert_eq!(names(&capture).len(), 3);
 }
 

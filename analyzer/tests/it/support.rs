@@ -39,6 +39,7 @@ pub(crate) fn web_and_db() -> Capture {
 }
 
 /// A capture in the making. Its one node is `node-a` (192.0.2.1); pods are of 10.244.0.0/16, Services of 10.96.0.0/16.
+#[derive(Clone)]
 pub(crate) struct Capture {
     pub(crate) flows: Vec<FlowRecord>,
     pub(crate) inventory: Vec<InventoryRecord>,

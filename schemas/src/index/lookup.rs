@@ -1,6 +1,10 @@
 //! The index's answers: who had an address, what stood behind a Service, and which workload a pod is of.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::{Backend, Holds, Index, Lease, Owner, Span, UnknownReason, Version, addresses, is_over};
 use crate::{
@@ -116,11 +120,14 @@ impl Index {
         self.ids.get(&key).is_some_and(|id| self.object(*id).ended.is_none())
     }
 
-    /// Whether a namespace was deleted, and not made again, for all that is known.
-    pub fn is_namespace_gone(&self, name: &str) -> bool {
-        let of_name = self.ids.iter().filter(|(key, _)| &*key.0 == kind::NAMESPACE && &*key.2 == name);
-        let mut objects = of_name.map(|(_, id)| self.object(*id)).peekable();
-        objects.peek().is_some() && objects.all(|object| object.ended.is_some())
+    /// The namespaces that were deleted, and not made again, for all that is known. There is never none: where that would be
+    /// so, somebody may not see them any more.
+    pub fn gone_namespaces(&self) -> BTreeSet<Arc<str>> {
+        let objects = self.ids.iter().filter(|(key, _)| &*key.0 == kind::NAMESPACE);
+        let (gone, there): (Vec<_>, Vec<_>) = objects.partition(|(_, id)| self.object(**id).ended.is_some());
+        let there: BTreeSet<&Arc<str>> = there.into_iter().map(|(key, _)| &key.2).collect();
+        let gone = gone.into_iter().map(|(key, _)| &key.2);
+        gone.filter(|name| !there.is_empty() && !there.contains(name)).cloned().collect()
     }
 
     /// When every object of a kind was what: each of its versions with the first and last moment of it, in order of

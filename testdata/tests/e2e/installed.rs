@@ -461,7 +461,13 @@ fn apply(site: &Installation) {
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (is_well, said) = elsewhere(&[]);
-    assert!(!is_well && said.contains("skipped what is of nowhere: there is no such namespace"), "{said}");
+    assert!(!is_well && said.contains("no pod of nowhere is known, only some of demo"), "{said}");
+    let beside = site.path("policies/nowhere.yaml");
+    fs::copy(site.path("nowhere.yaml"), &beside).expect("written");
+    let (is_well, told, said) = run(&[]);
+    assert!(is_well && count(&told, "unchanged") == 12, "one does not keep the rest: {told}{said}");
+    assert!(said.contains("skipped what is of nowhere: there is no such namespace"), "{said}");
+    fs::remove_file(beside).expect("it is there");
     let (is_well, said) = elsewhere(&["--namespaces", NAMESPACE]);
     assert!(!is_well && said.contains("no policies of demo in nowhere.yaml, those there are of nowhere"), "{said}");
 
@@ -507,6 +513,17 @@ fn apply_by_schedule(site: &Installation) {
     assert!(is_well && !said.contains("nothing is applied"), "{said}");
     assert!(said.contains("not stable yet"), "{said}");
     assert!(!site.policies().contains_key("emailservice-network"));
+
+    // What the set would open for not knowing enough stays closed.
+    let before: BTreeSet<String> = site.policies().into_keys().collect();
+    let (is_well, told, said) = run(&[&demo[..], &["--apply", "--stable-after", "1s", "--only-stable"]].concat());
+    assert!(is_well && told.contains("~ demo/frontend: egress opened"), "{told}{said}");
+    assert_eq!(site.policies().into_keys().collect::<BTreeSet<_>>(), before, "{told}{said}");
+    // Watched for long enough.
+    let short = ["--apply", "--stable-after", "1s", "--learn-for", "1s"];
+    let (is_well, told, said) = run(&[&demo[..], &short].concat());
+    assert!(is_well && told.contains("/emailservice-network created"), "{told}{said}");
+    remove("emailservice-network");
 
     // All of it; and what is ours and not wanted goes, with a way back.
     let mut over = cluster::object("networking.k8s.io/v1", "NetworkPolicy", Some(NAMESPACE), "over");
