@@ -8,10 +8,11 @@ use kube::Client;
 use crate::{
     args::{self, ApplyArgs},
     cluster::{self, ClusterError, Manner, Name, Plan, Reach, Step},
+    communication::Edge,
     manifests::{Manifests, ManifestsError},
     output::{self, OutputError},
     proposal::{Capture, CaptureError},
-    replay::{self, Terms},
+    replay::{self, Denied, Terms},
     rollback::{Rollback, RollbackError},
 };
 
@@ -83,7 +84,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     verify(&plan, &capture, &terms)?;
     let manner = Manner { is_dry: *dry_run, takes_over: *force_conflicts };
     tell_left(&plan, "are not asked for");
-    carry_out(&plan, &client, manner, &Rollback::Directory(rollback.clone())).await
+    carry_out(&plan, &client, manner, &Rollback::Directory(rollback.clone()), &of.kubectl()).await
 }
 
 /// Tells of policies that flowscribe applied in other namespaces.
@@ -107,10 +108,26 @@ pub(crate) fn verify(plan: &Plan, capture: &Capture, terms: &Terms) -> Result<()
         eprintln!("{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
     }
     let unexplained = verdict.denied.iter().filter(|denied| denied.explanation.is_none());
-    let wrong: Vec<String> = unexplained.map(ToString::to_string).collect();
+    // What is denied now, and by nothing that changes, is not for this to mend.
+    let is_of_others = |denied: &&Denied<'_>| {
+        !denied.by.iter().flat_map(|denial| &denial.policies).any(|policy| plan.is_wanted(policy))
+    };
+    let (others, mut wrong): (Vec<_>, Vec<_>) = unexplained.partition(is_of_others);
+    if !others.is_empty() {
+        let (now, _) = replay::replay(capture.sets(), &capture.population, plan.now(), terms);
+        let is_denied = |edge: &Edge| now.denied.iter().any(|denied| denied.edge == edge);
+        let (old, new): (Vec<_>, Vec<_>) = others.into_iter().partition(|denied| is_denied(denied.edge));
+        for denied in old {
+            eprintln!("already so, and left so: {denied}");
+        }
+        wrong.extend(new);
+    }
     match wrong.len() {
         0 => Ok(()),
-        count => Err(ApplyError::Denies { count, denied: wrong.join("\n") }),
+        count => {
+            let denied = wrong.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+            Err(ApplyError::Denies { count, denied })
+        }
     }
 }
 
@@ -123,17 +140,18 @@ pub(crate) async fn carry_out(
     client: &Client,
     manner: Manner,
     rollback: &Rollback,
+    kubectl: &str,
 ) -> Result<bool, ApplyError> {
     let before = plan.before(manner);
     // Before anything is changed, so that it is there whatever happens.
     if !manner.is_dry && (!before.is_empty() || plan.missing().next().is_some()) {
-        let back = if before.is_empty() { None } else { Some(rollback.keep(&before).await?) };
+        let back = if before.is_empty() { None } else { Some(rollback.keep(&before, kubectl).await?) };
         eprintln!("to go back from what follows:");
         if let Some(back) = back {
             eprintln!("  {back}");
         }
         for (namespace, name) in plan.missing().map(cluster::name) {
-            eprintln!("  kubectl delete networkpolicy --ignore-not-found --namespace {namespace} {name}");
+            eprintln!("  {kubectl} delete networkpolicy --ignore-not-found --namespace {namespace} {name}");
         }
     }
     let dry = if manner.is_dry { " (dry run)" } else { "" };

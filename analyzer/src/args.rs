@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub(crate) use cluster::{Applied, ApplyArgs, ClusterArgs, MonitorArgs, RegenerateArgs};
+pub(crate) use cluster::{Applied, ApplyArgs, ClusterArgs, MonitorArgs, RegenerateArgs, quoted};
 pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
 pub(crate) use writing::{CompactArgs, ImportArgs, InventoryArgs, PruneArgs, ReceiveArgs};
 

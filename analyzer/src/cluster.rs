@@ -12,6 +12,7 @@ use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort, Network
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+    core::Status,
 };
 use schemas::kubernetes::reason;
 
@@ -152,6 +153,16 @@ impl Plan {
         self.changes.iter().map(|(wanted, _)| wanted)
     }
 
+    /// Whether a policy, as namespace/name, is one that is wanted.
+    pub(crate) fn is_wanted(&self, path: &str) -> bool {
+        self.wanted().map(name).any(|(namespace, name)| path.split_once('/') == Some((&*namespace, &*name)))
+    }
+
+    /// Ours that are there and not wanted, within reach.
+    pub(crate) fn unwanted(&self) -> impl Iterator<Item = Name> {
+        self.pruned.iter().map(name)
+    }
+
     /// What is wanted and is not there at all.
     pub(crate) fn missing(&self) -> impl Iterator<Item = &NetworkPolicy> {
         self.changes.iter().filter(|(_, there)| there.is_none()).map(|(wanted, _)| wanted)
@@ -204,7 +215,7 @@ async fn put(
     if there.is_some_and(|there| !manner.may_change(there)) {
         return Err(
             "there is one of this name that flowscribe did not make: rename or delete it, or take it over with \
-             --force-conflicts"
+             flowscribe apply --force-conflicts"
                 .into(),
         );
     }
@@ -215,7 +226,7 @@ async fn put(
         Api::<NetworkPolicy>::namespaced(client.clone(), &namespace).patch(&name, &how, &Patch::Apply(wanted)).await;
     let applied = match applied {
         // Of the policy itself nobody asks.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Step::Skipped),
+        Err(kube::Error::Api(status)) if status.code == 404 || is_ending(&status) => return Ok(Step::Skipped),
         applied => applied.map_err(|error| remedy(&error, "create and patch"))?,
     };
     if !is_same(wanted, &applied) {
@@ -328,10 +339,15 @@ fn remedy(error: &kube::Error, verbs: &str) -> String {
             format!("not allowed: who applies needs the verbs {verbs} on networkpolicies of networking.k8s.io")
         }
         kube::Error::Api(status) if status.code == 409 => {
-            format!("{}: take these fields over with --force-conflicts", status.message.trim_end())
+            format!("{}: take these fields over with flowscribe apply --force-conflicts", status.message.trim_end())
         }
         error => reason(error),
     }
+}
+
+/// Whether a namespace that is being deleted is what is in the way.
+pub(crate) fn is_ending(status: &Status) -> bool {
+    status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// Who we are to server-side apply.

@@ -108,7 +108,7 @@ fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) -> Result<Pop
                 let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
                 let subject = Subject { namespace: Arc::clone(namespace), labels, ports: Vec::new() };
                 let pod = Arc::clone(&workload.name);
-                population.members.push(Member { workload, subject, pod, is_current: true });
+                population.members.push(Member { workload, subject, pod, is_there: true, is_current: true });
             }
             Ok::<(), DiffError>(())
         };

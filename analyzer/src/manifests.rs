@@ -157,7 +157,7 @@ impl Manifests {
         });
         let subject = Subject { namespace, labels: labels(pod), ports: named.collect() };
         let pod = pod.name.as_deref().unwrap_or(name).into();
-        self.population.members.push(Member { workload, subject, pod, is_current: true });
+        self.population.members.push(Member { workload, subject, pod, is_there: true, is_current: true });
     }
 }
 

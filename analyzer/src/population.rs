@@ -31,7 +31,9 @@ pub(crate) struct Member {
     pub(crate) subject: Subject,
     /// The name of one of them.
     pub(crate) pod: Arc<str>,
-    /// Whether one of them is there, or one like them may be made again.
+    /// Whether one of them is there.
+    pub(crate) is_there: bool,
+    /// Or one like them may be made again.
     pub(crate) is_current: bool,
 }
 
@@ -59,7 +61,7 @@ impl Population {
             let may_return = || !there.contains(&workload) && index.is_there(kind, namespace, name);
             let is_current = is_there || may_return();
             let is_last = is_current || !there.contains(&workload);
-            is_last.then_some(Member { workload, subject, pod, is_current })
+            is_last.then_some(Member { workload, subject, pod, is_there, is_current })
         };
         let labels = |(namespace, labels): (&InventoryRecord, &Labels)| (Arc::clone(&namespace.name), labels.clone());
         Self {

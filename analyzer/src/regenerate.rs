@@ -208,16 +208,15 @@ async fn regenerate(
             Reach { namespaces: reached(&wish, capture.sets(), before.iter().chain(&policies)), ..Reach::default() };
         let mut plan = Plan::new(policies.clone(), there.clone(), &reach);
         compare_cluster(&capture, &plan, metrics)?;
-        if wish.namespaces.is_empty() {
-            apply::tell_left(&plan, "nothing is known of");
-        }
         if args.events {
             news::drifted(client, &plan, &before).await;
         }
         if args.apply == Some(Applied::Stable) {
             reach.held = match steady::too_short(capture.sets(), args.learn.stable_after) {
                 Some(why) => {
-                    eprintln!("nothing is applied: {why} (--apply=all applies the set all the same)");
+                    if !plan.is_in_force() {
+                        eprintln!("nothing is applied: {why} (--apply=all applies the set all the same)");
+                    }
                     there.iter().chain(&policies).map(cluster::name).collect()
                 }
                 None => steady::held(&capture, &set, &wish, &there),
@@ -225,12 +224,16 @@ async fn regenerate(
             tell_held(&plan, &reach);
             plan = Plan::new(policies, there, &reach);
         }
-        if args.apply.is_some() {
+        if args.apply.is_some() && !plan.is_in_force() {
             let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
             apply::verify(&plan, &capture, &terms)?;
             check(held)?;
+            if wish.namespaces.is_empty() && reach.held.is_empty() {
+                apply::tell_left(&plan, "no workload was recorded in");
+            }
             let manner = Manner { is_dry: false, takes_over: false };
-            if !plan.is_in_force() && !apply::carry_out(&plan, client, manner, &rollback(args, client)).await? {
+            let (rollback, kubectl) = (rollback(args, client), args.of.kubectl());
+            if !apply::carry_out(&plan, client, manner, &rollback, &kubectl).await? {
                 return Err(RegenerateError::NotApplied);
             }
         }
@@ -250,11 +253,12 @@ fn reached<'a>(wish: &Wish, sets: &Sets, policies: impl Iterator<Item = &'a Netw
 
 /// Tells what of a plan is not carried out.
 fn tell_held(plan: &Plan, reach: &Reach) {
-    let held = plan.unmet().filter(|name| reach.held.contains(name));
+    let held = plan.unmet().chain(plan.unwanted()).filter(|name| reach.held.contains(name));
     let names: Vec<String> = held.map(|(namespace, name)| format!("{namespace}/{name}")).collect();
     if !names.is_empty() {
         eprintln!(
-            "not applied, as they are not stable yet (--apply=all applies them all the same): {}",
+            "left as it is, as not enough was seen of its pods, or of others of its namespace (--apply=all changes it all \
+             the same): {}",
             names.join(", ")
         );
     }

@@ -33,7 +33,8 @@ pub(crate) struct Terms {
 pub(crate) struct Verdict<'a> {
     /// Observed edges that are allowed.
     pub(crate) allowed: usize,
-    /// Observed edges that can't be judged, as no pods of an end are known.
+    /// Observed edges of pods that were judged, and those that can't be, as no pods of an end are known.
+    pub(crate) judged: usize,
     pub(crate) unjudged: usize,
     /// Those of the allowed that a person forbade.
     pub(crate) let_through: Vec<&'a Edge>,
@@ -140,6 +141,8 @@ pub(crate) fn replay<'a, 'p>(
             verdict.unjudged += 1;
             continue;
         };
+        let is_of_pods = [&edge.source, &edge.destination].iter().any(|end| matches!(end, Endpoint::Workload(_)));
+        verdict.judged += usize::from(is_of_pods && !(edge.own_node && terms.own_node_exempt));
         if by.is_empty() {
             verdict.allowed += 1;
             verdict.let_through.extend(matches!(fate, Fate::Forbidden(_)).then_some(edge));

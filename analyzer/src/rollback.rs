@@ -9,6 +9,7 @@ use std::{
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::{
+    args::quoted,
     cluster::FIELD_MANAGER,
     config_map::{CONFIG_MAP_BYTES, ConfigMapError, OwnConfigMap, size},
     output::{self, OutputError},
@@ -41,15 +42,15 @@ pub(crate) enum RollbackError {
 }
 
 impl Rollback {
-    /// Keeps policies; the command that brings them back.
+    /// Keeps policies; the command that brings them back, by this `kubectl`.
     ///
     /// # Errors
     /// There is no room for them, or the place refuses.
-    pub(crate) async fn keep(&self, policies: &[NetworkPolicy]) -> Result<String, RollbackError> {
+    pub(crate) async fn keep(&self, policies: &[NetworkPolicy], kubectl: &str) -> Result<String, RollbackError> {
         let documents: Result<Vec<String>, _> = policies.iter().map(serde_yaml::to_string).collect();
         let text = documents.map_err(OutputError::Yaml)?.join("---\n");
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string().replace(['-', ':', '.'], "");
-        let apply = format!("kubectl apply --server-side --force-conflicts --field-manager={FIELD_MANAGER} -f");
+        let apply = format!("{kubectl} apply --server-side --force-conflicts --field-manager={FIELD_MANAGER} -f");
         match self {
             Self::Directory(directory) => {
                 let file = match last(directory).filter(|file| fs::read_to_string(file).is_ok_and(|kept| kept == text))
@@ -58,7 +59,7 @@ impl Rollback {
                     None => directory.join(format!("rollback-{now}.yaml")),
                 };
                 output::write(&text, Some(&file))?;
-                Ok(format!("{apply} {}", file.display()))
+                Ok(format!("{apply} {}", quoted(&file.to_string_lossy())))
             }
             Self::ConfigMap(map) => {
                 let mut kept = map.read().await?;
@@ -72,7 +73,7 @@ impl Rollback {
                         key
                     }
                 };
-                let get = format!("kubectl get configmap {} --output", map.arguments());
+                let get = format!("{kubectl} get configmap {} --output", map.arguments());
                 Ok(format!("{get} jsonpath='{{.data.{}}}' | {apply} -", key.replace('.', "\\.")))
             }
         }
@@ -116,5 +117,14 @@ mod tests {
         assert_eq!(kept(runs(12, 10)).expect("they fit")[0], "202611202.yaml", "ten of twelve");
         assert_eq!(kept(runs(3, 400 << 10)).expect("two fit"), ["202611201.yaml", "202611202.yaml"]);
         assert!(matches!(kept(runs(2, 1 << 20)), Err(RollbackError::TooLarge { size_kib: 1025 })));
+    }
+
+    #[test]
+    fn what_the_shell_would_split_is_quoted() {
+        for (word, expected) in
+            [("./rollback-1.yaml", "./rollback-1.yaml"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''")]
+        {
+            assert_eq!(quoted(word), expected);
+        }
     }
 }

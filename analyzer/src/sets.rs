@@ -244,5 +244,5 @@ fn hours_from(hours: &RoaringBitmap, first: u32) -> u64 {
 }
 
 /// The kind of workload that runs only now and then.
-const CRON_JOB: &str = "CronJob";
+pub(crate) const CRON_JOB: &str = "CronJob";
 const HOUR_MS: i64 = 3_600_000;

@@ -58,7 +58,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     for problem in problems.iter().cloned().chain(capture.tables.problems.iter().map(ToString::to_string)) {
         eprintln!("skipped {problem}");
     }
-    let is_judged = verdict.allowed + verdict.denied.len() > 0;
+    let is_judged = verdict.judged > 0;
     let is_wrong = match strict {
         true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),
         false => verdict.wrong().next().is_some(),
@@ -121,7 +121,7 @@ fn text(verdict: &Verdict<'_>) -> String {
         verdict.wrong().count(),
         verdict.unseen_edges().values().sum::<usize>(),
     );
-    if verdict.allowed + verdict.denied.len() == 0 {
+    if verdict.judged == 0 {
         let _ = writeln!(text, "nothing is judged: the capture has no connection between ends whose pods are known");
     }
     if verdict.unjudged > 0 {

@@ -29,6 +29,18 @@ impl ClusterArgs {
         self.kubeconfig.is_some() || self.context.is_some()
     }
 
+    /// kubectl for that cluster, as the shell reads it.
+    pub(crate) fn kubectl(&self) -> String {
+        let mut command = "kubectl".to_owned();
+        if let Some(path) = &self.kubeconfig {
+            command += &format!(" --kubeconfig={}", quoted(&path.to_string_lossy()));
+        }
+        if let Some(context) = &self.context {
+            command += &format!(" --context={}", quoted(context));
+        }
+        command
+    }
+
     /// How that cluster is reached.
     ///
     /// # Errors
@@ -245,6 +257,16 @@ pub(crate) struct MonitorArgs {
 
 /// The labels that the chart gives agents.
 const AGENTS: &str = "app.kubernetes.io/name=flowscribe,app.kubernetes.io/component=exporter";
+
+/// A word, as the shell reads it.
+pub(crate) fn quoted(word: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@=,+".contains(character);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
 
 fn namespace_and_name(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {

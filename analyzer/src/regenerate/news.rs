@@ -9,14 +9,13 @@ use std::{
 use k8s_openapi::api::{core::v1::ObjectReference, networking::v1::NetworkPolicy};
 use kube::{
     Client, Resource,
-    core::Status,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry::Registry};
 use schemas::kubernetes::reason;
 
 use crate::{
-    cluster::{self, Name, Plan, Step, is_same},
+    cluster::{self, Name, Plan, Step, is_ending, is_same},
     diff::Difference,
     output::{self, OutputError},
 };
@@ -213,11 +212,6 @@ async fn publish(client: &Client, events: Vec<(ObjectReference, &'static str, Ev
     if dropped > 0 {
         eprintln!("{dropped} more Events are not published");
     }
-}
-
-/// Whether a namespace that is being deleted is what is in the way.
-fn is_ending(status: &Status) -> bool {
-    status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// What publishing takes.

@@ -14,7 +14,7 @@ use crate::{
     netpol::Enforcement,
     policy::{PolicySet, Wish},
     proposal::Capture,
-    sets::{Sets, Status},
+    sets::{CRON_JOB, Sets, Status},
 };
 
 /// Why nothing of a capture can be stable: it is too short, or what came before it was lost.
@@ -27,9 +27,10 @@ pub(super) fn too_short(sets: &Sets, stable_after: Duration) -> Option<String> {
     })
 }
 
-/// The policies, of the set and of ours that are `there`, that select pods which are there of a workload that is not settled:
-/// a direction of it is not stable, or it is closed now and the set would open it for not knowing enough. Where policies are
-/// of a whole namespace, its others count on them: then all of it waits for the last one.
+/// The policies, of the set and of ours that are `there`, that select pods of a workload that is not settled: a direction of
+/// it is not stable, or it is closed now and would be opened; and those of ours that are not wanted and select nobody that is
+/// known. Where policies are of a whole namespace, its others count on them: then all of it waits for the last one. Pods that
+/// may come back keep only their own policy waiting.
 pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &[NetworkPolicy]) -> BTreeSet<Name> {
     let population = &capture.population;
     let subjects = population.subjects();
@@ -39,31 +40,48 @@ pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &
         |policies: &[&NetworkPolicy]| Enforcement::new(policies.iter().copied(), &subjects, &population.namespaces).0;
     let (then, now) = (force(&wanted), force(&ours));
     let mut selected: BTreeMap<&str, BTreeSet<&Workload>> = BTreeMap::new();
-    let mut closed: BTreeSet<(&Workload, Direction)> = BTreeSet::new();
+    let (mut opened, mut there_now) = (BTreeSet::new(), BTreeSet::new());
     for (number, member) in population.members.iter().enumerate().filter(|(_, member)| member.is_current) {
         for policy in then.selecting(number).chain(now.selecting(number)) {
             selected.entry(policy).or_default().insert(&member.workload);
         }
-        let isolated = now.isolated(number);
-        closed.extend(Direction::ALL.into_iter().filter(|of| isolated[*of as usize]).map(|of| (&member.workload, of)));
+        let (isolated, stays) = (now.isolated(number), then.isolated(number));
+        if wish.directions.iter().any(|direction| isolated[*direction as usize] && !stays[*direction as usize]) {
+            opened.insert(&member.workload);
+        }
+        if member.is_there || &*member.workload.kind == CRON_JOB {
+            there_now.insert(&member.workload);
+        }
     }
     let is_settled = |workload: &Workload| {
         let known = capture.sets().workloads.get(workload);
-        wish.directions.iter().all(|direction| match set.withheld.contains_key(&(workload.clone(), *direction)) {
-            true => !closed.contains(&(workload, *direction)),
-            false => known.is_some_and(|known| known.directions[*direction as usize].0 == Status::Stable),
-        })
+        let is_sure = |direction: &Direction| {
+            set.withheld.contains_key(&(workload.clone(), *direction))
+                || known.is_some_and(|known| known.directions[*direction as usize].0 == Status::Stable)
+        };
+        !opened.contains(workload) && wish.directions.iter().all(is_sure)
     };
+    let unsettled = |(namespace, name): &Name| {
+        let workloads = selected.get(&*format!("{namespace}/{name}")).into_iter().flatten().copied();
+        workloads.filter(|workload| !is_settled(workload)).collect::<Vec<_>>()
+    };
+    let own: BTreeMap<Name, Option<&Workload>> =
+        set.policies.iter().map(|written| (cluster::name(&written.policy), written.workload.as_ref())).collect();
     let all = || wanted.iter().chain(&ours).map(|policy| (cluster::name(policy), *policy));
-    let is_held = |(namespace, name): &Name| {
-        let workloads = selected.get(&*format!("{namespace}/{name}"));
-        workloads.into_iter().flatten().any(|workload| !is_settled(workload))
+    let is_held = |name: &Name| {
+        let counts = |workload: &&Workload| match own.get(name) {
+            Some(own) => there_now.contains(workload) || *own == Some(*workload),
+            None => true,
+        };
+        let is_of_nobody = !own.contains_key(name) && !selected.contains_key(&*format!("{}/{}", name.0, name.1));
+        is_of_nobody || unsettled(name).iter().any(counts)
     };
     let mut held: BTreeSet<Name> = all().map(|(name, _)| name).filter(is_held).collect();
+    let spreads = |name: &Name| unsettled(name).iter().any(|workload| there_now.contains(workload));
     let shared: BTreeSet<_> =
         all().filter(|(_, policy)| selects_all(policy)).map(|((namespace, _), _)| namespace).collect();
     for namespace in shared {
-        if held.iter().any(|(of, _)| *of == namespace) {
+        if held.iter().any(|name| name.0 == namespace && spreads(name)) {
             held.extend(all().map(|(name, _)| name).filter(|(of, _)| *of == namespace));
         }
     }

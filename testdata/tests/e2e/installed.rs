@@ -445,10 +445,25 @@ fn apply(site: &Installation) {
 
     // What is no longer wanted is removed, if it is ours.
     fs::remove_file(site.path("policies/demo.adservice-network.yaml")).expect("it is there");
+    // Not where that would leave it to others who deny.
+    let mut deny = cluster::object("networking.k8s.io/v1", "NetworkPolicy", Some(NAMESPACE), "deny");
+    deny["spec"] = json!({ "podSelector": { "matchLabels": { "app": "adservice" } } });
+    site.api.create(&deny).expect("it is taken");
+    let (is_well, _, said) = run(&[]);
+    assert!(
+        !is_well && said.contains("nothing is applied") && said.contains("demo/frontend → demo/adservice"),
+        "{said}"
+    );
+    site.api.delete(&deny).expect("it is there");
     let (is_well, told, said) = run(&[]);
     assert!(is_well && count(&told, "pruned") == 1, "{told}{said}");
     let names: BTreeSet<String> = site.policies().into_keys().collect();
     assert!(!names.contains("adservice-network") && names.contains("theirs") && names.len() == 12, "{names:?}");
+    // What others deny already keeps nothing from being applied.
+    site.api.create(&deny).expect("it is taken");
+    let (is_well, _, said) = run(&[]);
+    assert!(is_well && said.contains("already so, and left so: demo/frontend → demo/adservice"), "{said}");
+    site.api.delete(&deny).expect("it is there");
     site.regenerate(&["--output", "policies"], 3);
     assert!(run(&[]).0);
 
@@ -503,15 +518,12 @@ fn apply_by_schedule(site: &Installation) {
     assert!(told.contains("flowscribe_regenerate_cluster_policies_missing 1\n"), "{told}");
     let (is_well, _, said) = run(&[&demo[..], &["--apply"]].concat());
     assert!(is_well && said.contains("nothing is applied: the capture spans "), "{said}");
-    assert!(
-        said.contains("not stable yet (--apply=all applies them all the same): demo/emailservice-network"),
-        "{said}"
-    );
+    assert!(said.contains("(--apply=all changes it all the same): demo/emailservice-network"), "{said}");
     assert!(!site.policies().contains_key("emailservice-network"));
     // Long enough, but nothing was watched for long enough.
     let (is_well, _, said) = run(&[&demo[..], &["--apply", "--stable-after", "1s"]].concat());
     assert!(is_well && !said.contains("nothing is applied"), "{said}");
-    assert!(said.contains("not stable yet"), "{said}");
+    assert!(said.contains("left as it is, as not enough was seen of its pods"), "{said}");
     assert!(!site.policies().contains_key("emailservice-network"));
 
     // What the set would open for not knowing enough stays closed.
@@ -532,6 +544,10 @@ fn apply_by_schedule(site: &Installation) {
     fs::write(site.path("over.yaml"), over.to_string()).expect("written");
     let file = site.path("over.yaml").to_string_lossy().into_owned();
     well(&kubectl(&site.api, &["apply", "--server-side", "--field-manager=flowscribe", "-f", &file]));
+    let (is_well, told, said) = run(&[&demo[..], &short].concat());
+    assert!(is_well && told.contains("/emailservice-network created") && said.contains("demo/over"), "{told}{said}");
+    assert!(site.policies().contains_key("over"), "of nobody that is known");
+    remove("emailservice-network");
     let (is_well, told, said) = run(&[&demo[..], &["--apply=all"]].concat());
     assert!(is_well && told.contains("/emailservice-network created") && told.contains("/over pruned"), "{told}{said}");
     assert!(!site.policies().contains_key("over"));
