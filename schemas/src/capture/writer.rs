@@ -160,17 +160,20 @@ impl<R: Record> DatasetWriter<R> {
         let started = Utc::new(now).compact();
         let Origin { cluster, node, run_id } = &self.origin;
         let run = run_id.get(..8).unwrap_or(run_id);
-        let path = loop {
+        fs::create_dir_all(&folder).map_err(|source| CaptureError::Io { path: folder.clone(), source })?;
+        let (path, file) = loop {
             let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(node), self.files));
-            // Another writer of the run may have been here, as where rows of a run come from elsewhere.
-            if !path.exists() {
-                break path;
+            // Another writer of the run may have been here in this second, and be gone, killed or not: where rows of a run
+            // come from elsewhere.
+            let created = if path.exists() { None } else { Some(File::create_new(unfinished(&path))) };
+            match created {
+                Some(Ok(file)) => break (path, file),
+                Some(Err(source)) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(CaptureError::Io { path, source });
+                }
+                _ => self.files += 1,
             }
-            self.files += 1;
         };
-        let io_error = |source| CaptureError::Io { path: path.clone(), source };
-        fs::create_dir_all(&folder).map_err(io_error)?;
-        let file = File::create_new(unfinished(&path)).map_err(io_error)?;
         let (major, minor) = SCHEMA_VERSION;
         let metadata = [
             (key::SCHEMA_VERSION, format!("{major}.{minor}")),

@@ -33,6 +33,18 @@ fn writer(root: &Path) -> DatasetWriter<FlowRecord> {
 }
 
 #[test]
+fn what_a_killed_writer_left_in_the_same_second_is_in_nobodys_way() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut killed = writer(root.path());
+    killed.push(row(0, 120_000), TimestampMs(0)).expect("the row is taken");
+    std::mem::forget(killed);
+    let mut next = writer(root.path());
+    next.push(row(0, 120_000), TimestampMs(0)).expect("the row is taken");
+    let file = next.finish().expect("the file is finished").expect("there is a file");
+    assert!(file.ends_with("node_a-19700101T000000Z-01234567-1.parquet"), "{file:?}");
+}
+
+#[test]
 fn rows_come_back_from_the_partition_of_their_hour() {
     let root = tempfile::tempdir().expect("a directory");
     let mut writer = writer(root.path());
