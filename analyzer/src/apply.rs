@@ -89,9 +89,9 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
 
 /// Tells of policies that flowscribe applied in other namespaces.
 pub(crate) fn tell_left(plan: &Plan, why: &str) {
-    let left: Vec<String> = plan.left().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    let left = cluster::told(plan.left());
     if !left.is_empty() {
-        eprintln!("left as they are, of namespaces that {why}: {}", left.join(", "));
+        eprintln!("left as they are, of namespaces that {why}: {left}");
     }
 }
 

@@ -270,6 +270,11 @@ pub(crate) fn name(policy: &NetworkPolicy) -> Name {
     (of(&policy.metadata.namespace), of(&policy.metadata.name))
 }
 
+/// Names of policies, as one line.
+pub(crate) fn told(names: impl Iterator<Item = Name>) -> String {
+    names.map(|(namespace, name)| format!("{namespace}/{name}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Whether we made it and nobody only copied it: it has our label, and our field manager applied it.
 fn is_ours(policy: &NetworkPolicy) -> bool {
     let mut managers = policy.metadata.managed_fields.iter().flatten();

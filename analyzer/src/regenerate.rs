@@ -253,13 +253,11 @@ fn reached<'a>(wish: &Wish, sets: &Sets, policies: impl Iterator<Item = &'a Netw
 
 /// Tells what of a plan is not carried out.
 fn tell_held(plan: &Plan, reach: &Reach) {
-    let held = plan.unmet().chain(plan.unwanted()).filter(|name| reach.held.contains(name));
-    let names: Vec<String> = held.map(|(namespace, name)| format!("{namespace}/{name}")).collect();
-    if !names.is_empty() {
+    let held = cluster::told(plan.unmet().chain(plan.unwanted()).filter(|name| reach.held.contains(name)));
+    if !held.is_empty() {
         eprintln!(
             "left as it is, as not enough was seen of its pods, or of others of its namespace (--apply=all changes it all \
-             the same): {}",
-            names.join(", ")
+             the same): {held}"
         );
     }
 }
@@ -305,14 +303,13 @@ fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<
     if !plan.was_applied() {
         return Ok(());
     }
-    let names: Vec<String> =
-        plan.drifted().map(|(policy, _)| cluster::name(policy)).map(|(of, name)| format!("{of}/{name}")).collect();
-    let missing: Vec<String> = plan.missing().map(cluster::name).map(|(of, name)| format!("{of}/{name}")).collect();
+    let missing = cluster::told(plan.missing().map(cluster::name));
     if !missing.is_empty() {
-        eprintln!("not in the cluster: {}", missing.join(", "));
+        eprintln!("not in the cluster: {missing}");
     }
-    if !names.is_empty() {
-        eprintln!("in the cluster, not as they should be: {}", names.join(", "));
+    let drifted = cluster::told(plan.drifted().map(|(policy, _)| cluster::name(policy)));
+    if !drifted.is_empty() {
+        eprintln!("in the cluster, not as they should be: {drifted}");
     }
     if !drift.is_none() {
         eprint!("the set would change what the cluster allows:\n{}", drift.text());

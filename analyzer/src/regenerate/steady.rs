@@ -61,23 +61,23 @@ pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &
         };
         !opened.contains(workload) && wish.directions.iter().all(is_sure)
     };
+    let unsettled: BTreeSet<&Workload> =
+        selected.values().flatten().copied().filter(|workload| !is_settled(workload)).collect();
     let unsettled = |(namespace, name): &Name| {
-        let workloads = selected.get(&*format!("{namespace}/{name}")).into_iter().flatten().copied();
-        workloads.filter(|workload| !is_settled(workload)).collect::<Vec<_>>()
+        let selected = selected.get(&*format!("{namespace}/{name}"))?;
+        Some(selected.intersection(&unsettled).copied().collect::<Vec<_>>())
     };
+    // Of pods that are there.
+    let spreads = |name: &Name| unsettled(name).iter().flatten().any(|workload| there_now.contains(workload));
     let own: BTreeMap<Name, Option<&Workload>> =
         set.policies.iter().map(|written| (cluster::name(&written.policy), written.workload.as_ref())).collect();
-    let all = || wanted.iter().chain(&ours).map(|policy| (cluster::name(policy), *policy));
-    let is_held = |name: &Name| {
-        let counts = |workload: &&Workload| match own.get(name) {
-            Some(own) => there_now.contains(workload) || *own == Some(*workload),
-            None => true,
-        };
-        let is_of_nobody = !own.contains_key(name) && !selected.contains_key(&*format!("{}/{}", name.0, name.1));
-        is_of_nobody || unsettled(name).iter().any(counts)
+    let is_held = |name: &Name| match (own.get(name), unsettled(name)) {
+        (Some(own), Some(workloads)) => workloads.iter().any(|of| there_now.contains(of) || *own == Some(*of)),
+        (None, Some(workloads)) => !workloads.is_empty(),
+        (own, None) => own.is_none(),
     };
+    let all = || wanted.iter().chain(&ours).map(|policy| (cluster::name(policy), *policy));
     let mut held: BTreeSet<Name> = all().map(|(name, _)| name).filter(is_held).collect();
-    let spreads = |name: &Name| unsettled(name).iter().any(|workload| there_now.contains(workload));
     let shared: BTreeSet<_> =
         all().filter(|(_, policy)| selects_all(policy)).map(|((namespace, _), _)| namespace).collect();
     for namespace in shared {

@@ -19,11 +19,6 @@ use crate::support::{executable, flowscribe, rows, small_disk, wait_until};
 const SPOOL_BYTES: u64 = 64 << 20;
 const QUICK: [&str; 2] = ["--roll-interval", "1s"];
 
-fn now() -> TimestampMs {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    TimestampMs(since.as_millis() as i64)
-}
-
 /// Asserts that a run's flows are all in a capture, whichever of them more than once.
 fn assert_whole(capture: &Path, run_id: &str, flows: i64) {
     let mut seqs: BTreeMap<i64, u32> = BTreeMap::new();
@@ -56,17 +51,17 @@ fn what_was_acknowledged_survives_a_receiver_that_is_killed_again_and_again() {
     for round in 0..5 {
         let until = Instant::now() + Duration::from_millis(700);
         while Instant::now() < until {
-            senders.iter_mut().for_each(|sender| sender.send(40, now()));
+            senders.iter_mut().for_each(|sender| sender.send(40, TimestampMs::now()));
             thread::sleep(Duration::from_millis(10));
         }
         receiver.kill();
-        senders.iter_mut().for_each(|sender| sender.send(40, now()));
+        senders.iter_mut().for_each(|sender| sender.send(40, TimestampMs::now()));
         thread::sleep(Duration::from_millis(200));
         let started = Receiver::at(executable(), &capture, (&grpc, &http), &QUICK);
         receiver = started.unwrap_or_else(|error| panic!("it starts again in round {round}: {error:#}"));
     }
     for sender in &mut senders {
-        sender.tell_health(now(), true);
+        sender.tell_health(TimestampMs::now(), true);
         wait_for_delivery(sender);
         let stats = sender.outbox.stats();
         assert_eq!((stats.dropped, stats.refused, stats.rejected_rows), (0, 0, 0), "{stats:?}");
@@ -93,13 +88,13 @@ fn a_row_of_health_says_what_is_missing_of_what_came_late() {
     let receiver = Receiver::start(executable(), &capture, &QUICK).expect("it receives");
     let mut sender = Sender::new("node-a", &directory.path().join("spool"), SPOOL_BYTES).expect("a spool");
     sender.start(&receiver.grpc, "grpc", &[]).expect("it sends");
-    sender.send(10, now());
-    drop(sender.request(5, now())); // lost on the way
+    sender.send(10, TimestampMs::now());
+    drop(sender.request(5, TimestampMs::now())); // lost on the way
     // Of other hours, in between.
     for hours in [2, 0, 1, 0] {
-        sender.send(10, TimestampMs(now().0 - hours * 3_600_000));
+        sender.send(10, TimestampMs(TimestampMs::now().0 - hours * 3_600_000));
     }
-    sender.tell_health(now(), true);
+    sender.tell_health(TimestampMs::now(), true);
     wait_for_delivery(&sender);
     receiver.stop().expect("it ends well");
     let hours = fs::read_dir(capture.join("flows")).expect("there are flows").flatten();
@@ -146,7 +141,7 @@ fn garbage_bombs_and_slow_clients_are_answered_within_bounds() {
     let (grpc, http) = receiver.addresses();
     let status = |answer: &str| answer.split(' ').nth(1).unwrap_or_default().to_owned();
     let mut sender = Sender::new("node-a", &directory.path().join("spool"), SPOOL_BYTES).expect("a spool");
-    let request = sender.request(100, now());
+    let request = sender.request(100, TimestampMs::now());
 
     assert_eq!(status(&post(&http, PROTOBUF, b"\xff\xff\xffgarbage")), "400");
     assert_eq!(status(&post(&http, PROTOBUF, &request[..request.len() / 2])), "400", "truncated");
@@ -184,7 +179,7 @@ fn garbage_bombs_and_slow_clients_are_answered_within_bounds() {
         .collect();
     sender.start(&receiver.http, "http/protobuf", &[]).expect("it sends");
     for _ in 0..50 {
-        sender.send(100, now());
+        sender.send(100, TimestampMs::now());
     }
     wait_for_delivery(&sender);
     assert_eq!(status(&post(&http, PROTOBUF, &request)), "200");
@@ -223,7 +218,7 @@ fn what_is_over_a_limit_is_told_to_wait_and_nothing_is_lost() {
         let mut sender = Sender::new(&protocol.replace('/', "-"), &spool, SPOOL_BYTES).expect("a spool");
         sender.start(endpoint, protocol, &[]).expect("it sends");
         for _ in 0..8 {
-            sender.send(100, now());
+            sender.send(100, TimestampMs::now());
         }
         wait_for_delivery(&sender);
         let stats = sender.outbox.stats();
@@ -232,7 +227,8 @@ fn what_is_over_a_limit_is_told_to_wait_and_nothing_is_lost() {
         assert_whole(&capture, sender.run_id(), sender.flows());
     }
     let mut sender = Sender::new("node-a", &directory.path().join("spool"), SPOOL_BYTES).expect("a spool");
-    let answer = (0..20).map(|_| post(&http, PROTOBUF, &sender.request(100, now()))).find(|a| a.contains(" 429 "));
+    let answer =
+        (0..20).map(|_| post(&http, PROTOBUF, &sender.request(100, TimestampMs::now()))).find(|a| a.contains(" 429 "));
     let answer = answer.expect("at some time it is too much").to_lowercase();
     assert!(answer.contains("retry-after: "), "{answer}");
     receiver.stop().expect("it ends well");
@@ -247,13 +243,13 @@ fn a_full_disk_is_told_and_what_comes_is_taken_once_there_is_room() {
     let receiver = Receiver::start(executable(), &disk.path().join("capture"), &QUICK).expect("it receives");
     let mut sender = Sender::new("node-a", &directory.path().join("spool"), SPOOL_BYTES).expect("a spool");
     sender.start(&receiver.grpc, "grpc", &[]).expect("it sends");
-    sender.send(100, now());
+    sender.send(100, TimestampMs::now());
     wait_for_delivery(&sender);
     // Whatever is left is taken.
     let mut file = fs::File::create(&filler).expect("there is room");
     while file.write_all(&[7; 4096]).is_ok() {}
     for _ in 0..20 {
-        sender.send(500, now());
+        sender.send(500, TimestampMs::now());
     }
     wait_until("a refusal", || sender.outbox.stats().retries > 0);
     drop(file);
@@ -308,7 +304,7 @@ fn nobody_writes_without_a_certificate_and_the_token() {
             let spool = directory.path().join(protocol).join(name);
             let mut sender = Sender::new(name, &spool, SPOOL_BYTES).expect("a spool");
             sender.start(&endpoint, protocol, &variables(token, with_client)).expect("it sends");
-            sender.send(100, now());
+            sender.send(100, TimestampMs::now());
             sender
         };
         let good = sender("good", "hunter2", true);
