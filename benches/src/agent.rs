@@ -42,7 +42,14 @@ impl Agent {
     /// # Errors
     /// It ends instead.
     pub(crate) fn start(cgroup: &Path, output: &Path, arguments: &[&str]) -> Result<Self> {
-        let program = program()?;
+        Self::start_program(program()?, cgroup, output, arguments)
+    }
+
+    /// As [`Self::start`], of another build.
+    ///
+    /// # Errors
+    /// It ends instead.
+    pub(crate) fn start_program(program: &Path, cgroup: &Path, output: &Path, arguments: &[&str]) -> Result<Self> {
         let begun = Instant::now();
         let mut child = Command::new(program)
             .args(["--loopback", "--cgroup"])
@@ -76,15 +83,25 @@ impl Agent {
 
     /// Memory of its eBPF maps in bytes, as the kernel tells it.
     pub(crate) fn map_bytes(&self) -> Result<u64> {
-        let mut maps = std::collections::BTreeMap::new();
+        self.of_descriptors("map_id:", "memlock:")
+    }
+
+    /// How long its programs ran, in nanoseconds; only while the kernel measures that.
+    pub(crate) fn program_ns(&self) -> Result<u64> {
+        self.of_descriptors("prog_id:", "run_time_ns:")
+    }
+
+    /// Sums a number that the kernel shows of its eBPF objects, each object once.
+    fn of_descriptors(&self, id: &str, number: &str) -> Result<u64> {
+        let mut found = std::collections::BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.child.id()))? {
             let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-            let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
-            if let (Some(id), Some(bytes)) = (number("map_id:"), number("memlock:")) {
-                maps.insert(id, bytes);
+            let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+            if let (Some(id), Some(number)) = (value(id), value(number)) {
+                found.insert(id, number);
             }
         }
-        Ok(maps.values().sum())
+        Ok(found.values().sum())
     }
 
     /// Ends it as Ctrl-C does.
@@ -107,7 +124,7 @@ impl Drop for Agent {
     }
 }
 
-/// The program that is shipped, built if it is not, or not any more.
+/// The program that is shipped, built if it is not, or not any more; or the one that `FLOWSCRIBE_EXPORTER` names.
 ///
 /// # Errors
 /// It can't be built.
@@ -116,7 +133,8 @@ pub(crate) fn program() -> Result<&'static Path> {
     if let Some(program) = PROGRAM.get() {
         return Ok(program);
     }
-    let program = beside("exporter", "flowscribe-exporter")?;
+    let named = std::env::var_os("FLOWSCRIBE_EXPORTER").map(PathBuf::from);
+    let program = named.map_or_else(|| beside("exporter", "flowscribe-exporter"), Ok)?;
     Ok(PROGRAM.get_or_init(|| program))
 }
 

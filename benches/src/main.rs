@@ -34,6 +34,9 @@ enum Command {
         /// Only these lines of the report.
         #[arg(long, value_delimiter = ',')]
         only: Vec<report::Line>,
+        /// Measure churn against this build of the exporter instead, and the run time of both builds' programs.
+        #[arg(long, value_name = "PROGRAM", conflicts_with = "only")]
+        baseline: Option<PathBuf>,
     },
     /// Run mixed traffic and watch memory and loss.
     Soak {
@@ -116,7 +119,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15, only: Vec::new() }) {
+    let done = match Args::parse().command.unwrap_or(Command::Report { pairs: 15, only: Vec::new(), baseline: None }) {
         Command::Load { cgroup } => load::run(&cgroup),
         Command::Edges { rows, runs, keep } => edges::run(&rows, runs, keep.as_deref()),
         Command::Policies { workloads, runs } => policies::run(workloads, runs),
@@ -124,7 +127,7 @@ fn main() -> ExitCode {
         Command::Live { agents, per_second, seconds } => live::run(agents, per_second, seconds),
         Command::Ship { rows, agents } => ship::run(rows, agents),
         Command::Cluster { pods, services } => cluster::run(pods, services),
-        Command::Report { pairs, only } => report::run(pairs, &only),
+        Command::Report { pairs, only, baseline } => report::run(pairs, &only, baseline.as_deref()),
         Command::Soak { seconds, per_second } => report::soak(seconds, per_second),
     };
     match done {

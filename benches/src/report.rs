@@ -27,8 +27,11 @@ use crate::{
 ///
 /// # Errors
 /// The machine does not allow it.
-pub(crate) fn run(pairs: usize, only: &[Line]) -> Result<()> {
+pub(crate) fn run(pairs: usize, only: &[Line], baseline: Option<&Path>) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "it needs root");
+    if let Some(baseline) = baseline {
+        return against(baseline, pairs);
+    }
     println!("| what | without | with the exporter | aim |\n|---|---|---|---|");
     for line in Line::value_variants().iter().filter(|line| only.is_empty() || only.contains(line)) {
         match line {
@@ -96,60 +99,122 @@ pub(crate) fn soak(seconds: u64, per_second: u32) -> Result<()> {
     Ok(())
 }
 
-/// Interleaved pairs; the ratio of rates, its median with the interval that holds it in 95 of 100 cases.
+/// Interleaved pairs without and with the exporter; the ratio of rates, its median with the interval that holds it in 95 of
+/// 100 cases.
 fn compare(name: &str, load: Load, pairs: usize, aim: &str) -> Result<()> {
-    let lab = Lab::new()?;
-    let mut process = lab.load()?;
-    process.order(load, Duration::from_secs(1))?;
-    let (mut ratios, mut cpu_ratios, mut rates) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut agent_seconds, mut ends, mut lost) = (0.0, 0, 0);
-    for pair in 0..pairs {
-        let mut run = |with: bool| -> Result<Done> {
-            let directory = tempfile::tempdir()?;
-            let output = directory.path().join("capture");
-            if !with {
-                return process.order(load, PHASE);
-            }
-            let agent = Agent::start(&lab.cgroup, &output, &[])?;
-            let before = agent.cpu_seconds()?;
-            let done = process.order(load, PHASE)?;
-            thread::sleep(Duration::from_millis(150));
-            agent_seconds += agent.cpu_seconds()? - before;
-            agent.stop()?;
-            let sums = agent::sums(&output)?;
-            if matches!(load, Load::Churn { .. }) {
-                ensure!(sums.closed == 2 * done.operations as i64, "{} connections, {sums:?}", done.operations);
-            }
-            ends += sums.seen;
-            lost += sums.lost;
-            Ok(done)
-        };
-        // In turn, which of the two comes first.
-        let (without, with) = if pair % 2 == 0 {
-            let without = run(false)?;
-            (without, run(true)?)
-        } else {
-            let with = run(true)?;
-            (run(false)?, with)
-        };
-        let per_operation = |done: Done| done.cpu_seconds / done.operations as f64;
-        ratios.push(with.per_second / without.per_second);
-        cpu_ratios.push(per_operation(without) / per_operation(with));
-        rates.push(without.per_second);
-    }
-    let (low, median, high) = interval(&mut ratios);
-    let (cpu_low, cpu_median, cpu_high) = interval(&mut cpu_ratios);
-    let (_, rate, _) = interval(&mut rates);
-    let per_end = if ends > 1000 {
-        format!("; agent {:.2} µs per end", 1e6 * agent_seconds / ends as f64)
-    } else {
-        String::new()
-    };
+    let Pairs { mut rates, mut cpu, mut first_rates, second: Sum { seconds, ends, lost, .. }, .. } =
+        Pairs::run(load, pairs, [None, Some(agent::program()?)])?;
+    let (low, median, high) = interval(&mut rates);
+    let (cpu_low, cpu_median, cpu_high) = interval(&mut cpu);
+    let (_, rate, _) = interval(&mut first_rates);
+    let per_end =
+        if ends > 1000 { format!("; agent {:.2} µs per end", 1e6 * seconds / ends as f64) } else { String::new() };
     println!(
         "| {name} | {rate:.0}/s | rate × {median:.3} ({low:.3}–{high:.3}), work per CPU time × {cpu_median:.3} \
          ({cpu_low:.3}–{cpu_high:.3}){per_end}; {lost} lost | {aim} |"
     );
     Ok(())
+}
+
+/// Interleaved pairs of churn with another build of the exporter and with this one, and the kernel's own account of what
+/// their programs take per connection.
+fn against(baseline: &Path, pairs: usize) -> Result<()> {
+    let load = Load::Churn { one_cpu: false };
+    println!("| {CHURN} | baseline | this build | ratio |\n|---|---|---|---|");
+    let both = [Some(baseline), Some(agent::program()?)];
+    let mut found = Pairs::run(load, pairs, both)?;
+    let (_, rate, _) = interval(&mut found.first_rates);
+    let (_, other, _) = interval(&mut found.second_rates);
+    let (low, median, high) = interval(&mut found.rates);
+    println!("| connections per second | {rate:.0} | {other:.0} | × {median:.3} ({low:.3}–{high:.3}) |");
+    let statistics = Path::new("/proc/sys/kernel/bpf_stats_enabled");
+    let before = fs::read_to_string(statistics)?;
+    fs::write(statistics, "1")?;
+    let measured = Pairs::run(load, pairs, both);
+    fs::write(statistics, before)?;
+    let measured = measured?;
+    let (mut ratios, mut first, mut second) = (measured.program_ns, measured.first_ns, measured.second_ns);
+    let (low, median, high) = interval(&mut ratios);
+    let (first, second) = (interval(&mut first).1, interval(&mut second).1);
+    println!(
+        "| programs, ns per connection (both ends) | {first:.0} | {second:.0} | × {median:.3} ({low:.3}–{high:.3}) |"
+    );
+    Ok(())
+}
+
+/// What pairs of runs came to: each of two runs of a pair without an exporter, or with one.
+#[derive(Default)]
+struct Pairs {
+    /// Of each pair, the second run's rate over the first one's.
+    rates: Vec<f64>,
+    /// Of each pair, the second run's work per CPU time over the first one's.
+    cpu: Vec<f64>,
+    /// Of each pair, the second run's program time per connection over the first one's, where the kernel measures it.
+    program_ns: Vec<f64>,
+    first_rates: Vec<f64>,
+    second_rates: Vec<f64>,
+    first_ns: Vec<f64>,
+    second_ns: Vec<f64>,
+    second: Sum,
+}
+
+/// What the exporter did in some runs.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    seconds: f64,
+    ends: i64,
+    lost: i64,
+    /// Time in its programs, where the kernel measures it.
+    program_ns: u64,
+}
+
+impl Pairs {
+    fn run(load: Load, pairs: usize, programs: [Option<&Path>; 2]) -> Result<Self> {
+        let lab = Lab::new()?;
+        let mut process = lab.load()?;
+        process.order(load, Duration::from_secs(1))?;
+        let mut found = Self::default();
+        for pair in 0..pairs {
+            // In turn, which of the two comes first.
+            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+            let mut of_pair = [None; 2];
+            for which in order {
+                of_pair[which] = Some(one(&lab, &mut process, load, programs[which])?);
+            }
+            let [Some((first, of_first)), Some((second, of_second))] = of_pair else { continue };
+            let per_operation = |done: Done| done.cpu_seconds / done.operations as f64;
+            found.rates.push(second.per_second / first.per_second);
+            found.cpu.push(per_operation(first) / per_operation(second));
+            found.first_rates.push(first.per_second);
+            found.second_rates.push(second.per_second);
+            let ns = |done: Done, sum: Sum| sum.program_ns as f64 / done.operations as f64;
+            found.first_ns.push(ns(first, of_first));
+            found.second_ns.push(ns(second, of_second));
+            found.program_ns.push(ns(second, of_second) / ns(first, of_first));
+            let Sum { seconds, ends, lost, .. } = &mut found.second;
+            (*seconds, *ends, *lost) = (*seconds + of_second.seconds, *ends + of_second.ends, *lost + of_second.lost);
+        }
+        Ok(found)
+    }
+}
+
+/// A run of a load, with an exporter or without.
+fn one(lab: &Lab, process: &mut LoadProcess, load: Load, program: Option<&Path>) -> Result<(Done, Sum)> {
+    let Some(program) = program else { return Ok((process.order(load, PHASE)?, Sum::default())) };
+    let directory = tempfile::tempdir()?;
+    let output = directory.path().join("capture");
+    let agent = Agent::start_program(program, &lab.cgroup, &output, &[])?;
+    let before = (agent.cpu_seconds()?, agent.program_ns()?);
+    let done = process.order(load, PHASE)?;
+    thread::sleep(Duration::from_millis(150));
+    let seconds = agent.cpu_seconds()? - before.0;
+    let program_ns = agent.program_ns()?.saturating_sub(before.1);
+    agent.stop()?;
+    let sums = agent::sums(&output)?;
+    if matches!(load, Load::Churn { .. }) {
+        ensure!(sums.closed == 2 * done.operations as i64, "{} connections, {sums:?}", done.operations);
+    }
+    Ok((done, Sum { seconds, ends: sums.seen, lost: sums.lost, program_ns }))
 }
 
 /// Sixteen threads over veth with RPS, where softirqs interrupt each other.

@@ -1,11 +1,14 @@
 //! The maps the programs share with the exporter, and the globals it sets before load.
 
-use core::{arch::asm, ptr};
+use core::{arch::asm, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns,
+        generated::{bpf_get_current_task, bpf_probe_read_kernel},
+    },
     macros::btf_map,
 };
 use schemas::event::{EdgeCounts, EdgeKey, FlowEvent, Settings, SocketOffsets, control, counter};
@@ -58,6 +61,27 @@ pub(crate) static CONNECTIONS: HashMap<u64, Connection, { 1 << 16 }> = HashMap::
 #[btf_map]
 pub(crate) static STRAYS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 
+/// Cookies of TCP sockets by which the exporter itself connects: they have no callback flag because they are not to be
+/// watched, not because it was lost.
+///
+/// # Minimum kernel version
+/// 4.10.
+///
+/// # Drops
+/// The least recently used: the exporter's own connection is then recorded as anybody's.
+#[btf_map]
+pub(crate) static OWN_SOCKETS: LruHashMap<u64, u8, 256> = LruHashMap::new();
+
+/// Cookies of unconnected UDP sockets whose receivers ask for the sender's address.
+///
+/// # Minimum kernel version
+/// 4.10.
+///
+/// # Drops
+/// The least recently used: one datagram more is then counted as of an unknown sender.
+#[btf_map]
+pub(crate) static ASKING_SOCKETS: LruHashMap<u64, u8, 8192> = LruHashMap::new();
+
 /// Counts by [`counter`] index.
 ///
 /// # Minimum kernel version
@@ -109,12 +133,18 @@ pub(crate) static OFFSETS: SocketOffsets = SocketOffsets {
     cgroup_ancestors: 0,
     user_locks: 0,
     user_locks_shift: 0,
+    segments_out: 0,
+    task_group: 0,
+    task_namespaces: 0,
+    namespaces_net: 0,
+    program_aux: 0,
+    aux_id: 0,
+    aux_name: 0,
 };
 
 /// What the exporter wants.
 #[unsafe(no_mangle)]
-pub(crate) static SETTINGS: Settings =
-    Settings { window_ns: 1, utc_offset_ns: 0, watched_cgroup: 0, own_process: 0, has_lengths: 0 };
+pub(crate) static SETTINGS: Settings = Settings { window_ns: 1, utc_offset_ns: 0, watched_cgroup: 0 };
 
 /// The value of [`CONNECTIONS`].
 ///
@@ -184,6 +214,15 @@ macro_rules! field {
     };
 }
 pub(crate) use field;
+
+/// Writes a number.
+#[inline(always)]
+pub(crate) fn set_control(index: u32, value: u64) {
+    if let Some(number) = CONTROL.get_ptr_mut(index) {
+        // SAFETY: a valid map value.
+        unsafe { *number = value };
+    }
+}
 
 /// Reads a number of the exporter's.
 #[inline(always)]
@@ -311,9 +350,28 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
-/// Whether the current task is the exporter; to be asked in system calls only.
+/// Whether the current task is of the exporter; to be asked in system calls only.
 #[inline(always)]
 pub(crate) fn is_own() -> bool {
-    let own = field!(SETTINGS.own_process);
-    own != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 == own
+    is_own_process((bpf_get_current_pid_tgid() >> 32) as u32)
+}
+
+/// As [`is_own`], for programs that may not call `bpf_get_current_pid_tgid`: those of `sock_ops` before Linux 6.10.
+#[inline(always)]
+pub(crate) fn is_own_task() -> bool {
+    let offset = field!(OFFSETS.task_group) as usize;
+    let mut group = MaybeUninit::<u32>::zeroed();
+    // SAFETY: the helpers have no precondition; what is copied is as large as the value, for which zeros are valid.
+    let group = unsafe {
+        let from = (bpf_get_current_task() as *const u8).add(offset);
+        bpf_probe_read_kernel(group.as_mut_ptr().cast(), size_of::<u32>() as u32, from.cast());
+        group.assume_init()
+    };
+    is_own_process(group)
+}
+
+#[inline(always)]
+fn is_own_process(process: u32) -> bool {
+    let own = control(control::OWN_PROCESS) as u32;
+    own != 0 && own == process
 }

@@ -2,6 +2,8 @@
 
 mod cgroup;
 mod close;
+mod list;
+mod node;
 mod open;
 mod sock_ops;
 mod udp;

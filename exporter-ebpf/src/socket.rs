@@ -2,10 +2,13 @@
 
 use core::{mem::MaybeUninit, ptr};
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
 use schemas::event::FlowEvent;
 
 use crate::maps::{Connection, exchange, field};
+
+/// `BPF_SOCK_OPS_STATE_CB_FLAG` of the kernel's user API.
+pub(crate) const STATE_CALLBACK_FLAG: u8 = 1 << 2;
 
 /// Protocol numbers of IANA.
 pub(crate) const TCP: u8 = 6;
@@ -160,6 +163,14 @@ impl<const COPIED: bool> Socket<COPIED> {
         )
     }
 
+    /// Whether an IPv6 socket is connected to an IPv4-mapped address.
+    #[inline(always)]
+    pub(crate) fn has_mapped_remote(self) -> bool {
+        let at = field!(OFFSETS.remote_ipv6);
+        let words: [u32; 3] = [self.load(at), self.load(at + 4), self.load(at + 8)];
+        words == [0, 0, 0xffff_u32.to_be()]
+    }
+
     /// Fills in how the connection went, at its end.
     #[inline(always)]
     pub(crate) fn describe_end(self, event: &mut FlowEvent) {
@@ -189,9 +200,16 @@ impl<const COPIED: bool> Socket<COPIED> {
         (sent, self.load::<u64>(field!(OFFSETS.bytes_received)) - ((flags >> SOCK_DONE_SHIFT) & 1))
     }
 
+    /// Whether `sock_ops` programs are called when its state changes.
     #[inline(always)]
-    pub(crate) fn callback_flags(self) -> u8 {
-        self.load(field!(OFFSETS.callback_flags))
+    pub(crate) fn has_state_callbacks(self) -> bool {
+        self.load::<u8>(field!(OFFSETS.callback_flags)) & STATE_CALLBACK_FLAG != 0
+    }
+
+    /// Whether any segment was sent.
+    #[inline(always)]
+    pub(crate) fn has_sent(self) -> bool {
+        self.load::<u32>(field!(OFFSETS.segments_out)) > 0
     }
 
     /// Whether `connect` chose the local port, which tells a client from a listener's child: both share the port's
@@ -213,6 +231,14 @@ impl<const COPIED: bool> Socket<COPIED> {
     fn load<T: Copy>(self, offset: u32) -> T {
         load_from::<T, COPIED>(self.0, offset)
     }
+}
+
+/// Cookie of a socket, which is never used again; from a pointer to it in a tracing program, or from the context of
+/// another program.
+#[inline(always)]
+pub(crate) fn cookie<T>(socket: *const T) -> u64 {
+    // SAFETY: the verifier refuses any other pointer.
+    unsafe { bpf_get_socket_cookie(socket.cast_mut().cast()) }
 }
 
 /// Inode number of a cgroup's directory.
@@ -254,6 +280,12 @@ pub(crate) fn mapped(ipv4: u32) -> [u32; 4] {
 pub(crate) fn bytes(words: [u32; 4]) -> [u8; 16] {
     // SAFETY: both are sixteen bytes without invalid values.
     unsafe { core::mem::transmute(words) }
+}
+
+/// Reads a field through a helper that bears any pointer.
+#[inline(always)]
+pub(crate) fn copied<T: Copy>(base: *const u8, offset: u32) -> T {
+    load_from::<T, true>(base, offset)
 }
 
 #[inline(always)]

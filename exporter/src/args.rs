@@ -157,6 +157,10 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_METRICS_TOKEN_FILE", value_name = "FILE")]
     pub metrics_token_file: Option<PathBuf>,
 
+    /// Print all that the kernel's verifier says of a program that it refuses, instead of the reason alone.
+    #[arg(long, env = "FLOWSCRIBE_VERBOSE", value_parser = FalseyValueParser::new())]
+    pub verbose: bool,
+
     /// Have the kernel measure how long the eBPF programs run, for /metrics. Needs CAP_SYS_ADMIN, and costs about 50 ns
     /// per run of any eBPF program on the node.
     #[arg(long, env = "FLOWSCRIBE_BPF_STATS", value_parser = FalseyValueParser::new())]
@@ -166,8 +170,8 @@ pub struct Args {
     #[arg(long, env = "FLOWSCRIBE_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
-    /// Network namespace of the node itself, where sockets are told apart by their cgroup. By default that of process 1; where
-    /// that can't be read, which takes CAP_SYS_PTRACE, the kernel's first one.
+    /// Network namespace of the node itself, where sockets are told apart by their cgroup. By default that of process 1,
+    /// as the kernel knows it.
     #[arg(long, env = "FLOWSCRIBE_HOST_NETNS", value_name = "FILE")]
     pub host_netns: Option<PathBuf>,
 
@@ -205,8 +209,29 @@ pub enum RemoteMetadata {
 /// What else the program does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Tell what the kernel, the capabilities and the mounts here allow to be recorded, and what is missing costs.
-    Doctor,
+    /// Show what the kernel, the capabilities and the mounts here allow to be recorded, and what is missing costs.
+    Doctor(DoctorArgs),
+}
+
+/// Flags of `doctor`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = DoctorFormat::Text)]
+    pub format: DoctorFormat,
+
+    /// Print all that the kernel's verifier says of a program that it refuses; JSON always has it.
+    #[arg(long)]
+    pub verbose: bool,
+}
+
+/// How `doctor` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DoctorFormat {
+    /// A line or more per finding, for people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 impl Args {

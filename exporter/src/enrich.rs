@@ -250,7 +250,9 @@ impl Enricher {
     /// Names a flow. One whose ends may have a name soon has to wait, if it may.
     pub(crate) fn step(&mut self, flow: &Flow, may_wait: bool, now: TimestampMs) -> Step {
         let key = &flow.key;
-        if !self.filter.loopback && key.local_address.is_loopback() && key.remote_address.is_loopback() {
+        // A UDP socket that is bound to no address sends to one of loopback from there.
+        let is_local = key.local_address.is_loopback() || key.local_address.is_unspecified();
+        if !self.filter.loopback && is_local && key.remote_address.is_loopback() {
             return Step::Filtered;
         }
         let sums = &flow.sums;

@@ -52,19 +52,25 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    if matches!(args.command, Some(Command::Doctor)) {
-        return doctor::run(&args);
+    if let Some(Command::Doctor(of_doctor)) = args.command {
+        return doctor::run(&args, of_doctor);
     }
     probe::share_heap();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();
+    let verbose = args.verbose;
     match record(args) {
         Ok(RunSummary { rows, ends, filtered, lost }) => {
             tracing::info!(rows, connection_ends = ends, filtered, lost, "recorded");
             ExitCode::SUCCESS
         }
         Err(error) => {
+            if let RunError::Probe(error) = &error
+                && let Some(log) = error.verifier_log().filter(|_| verbose)
+            {
+                eprintln!("{log}");
+            }
             eprintln!("flowscribe-exporter: {}", chain(&error));
             ExitCode::FAILURE
         }
@@ -90,7 +96,7 @@ async fn record(args: Args) -> Result<RunSummary, RunError> {
     .await
 }
 
-/// An error with its causes, as one line: of each the first, since the verifier adds its log.
+/// An error with its causes, as one line: of each the first.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let first_line = |error: &dyn Error| error.to_string().lines().next().unwrap_or_default().to_owned();
     let mut text = first_line(error);

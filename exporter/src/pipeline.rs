@@ -56,8 +56,8 @@ use crate::{
     inventory::Inventory,
     live::{self, Admission},
     probe::{
-        self, Degraded, Probe, ProbeCounters, ProbeError, ProbeOptions,
-        host::{cgroup1_mount, cgroup2_mount, is_first_pid_namespace},
+        self, Degraded, NodeNetns, Probe, ProbeCounters, ProbeError, ProbeOptions,
+        host::{cgroup1_mount, cgroup2_mount},
         netns,
     },
     sink::{Account, Hub, LiveSink, OtlpSink, ParquetSink, Sink, Sinks},
@@ -166,7 +166,9 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     if let Some(address) = args.metrics_address {
         telemetry::serve(address, &args.metrics_security(), Arc::clone(&telemetry)).await?;
     }
-    let host = host_netns(args.host_netns.as_deref())?;
+    if args.host_netns.is_some() {
+        host_netns(args.host_netns.as_deref(), None)?; // a wrong one is an error before anything is written
+    }
     let inventory = match args.inventory.clone() {
         Some(path) => Inventory::of_file(path, &origin)?,
         None => Inventory::of_node(&origin),
@@ -194,9 +196,13 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
         window_ns: args.summed_window_ms() as u64 * 1_000_000,
         utc_offset_ns: clock.offset_ns as u64,
     })?;
-    for Degraded { cost, reason } in probe.degraded() {
-        tracing::warn!(cost, reason, "a part of the capture can't be had here");
+    for Degraded { program, cost, reason, since, log } in probe.degraded() {
+        tracing::warn!(program, cost, reason, linux = since, "a part of the capture can't be had here");
+        if let Some(log) = log.as_ref().filter(|_| args.verbose) {
+            eprintln!("{log}");
+        }
     }
+    let host = host_netns(args.host_netns.as_deref(), probe.node_netns())?;
     let Args { labels, cidrs, ports, loopback, .. } = args.clone();
     let filter = Filter { namespaces: args.namespaces(), labels, cidrs, ports, loopback };
     let _measuring = args.bpf_stats.then(probe::measure_run_time).and_then(|measuring| {
@@ -213,7 +219,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     }
     let node = Arc::clone(&origin.node);
     let mut recorder = Recorder::new(&args, origin, run_start, enricher, inventory, sinks)?;
-    recorder.programs = probe.attached().iter().copied().map(Arc::from).collect();
+    recorder.programs = probe.programs().iter().copied().map(Arc::from).collect();
     // The run and who is who are on disk before the first flow, so that even a run that is killed at once is named.
     if !recorder.begin() {
         return Err(RunError::Unwritable { to });
@@ -305,23 +311,24 @@ fn jitter(longest: Duration) -> Result<Duration, RunError> {
     Ok(longest.mul_f64(f64::from(random) / f64::from(u32::MAX)))
 }
 
-/// The node's own network namespace: that of process 1. Where that can't be read, as in a pod without CAP_SYS_PTRACE, it is
-/// the kernel's first one, whose cookie is known, if process 1 is the kernel's first process; otherwise this process's own.
-pub(crate) fn host_netns(path: Option<&Path>) -> Result<HostNetns, RunError> {
+/// The node's own network namespace: the one that is named, or that of process 1, as the probe found it; where it could not,
+/// this process's own.
+///
+/// # Errors
+/// The file that is named is none of a namespace.
+pub(crate) fn host_netns(named: Option<&Path>, found: Option<NodeNetns>) -> Result<HostNetns, RunError> {
     let of = |path: &Path| {
         let inode = inode(path).ok_or_else(|| RunError::HostNetns { path: path.into() })?;
         Ok(HostNetns { inode: inode as u32, cookie: netns::cookie(path) })
     };
-    if let Some(path) = path {
-        return of(path);
+    match (named, found) {
+        (Some(path), _) => of(path),
+        (None, Some(NodeNetns { inode, cookie })) => Ok(HostNetns { inode, cookie: Some(cookie) }),
+        (None, None) => of(Path::new("/proc/1/ns/net")).or_else(|_| {
+            let own = of(Path::new("/proc/self/ns/net"))?;
+            Ok(HostNetns { cookie: own.cookie.or_else(netns::own_cookie), ..own })
+        }),
     }
-    of(Path::new("/proc/1/ns/net")).or_else(|_| match netns::own_cookie() {
-        Some(cookie) if cookie != netns::FIRST_COOKIE && is_first_pid_namespace() => {
-            // No namespace has this inode.
-            Ok(HostNetns { inode: 0, cookie: Some(netns::FIRST_COOKIE) })
-        }
-        own => of(Path::new("/proc/self/ns/net")).map(|host| HostNetns { cookie: host.cookie.or(own), ..host }),
-    })
 }
 
 /// The node's name where none is given: its host name.

@@ -2,11 +2,17 @@
 //!
 //! Nothing outside of this module knows aya, system calls of the kernel's own, or `unsafe`.
 
+#[cfg(test)]
+mod calls;
 mod counters;
+mod error;
 pub(crate) mod host;
 mod load;
+mod neighbour;
 pub(crate) mod netns;
 mod offsets;
+mod program;
+mod syscall;
 mod walk;
 
 use std::{
@@ -22,18 +28,22 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{Program, ProgramError, sock_ops::SockOpsLink},
+    programs::{Program, ProgramError, sock_ops::SockOpsLink, tp_btf::BtfTracePointLink},
     sys::{Stats, enable_stats},
 };
-use host::{cgroup2_mount, check_capabilities, own_process};
-use load::{Loading, attach_tcp};
+use host::{cgroup2_mount, check_capabilities};
+use load::{Loaded, Loading, attach_close};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
 
 use counters::fdinfo;
 pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
+pub(crate) use error::{ProbeError, Refusal};
+use neighbour::{Names, Neighbour};
+use program::TCP;
+pub(crate) use program::{PROGRAMS, Spec};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
 pub(crate) struct Probe {
@@ -52,10 +62,20 @@ pub(crate) struct Probe {
     epoch: u32,
     /// When the present generation of edges began.
     epoch_begun: Instant,
-    attached: Vec<&'static str>,
+    /// Names of the programs that are in the kernel.
+    loaded: Vec<&'static str>,
     degraded: Vec<Degraded>,
+    /// What attaches [`CLOSE`], while it is needed: dropping it detaches.
+    close: Option<BtfTracePointLink>,
+    /// The cgroup that is watched.
+    cgroup: PathBuf,
+    /// Sockets found without their flag, when they were counted last.
+    flags_missing: u64,
+    program_names: Names,
+    /// Programs that may take flags away, as far as they were reported.
+    neighbours: Vec<Neighbour>,
     malformed: u64,
-    /// Skipped runs of programs that are not attached any more.
+    /// Skipped runs of programs, counted when they were unloaded.
     skipped_before: u64,
 }
 
@@ -77,74 +97,39 @@ pub(crate) struct ProbeOptions<'a> {
 }
 
 /// A part of the capture that can't be had here.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Degraded {
+    /// The program that is missing; empty where it is none.
+    pub program: &'static str,
     /// What is not recorded.
     pub cost: &'static str,
     /// Why.
     pub reason: String,
+    /// The first Linux that has what it takes; empty where that is not the point.
+    pub since: &'static str,
+    /// All that the verifier said.
+    pub log: Option<String>,
+}
+
+impl Degraded {
+    fn of(spec: Spec) -> Self {
+        Self { program: spec.name, cost: spec.cost(), reason: String::new(), since: spec.since, log: None }
+    }
+}
+
+/// The network namespace of process 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeNetns {
+    /// Inode number of its file.
+    pub inode: u32,
+    /// Its cookie.
+    pub cookie: u64,
 }
 
 /// Tells of what is open, from any thread.
 pub(crate) struct Scan {
     program: Option<OwnedFd>,
     connections: OwnedFd,
-}
-
-/// Why the kernel's sockets can't be watched here; each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// The process may not load or attach programs.
-    #[error("missing {capabilities}: run as root, or grant these capabilities")]
-    NotPermitted { capabilities: String },
-    /// The kernel was built without type information.
-    #[error("no kernel type information at {path}: a kernel with CONFIG_DEBUG_INFO_BTF=y is needed")]
-    NoBtf {
-        path: PathBuf,
-        #[source]
-        source: btf_rs::Error,
-    },
-    /// The kernel lacks a field: it is too old, or was built without an option.
-    #[error(
-        "the kernel has no field {field}: Linux 5.12 or newer with CONFIG_INET, CONFIG_IPV6 and CONFIG_CGROUPS is needed"
-    )]
-    MissingField { field: &'static str },
-    /// There is no cgroup v2 hierarchy.
-    #[error(
-        "no cgroup2 mount in /proc/mounts: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or name one with --cgroup"
-    )]
-    NoCgroup2,
-    /// The cgroup to watch can't be opened.
-    #[error("cannot open cgroup {path}: name a cgroup v2 directory with --cgroup")]
-    Cgroup {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused the programs.
-    #[error("the kernel refused to load the eBPF programs: Linux 5.12 or newer is needed")]
-    Load(#[source] Box<EbpfError>),
-    /// The kernel refused one program.
-    #[error("the kernel refused to load or attach `{program}` at {path}")]
-    Attach {
-        program: &'static str,
-        path: PathBuf,
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A map is not as the object declares it.
-    #[error("eBPF map `{map}` cannot be used: the object was built from other sources")]
-    Map {
-        map: &'static str,
-        #[source]
-        source: Box<MapError>,
-    },
-    /// A descriptor can't be copied.
-    #[error("cannot copy a file descriptor: raise the limit (ulimit -n)")]
-    Descriptor(#[source] io::Error),
-    /// The object lacks something: it was built from other sources.
-    #[error("the eBPF object has no `{name}`: rebuild it with exporter-ebpf/build.sh")]
-    NotInObject { name: &'static str },
 }
 
 impl Probe {
@@ -166,59 +151,42 @@ impl Probe {
         let inode = directory.metadata().map_or(0, |metadata| metadata.ino());
         let is_mount = path == cgroup2_mount()?;
         let watched_cgroup = if is_mount || kernel.offsets.cgroup_ancestors == 0 { 0 } else { inode };
-        let (offsets, has_lengths) = (Global(kernel.offsets), kernel.has_lengths);
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::Load(Box::new(source.into())))?;
-        let settings = Settings {
-            window_ns,
-            utc_offset_ns,
-            watched_cgroup,
-            own_process: own_process(),
-            has_lengths: has_lengths.into(),
-        };
+        let settings = Settings { window_ns, utc_offset_ns, watched_cgroup };
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
-            .override_global("OFFSETS", &offsets, true)
+            .override_global("OFFSETS", &Global(kernel.offsets), true)
             .override_global("SETTINGS", &Global(settings), true)
             .map_max_entries(EVENTS, ring_bytes)
             .map_max_entries(EDGES, kernel_edges)
             .map_max_entries(CONNECTIONS, connections)
             .load(OBJECT)
             .map_err(|source| ProbeError::Load(Box::new(source)))?;
+        let control = programs.take_map(CONTROL).ok_or(ProbeError::NotInObject { name: CONTROL })?;
+        let mut control = Array::try_from(control).map_err(map_error(CONTROL))?;
 
-        let attach_error = |source| ProbeError::Attach { program: TCP, path, source: Box::new(source) };
-        let tcp = attach_tcp(&mut programs, &directory).map_err(attach_error)?;
-        let mut loading = Loading { programs: &mut programs, btf: &btf, attached: vec![TCP], degraded: Vec::new() };
-        if is_mount && inode != ROOT_CGROUP {
-            loading.degraded.push(Degraded {
-                cost: "the node: only sockets of this container and what it started are seen",
-                reason: "the cgroup2 mount shows a part of the hierarchy: mount the node's own, /sys/fs/cgroup".into(),
-            });
-        }
-        if !is_mount && watched_cgroup == 0 {
-            loading.degraded.push(Degraded {
-                cost: "--cgroup: UDP of connected sockets, and connections older than the run, are those of the node",
-                reason: "the kernel does not tell the cgroups above one: Linux 6.1 or newer is needed".into(),
-            });
-        }
-        loading.udp(&directory, has_lengths);
-        loading.tracepoint("observe_cgroups", "cgroup_mkdir", "pods that are gone before their inventory is read");
-        loading.tracepoint(CLOSE, "inet_sock_set_state", "the ends of connections that were open before the run");
-        let walk = loading.iterator(OPEN, "bpf_map_elem", "connections that are open, until they end");
+        let (btf_of, directory) = (&btf, &directory);
+        let (names, loaded) = (Names::new(None), Loaded::default());
+        let mut loading = Loading { programs: &mut programs, btf: btf_of, kernel: &kernel, directory, names, loaded };
+        loading.list_programs();
+        loading.find_node();
+        let tcp = Some(loading.tcp(&path)?);
+        loading.loaded.degraded.extend(partial_view(is_mount, inode, watched_cgroup));
+        loading.rest();
+        control.set(control::HAS_LENGTHS, u64::from(loading.loaded.has_lengths), 0).map_err(map_error(CONTROL))?;
         loading.adopt();
-        let Loading { attached, degraded, .. } = loading;
+        let Loading { names: program_names, loaded, .. } = loading;
+        let Loaded { names, degraded, close, list_open, has_lengths: _ } = loaded;
 
         let mut take = |name| programs.take_map(name).ok_or(ProbeError::NotInObject { name });
-        let map_error = |map| move |source| ProbeError::Map { map, source: Box::new(source) };
         let copy = |map: &Map| map_fd(map)?.try_clone_to_owned().map_err(ProbeError::Descriptor);
         let (events, edges) = (take(EVENTS)?, take(EDGES)?);
         let (ring_fd, edges_fd) = (copy(&events)?, copy(&edges)?);
         let events = RingBuf::try_from(events).map_err(map_error(EVENTS))?;
         let edges = HashMap::try_from(edges).map_err(map_error(EDGES))?;
-        let control = Array::try_from(take(CONTROL)?).map_err(map_error(CONTROL))?;
         let counters = PerCpuArray::try_from(take(COUNTERS)?).map_err(map_error(COUNTERS))?;
         let connections = copy(&take(CONNECTIONS)?)?;
-        let scan = Arc::new(Scan { program: walk, connections });
-        let tcp = Some(tcp);
+        let scan = Arc::new(Scan { program: list_open, connections });
         let mut probe = Self {
             programs,
             tcp,
@@ -232,21 +200,26 @@ impl Probe {
             edges_taken: 0,
             epoch: 0,
             epoch_begun: Instant::now(),
-            attached,
+            loaded: names,
             degraded,
+            close,
+            cgroup: path,
+            flags_missing: 0,
+            program_names,
+            neighbours: Vec::new(),
             malformed: 0,
             skipped_before: 0,
         };
         probe.forget_older()?;
         // The kernel's type information takes more than all the rest.
-        drop(btf);
+        drop((btf, kernel));
         return_memory();
         Ok(probe)
     }
 
-    /// Names of the attached programs.
-    pub(crate) fn attached(&self) -> &[&'static str] {
-        &self.attached
+    /// Names of the programs that are in the kernel.
+    pub(crate) fn programs(&self) -> &[&'static str] {
+        &self.loaded
     }
 
     /// What can't be had here.
@@ -254,10 +227,19 @@ impl Probe {
         &self.degraded
     }
 
+    /// The node's own network namespace: that of process 1 in this process's PID namespace. `None` where the kernel could
+    /// not be asked.
+    pub(crate) fn node_netns(&self) -> Option<NodeNetns> {
+        let number = |index| self.control.get(&index, 0).unwrap_or(0);
+        let inode = number(control::NODE_NETNS_INODE) as u32;
+        (inode != 0).then(|| NodeNetns { inode, cookie: number(control::NODE_NETNS_COOKIE) })
+    }
+
     /// Detaches what watches: what it saw so far can then be read to its end.
     pub(crate) fn detach(&mut self) {
         self.tcp = None;
-        for name in std::mem::take(&mut self.attached) {
+        self.close = None;
+        for name in std::mem::take(&mut self.loaded) {
             self.unload(name);
         }
     }
@@ -267,11 +249,33 @@ impl Probe {
     /// # Errors
     /// The kernel refuses the read.
     pub(crate) fn forget_older(&mut self) -> Result<(), ProbeError> {
-        if self.attached.contains(&CLOSE) && self.sum(counter::ADOPTED_ENDED)? >= self.sum(counter::ADOPTED)? {
-            self.attached.retain(|name| *name != CLOSE);
-            self.unload(CLOSE);
+        let is_over = || Ok(self.sum(counter::ADOPTED_ENDED)? >= self.sum(counter::ADOPTED)?);
+        if self.close.is_some() && self.neighbours.is_empty() && is_over()? {
+            self.close = None;
         }
         Ok(())
+    }
+
+    /// Watches the ends of connections by other means as well, once flags are missing that other programs may have
+    /// overwritten. Returns these programs, if they are news.
+    ///
+    /// # Errors
+    /// The kernel refuses the read.
+    pub(crate) fn heed_neighbours(&mut self) -> Result<Option<String>, ProbeError> {
+        let missing = self.sum(counter::FLAG_MISSING)?;
+        if std::mem::replace(&mut self.flags_missing, missing) == missing {
+            return Ok(None);
+        }
+        // Without others, these are connects that began before the run.
+        let found = self.program_names.sock_ops(&self.cgroup);
+        if found.is_empty() || found == self.neighbours {
+            return Ok(None);
+        }
+        if self.close.is_none() {
+            self.close = attach_close(&mut self.programs).ok();
+        }
+        self.neighbours = found;
+        Ok(Some(self.neighbours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))
     }
 
     /// Runs of a program that the kernel skipped, because it was running already.
@@ -293,7 +297,7 @@ impl Probe {
         };
         let maps = [&self.ring_fd, &self.edges_fd, &self.scan.connections];
         let bytes = maps.iter().filter_map(|fd| fdinfo(fd.as_fd(), "memlock")).sum();
-        (self.attached.iter().filter_map(of).collect(), bytes)
+        (self.loaded.iter().filter_map(of).collect(), bytes)
     }
 
     fn unload(&mut self, name: &str) {
@@ -302,6 +306,7 @@ impl Probe {
         let _ = match self.programs.program_mut(name) {
             Some(Program::BtfTracePoint(program)) => program.unload(),
             Some(Program::CgroupSockAddr(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
             _ => Ok(()),
         };
     }
@@ -388,7 +393,7 @@ impl Probe {
             lost_connections: sum(counter::LOST_CONNECTIONS)?,
             lost_datagrams: sum(counter::LOST_DATAGRAMS)?,
             lost_cgroups: sum(counter::LOST_CGROUPS)?,
-            skipped: self.skipped_before + self.attached.iter().map(|name| self.skipped(name)).sum::<u64>(),
+            skipped: self.skipped_before + self.loaded.iter().map(|name| self.skipped(name)).sum::<u64>(),
             malformed: self.malformed,
         })
     }
@@ -401,8 +406,25 @@ impl Scan {
     /// The kernel refuses; without the program there is nothing to do.
     pub(crate) fn run(&self) -> io::Result<()> {
         let Some(program) = &self.program else { return Ok(()) };
-        walk::walk(program.as_fd(), Some(self.connections.as_fd()))
+        walk::walk(program.as_fd(), Some(self.connections.as_fd())).map(drop)
     }
+}
+
+/// What is not seen because of where it is looked from.
+fn partial_view(is_mount: bool, inode: u64, watched_cgroup: u64) -> Option<Degraded> {
+    if is_mount && inode != ROOT_CGROUP {
+        return Some(Degraded {
+            cost: "the node: only sockets of this container and what it started are seen",
+            reason: "the cgroup2 mount shows a part of the hierarchy: mount the node's own, /sys/fs/cgroup".into(),
+            ..Degraded::default()
+        });
+    }
+    (!is_mount && watched_cgroup == 0).then(|| Degraded {
+        cost: "--cgroup: UDP of connected sockets, and connections older than the run, are those of the node",
+        reason: "the kernel does not tell the cgroups above one".into(),
+        since: "6.1",
+        ..Degraded::default()
+    })
 }
 
 fn map_fd(map: &Map) -> Result<BorrowedFd<'_>, ProbeError> {
@@ -478,9 +500,8 @@ const ROOT_CGROUP: u64 = 1;
 /// What the kernel puts before every record of a ring buffer (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEADER_BYTES: usize = 8;
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-const TCP: &str = "observe_tcp";
-const CLOSE: &str = "observe_close";
-const OPEN: &str = "list_open";
+/// The oldest Linux that an agent was watched recording on: see KERNELS.md.
+const OLDEST_KERNEL: &str = "6.1";
 const EVENTS: &str = "EVENTS";
 const EDGES: &str = "EDGES";
 const CONNECTIONS: &str = "CONNECTIONS";

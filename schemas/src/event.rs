@@ -169,10 +169,6 @@ pub struct Settings {
     pub utc_offset_ns: u64,
     /// Inode number of the cgroup that is watched with all below it; 0 for all.
     pub watched_cgroup: u64,
-    /// The exporter's own process, whose connects are not watched; 0 for none.
-    pub own_process: u32,
-    /// 1 when the lengths of datagrams on connected sockets are told by tracepoints.
-    pub has_lengths: u32,
 }
 
 /// Indices into the map of numbers that the exporter changes while the programs run.
@@ -183,8 +179,17 @@ pub mod control {
     pub const SCAN_UNTIL_NS: u32 = 1;
     /// 1 once a connected UDP socket has sent to another address; set by the programs themselves.
     pub const HAS_STRAYS: u32 = 2;
+    /// 1 while programs watch the datagrams of connected sockets, with their lengths.
+    pub const HAS_LENGTHS: u32 = 3;
+    /// The exporter's process by the kernel's own number, whatever its PID namespace calls it; its sockets are not
+    /// watched. 0 until `find_node` has run.
+    pub const OWN_PROCESS: u32 = 4;
+    /// Inode number of the network namespace of process 1 in the exporter's PID namespace; 0 until `find_node` has run.
+    pub const NODE_NETNS_INODE: u32 = 5;
+    /// Cookie of the same.
+    pub const NODE_NETNS_COOKIE: u32 = 6;
     /// Number of numbers.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 7;
 }
 
 /// Byte offsets into kernel structures, read from the running kernel's BTF and set as a read-only global before load.
@@ -261,6 +266,30 @@ pub struct SocketOffsets {
     pub user_locks: u32,
     /// How many bits of that byte stand before it: in older kernels it is a bit field.
     pub user_locks_shift: u32,
+    /// `tcp_sock.segs_out`, u32: segments sent, the SYN among them.
+    pub segments_out: u32,
+    /// `task_struct.tgid`, int: from the start of `struct task_struct`.
+    pub task_group: u32,
+    /// `task_struct.nsproxy`, pointer to `struct nsproxy`.
+    pub task_namespaces: u32,
+    /// `nsproxy.net_ns`, pointer to `struct net`.
+    pub namespaces_net: u32,
+    /// `bpf_prog.aux`, pointer to `struct bpf_prog_aux`.
+    pub program_aux: u32,
+    /// `bpf_prog_aux.id`, u32.
+    pub aux_id: u32,
+    /// `bpf_prog_aux.name`, 16 bytes, ended by a zero byte.
+    pub aux_name: u32,
+}
+
+/// An eBPF program of the machine, as `list_programs` writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramEntry {
+    /// Its number.
+    pub id: u32,
+    /// Its name, ended by a zero byte.
+    pub name: [u8; 16],
 }
 
 /// Indices into the per-CPU counter map.
@@ -287,16 +316,21 @@ pub mod counter {
     pub const ENTRIES_MADE: u32 = 9;
     /// Of these, those that were removed.
     pub const ENTRIES_REMOVED: u32 = 10;
+    /// Sockets found without the callback flag that was set on them, or should have been: another program overwrote it,
+    /// or, where it is missing when a connect is answered, the connect began before the programs were attached. A
+    /// connection that stays open counts once per scan.
+    pub const FLAG_MISSING: u32 = 11;
     /// Number of counters.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 12;
 }
 
 const _: () = assert!(size_of::<FlowEvent>() == 112 && align_of::<FlowEvent>() == 8);
 const _: () = assert!(size_of::<EdgeKey>() == 72 && align_of::<EdgeKey>() == 8);
 const _: () = assert!(size_of::<EdgeCounts>() == 17 * 8);
 const _: () = assert!(size_of::<CgroupEvent>() == 512);
-const _: () = assert!(size_of::<Settings>() == 32);
-const _: () = assert!(size_of::<SocketOffsets>() == 34 * 4);
+const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<SocketOffsets>() == 41 * 4);
+const _: () = assert!(size_of::<ProgramEntry>() == 20);
 
 /// A record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

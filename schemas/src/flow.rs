@@ -41,7 +41,8 @@ dataset! {
     destination_target_port: Option<u16> => "flow.destination.target_port", "";
     /// What the source is: `pod`, `node`, `service`, `external` or `unknown`.
     source_kind: Arc<str> => "source.kind", "";
-    /// Why the source is `unknown`: `ambiguous`, `no_owner`, `no_inventory`, `no_endpoints`, `unmapped_socket`.
+    /// Why the source is `unknown`: `ambiguous`, `no_owner`, `no_inventory`, `no_endpoints`, `unmapped_socket`,
+    /// `sender_not_asked` (a datagram's receiver did not ask for its address, which stands as unspecified).
     source_unknown_reason: Option<Arc<str>> => "source.unknown_reason", "";
     /// Namespace of the source.
     source_namespace: Option<Arc<str>> => "source.k8s.namespace.name", "";

@@ -31,7 +31,8 @@ dataset! {
     agent_version: Arc<str> => "resource service.version", "";
     /// Kernel release of the node, as `uname -r` prints it.
     kernel_release: Arc<str> => "resource os.version", "";
-    /// Kernel programs that were attached.
+    /// Kernel programs that were attached, and iterators that were loaded. What is not recorded without each of them is in
+    /// `schemas/README.md`, Programs.
     programs: Vec<Arc<str>> => "health.programs", "";
     /// Namespaces that recording was limited to; empty for all.
     namespaces: Vec<Arc<str>> => "health.namespaces", "";

@@ -67,6 +67,8 @@ pub enum UnknownReason {
     NoEndpoints,
     /// The local socket belongs to no known pod and not to the host.
     UnmappedSocket,
+    /// A datagram's receiver did not ask for the sender's address, which stands as unspecified.
+    SenderNotAsked,
 }
 
 impl UnknownReason {
@@ -78,6 +80,7 @@ impl UnknownReason {
             Self::NoInventory => "no_inventory",
             Self::NoEndpoints => "no_endpoints",
             Self::UnmappedSocket => "unmapped_socket",
+            Self::SenderNotAsked => "sender_not_asked",
         }
     }
 }

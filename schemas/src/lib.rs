@@ -5,7 +5,8 @@
 //!                             └───────────────────── index ─────────────────────────────────────┘
 //! ```
 //!
-//! Without features this crate is the kernel event ABI ([`event`]) and `no_std`. Feature `arrow` adds the three
+//! Without features this crate is the kernel event ABI ([`event`]) and the list of the kernel programs ([`programs`]), and
+//! `no_std`. Feature `arrow` adds the three
 //! datasets, each defined by one table in [`flow`], [`inventory`] and [`health`], from which the Arrow schema, the
 //! conversion to and from record batches and this crate's README come. Feature `capture` adds the directory layout,
 //! its writer and its reader; feature `index` the time-aware index from addresses to their owners; feature `kubernetes`
@@ -17,6 +18,7 @@
 #![cfg_attr(not(feature = "arrow"), no_std)]
 
 pub mod event;
+pub mod programs;
 
 #[cfg(feature = "capture")]
 pub mod capture;

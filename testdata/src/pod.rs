@@ -46,6 +46,8 @@ pub enum Order {
     /// Answer every datagram on a UDP port of all addresses, IPv4 and IPv6, with as many bytes, from a socket that is
     /// not connected.
     ListenUdp { port: u16 },
+    /// Receive every datagram on a UDP port of all addresses, without asking who sent it.
+    TakeUdp { port: u16 },
     /// Send datagrams from a new port each time and wait for the answers; from a socket that is connected, or to an
     /// address.
     DialUdp { to: SocketAddr, times: u32, bytes: usize, connected: bool },
@@ -74,6 +76,10 @@ pub enum Order {
     DialAndPass { to: SocketAddr, bytes: usize },
     /// Connect a socket to itself, which takes the path of a simultaneous open.
     DialSelf { at: SocketAddr },
+    /// Begin to connect, and do not wait for it.
+    BeginDial { to: SocketAddr, exchange: Exchange },
+    /// Wait until every connect that was begun is answered and its exchange is over.
+    AwaitDials,
     /// Connect and stay connected until [`Order::Release`].
     Hold { to: SocketAddr, exchange: Exchange },
     /// Talk on all held connections and close them.
@@ -159,6 +165,7 @@ fn join(cgroup: &Path) -> Result<()> {
 #[derive(Default)]
 struct Pod {
     held: Vec<TcpStream>,
+    begun: Vec<thread::JoinHandle<io::Result<()>>>,
     asking: Vec<UdpSocket>,
     served: Arc<AtomicU64>,
     listeners: HashMap<u16, Exchange>,
@@ -181,6 +188,11 @@ impl Pod {
             Order::ListenUdp { port } => {
                 let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
                 thread::spawn(move || names::echo(&socket));
+                Ok(1)
+            }
+            Order::TakeUdp { port } => {
+                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+                thread::spawn(move || while socket.recv(&mut [0; 2048]).is_ok() {});
                 Ok(1)
             }
             Order::DialUdp { to, times, bytes, connected } => {
@@ -214,6 +226,18 @@ impl Pod {
                     exchange.as_client(TcpStream::connect_timeout(&to, TIMEOUT)?)?;
                 }
                 Ok(times.into())
+            }
+            Order::BeginDial { to, exchange } => {
+                self.begun.push(thread::spawn(move || exchange.as_client(TcpStream::connect(to)?)));
+                Ok(1)
+            }
+            Order::AwaitDials => {
+                let begun = std::mem::take(&mut self.begun);
+                let count = begun.len() as u64;
+                for dial in begun {
+                    dial.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
+                }
+                Ok(count)
             }
             Order::Hold { to, exchange } => {
                 let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;

@@ -2,11 +2,12 @@
 
 use std::{
     ffi::OsStr,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +21,7 @@ use crate::lab::Lab;
 /// A running `flowscribe-exporter`, or another program that records; dropped, it is killed.
 pub struct Recording {
     child: Child,
-    rest: Option<JoinHandle<String>>,
+    log: Log,
 }
 
 impl Recording {
@@ -77,8 +78,21 @@ impl Recording {
     /// # Errors
     /// It ends instead, and says why.
     pub fn spawn_until(command: Command, said: &str) -> Result<Self> {
-        let (child, _, rest) = start(command, said)?;
-        Ok(Self { child, rest: Some(rest) })
+        let (child, _, log) = start(command, said)?;
+        Ok(Self { child, log })
+    }
+
+    /// Waits until it has written a text on standard error.
+    ///
+    /// # Panics
+    /// It ends without, or does not for two minutes.
+    pub fn wait_for(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !self.log.text().contains(text) {
+            let ended = self.log.thread.is_finished() && !self.log.text().contains(text);
+            assert!(!ended && Instant::now() < deadline, "it did not say {text:?}: {}", self.log.text());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Ends it as Ctrl-C does, and returns what it said.
@@ -100,7 +114,7 @@ impl Recording {
     fn end(mut self, signal: Signal) -> Result<String> {
         self.signal(signal)?;
         let status = self.child.wait()?;
-        let log = self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default();
+        let log = self.log.whole();
         if !status.success() {
             bail!("it ended with {status}: {log}");
         }
@@ -139,9 +153,29 @@ impl Drop for Recording {
     }
 }
 
-/// Starts a program, and waits until it says something on standard error: that line; and a thread that reads on, so that the
-/// program never waits for us, and ends with all that it said.
-fn start(mut command: Command, said: &str) -> Result<(Child, String, JoinHandle<String>)> {
+/// What a program writes on standard error, read as it comes, so that the program never waits for us.
+struct Log {
+    text: Arc<Mutex<String>>,
+    thread: JoinHandle<()>,
+}
+
+impl Log {
+    /// What it has written so far.
+    fn text(&self) -> MutexGuard<'_, String> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that it wrote, once it has ended.
+    fn whole(&mut self) -> String {
+        while !self.thread.is_finished() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        std::mem::take(&mut *self.text())
+    }
+}
+
+/// Starts a program, and waits until it says something on standard error: that line, and what it writes from then on.
+fn start(mut command: Command, said: &str) -> Result<(Child, String, Log)> {
     let mut child = command.stderr(Stdio::piped()).spawn().context("start the program")?;
     let mut log = BufReader::new(child.stderr.take().context("its standard error is piped")?);
     let (mut text, mut line) = (String::new(), String::new());
@@ -153,11 +187,16 @@ fn start(mut command: Command, said: &str) -> Result<(Child, String, JoinHandle<
         }
         text.push_str(&line);
     }
-    let rest = thread::spawn(move || {
-        let _ = log.read_to_string(&mut text);
-        text
+    let text = Arc::new(Mutex::new(text));
+    let shared = Arc::clone(&text);
+    let thread = thread::spawn(move || {
+        let mut line = String::new();
+        while log.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            shared.lock().unwrap_or_else(PoisonError::into_inner).push_str(&line);
+            line.clear();
+        }
     });
-    Ok((child, line, rest))
+    Ok((child, line, Log { text, thread }))
 }
 
 /// A running `flowscribe receive`; dropped, it is killed.
@@ -166,7 +205,7 @@ pub struct Receiver {
     /// Where it receives OTLP/gRPC and OTLP/HTTP, as `http://ADDRESS:PORT`.
     pub grpc: String,
     pub http: String,
-    rest: Option<JoinHandle<String>>,
+    log: Log,
 }
 
 impl Receiver {
@@ -191,10 +230,10 @@ impl Receiver {
         let mut command = Command::new(executable);
         command.args(["flowscribe", "receive", "--grpc-address", grpc, "--http-address", http]).arg("--output");
         command.arg(output).args(extra);
-        let (child, line, rest) = start(command, "receiving OTLP/gRPC on ")?;
+        let (child, line, log) = start(command, "receiving OTLP/gRPC on ")?;
         let mut addresses = line.split(' ').filter(|word| word.starts_with("http")).map(str::to_owned);
         let (grpc, http) = addresses.next().zip(addresses.next()).context("it says where")?;
-        Ok(Self { child, grpc, http, rest: Some(rest) })
+        Ok(Self { child, grpc, http, log })
     }
 
     /// Its addresses, for another one after it.
@@ -215,7 +254,7 @@ impl Receiver {
     pub fn stop(mut self) -> Result<String> {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)?;
         let status = self.child.wait()?;
-        let log = self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default();
+        let log = self.log.whole();
         if !status.success() {
             bail!("the receiver ended with {status}: {log}");
         }
@@ -239,7 +278,7 @@ impl Drop for Receiver {
 /// A running `flowscribe monitor`; dropped, it is killed.
 pub struct Monitor {
     child: Child,
-    rest: Option<JoinHandle<String>>,
+    log: Log,
 }
 
 impl Monitor {
@@ -268,8 +307,8 @@ impl Monitor {
     /// # Errors
     /// It ends instead, and says why.
     pub fn spawn(command: Command) -> Result<Self> {
-        let (child, _, rest) = start(command, "stop with Ctrl-C")?;
-        Ok(Self { child, rest: Some(rest) })
+        let (child, _, log) = start(command, "stop with Ctrl-C")?;
+        Ok(Self { child, log })
     }
 
     /// Number of its process.
@@ -287,7 +326,7 @@ impl Monitor {
             thread::sleep(Duration::from_millis(100));
         }
         let status = self.child.wait()?;
-        Ok((self.rest.take().and_then(|rest| rest.join().ok()).unwrap_or_default(), status.success()))
+        Ok((self.log.whole(), status.success()))
     }
 }
 

@@ -117,7 +117,7 @@ fn the_cookbook_has_the_same_answers_on_a_cluster() {
 fn wait_for(address: &str) {
     let begun = Instant::now();
     while TcpStream::connect(address).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "nobody listens at {address}");
+        assert!(begun.elapsed() < Duration::from_secs(180), "nobody listens at {address}");
         thread::sleep(Duration::from_millis(100));
     }
 }

@@ -126,6 +126,9 @@ fn try_list(key: *const u8) -> Option<()> {
     if !known.is_open() || known.told_ns >= until || !is_open(state) {
         return None;
     }
+    if known.start_ns != 0 && !socket.has_state_callbacks() {
+        count(counter::FLAG_MISSING);
+    }
     let mut found = empty(EVENT_OPEN, TCP, until - 1);
     socket.describe(&mut found);
     let bytes = socket.bytes();
@@ -143,7 +146,7 @@ fn try_list(key: *const u8) -> Option<()> {
 
 /// An argument of an iterator: its context is a struct of pointers.
 #[inline(always)]
-fn argument(ctx: *mut c_void, number: usize) -> *const u8 {
+pub(super) fn argument(ctx: *mut c_void, number: usize) -> *const u8 {
     // SAFETY: the verifier knows the context's fields by their offsets.
     unsafe { ptr::read_volatile(ctx.cast::<*const u8>().add(number)) }
 }

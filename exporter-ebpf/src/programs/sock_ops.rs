@@ -5,13 +5,19 @@
 
 use core::ptr;
 
-use aya_ebpf::{bindings::bpf_sock, macros::sock_ops, programs::SockOpsContext};
+use aya_ebpf::{
+    bindings::{BPF_ANY, bpf_sock},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
 use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, counter};
 
 use crate::{
     event::{empty, report},
-    maps::{CROSSING, Connection, FREE, TAKEN, count, exchange, is_own, now_ns, remember, remembered},
-    socket::{CLOSE, LISTEN, SYN_RECV, SYN_SENT, Socket, TCP, tell},
+    maps::{
+        CROSSING, Connection, FREE, OWN_SOCKETS, TAKEN, count, exchange, is_own_task, now_ns, remember, remembered,
+    },
+    socket::{CLOSE, LISTEN, STATE_CALLBACK_FLAG, SYN_RECV, SYN_SENT, Socket, TCP, cookie, tell},
 };
 
 // `BPF_SOCK_OPS_*_CB` of the kernel's user API.
@@ -19,8 +25,6 @@ const OP_TCP_CONNECT: u32 = 3;
 const OP_ACTIVE_ESTABLISHED: u32 = 4;
 const OP_PASSIVE_ESTABLISHED: u32 = 5;
 const OP_STATE: u32 = 10;
-/// `BPF_SOCK_OPS_STATE_CB_FLAG`.
-pub(crate) const STATE_CALLBACK_FLAG: u8 = 1 << 2;
 
 /// What a socket operation must be answered with to go on as usual.
 const PROCEED: u32 = 1;
@@ -32,7 +36,9 @@ const PROCEED: u32 = 1;
 ///
 /// # Drops
 /// See [`crate::maps::EVENTS`] and [`crate::maps::CONNECTIONS`]. Not seen: sockets established before the first attach,
-/// and connects that fail before a SYN is sent (no route, no free port).
+/// and connects that fail before a SYN is sent (no route, no free port), or that began before the first attach and fail.
+/// Where another program overwrites the callback flags of a socket, its end is found by the next scan, or by
+/// [`super::close::observe_close`] if that is attached.
 #[sock_ops]
 pub fn observe_tcp(ctx: SockOpsContext) -> u32 {
     // `None` means that there is nothing to watch here; it is never the application's concern.
@@ -54,7 +60,10 @@ fn try_observe_tcp(ctx: &SockOpsContext) -> Option<()> {
 /// A connect begins: whatever becomes of it is to be told.
 #[inline(always)]
 fn begin(ctx: &SockOpsContext) -> Option<()> {
-    if is_own() { None } else { watch_state(ctx) }
+    if is_own_task() {
+        return OWN_SOCKETS.insert(cookie(ctx.ops), 1, BPF_ANY as u64).ok();
+    }
+    watch_state(ctx)
 }
 
 #[inline(always)]
@@ -62,7 +71,11 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
     let sk = sk(ctx)?;
     let is_watched = ctx.cb_flags() as u8 & STATE_CALLBACK_FLAG != 0;
     if is_active && !is_watched {
-        return None; // the exporter's own, or a connect that began before the programs were attached
+        if OWN_SOCKETS.get_ptr(cookie(ctx.ops)).is_some() {
+            return None;
+        }
+        // The connect began before the programs were attached, or another program took the flag away.
+        count(counter::FLAG_MISSING);
     }
     // SAFETY: a valid map value; a socket's events come one after the other, under its lock.
     let is_crossing = || remembered(sk).is_some_and(|connection| unsafe { (*connection).told_ns == CROSSING });
@@ -86,6 +99,10 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
         return remember(sk(ctx)?, &crossing);
     }
     if new != CLOSE || old == CLOSE || old == LISTEN {
+        // A program that ran before this one may have overwritten the flag.
+        if new != CLOSE && ctx.cb_flags() as u8 & STATE_CALLBACK_FLAG == 0 {
+            return watch_state(ctx);
+        }
         return None;
     }
     let sk = sk(ctx)?;

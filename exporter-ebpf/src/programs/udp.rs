@@ -1,22 +1,24 @@
 //! UDP: proof that a datagram was sent or received, per pair of addresses and ports.
 //!
-//! A socket that is connected is watched by the tracepoints of sending and receiving, which tell lengths but no
-//! address; one that is not, by the cgroup hooks of the calls that name an address, which tell no length. `connect`
-//! alone proves nothing: resolvers connect to every address that they might use.
+//! A socket that is connected is watched where sending and receiving end, which shows lengths but no address: at
+//! tracepoints, or before Linux 6.3, which has none, at the return of the kernel's functions. One that is not connected is
+//! watched by the cgroup hooks of the calls that name an address, which show no length. `connect` alone proves nothing:
+//! resolvers connect to every address that they might use. Whoever receives on an unconnected socket and does not ask who
+//! sent is counted under the unspecified address.
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_NOEXIST, bpf_sock_addr},
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_sock_addr},
     helpers::generated::bpf_get_netns_cookie,
-    macros::{btf_tracepoint, cgroup_sock_addr},
-    programs::{BtfTracePointContext, SockAddrContext},
+    macros::{btf_tracepoint, cgroup_sock_addr, fexit},
+    programs::{BtfTracePointContext, FExitContext, SockAddrContext},
 };
 use schemas::event::{EdgeKey, control};
 
 use crate::{
     event::{datagram, window},
-    maps::{CONTROL, STRAYS, add, control, field, is_own, now_ns},
-    socket::{ESTABLISHED, Socket, UDP, bytes, mapped},
+    maps::{ASKING_SOCKETS, STRAYS, add, control, is_own, now_ns, set_control},
+    socket::{ESTABLISHED, Socket, UDP, bytes, cookie, mapped},
 };
 
 /// `MSG_PEEK` and `MSG_ERRQUEUE`: what is looked at, and what is about datagrams rather than one.
@@ -26,45 +28,114 @@ const PROCEED: i32 = 1;
 /// Watches what is sent on connected sockets.
 ///
 /// # Minimum kernel version
-/// 6.3.
+/// 6.3; before, [`observe_send4`] and [`observe_send6`] stand in for it.
 ///
 /// # Drops
 /// See [`crate::maps::EDGES`].
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn observe_sent(ctx: BtfTracePointContext) -> i32 {
-    let _ = connected(ctx.arg(0), ctx.arg(1), true);
+    let _ = sent(ctx.arg(0), ctx.arg(1));
     0
 }
 
-/// Watches what is received on connected sockets.
+/// Watches what is received on connected sockets, and on others by callers that do not ask from whom.
 ///
 /// # Minimum kernel version
-/// 6.3.
+/// 6.3; before, [`observe_receive4`] and [`observe_receive6`] stand in for it.
 ///
 /// # Drops
 /// See [`crate::maps::EDGES`].
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn observe_received(ctx: BtfTracePointContext) -> i32 {
-    if ctx.arg::<i32>(2) & NOT_RECEIVED == 0 {
-        let _ = connected(ctx.arg(0), ctx.arg(1), false);
+    let _ = received(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// As [`observe_sent`], over IPv4.
+///
+/// # Minimum kernel version
+/// 5.12 on x86-64; arm64 has no way to it before 6.4.
+///
+/// # Drops
+/// See [`crate::maps::EDGES`].
+#[fexit(function = "udp_sendmsg")]
+pub fn observe_send4(ctx: FExitContext) -> i32 {
+    let _ = sent(ctx.arg(0), ctx.arg(3));
+    0
+}
+
+/// As [`observe_send4`], on IPv6 sockets.
+#[fexit(function = "udpv6_sendmsg")]
+pub fn observe_send6(ctx: FExitContext) -> i32 {
+    let sk: *const u8 = ctx.arg(0);
+    // What goes to an IPv4-mapped address is handed on to `udp_sendmsg`.
+    if !Socket::<false>::new(sk).has_mapped_remote() {
+        let _ = sent(sk, ctx.arg(3));
     }
     0
 }
 
+/// As [`observe_received`], on IPv4 sockets.
+///
+/// # Minimum kernel version
+/// 5.19 on x86-64 (before, the function had one argument more); arm64 has no way to it before 6.4.
+///
+/// # Drops
+/// See [`crate::maps::EDGES`].
+#[fexit(function = "udp_recvmsg")]
+pub fn observe_receive4(ctx: FExitContext) -> i32 {
+    let _ = received(ctx.arg(0), ctx.arg(5), ctx.arg(3));
+    0
+}
+
+/// As [`observe_receive4`], on IPv6 sockets.
+#[fexit(function = "udpv6_recvmsg")]
+pub fn observe_receive6(ctx: FExitContext) -> i32 {
+    let _ = received(ctx.arg(0), ctx.arg(5), ctx.arg(3));
+    0
+}
+
+/// Something was sent: `length` bytes, or a negative error.
 #[inline(always)]
-fn connected(sk: *const u8, length: i32, is_sent: bool) -> Option<()> {
+fn sent(sk: *const u8, length: i32) -> Option<()> {
     let socket = Socket::<false>::new(sk);
-    if socket.protocol() != u16::from(UDP) || (is_sent && was_stray(sk)) || length < 0 {
+    if socket.protocol() != u16::from(UDP) || was_stray(sk) || length < 0 {
         return None;
     }
     if !socket.is_internet() || socket.state() != ESTABLISHED || !socket.is_watched() || is_own() {
         return None;
     }
+    pass(socket, true, Some(length as u64))
+}
+
+/// Something was received: `length` bytes, or a negative error.
+#[inline(always)]
+fn received(sk: *const u8, length: i32, flags: i32) -> Option<()> {
+    let socket = Socket::<false>::new(sk);
+    if socket.protocol() != u16::from(UDP) || flags & NOT_RECEIVED != 0 || length < 0 {
+        return None;
+    }
+    if !socket.is_internet() || !socket.is_watched() || is_own() {
+        return None;
+    }
+    if socket.state() == ESTABLISHED {
+        return pass(socket, false, Some(length as u64));
+    }
+    // Who did not choose its port has asked somebody, and an answer is of no interest; the hooks see who asks from whom.
+    if !socket.has_chosen_port() || ASKING_SOCKETS.get_ptr(cookie(sk)).is_some() {
+        return None;
+    }
+    pass(socket, false, None)
+}
+
+/// Counts a datagram between the socket's own addresses.
+#[inline(always)]
+fn pass(socket: Socket<false>, is_sent: bool, length: Option<u64>) -> Option<()> {
     let now = now_ns();
     let (local_address, remote_address) = socket.addresses();
     let remote = (remote_address, socket.remote_port());
     let key = edge(socket, socket.netns_cookie(), (local_address, socket.local_port()), remote, now);
-    datagram(socket, &key, now, is_sent, Some(length as u64));
+    datagram(socket, &key, now, is_sent, length);
     Some(())
 }
 
@@ -128,16 +199,19 @@ fn addressed(ctx: &SockAddrContext, is_sent: bool, is_ipv6: bool) -> Option<()> 
         mapped(address.user_ip4)
     };
     let remote_port = address.user_port as u16;
-    if field!(SETTINGS.has_lengths) != 0 && known.state == u32::from(ESTABLISHED) {
+    let has_lengths = control(control::HAS_LENGTHS) != 0;
+    if has_lengths && known.state == u32::from(ESTABLISHED) {
         let connected_to = if is_ipv6 {
             [known.dst_ip6[0], known.dst_ip6[1], known.dst_ip6[2], known.dst_ip6[3]]
         } else {
             mapped(known.dst_ip4)
         };
         if !is_sent || (remote == connected_to && remote_port == known.dst_port) {
-            return None; // the tracepoints tell of it
+            return None; // it is seen where the call ends
         }
         strays(sk.cast())?;
+    } else if has_lengths && !is_sent {
+        asks(cookie(ctx.sock_addr));
     }
     let local = if is_ipv6 {
         [known.src_ip6[0], known.src_ip6[1], known.src_ip6[2], known.src_ip6[3]]
@@ -188,9 +262,16 @@ fn edge<const COPIED: bool>(
 fn strays(sk: *const u8) -> Option<()> {
     let _ = STRAYS.insert(sk as u64, 0, BPF_NOEXIST as u64);
     add(STRAYS.get_ptr_mut(sk as u64)?, 1);
-    // SAFETY: a valid map value.
-    unsafe { *CONTROL.get_ptr_mut(control::HAS_STRAYS)? = 1 };
+    set_control(control::HAS_STRAYS, 1);
     Some(())
+}
+
+/// Remembers that who receives on an unconnected socket asks from whom.
+#[inline(always)]
+fn asks(cookie: u64) {
+    if ASKING_SOCKETS.get_ptr(cookie).is_none() {
+        let _ = ASKING_SOCKETS.insert(cookie, 1, BPF_ANY as u64);
+    }
 }
 
 /// Whether what is sent went elsewhere than the socket is connected to.

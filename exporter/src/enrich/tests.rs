@@ -199,11 +199,26 @@ fn what_stays_on_loopback_is_left_out_unless_asked_for() {
     let (mut without, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
     let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);
     assert_eq!(named(&mut without, &local), None);
+    for (unbound, to) in [("0.0.0.0", "127.0.0.1"), ("::", "::1")] {
+        let datagram = flow(netns, Role::Client, unbound, to, 80);
+        assert_eq!(named(&mut without, &datagram), None, "of a socket that is bound to no address");
+    }
     let (mut with, netns) = enricher(Filter { loopback: true, ..Filter::default() }, vec![pod("web", "10.0.0.1")]);
     let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);
     let row = named(&mut with, &local).expect("it is kept");
     assert_eq!(row.destination_pod.as_deref(), Some("web"), "the other end is the same pod");
     assert_eq!((without.next_seq(), with.next_seq()), (0, 1), "what is left out takes no number");
+}
+
+#[test]
+fn who_sent_is_unknown_where_the_receiver_did_not_ask() {
+    let (mut enricher, netns) = enricher(Filter::default(), vec![pod("web", "10.0.0.1")]);
+    for (bound, nobody) in [("0.0.0.0", "0.0.0.0"), ("::", "::"), ("10.0.0.1", "0.0.0.0")] {
+        let row = named(&mut enricher, &flow(netns, Role::Server, bound, nobody, 514)).expect("it is kept");
+        let source = (&*row.source_kind, row.source_unknown_reason.as_deref(), &*row.source_address);
+        assert_eq!(source, ("unknown", Some("sender_not_asked"), nobody));
+        assert_eq!(row.destination_pod.as_deref(), Some("web"));
+    }
 }
 
 #[test]

@@ -133,6 +133,14 @@ impl Observer {
             self.scan(until).await?;
         }
         self.probe.forget_older()?;
+        if let Some(programs) = self.probe.heed_neighbours()? {
+            tracing::warn!(
+                programs,
+                "another sock_ops program overwrites the callback flags of sockets (bpf_sock_ops_cb_flags_set): it has to \
+                 keep those that are set; until now, ends of connections may be lost, which are counted, and from now on \
+                 they are found at a higher cost"
+            );
+        }
         let flows = self.table.close_windows(until);
         let is_open = self.send_cgroups().await && self.send_flows(flows).await;
         let report = self.report(until)?;

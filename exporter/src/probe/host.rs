@@ -4,11 +4,6 @@ use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use super::ProbeError;
 
-/// The number of this process as the kernel knows it; 0 where it can't be told.
-pub(super) fn own_process() -> u32 {
-    if is_first_pid_namespace() { std::process::id() } else { 0 }
-}
-
 /// Whether processes have the same numbers here as in the kernel.
 pub(crate) fn is_first_pid_namespace() -> bool {
     fs::metadata("/proc/self/ns/pid").is_ok_and(|file| file.ino() == FIRST_PID_NAMESPACE)

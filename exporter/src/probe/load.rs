@@ -1,77 +1,208 @@
-//! Brings the programs into the kernel one by one: what can't be had costs its own part alone.
+//! Brings the programs into the kernel one by one: what can't be had costs its own part alone. Nothing goes by the
+//! kernel's version; what it lacks is found by trying.
 
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use aya::{
     Btf, Ebpf,
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, Iter, Program, ProgramError, SockOps, sock_ops::SockOpsLink,
+        BtfTracePoint, CgroupAttachMode, CgroupSockAddr, FExit, Iter, Program, ProgramError, SockOps,
+        sock_ops::SockOpsLink, tp_btf::BtfTracePointLink,
     },
 };
 
-use super::{Degraded, TCP, walk};
+use super::{
+    Degraded, ProbeError, Refusal,
+    neighbour::Names,
+    offsets::Kernel,
+    program::{
+        ADDRESSED, ADOPT, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN, RECEIVED, SENT, Spec, TCP, spec,
+    },
+    walk,
+};
 
 /// Programs on their way into the kernel.
 pub(super) struct Loading<'a> {
     pub(super) programs: &'a mut Ebpf,
     pub(super) btf: &'a Btf,
-    pub(super) attached: Vec<&'static str>,
+    pub(super) kernel: &'a Kernel,
+    /// The cgroup to watch.
+    pub(super) directory: &'a File,
+    /// Of programs that are in the way.
+    pub(super) names: Names,
+    /// What was brought in so far.
+    pub(super) loaded: Loaded,
+}
+
+/// Programs that are in the kernel, and those that are not.
+#[derive(Default)]
+pub(super) struct Loaded {
+    /// Names of those that watch or can be run.
+    pub(super) names: Vec<&'static str>,
     pub(super) degraded: Vec<Degraded>,
+    /// What attaches [`CLOSE`]: it detaches when it is dropped.
+    pub(super) close: Option<BtfTracePointLink>,
+    pub(super) list_open: Option<OwnedFd>,
+    /// Whether connected UDP sockets are watched in both directions.
+    pub(super) has_lengths: bool,
 }
 
 impl Loading<'_> {
-    pub(super) fn udp(&mut self, directory: &File, has_lengths: bool) {
-        for (name, _) in ADDRESSES {
-            let loaded = self.program::<CgroupSockAddr>(name).and_then(|program| {
-                program.load()?;
-                program.attach(directory, CgroupAttachMode::Single).map(drop)
-            });
-            self.note(name, "UDP of sockets that are not connected", loaded);
-        }
-        if has_lengths {
-            for (name, point) in LENGTHS {
-                self.tracepoint(name, point, "UDP of connected sockets");
-            }
-        } else {
-            let reason = "the kernel has no tracepoint sock_send_length: Linux 6.3 or newer is needed".into();
-            self.degraded.push(Degraded { cost: "UDP of connected sockets that do not ask from whom", reason });
+    /// Finds the node's own network namespace and this process; before anything watches, which would watch us too.
+    pub(super) fn find_node(&mut self) {
+        let walked = self.iterator(FIND_NODE).and_then(|program| run(&program));
+        // It has done its work, and is not among those that record.
+        if let Err(error) = walked {
+            self.note(FIND_NODE, Err(error));
         }
     }
 
-    pub(super) fn tracepoint(&mut self, name: &'static str, point: &str, cost: &'static str) {
-        let btf = self.btf;
-        let loaded = self.program::<BtfTracePoint>(name).and_then(|program| {
-            program.load(point, btf)?;
-            program.attach().map(drop)
-        });
-        self.note(name, cost, loaded);
+    /// Has the names of others at hand.
+    pub(super) fn list_programs(&mut self) {
+        match self.iterator(LIST_PROGRAMS) {
+            Ok(program) => self.names = Names::new(Some(program)),
+            Err(error) => self.note(LIST_PROGRAMS, Err(error)),
+        }
     }
 
-    pub(super) fn iterator(&mut self, name: &'static str, over: &str, cost: &'static str) -> Option<OwnedFd> {
-        let btf = self.btf;
-        let loaded = self.program::<Iter>(name).and_then(|program| {
-            program.load(over, btf)?;
-            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        });
-        match loaded {
-            Ok(program) => Some(program),
-            Err(error) => {
-                self.note(name, cost, Err(error));
-                None
+    /// Attaches what watches TCP, without which there is nothing to record.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(super) fn tcp(&mut self, path: &Path) -> Result<SockOpsLink, ProbeError> {
+        let of_tcp = spec(TCP);
+        let load = |loading: &mut Self| -> Result<SockOpsLink, ProgramError> {
+            let program = loading.program::<SockOps>(TCP)?;
+            program.load()?;
+            // `Single` makes a bpf link, and links always allow others beside them.
+            let directory = loading.directory;
+            let program = loading.program::<SockOps>(TCP)?;
+            let link = program.attach(directory, CgroupAttachMode::Single)?;
+            program.take_link(link)
+        };
+        let attached = load(self).map_err(|error| self.refusal(of_tcp, error));
+        match attached {
+            Ok(link) => {
+                self.loaded.names.push(TCP);
+                Ok(link)
+            }
+            Err(source) => {
+                let (program, path, source) = (TCP, path.to_path_buf(), Box::new(source));
+                Err(match *source {
+                    Refusal::Held(_) => ProbeError::Held { program, path, source },
+                    _ => ProbeError::Refused { program, path, source },
+                })
             }
         }
+    }
+
+    /// Attaches the rest, except for what finds older connections.
+    pub(super) fn rest(&mut self) {
+        for name in ADDRESSED {
+            let attached = self.attach(spec(name));
+            self.note(spec(name), attached);
+        }
+        let sees = [SENT, RECEIVED].map(|(first, others)| self.either(first, others));
+        self.loaded.has_lengths = sees == [true, true];
+        let cgroups = spec(CGROUPS);
+        let attached = self.attach(cgroups);
+        self.note(cgroups, attached);
+        let close = self.load_tracepoint(spec(CLOSE)).and_then(|()| Ok(attach_close(self.programs)?));
+        let attached = close.map(|link| self.loaded.close = Some(link));
+        self.note(spec(CLOSE), attached);
+        let list = self.iterator(spec(OPEN));
+        let loaded = list.map(|program| self.loaded.list_open = Some(program));
+        self.note(spec(OPEN), loaded);
     }
 
     /// Takes in what is open already; everything that happens from now on is watched.
     pub(super) fn adopt(&mut self) {
-        let cost = "connections that were open before the run";
-        let Some(program) = self.iterator(ADOPT, "task_file", cost) else { return };
-        if let Err(error) = walk::walk(program.as_fd(), None) {
-            self.degraded.push(Degraded { cost, reason: error.to_string() });
+        let walked = self.iterator(spec(ADOPT)).and_then(|program| run(&program));
+        self.note(spec(ADOPT), walked);
+    }
+
+    /// Attaches a program, or where the kernel does not take it, two that see the same; whether all is seen.
+    fn either(&mut self, first: &'static str, others: [&'static str; 2]) -> bool {
+        let specs = others.map(spec);
+        let refused = match self.attach(spec(first)) {
+            Ok(()) => {
+                self.loaded.names.push(first);
+                return true;
+            }
+            Err(refused) => refused,
+        };
+        let attached = specs.map(|spec| self.attach(spec));
+        let mut is_whole = true;
+        for (spec, attached) in specs.into_iter().zip(attached) {
+            match attached {
+                Ok(()) => self.loaded.names.push(spec.name),
+                Err(error) => {
+                    is_whole = false;
+                    let reason = format!("{}; {first}: {}", crate::chain(&error), crate::chain(&refused));
+                    let log = error.verifier_log().or_else(|| refused.verifier_log()).map(str::to_owned);
+                    self.loaded.degraded.push(Degraded { reason, log, ..Degraded::of(spec) });
+                }
+            }
         }
+        is_whole
+    }
+
+    fn attach(&mut self, spec: Spec) -> Result<(), Refusal> {
+        match spec.hook {
+            Hook::Exit(function, arguments) => self.exit(spec, function, arguments),
+            Hook::Tracepoint(_) => {
+                self.load_tracepoint(spec)?;
+                self.program::<BtfTracePoint>(spec.name)?.attach()?;
+                Ok(())
+            }
+            Hook::SockOps | Hook::SockAddr(_) | Hook::Iterator(_) => self.cgroup_hook(spec),
+        }
+    }
+
+    fn cgroup_hook(&mut self, spec: Spec) -> Result<(), Refusal> {
+        let directory = self.directory;
+        let attached = self.program::<CgroupSockAddr>(spec.name).and_then(|program| {
+            program.load()?;
+            program.attach(directory, CgroupAttachMode::Single).map(drop)
+        });
+        attached.map_err(|error| self.refusal(spec, error))
+    }
+
+    fn load_tracepoint(&mut self, spec: Spec) -> Result<(), Refusal> {
+        let Hook::Tracepoint(point) = spec.hook else { return Err(Refusal::NoHook(spec.name.into())) };
+        if !self.kernel.has_tracepoint(point) {
+            return Err(Refusal::NoHook(format!("tracepoint {point}")));
+        }
+        let btf = self.btf;
+        Ok(self.program::<BtfTracePoint>(spec.name)?.load(point, btf)?)
+    }
+
+    fn exit(&mut self, spec: Spec, function: &str, arguments: usize) -> Result<(), Refusal> {
+        match self.kernel.arguments(function) {
+            Some(found) if found == arguments => {}
+            Some(found) => {
+                return Err(Refusal::NoHook(format!("{function} with {arguments} arguments (it has {found})")));
+            }
+            None => return Err(Refusal::NoHook(format!("function {function} (in its type information)"))),
+        }
+        let btf = self.btf;
+        let program = self.program::<FExit>(spec.name)?;
+        program.load(function, btf)?;
+        program.attach()?;
+        Ok(())
+    }
+
+    fn iterator(&mut self, spec: Spec) -> Result<OwnedFd, Refusal> {
+        let Hook::Iterator(over) = spec.hook else { return Err(Refusal::NoHook(spec.name.into())) };
+        let btf = self.btf;
+        let program = self.program::<Iter>(spec.name)?;
+        program.load(over, btf)?;
+        let program = program.fd()?.as_fd().try_clone_to_owned();
+        program.map_err(|error| Refusal::Other(Box::new(error)))
     }
 
     fn program<'p, P>(&'p mut self, name: &'static str) -> Result<&'p mut P, ProgramError>
@@ -82,30 +213,37 @@ impl Loading<'_> {
         program.ok_or(ProgramError::NotLoaded).and_then(TryInto::try_into)
     }
 
-    fn note(&mut self, name: &'static str, cost: &'static str, loaded: Result<(), ProgramError>) {
+    /// Why the kernel did not take a program: where others have its hook for themselves, who they are.
+    fn refusal(&self, spec: Spec, error: ProgramError) -> Refusal {
+        let holders =
+            spec.hook.attach_type().map(|number| self.names.exclusive(self.directory, number)).unwrap_or_default();
+        match Refusal::from(error) {
+            Refusal::Other(_) if !holders.is_empty() => Refusal::Held(holders),
+            refusal => refusal,
+        }
+    }
+
+    fn note(&mut self, spec: Spec, loaded: Result<(), Refusal>) {
         match loaded {
-            Ok(()) => self.attached.push(name),
-            Err(error) => self.degraded.push(Degraded { cost, reason: format!("{name}: {}", crate::chain(&error)) }),
+            Ok(()) => self.loaded.names.push(spec.name),
+            Err(error) => {
+                let (reason, log) = (crate::chain(&error), error.verifier_log().map(str::to_owned));
+                self.loaded.degraded.push(Degraded { reason, log, ..Degraded::of(spec) });
+            }
         }
     }
 }
 
-/// Attaches what watches TCP, without which there is nothing to record.
-pub(super) fn attach_tcp(programs: &mut Ebpf, directory: &File) -> Result<SockOpsLink, ProgramError> {
-    let program: &mut SockOps = programs.program_mut(TCP).ok_or(ProgramError::NotLoaded)?.try_into()?;
-    program.load()?;
-    // `Single` makes a bpf link, and links always allow others beside them.
-    let link = program.attach(directory, CgroupAttachMode::Single)?;
+/// Attaches [`CLOSE`], which is loaded.
+///
+/// # Errors
+/// The kernel refuses it.
+pub(super) fn attach_close(programs: &mut Ebpf) -> Result<BtfTracePointLink, ProgramError> {
+    let program: &mut BtfTracePoint = programs.program_mut(CLOSE).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    let link = program.attach()?;
     program.take_link(link)
 }
 
-const ADOPT: &str = "adopt_sockets";
-/// Programs of the calls that name an address.
-const ADDRESSES: [(&str, &str); 4] = [
-    ("observe_sendmsg4", "sendmsg4"),
-    ("observe_sendmsg6", "sendmsg6"),
-    ("observe_recvmsg4", "recvmsg4"),
-    ("observe_recvmsg6", "recvmsg6"),
-];
-/// Programs and tracepoints that tell the lengths of what is sent and received.
-const LENGTHS: [(&str, &str); 2] = [("observe_sent", "sock_send_length"), ("observe_received", "sock_recv_length")];
+fn run(program: &OwnedFd) -> Result<(), Refusal> {
+    walk::walk(program.as_fd(), None).map(drop).map_err(|error| Refusal::Other(Box::new(error)))
+}

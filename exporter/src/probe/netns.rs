@@ -41,7 +41,5 @@ fn socket_cookie(socket: &UdpSocket) -> Option<u64> {
     (status == 0).then_some(cookie)
 }
 
-/// Cookie of the kernel's first network namespace: the first that it gives, at boot (`net_ns_init`, `gen_cookie_next`).
-pub(crate) const FIRST_COOKIE: u64 = 1;
 /// `SO_NETNS_COOKIE` of the kernel's user API.
 const SO_NETNS_COOKIE: libc::c_int = 71;

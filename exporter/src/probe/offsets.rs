@@ -13,8 +13,24 @@ use super::ProbeError;
 /// What the running kernel is like.
 pub(super) struct Kernel {
     pub(super) offsets: SocketOffsets,
-    /// Whether tracepoints tell the lengths of what is sent and received.
-    pub(super) has_lengths: bool,
+    btf: Btf,
+}
+
+impl Kernel {
+    /// Whether it has a tracepoint, by its name.
+    pub(super) fn has_tracepoint(&self, name: &str) -> bool {
+        self.btf.resolve_types_by_name(&format!("btf_trace_{name}")).is_ok_and(|found| !found.is_empty())
+    }
+
+    /// How many arguments a function of it has; `None` where there is no such function.
+    pub(super) fn arguments(&self, function: &str) -> Option<usize> {
+        let candidates = self.btf.resolve_types_by_name(function).ok()?;
+        candidates.into_iter().find_map(|candidate| {
+            let Type::Func(found) = candidate else { return None };
+            let Type::FuncProto(form) = self.btf.resolve_chained_type(&found).ok()? else { return None };
+            Some(form.parameters.len())
+        })
+    }
 }
 
 /// Reads every offset.
@@ -66,9 +82,15 @@ pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
         cgroup_ancestors: offset_of(&btf, "cgroup.ancestors").unwrap_or(0),
         user_locks: user_locks / 8,
         user_locks_shift: user_locks % 8,
+        segments_out: offset("tcp_sock.segs_out")?,
+        task_group: offset("task_struct.tgid")?,
+        task_namespaces: offset("task_struct.nsproxy")?,
+        namespaces_net: offset("nsproxy.net_ns")?,
+        program_aux: offset("bpf_prog.aux")?,
+        aux_id: offset("bpf_prog_aux.id")?,
+        aux_name: offset("bpf_prog_aux.name")?,
     };
-    let has_lengths = btf.resolve_types_by_name(LENGTH_TRACEPOINT).is_ok_and(|found| !found.is_empty());
-    Ok(Kernel { offsets, has_lengths })
+    Ok(Kernel { offsets, btf })
 }
 
 /// Byte offset of `struct.member.member…`; `None` when there is no such member or it is within a byte.
@@ -122,6 +144,3 @@ fn as_struct(btf: &Btf, mut current: Type) -> Option<Struct> {
         current = btf.resolve_chained_type(chained).ok()?;
     }
 }
-
-/// The type of the tracepoint that came with its twin for receiving in Linux 6.3.
-const LENGTH_TRACEPOINT: &str = "btf_trace_sock_send_length";

@@ -22,6 +22,9 @@ impl Index {
     /// As [`Self::resolve`]; `holds` learns for which other spans the answer is the same.
     pub fn resolve_while(&self, address: IpAddr, span: Span, holds: &Holds) -> Owner<'_> {
         let address = address.to_canonical();
+        if address.is_unspecified() {
+            return Owner::Unknown(UnknownReason::SenderNotAsked);
+        }
         let (hosts, services) = self.holders(address, span, |_| true, holds);
         hosts.or(services).unwrap_or_else(|| self.nobody(address, span, holds))
     }

@@ -7,6 +7,7 @@ use schemas::{
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
+    programs::{OBSERVE_TCP, PROGRAMS, Pods, Program},
     rollup::RollupRow,
     table::{Column, Record, Table},
 };
@@ -47,12 +48,13 @@ fn readme() -> String {
          nor has a histogram of zeros; times are integers of milliseconds since the Unix epoch; `<key>` is a label's\n\
          key, one attribute each; `<kind>` is the workload's kind in lower case, as in `source.k8s.deployment.name`, or\n\
          `workload` for the kinds Namespace, Node, Pod and Service, whose key has another meaning.\n\n\
-         This page is made from the tables in `src/flow.rs`, `src/inventory.rs`, `src/health.rs` and `src/rollup.rs`; the\n\
-         Arrow schema and the OpenTelemetry mapping come from the same tables.\n"
+         This page is made from the tables in `src/flow.rs`, `src/inventory.rs`, `src/health.rs`, `src/programs.rs` and\n\
+         `src/rollup.rs`; the Arrow schema and the OpenTelemetry mapping come from the same tables.\n"
     );
     dataset::<FlowRecord>(&mut text);
     dataset::<InventoryRecord>(&mut text);
     dataset::<HealthRecord>(&mut text);
+    programs(&mut text);
     let (name, meaning) = (RollupRow::NAME, RollupRow::MEANING.trim());
     let _ = write!(
         text,
@@ -86,6 +88,36 @@ fn dataset<R: Record>(text: &mut String) {
     for column in R::COLUMNS {
         let (name, data_type, meaning) = told(column);
         let _ = writeln!(text, "| `{name}` | {data_type} | `{}` | {} | {meaning} |", column.attribute, column.unit);
+    }
+}
+
+/// What is not recorded where a program is missing.
+fn programs(text: &mut String) {
+    *text += "\n### Programs\n\n\
+        What is not recorded where `programs` lacks one: it counts as not observed for the pods of the node that have an\n\
+        address of that kind. A list without `observe_tcp`, without which no agent starts, says nothing; `list_open` and\n\
+        `adopt_sockets` are judged where one of them is listed, as older agents listed neither. A socket is *unconnected*\n\
+        where every datagram names its address, and its receiver asks for the sender.\n\n\
+        | program | not recorded without it | of | pods | instead of it |\n|---|---|---|---|---|\n";
+    for Program { name, traffic, ingress, egress, pods, substitutes } in &PROGRAMS {
+        let traffic = match (*name, *traffic) {
+            (OBSERVE_TCP, _) => "TCP; no agent starts without it",
+            (_, "") => "nothing that would be a gap",
+            (_, traffic) => traffic,
+        };
+        let directions = match (ingress, egress) {
+            (true, true) => "ingress, egress",
+            (true, false) => "ingress",
+            (false, true) => "egress",
+            (false, false) => "",
+        };
+        let pods = match pods {
+            Pods::All => "all",
+            Pods::Ipv4 => "with IPv4",
+            Pods::Ipv6 => "with IPv6",
+        };
+        let substitutes = substitutes.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
+        let _ = writeln!(text, "| `{name}` | {traffic} | {directions} | {pods} | {substitutes} |");
     }
 }
 

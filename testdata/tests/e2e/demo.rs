@@ -12,8 +12,8 @@ use crate::{
     watching::{Site, read},
 };
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
+tests![policies_are_the_same_whoever_tells_who_the_pods_are,];
+
 fn policies_are_the_same_whoever_tells_who_the_pods_are() {
     let mut site = Site::new();
     let app = App::parse(MICROSERVICES).expect("the manifest").start(&mut site.lab, NAMESPACE).expect("it starts");

@@ -32,6 +32,12 @@ use crate::{
     watching::{get, installed},
 };
 
+tests![
+    each_account_may_do_what_it_does_and_nothing_else,
+    policies_are_kept_up_to_date_and_applied,
+    who_may_get_pods_may_monitor_them_by_port_forward,
+];
+
 const NODES: [&str; 2] = ["lab", "lab-b"];
 const TOKEN: &str = "l0ngAndR4ndom";
 const PLACE: &str = "flowscribe/flowscribe-policies";
@@ -70,8 +76,6 @@ fn install() -> Arc<Cluster> {
     api
 }
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn each_account_may_do_what_it_does_and_nothing_else() {
     let api = install();
     let watched = || {
@@ -311,8 +315,6 @@ impl Installation {
     }
 }
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn policies_are_kept_up_to_date_and_applied() {
     let mut site = Installation::new();
     // Without probes: to pods of the other node, they would come from a node that is not theirs.
@@ -564,8 +566,6 @@ fn apply_by_schedule(site: &Installation) {
     assert!(run(&[&demo[..], &["--apply=all"]].concat()).0);
 }
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn who_may_get_pods_may_monitor_them_by_port_forward() {
     let mut site = Installation::new();
     let watcher = json!({ "kind": "ServiceAccount", "name": "watcher", "namespace": NAMESPACE });

@@ -3,6 +3,10 @@
 //!
 //! `.ci/e2e` builds those and runs these; without it they are ignored.
 
+#[macro_use]
+#[path = "../it/harness.rs"]
+mod harness;
+
 mod demo;
 mod hard;
 mod installed;
@@ -14,3 +18,10 @@ mod shipping;
 #[expect(dead_code, reason = "the kernel tests use the rest")]
 mod support;
 mod watching;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let modules = [demo::TESTS, hard::TESTS, installed::TESTS, outage::TESTS, policies::TESTS, shipping::TESTS];
+    harness::run(&modules, true)
+}

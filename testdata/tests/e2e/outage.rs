@@ -10,10 +10,14 @@ use crate::{
     watching::{Site, get, read},
 };
 
+tests![
+    an_api_server_that_is_away_costs_names_and_nothing_else,
+    a_missing_permission_is_named_with_its_rule_and_costs_only_its_part,
+    of_two_writers_one_writes_and_the_other_takes_over,
+];
+
 const CALL: Exchange = Exchange::new(10, 20);
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn an_api_server_that_is_away_costs_names_and_nothing_else() {
     let mut site = Site::new();
     let (server, client) = (pod(&mut site.lab, "server"), pod(&mut site.lab, "client"));
@@ -64,8 +68,6 @@ fn an_api_server_that_is_away_costs_names_and_nothing_else() {
     );
 }
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn a_missing_permission_is_named_with_its_rule_and_costs_only_its_part() {
     let mut site = Site::new();
     let (server, client) = (pod(&mut site.lab, "server"), pod(&mut site.lab, "client"));
@@ -104,8 +106,6 @@ fn a_missing_permission_is_named_with_its_rule_and_costs_only_its_part() {
     assert_eq!(site.sql(&["inventory"], scopes), ["part"], "without EndpointSlices not everything is known");
 }
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn of_two_writers_one_writes_and_the_other_takes_over() {
     let mut site = Site::new();
     pod(&mut site.lab, "web");

@@ -17,7 +17,12 @@ use testdata::{
     generator::{self, Plan},
 };
 
-use crate::support::{documents, executable, flowscribe, skip};
+use crate::{
+    harness::{Ran, require},
+    support::{documents, executable, flowscribe},
+};
+
+tests![the_api_server_takes_both_dialects_by_the_real_schemas, another_analyzer_reads_the_same_connections,];
 
 /// What `flowscribe report` writes.
 fn report(capture: &Path, more: &[&str]) -> String {
@@ -31,8 +36,6 @@ fn demo() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/captures/demo"))
 }
 
-#[test]
-#[ignore = "needs kube-apiserver: run .ci/e2e"]
 fn the_api_server_takes_both_dialects_by_the_real_schemas() {
     let api = Cluster::start().expect("the API server starts");
     let directory = tempfile::tempdir().expect("a directory");
@@ -89,13 +92,9 @@ fn create(api: &Cluster, object: &Value) -> Value {
     panic!("the server does not serve {}", object["kind"]);
 }
 
-#[test]
-#[ignore = "needs network-config-analyzer: run .ci/e2e"]
-fn another_analyzer_reads_the_same_connections() {
-    let test = "another_analyzer_reads_the_same_connections";
-    if Command::new("nca").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
-        return skip(test, "network-config-analyzer (PyPI) is not installed");
-    }
+fn another_analyzer_reads_the_same_connections() -> Ran {
+    let version = Command::new("nca").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    require(version.is_ok(), "network-config-analyzer (PyPI) is not installed")?;
     let directory = tempfile::tempdir().expect("a directory");
     let manifests = directory.path().join("manifests");
     fs::create_dir(&manifests).expect("made");
@@ -145,6 +144,7 @@ fn another_analyzer_reads_the_same_connections() {
     let theirs: BTreeSet<String> = rules.iter().flat_map(|rule| their_lines(rule, &workloads)).collect();
     let difference: Vec<&String> = ours.symmetric_difference(&theirs).collect();
     assert!(difference.is_empty() && ours.len() > 20, "{} ours, {} theirs: {difference:#?}", ours.len(), theirs.len());
+    Ok(())
 }
 
 /// Pairs of workloads and their ports, as `flowscribe connectivity` lists them.

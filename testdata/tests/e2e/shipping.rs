@@ -24,6 +24,14 @@ use testdata::{
 
 use crate::support::{balance, executable, flowscribe, free_address, rows, wait_until};
 
+tests![
+    policies_are_the_same_by_way_of_a_collector_and_every_row_is_accounted_for,
+    a_collector_that_is_down_for_a_minute_and_restarts_gets_everything,
+    a_clock_that_is_set_back_loses_nothing,
+    an_object_store_is_compacted_and_pruned_as_a_directory_is,
+    an_object_store_that_is_killed_and_comes_back_has_everything,
+];
+
 /// A program of others; killed when it is dropped.
 struct Program(Child);
 
@@ -136,8 +144,6 @@ impl Pipeline {
     }
 }
 
-#[test]
-#[ignore = "needs the OpenTelemetry Collector: run .ci/e2e"]
 fn policies_are_the_same_by_way_of_a_collector_and_every_row_is_accounted_for() {
     for protocol in ["grpc", "http/protobuf"] {
         let mut lab = lab();
@@ -165,8 +171,6 @@ fn policies_are_the_same_by_way_of_a_collector_and_every_row_is_accounted_for() 
     }
 }
 
-#[test]
-#[ignore = "needs the OpenTelemetry Collector: run .ci/e2e"]
 fn a_collector_that_is_down_for_a_minute_and_restarts_gets_everything() {
     let mut lab = lab();
     let app = app(&mut lab);
@@ -189,7 +193,7 @@ fn a_collector_that_is_down_for_a_minute_and_restarts_gets_everything() {
     }
     let collector = pipeline.start();
     let kept = || fs::read_dir(format!("{spool}/otlp")).map_or(0, |entries| entries.flatten().count());
-    wait_until_long("an empty spool", || kept() == 1);
+    wait_until("an empty spool", || kept() == 1);
     let log = recording.stop().expect("it ends well");
     assert!(log.contains("trying again") && log.contains("answers again"), "{log}");
     collector.end(Signal::SIGTERM);
@@ -198,8 +202,6 @@ fn a_collector_that_is_down_for_a_minute_and_restarts_gets_everything() {
     assert_all(&written, &arrived);
 }
 
-#[test]
-#[ignore = "needs libfaketime: run .ci/e2e"]
 fn a_clock_that_is_set_back_loses_nothing() {
     let library = env::var("FLOWSCRIBE_FAKETIME").expect("FLOWSCRIBE_FAKETIME names libfaketime: run .ci/e2e");
     let mut lab = lab();
@@ -238,17 +240,6 @@ fn a_clock_that_is_set_back_loses_nothing() {
     assert_eq!(numbers::<FlowRecord>(&written).len() as i64, last.flows_next_seq, "no number is missing");
 }
 
-/// As the wait of the support, for the longest that a sender waits.
-fn wait_until_long(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..600 {
-        if condition() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    panic!("{what} did not happen");
-}
-
 const KEYS: [(&str, &str); 2] = [("ROOT_ACCESS_KEY", "e2e-access"), ("ROOT_SECRET_KEY", "e2e-secret-key")];
 
 /// A gateway with a bucket `captures`, whose objects are files below `data` in a directory.
@@ -272,8 +263,6 @@ fn settings(endpoint: &str) -> [(&str, &str); 5] {
     ]
 }
 
-#[test]
-#[ignore = "needs an S3 gateway: run .ci/e2e"]
 fn an_object_store_is_compacted_and_pruned_as_a_directory_is() {
     let directory = tempfile::tempdir().expect("a directory");
     let address = free_address();
@@ -316,8 +305,6 @@ fn an_object_store_is_compacted_and_pruned_as_a_directory_is() {
     drop(running);
 }
 
-#[test]
-#[ignore = "needs an S3 gateway: run .ci/e2e"]
 fn an_object_store_that_is_killed_and_comes_back_has_everything() {
     let mut lab = lab();
     let app = app(&mut lab);

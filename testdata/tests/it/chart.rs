@@ -10,20 +10,29 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{documents, executable, skip};
+use crate::{
+    harness::{Missing, Ran, require},
+    support::{documents, executable},
+};
+
+tests![
+    the_manifests_are_what_the_chart_renders,
+    the_chart_takes_all_values_at_once_and_refuses_what_is_none,
+    who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate,
+    the_programs_know_every_flag_and_variable_of_the_manifests,
+    pods_have_what_they_need_and_no_more,
+];
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-/// Helm, or `None` after saying that there is none.
-fn helm(test: &str) -> Option<String> {
+/// Helm's program.
+fn helm() -> Result<String, Missing> {
     let helm = env::var("HELM").unwrap_or_else(|_| "helm".into());
-    let found = Command::new(&helm).arg("version").output().is_ok();
-    if !found {
-        skip(test, "helm is not on the path, nor does $HELM name it");
-    }
-    found.then_some(helm)
+    let is_there = Command::new(&helm).arg("version").output().is_ok();
+    require(is_there, "helm is not on the path, nor does $HELM name it")?;
+    Ok(helm)
 }
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -68,9 +77,8 @@ fn texts(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().map(|text| text.as_str().expect("a text").to_owned()).collect()
 }
 
-#[test]
-fn the_manifests_are_what_the_chart_renders() {
-    let Some(helm) = helm("the_manifests_are_what_the_chart_renders") else { return };
+fn the_manifests_are_what_the_chart_renders() -> Ran {
+    let helm = helm()?;
     let checked =
         Command::new(deploy().join("render.sh")).arg("--check").env("HELM", &helm).output().expect("it starts");
     let difference = String::from_utf8_lossy(&checked.stdout);
@@ -79,11 +87,11 @@ fn the_manifests_are_what_the_chart_renders() {
         let values = format!("chart/examples/{setup}.yaml");
         assert!(ran(&helm, &["lint", "--strict", "chart", "--values", &values]).contains("0 chart(s) failed"));
     }
+    Ok(())
 }
 
-#[test]
-fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() {
-    let Some(helm) = helm("the_chart_takes_all_values_at_once_and_refuses_what_is_none") else { return };
+fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() -> Ran {
+    let helm = helm()?;
     let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/all-values.yaml");
     let render = |more: &[&str]| {
         let arguments = ["template", "trial", "chart", "--namespace", "elsewhere", "--kube-version", "1.33.0"];
@@ -130,11 +138,11 @@ fn the_chart_takes_all_values_at_once_and_refuses_what_is_none() {
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains(error), "{said}");
     }
+    Ok(())
 }
 
-#[test]
-fn who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate() {
-    let Some(helm) = helm("who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate") else { return };
+fn who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate() -> Ran {
+    let helm = helm()?;
     let render = |more: &[&str]| {
         documents(&ran(&helm, &[&["template", "flowscribe", "chart", "--kube-version", "1.33.0"], more].concat()))
     };
@@ -162,9 +170,9 @@ fn who_writes_to_receive_has_to_know_a_token_or_to_have_a_certificate() {
         let asks = |flag: &str| arguments.iter().any(|argument| argument.starts_with(flag));
         assert_eq!((asks("--token-file="), asks("--tls-client-ca=")), (has_token, !has_token), "{values}");
     }
+    Ok(())
 }
 
-#[test]
 fn the_programs_know_every_flag_and_variable_of_the_manifests() {
     for (setup, objects) in setups() {
         assert!(check_programs(&objects) >= 2, "{setup}");
@@ -202,7 +210,6 @@ fn check_programs(objects: &[Value]) -> usize {
     containers.len()
 }
 
-#[test]
 fn pods_have_what_they_need_and_no_more() {
     for (setup, objects) in setups() {
         for (spec, container) in containers(&objects) {

@@ -16,7 +16,20 @@ use schemas::{
 use testdata::sender::Sender;
 use tokio::{net::TcpListener, runtime::Runtime};
 
-use crate::support::{small_disk, wait_until};
+use crate::{
+    harness::Ran,
+    support::{small_disk, wait_until},
+};
+
+tests![
+    a_collector_that_throttles_is_left_alone_for_as_long_as_it_says,
+    a_collector_that_is_unavailable_or_lies_gets_everything_later,
+    what_a_collector_refuses_is_counted_and_never_sent_again,
+    a_collector_that_restarts_again_and_again_gets_everything,
+    the_oldest_is_dropped_and_counted_where_too_much_waits,
+    a_full_disk_under_the_spool_costs_the_oldest_and_is_counted,
+    what_waits_is_sent_by_the_next_process_and_two_do_not_share_it,
+];
 
 /// What the collector does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +159,6 @@ impl Pair {
 const NOW: TimestampMs = TimestampMs(1_795_000_000_000);
 const SPOOL_BYTES: u64 = 64 << 20;
 
-#[test]
 fn a_collector_that_throttles_is_left_alone_for_as_long_as_it_says() {
     let mut pair = Pair::new(SPOOL_BYTES);
     pair.collector.is(Mood::Throttle(3));
@@ -154,15 +166,14 @@ fn a_collector_that_throttles_is_left_alone_for_as_long_as_it_says() {
     pair.sender.send(10, NOW);
     wait_until("the first refusal", || pair.collector.requests() > before);
     pair.sender.send(10, NOW);
-    let refused_at = Instant::now();
     pair.collector.is(Mood::Well);
     wait_until("the next attempt", || pair.collector.requests() > before + 1);
-    assert!(refused_at.elapsed() > Duration::from_millis(2900), "{:?}", refused_at.elapsed());
+    let times = pair.collector.state.lock().expect("no panic").times[before..before + 2].to_vec();
+    assert!(times[1] - times[0] > Duration::from_millis(2900), "{times:?}");
     pair.wait();
     pair.assert_accounted(0);
 }
 
-#[test]
 fn a_collector_that_is_unavailable_or_lies_gets_everything_later() {
     let mut pair = Pair::new(SPOOL_BYTES);
     for mood in [Mood::Unavailable, Mood::BlackHole, Mood::TakeAndFail] {
@@ -179,7 +190,6 @@ fn a_collector_that_is_unavailable_or_lies_gets_everything_later() {
     }
 }
 
-#[test]
 fn what_a_collector_refuses_is_counted_and_never_sent_again() {
     let mut pair = Pair::new(SPOOL_BYTES);
     pair.collector.is(Mood::Partial(3));
@@ -198,24 +208,24 @@ fn what_a_collector_refuses_is_counted_and_never_sent_again() {
     assert_eq!(pair.collector.taken() + 13, pair.sender.flows());
 }
 
-#[test]
 fn a_collector_that_restarts_again_and_again_gets_everything() {
     let mut pair = Pair::new(SPOOL_BYTES);
     for _ in 0..6 {
         pair.collector.go_away();
+        let retries = pair.sender.outbox.stats().retries;
         for _ in 0..10 {
             pair.sender.send(10, NOW);
         }
-        std::thread::sleep(Duration::from_millis(300));
+        wait_until("an attempt while it is away", || pair.sender.outbox.stats().retries > retries);
+        let taken = pair.collector.taken();
         pair.collector.come_back();
-        std::thread::sleep(Duration::from_millis(600));
+        wait_until("a delivery", || pair.collector.taken() > taken);
     }
     pair.wait();
     pair.assert_accounted(0);
     assert!(pair.sender.outbox.stats().retries > 0, "it was away");
 }
 
-#[test]
 fn the_oldest_is_dropped_and_counted_where_too_much_waits() {
     let mut pair = Pair::new(200 << 10);
     pair.collector.go_away();
@@ -238,10 +248,8 @@ fn the_oldest_is_dropped_and_counted_where_too_much_waits() {
     assert!(seen.seqs.contains(&(run, pair.sender.flows() - 1)), "the newest is there");
 }
 
-#[test]
-fn a_full_disk_under_the_spool_costs_the_oldest_and_is_counted() {
-    const NAME: &str = "a_full_disk_under_the_spool_costs_the_oldest_and_is_counted";
-    let Some(disk) = small_disk(NAME, 256 << 10) else { return };
+fn a_full_disk_under_the_spool_costs_the_oldest_and_is_counted() -> Ran {
+    let disk = small_disk(256 << 10)?;
     let mut collector = Collector::start();
     let mut sender = Sender::new("node-a", &disk.path().join("spool"), SPOOL_BYTES).expect("a spool");
     sender.start(&format!("http://{}", collector.address), "http/protobuf", &[]).expect("it sends");
@@ -257,9 +265,9 @@ fn a_full_disk_under_the_spool_costs_the_oldest_and_is_counted() {
     collector.come_back();
     wait_until("delivery of everything", || sender.outbox.stats().waiting == 0);
     assert_eq!(collector.taken() + sender.outbox.take_lost_ends(), sender.flows(), "{:?}", sender.outbox.stats());
+    Ok(())
 }
 
-#[test]
 fn what_waits_is_sent_by_the_next_process_and_two_do_not_share_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let spool = directory.path().join("spool");

@@ -3,21 +3,28 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    thread,
-    time::Duration,
 };
 
-use schemas::{flow::FlowRecord, health::HealthRecord};
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
 use testdata::{
     pod::{Exchange, Order},
     recording::Recording,
 };
 
-use crate::support::{balance, executable, flowscribe, lab, pod, rows, wait_until};
+use crate::{
+    harness::Ran,
+    support::{balance, executable, flowscribe, lab, let_connections_end, pod, rows, rows_so_far, wait_until},
+};
 
-#[test]
-fn connections_older_than_the_recording_are_found_with_their_direction() {
-    let Some(mut lab) = lab("connections_older_than_the_recording_are_found_with_their_direction") else { return };
+tests![
+    connections_older_than_the_recording_are_found_with_their_direction,
+    connects_that_fail_are_named_by_how_they_failed,
+    unusual_connections_are_told_exactly,
+    a_pod_that_is_gone_before_anybody_looks_is_still_named,
+];
+
+fn connections_older_than_the_recording_are_found_with_their_direction() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     lab.listen(server, 7001, Exchange::new(5, 7)).expect("the port is free");
     for address in [IpAddr::from(lab.ipv4(server)), lab.ipv6(server).into()] {
@@ -25,10 +32,16 @@ fn connections_older_than_the_recording_are_found_with_their_direction() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
-    let recording = Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
-    thread::sleep(Duration::from_millis(2500));
+    let arguments = ["--window", "1s", "--roll-interval", "1s"];
+    let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
+    wait_until("two windows in which both are open, at both ends", || {
+        let flows = rows_so_far::<FlowRecord>(&output);
+        let active =
+            |observer| flows.iter().filter(|row| &*row.observer == observer).map(|row| row.active).sum::<i64>();
+        active("client") >= 4 && active("server") >= 4
+    });
     lab.order(client, &Order::Finish { exchange: Exchange::new(5, 7) }).expect("the server answers");
-    thread::sleep(Duration::from_millis(300));
+    let_connections_end(&mut lab, &[client, server]);
     recording.stop().expect("the exporter ends well");
 
     let flows = rows::<FlowRecord>(&output);
@@ -46,11 +59,11 @@ fn connections_older_than_the_recording_are_found_with_their_direction() {
     let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
     let policies = String::from_utf8_lossy(&report.stdout);
     assert_eq!(policies.matches("port: 7001").count(), 2, "allowed at both ends: {policies}");
+    Ok(())
 }
 
-#[test]
-fn connects_that_fail_are_named_by_how_they_failed() {
-    let Some(mut lab) = lab("connects_that_fail_are_named_by_how_they_failed") else { return };
+fn connects_that_fail_are_named_by_how_they_failed() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     let rules = "nft add table inet t; nft add chain inet t in '{ type filter hook input priority 0; }'; \
                  nft add rule inet t in tcp dport 7002 drop; \
@@ -80,11 +93,11 @@ fn connects_that_fail_are_named_by_how_they_failed() {
     let expected = [(7001, "refused"), (7002, "aborted"), (7002, "timeout"), (7003, "unreachable")];
     assert_eq!(failures, expected.map(|failure| (failure, 2)).into());
     balance(&output);
+    Ok(())
 }
 
-#[test]
-fn unusual_connections_are_told_exactly() {
-    let Some(mut lab) = lab("unusual_connections_are_told_exactly") else { return };
+fn unusual_connections_are_told_exactly() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     // Data with the SYN, without the cookie of an earlier connection, at both ends.
     for end in [client, server] {
@@ -106,7 +119,7 @@ fn unusual_connections_are_told_exactly() {
         lab.order(client, &order).expect("the server answers");
     }
     wait_until("every connection is served", || lab.served(server).expect("the server lives") == 2);
-    thread::sleep(Duration::from_millis(300));
+    let_connections_end(&mut lab, &[client, server]);
     recording.stop().expect("the exporter ends well");
     let flows = rows::<FlowRecord>(&output);
     let mut told: Vec<_> = flows
@@ -125,24 +138,26 @@ fn unusual_connections_are_told_exactly() {
     ];
     assert_eq!(told, expected);
     balance(&output);
+    Ok(())
 }
 
-#[test]
-fn a_pod_that_is_gone_before_anybody_looks_is_still_named() {
-    let Some(mut lab) = lab("a_pod_that_is_gone_before_anybody_looks_is_still_named") else { return };
+fn a_pod_that_is_gone_before_anybody_looks_is_still_named() -> Ran {
+    let mut lab = lab()?;
     let server = pod(&mut lab, "server");
     lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
-    let recording = Recording::start(executable(), &lab, &output, &["--window", "5s"]).expect("the exporter records");
+    let arguments = ["--window", "5s", "--roll-interval", "1s"];
+    let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
     let job = pod(&mut lab, "job");
     lab.dial(job, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
     lab.end(job).expect("its cgroup can be removed");
     lab.write_inventory(&output.with_extension("inventory.yaml")).expect("the file is written");
-    thread::sleep(Duration::from_millis(1500));
+    wait_until("news of the job", || rows_so_far::<InventoryRecord>(&output).iter().any(|row| &*row.name == "job-0"));
     recording.stop().expect("the exporter ends well");
     let flows = rows::<FlowRecord>(&output);
     let client = flows.iter().find(|row| &*row.observer == "client").expect("the job dialled");
     assert_eq!(client.source_workload.as_deref(), Some("job"), "{client:?}");
     assert_eq!(rows::<HealthRecord>(&output).iter().map(|row| row.unidentified).sum::<i64>(), 0);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! An agent that sends: what arrives is what it wrote, row for row, and what does not arrive is counted.
 
-use std::{collections::BTreeMap, fmt::Debug, fs, path::Path, thread, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, fs, path::Path};
 
 use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record};
 use testdata::{
@@ -9,7 +9,16 @@ use testdata::{
     recording::{Receiver, Recording},
 };
 
-use crate::support::{balance, executable, flowscribe, lab, pod, rows, small_disk, wait_until};
+use crate::{
+    harness::Ran,
+    support::{balance, executable, flowscribe, lab, let_windows_pass, pod, rows, rows_so_far, small_disk, wait_until},
+};
+
+tests![
+    what_arrives_by_otlp_is_what_was_written_row_for_row,
+    what_a_receiver_did_not_take_is_sent_by_the_next_run_even_after_a_kill,
+    a_full_disk_under_the_capture_costs_the_collector_nothing,
+];
 
 const CALL: Exchange = Exchange::new(10, 20);
 const QUICK: [&str; 2] = ["--roll-interval", "1s"];
@@ -41,9 +50,8 @@ fn sending<'a>(spool: &'a str, protocol: &'a str, endpoint: &'a str) -> Vec<&'a 
     [&["--window", "1s"][..], &QUICK, &sending].concat()
 }
 
-#[test]
-fn what_arrives_by_otlp_is_what_was_written_row_for_row() {
-    let Some(mut lab) = lab("what_arrives_by_otlp_is_what_was_written_row_for_row") else { return };
+fn what_arrives_by_otlp_is_what_was_written_row_for_row() -> Ran {
+    let mut lab = lab()?;
     let ends = ends(&mut lab);
     for (protocol, extra) in [("grpc", ""), ("http/protobuf", ""), ("grpc", "0")] {
         let directory = tempfile::tempdir().expect("a directory");
@@ -57,7 +65,7 @@ fn what_arrives_by_otlp_is_what_was_written_row_for_row() {
         }
         let recording = Recording::start(executable(), &lab, &written, &arguments).expect("the exporter records");
         dial(&mut lab, ends, 50);
-        thread::sleep(Duration::from_millis(1200));
+        wait_until("the first rows", || !rows_so_far::<FlowRecord>(&written).is_empty());
         dial(&mut lab, ends, 50);
         recording.stop().expect("it ends well");
         receiver.stop().expect("it ends well");
@@ -70,11 +78,11 @@ fn what_arrives_by_otlp_is_what_was_written_row_for_row() {
         assert!(String::from_utf8_lossy(&policies).contains("kind: NetworkPolicy"));
         assert_eq!(policies, report(&arrived), "the same policies");
     }
+    Ok(())
 }
 
-#[test]
-fn what_a_receiver_did_not_take_is_sent_by_the_next_run_even_after_a_kill() {
-    let Some(mut lab) = lab("what_a_receiver_did_not_take_is_sent_by_the_next_run_even_after_a_kill") else { return };
+fn what_a_receiver_did_not_take_is_sent_by_the_next_run_even_after_a_kill() -> Ran {
+    let mut lab = lab()?;
     let ends = ends(&mut lab);
     let directory = tempfile::tempdir().expect("a directory");
     let (written, arrived) = (directory.path().join("written"), directory.path().join("arrived"));
@@ -91,9 +99,11 @@ fn what_a_receiver_did_not_take_is_sent_by_the_next_run_even_after_a_kill() {
     let killed = Recording::start(executable(), &lab, &written, &arguments).expect("the exporter records");
     dial(&mut lab, ends, 20);
     let kept = || fs::read_dir(format!("{spool}/otlp")).map_or(0, |entries| entries.flatten().count());
+    let of_first = rows_so_far::<FlowRecord>(&written).len();
+    wait_until("flows in a file", || rows_so_far::<FlowRecord>(&written).len() > of_first + 1);
+    // They are in the spool before what comes after them.
     let before = kept();
-    wait_until("flows in the spool and in a file", || kept() > before + 2 && written_flows(&written) > 1);
-    thread::sleep(Duration::from_millis(2500));
+    wait_until("what comes after them", || kept() > before + 2);
     killed.kill().expect("it ran");
 
     let receiver = Receiver::at(executable(), &arrived, (&addresses.0, &addresses.1), &QUICK).expect("it is back");
@@ -113,17 +123,12 @@ fn what_a_receiver_did_not_take_is_sent_by_the_next_run_even_after_a_kill() {
     let report = flowscribe(&["report", "--input", &arrived.to_string_lossy()]);
     let said = String::from_utf8_lossy(&report.stderr);
     assert_eq!(said.matches("has not ended cleanly").count(), 1, "the killed run is named: {said}");
+    Ok(())
 }
 
-fn written_flows(capture: &Path) -> usize {
-    if capture.join("flows").exists() { rows::<FlowRecord>(capture).len() } else { 0 }
-}
-
-#[test]
-fn a_full_disk_under_the_capture_costs_the_collector_nothing() {
-    const NAME: &str = "a_full_disk_under_the_capture_costs_the_collector_nothing";
-    let Some(mut lab) = lab(NAME) else { return };
-    let Some(disk) = small_disk(NAME, 256 << 10) else { return };
+fn a_full_disk_under_the_capture_costs_the_collector_nothing() -> Ran {
+    let mut lab = lab()?;
+    let disk = small_disk(256 << 10)?;
     let ends = ends(&mut lab);
     let directory = tempfile::tempdir().expect("a directory");
     let (written, arrived) = (disk.path().join("written"), directory.path().join("arrived"));
@@ -132,16 +137,19 @@ fn a_full_disk_under_the_capture_costs_the_collector_nothing() {
     let recording = Recording::start(executable(), &lab, &written, &sending(&spool, "grpc", &receiver.grpc));
     let recording = recording.expect("the exporter records");
     dial(&mut lab, ends, 10);
-    thread::sleep(Duration::from_millis(2500));
+    wait_until("flows in a file", || !rows_so_far::<FlowRecord>(&written).is_empty());
     let filler = disk.path().join("filler");
     let mut file = fs::File::create(&filler).expect("there is room");
     while std::io::Write::write_all(&mut file, &[7; 4096]).is_ok() {}
     dial(&mut lab, ends, 30);
-    thread::sleep(Duration::from_millis(3500));
+    // What the collector gets tells of it.
+    let arrived_ends = || rows_so_far::<FlowRecord>(&arrived).iter().map(|row| row.connections).sum::<i64>();
+    wait_until("what the disk does not take", || arrived_ends() == 80);
+    let_windows_pass(&arrived, 3);
     drop(file);
     fs::remove_file(&filler).expect("there was one");
     dial(&mut lab, ends, 10);
-    thread::sleep(Duration::from_millis(2500));
+    wait_until("what came last", || arrived_ends() == 100);
     let log = recording.stop().expect("it ends well");
     assert!(log.contains("a file is given up"), "{log}");
     receiver.stop().expect("it ends well");
@@ -153,4 +161,5 @@ fn a_full_disk_under_the_capture_costs_the_collector_nothing() {
     assert!(lost(&written) > 0, "what the disk did not take");
     let flows: i64 = numbered::<FlowRecord>(&arrived).values().map(|row| row.connections).sum();
     assert_eq!(flows, 100, "both ends of fifty connections");
+    Ok(())
 }

@@ -16,9 +16,19 @@ use schemas::{
     inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
-use testdata::lab::Lab;
 
-use crate::support::{executable, flowscribe, rows, skip};
+use crate::{
+    harness::Ran,
+    support::{executable, flowscribe, require_lab, rows},
+};
+
+tests![
+    the_demo_ends_in_the_twelve_policies_of_its_workloads,
+    the_golden_policies_are_what_the_manifest_asks_for,
+    the_committed_capture_gives_the_golden_policies_in_any_order,
+    without_a_lab_the_demo_says_so_and_replays_the_committed_capture,
+    the_demo_clears_nothing_but_a_capture,
+];
 
 /// The policies that the demo must end in, whoever runs it.
 fn golden() -> String {
@@ -36,12 +46,8 @@ fn report(capture: &Path) -> String {
     String::from_utf8(output.stdout).expect("YAML is text")
 }
 
-#[test]
-fn the_demo_ends_in_the_twelve_policies_of_its_workloads() {
-    let test = "the_demo_ends_in_the_twelve_policies_of_its_workloads";
-    if let Some(missing) = Lab::missing() {
-        return skip(test, &missing);
-    }
+fn the_demo_ends_in_the_twelve_policies_of_its_workloads() -> Ran {
+    require_lab()?;
     let directory = tempfile::tempdir().expect("a directory");
     let capture = directory.path().join("capture");
     let demo = Command::new(executable()).args(["demo", "--capture"]).arg(&capture).output().expect("the demo starts");
@@ -54,9 +60,9 @@ fn the_demo_ends_in_the_twelve_policies_of_its_workloads() {
     let policies = String::from_utf8(demo.stdout).expect("YAML is text");
     assert_eq!(policies, golden(), "UPDATE: cargo demo > testdata/apps/microservices-demo.policies.yaml");
     assert_eq!(report(&capture), policies, "a second report gives the same bytes");
+    Ok(())
 }
 
-#[test]
 fn the_golden_policies_are_what_the_manifest_asks_for() {
     let golden = golden();
     let policy = |workload: &str| {
@@ -85,7 +91,6 @@ fn the_golden_policies_are_what_the_manifest_asks_for() {
     assert!(!golden.contains("ipBlock"), "every peer is a selector");
 }
 
-#[test]
 fn the_committed_capture_gives_the_golden_policies_in_any_order() {
     assert_eq!(report(&committed()), golden());
     let flows = rows::<FlowRecord>(&committed());
@@ -104,7 +109,6 @@ fn the_committed_capture_gives_the_golden_policies_in_any_order() {
     assert_eq!(report(directory.path()), golden());
 }
 
-#[test]
 fn without_a_lab_the_demo_says_so_and_replays_the_committed_capture() {
     // Neither `ip` nor `nft` is on an empty path; without root, that is said first.
     let demo = Command::new(executable()).arg("demo").env("PATH", "").output().expect("the demo starts");
@@ -125,12 +129,8 @@ fn write<R: Record>(root: &Path, file: &str, run: &Arc<str>, rows: Vec<R>) {
     writer.finish().expect("the file is finished");
 }
 
-#[test]
-fn the_demo_clears_nothing_but_a_capture() {
-    let test = "the_demo_clears_nothing_but_a_capture";
-    if let Some(missing) = Lab::missing() {
-        return skip(test, &missing);
-    }
+fn the_demo_clears_nothing_but_a_capture() -> Ran {
+    require_lab()?;
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("precious");
     fs::write(&file, "mine").expect("written");
@@ -140,4 +140,5 @@ fn the_demo_clears_nothing_but_a_capture() {
     let said = String::from_utf8_lossy(&demo.stderr);
     assert!(said.contains("precious is not of a capture: name another directory"), "{said}");
     assert!(file.exists());
+    Ok(())
 }

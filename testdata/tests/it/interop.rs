@@ -8,7 +8,12 @@ use std::{
 
 use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
 
-use crate::support::{rows, skip};
+use crate::{
+    harness::{Ran, require},
+    support::rows,
+};
+
+tests![duckdb_reads_the_capture_as_it_is,];
 
 const SCRIPT: &str = "
 import duckdb, sys
@@ -24,13 +29,10 @@ print(*database.execute(f\"\"\"
 \"\"\").fetchall()[0])
 ";
 
-#[test]
-fn duckdb_reads_the_capture_as_it_is() {
-    let test = "duckdb_reads_the_capture_as_it_is";
+fn duckdb_reads_the_capture_as_it_is() -> Ran {
     let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !quiet(Command::new("python3").args(["-c", "import duckdb"])).is_ok_and(|status| status.success()) {
-        return skip(test, "it needs python3 with the package duckdb");
-    }
+    let has_duckdb = quiet(Command::new("python3").args(["-c", "import duckdb"])).is_ok_and(|status| status.success());
+    require(has_duckdb, "it needs python3 with the package duckdb")?;
     let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/demo");
     let output = Command::new("python3").args(["-c", SCRIPT]).arg(&capture).output().expect("python3 starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -45,4 +47,5 @@ fn duckdb_reads_the_capture_as_it_is() {
          {connections} {bytes} {callers} TIMESTAMP WITH TIME ZONE VARCHAR BIGINT True\n"
     );
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    Ok(())
 }

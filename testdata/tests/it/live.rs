@@ -22,7 +22,18 @@ use testdata::{
     recording::{Monitor, Recording},
 };
 
-use crate::support::{balance, executable, flowscribe, free_address, lab, pod, rows, wait_until};
+use crate::{
+    harness::Ran,
+    support::{balance, executable, flowscribe, free_address, lab, pod, rows, wait_until},
+};
+
+tests![
+    a_monitor_records_what_the_agent_does,
+    an_agent_that_refuses_later_ends_nobodys_recording,
+    a_monitor_can_be_stopped_while_the_api_server_hangs,
+    a_users_own_token_is_sent_to_nobody_in_clear_text,
+    what_is_missing_of_a_recording_is_told,
+];
 
 /// Starts an agent that can be listened to.
 fn agent(lab: &Lab, output: &Path, address: &str, token: &Path) -> Recording {
@@ -58,9 +69,8 @@ fn report(capture: &Path, extra: &[&str]) -> (String, String) {
     (text(output.stdout), text(output.stderr))
 }
 
-#[test]
-fn a_monitor_records_what_the_agent_does() {
-    let Some(mut lab) = lab("a_monitor_records_what_the_agent_does") else { return };
+fn a_monitor_records_what_the_agent_does() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     lab.listen(server, 7001, Exchange::new(3, 5)).expect("the port is free");
     let directory = tempfile::tempdir().expect("a directory");
@@ -123,11 +133,11 @@ fn a_monitor_records_what_the_agent_does() {
     let (policies, said) = report(&at("monitor"), &[]);
     assert_eq!(policies, report(&at("agent"), &[]).0, "the same policies");
     assert!(policies.contains("port: 7001") && !said.contains("not ended cleanly"), "{said}");
+    Ok(())
 }
 
-#[test]
-fn an_agent_that_refuses_later_ends_nobodys_recording() {
-    let Some(lab) = lab("an_agent_that_refuses_later_ends_nobodys_recording") else { return };
+fn an_agent_that_refuses_later_ends_nobodys_recording() -> Ran {
+    let lab = lab()?;
     let directory = tempfile::tempdir().expect("a directory");
     let at = |name: &str| directory.path().join(name);
     fs::write(at("token"), "open sesame\n").expect("written");
@@ -135,17 +145,25 @@ fn an_agent_that_refuses_later_ends_nobodys_recording() {
     let (address, later) = (free_address(), free_address());
     let admitting = agent(&lab, &at("agent"), &address, &at("token"));
     let (urls, token) = (format!("http://{address},http://{later}"), at("token").to_string_lossy().into_owned());
-    let monitor = ["--agent-url", &urls, "--token-file", &token];
-    let monitor = Monitor::start(executable(), &at("monitor"), &monitor).expect("the monitor starts");
+    let log = || fs::read_to_string(at("monitor.log")).unwrap_or_default();
+    let mut monitor = Command::new(executable())
+        .args(["flowscribe", "monitor", "--roll-interval", "1s", "--agent-url", &urls, "--token-file", &token])
+        .arg("--output")
+        .arg(at("monitor"))
+        .stderr(fs::File::create(at("monitor.log")).expect("made"))
+        .spawn()
+        .expect("the monitor starts");
     wait_for_streams(&at("monitor"), 1);
     let refusing = agent(&lab, &at("refusing"), &later, &at("other"));
-    thread::sleep(Duration::from_secs(6));
-    let (said, is_well) = monitor.stop(1).expect("it runs");
-    assert!(is_well && said.contains("flows of 1 agent are in"), "{said}");
-    assert!(said.contains(&format!("the agent at {later} is away, trying again: the bearer token is")), "{said}");
+    let refused = format!("the agent at {later} is away, trying again: the bearer token is");
+    wait_until("the refusal", || log().contains(&refused));
+    kill(Pid::from_raw(monitor.id() as i32), Signal::SIGINT).expect("it runs");
+    assert!(monitor.wait().expect("it ends").success(), "{}", log());
+    assert!(log().contains("flows of 1 agent are in"), "{}", log());
     for agent in [admitting, refusing] {
         agent.stop().expect("the exporter ends well");
     }
+    Ok(())
 }
 
 /// A kubeconfig of a server at an address.
@@ -157,7 +175,6 @@ fn kubeconfig(path: &Path, address: &str) {
     fs::write(path, config.to_string()).expect("written");
 }
 
-#[test]
 fn a_monitor_can_be_stopped_while_the_api_server_hangs() {
     let directory = tempfile::tempdir().expect("a directory");
     // It takes connections, and never answers.
@@ -180,7 +197,6 @@ fn a_monitor_can_be_stopped_while_the_api_server_hangs() {
     assert!(ended.is_some_and(|status| !status.success()) && said.contains("nothing was recorded"), "{said}");
 }
 
-#[test]
 fn a_users_own_token_is_sent_to_nobody_in_clear_text() {
     let directory = tempfile::tempdir().expect("a directory");
     let config = directory.path().join("kubeconfig");
@@ -194,9 +210,8 @@ fn a_users_own_token_is_sent_to_nobody_in_clear_text() {
     assert!(!output.exists(), "before anything is written");
 }
 
-#[test]
-fn what_is_missing_of_a_recording_is_told() {
-    let Some(mut lab) = lab("what_is_missing_of_a_recording_is_told") else { return };
+fn what_is_missing_of_a_recording_is_told() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     for port in [7001, 7002, 7003] {
         lab.listen(server, port, Exchange::new(1, 1)).expect("the port is free");
@@ -256,6 +271,7 @@ fn what_is_missing_of_a_recording_is_told() {
         let name = format!("after-{pause}");
         let watching = monitor(&name);
         dial(&mut lab, 7001);
+        // Nothing is waited for: these are moments at which it ends.
         thread::sleep(Duration::from_millis(pause));
         let (said, _) = watching.stop(1).expect("it runs");
         let (policies, told) = report(&at(&name), &[]);
@@ -263,4 +279,5 @@ fn what_is_missing_of_a_recording_is_told() {
         balance(&at(&name));
     }
     recording.stop().expect("the exporter ends well");
+    Ok(())
 }

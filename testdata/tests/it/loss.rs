@@ -9,7 +9,16 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{balance, executable, lab, pod, rows};
+use crate::{
+    harness::Ran,
+    support::{balance, executable, lab, let_connections_end, pod, rows},
+};
+
+tests![
+    an_agent_that_is_stopped_for_half_a_minute_loses_nothing,
+    a_burst_is_told_exactly,
+    what_finds_everything_full_is_counted,
+];
 
 const CALL: Exchange = Exchange::new(10, 20);
 
@@ -25,11 +34,12 @@ fn record(lab: &mut Lab, ends: (PodId, PodId), arguments: &[&str], times: u32, s
             .pause(|| {
                 let until = std::time::Instant::now() + duration;
                 lab.dial(ends.0, to, times, CALL).expect("the server answers");
+                // For how long it is stopped is what is tested.
                 thread::sleep(until.saturating_duration_since(std::time::Instant::now()));
             })
             .expect("it goes on"),
     }
-    thread::sleep(Duration::from_millis(300));
+    let_connections_end(lab, &[ends.0, ends.1]);
     recording.stop().expect("the exporter ends well");
     balance(&output);
     let flows = rows::<FlowRecord>(&output);
@@ -83,9 +93,8 @@ fn ends(lab: &mut Lab) -> (PodId, PodId) {
     ends
 }
 
-#[test]
-fn an_agent_that_is_stopped_for_half_a_minute_loses_nothing() {
-    let Some(mut lab) = lab("an_agent_that_is_stopped_for_half_a_minute_loses_nothing") else { return };
+fn an_agent_that_is_stopped_for_half_a_minute_loses_nothing() -> Ran {
+    let mut lab = lab()?;
     let ends = ends(&mut lab);
     for window in ["5s", "0"] {
         let stopped = Duration::from_secs(if window == "0" { 1 } else { 30 });
@@ -95,20 +104,20 @@ fn an_agent_that_is_stopped_for_half_a_minute_loses_nothing() {
         assert!(sums.ring_full > 1_000, "the ring buffer was full: {sums:?}");
         assert_eq!((sums.lost_ring, sums.lost_map), (0, 0), "{sums:?}");
     }
+    Ok(())
 }
 
-#[test]
-fn a_burst_is_told_exactly() {
-    let Some(mut lab) = lab("a_burst_is_told_exactly") else { return };
+fn a_burst_is_told_exactly() -> Ran {
+    let mut lab = lab()?;
     let ends = ends(&mut lab);
     for window in ["1s", "0"] {
         record(&mut lab, ends, &["--window", window], 10_000, None).assert_exact(10_000);
     }
+    Ok(())
 }
 
-#[test]
-fn what_finds_everything_full_is_counted() {
-    let Some(mut lab) = lab("what_finds_everything_full_is_counted") else { return };
+fn what_finds_everything_full_is_counted() -> Ran {
+    let mut lab = lab()?;
     let ends = ends(&mut lab);
     // Room for one edge where there are two, and for a few connections where there are more.
     let arguments = ["--ring-size-mib", "1", "--kernel-edges", "1"];
@@ -129,4 +138,5 @@ fn what_finds_everything_full_is_counted() {
     let (seen, lost): (i64, i64) =
         (health.iter().map(|row| row.seen).sum(), health.iter().map(|row| row.lost_map).sum());
     assert_eq!((seen, lost), (40, 32));
+    Ok(())
 }

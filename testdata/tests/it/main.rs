@@ -1,9 +1,15 @@
 //! Everything at once: real pods, the real exporter, the real analyzer; and the analyzer on generated months. What needs
-//! root and eBPF says SKIPPED with the reason where they are missing.
+//! root, eBPF or a program is reported as ignored where they are missing.
 
+#[macro_use]
+mod harness;
+
+mod agent;
+mod begun;
 mod chart;
 mod collector;
 mod complete;
+mod connectivity;
 mod cookbook;
 mod delivery;
 mod demo;
@@ -13,6 +19,8 @@ mod kill;
 mod live;
 mod loss;
 mod months;
+mod neighbours;
+mod node;
 mod own;
 mod plan;
 mod receive;
@@ -20,3 +28,34 @@ mod support;
 mod telemetry;
 mod udp;
 mod weeks;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let modules = [
+        agent::TESTS,
+        begun::TESTS,
+        chart::TESTS,
+        collector::TESTS,
+        complete::TESTS,
+        connectivity::TESTS,
+        cookbook::TESTS,
+        delivery::TESTS,
+        demo::TESTS,
+        enforced::TESTS,
+        interop::TESTS,
+        kill::TESTS,
+        live::TESTS,
+        loss::TESTS,
+        months::TESTS,
+        neighbours::TESTS,
+        node::TESTS,
+        own::TESTS,
+        plan::TESTS,
+        receive::TESTS,
+        telemetry::TESTS,
+        udp::TESTS,
+        weeks::TESTS,
+    ];
+    harness::run(&modules, false)
+}

@@ -1,15 +1,14 @@
 //! The policies of our own pods: a recording of ourselves asks for exactly what they allow.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::Duration,
 };
 
+use schemas::health::HealthRecord;
 use serde_json::{Value, json};
 use testdata::{
     lab::{Lab, PodId, PodSpec},
@@ -17,7 +16,12 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{documents, executable, flowscribe, lab};
+use crate::{
+    harness::Ran,
+    support::{documents, executable, flowscribe, lab, rows_so_far, wait_until},
+};
+
+tests![our_policies_allow_what_a_recording_of_ourselves_asks_for,];
 
 const CALL: Exchange = Exchange::new(300, 900);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
@@ -55,9 +59,8 @@ fn within(lab: &Lab, pod: PodId, arguments: &[&str]) -> Command {
     command
 }
 
-#[test]
-fn our_policies_allow_what_a_recording_of_ourselves_asks_for() {
-    let Some(mut lab) = lab("our_policies_allow_what_a_recording_of_ourselves_asks_for") else { return };
+fn our_policies_allow_what_a_recording_of_ourselves_asks_for() -> Ran {
+    let mut lab = lab()?;
     let mut pods = BTreeMap::new();
     for ((name, kind), labels) in templates() {
         for replica in 0..if kind == "DaemonSet" { 2 } else { 1 } {
@@ -89,7 +92,9 @@ fn our_policies_allow_what_a_recording_of_ourselves_asks_for() {
     // The receiver and the agents are the real ones; agents' API server, and what only talks to it, are not.
     let receive =
         ["flowscribe", "receive", "--insecure", "--grpc-address", "0.0.0.0:4317", "--http-address", "0.0.0.0:4318"];
-    let receive = within(&lab, of("receive-0"), &[&receive[..], &["--output", &at("store")]].concat());
+    let store = at("store");
+    let receive = [&receive[..], &["--roll-interval", "1s", "--output", &store]].concat();
+    let receive = within(&lab, of("receive-0"), &receive);
     let receive = Recording::spawn_until(receive, "receiving OTLP/gRPC on").expect("it receives");
     let endpoint = format!("http://{}:4317", lab.ipv4(of("receive-0")));
     let inventory = at("inventory.yaml");
@@ -123,7 +128,11 @@ fn our_policies_allow_what_a_recording_of_ourselves_asks_for() {
     let within_receive = (lab.ipv4(of("receive-0")), 4317);
     let probe = Exchange::new(0, 0);
     lab.dial(of("inventory-0"), within_receive, 1, probe).expect("it listens");
-    thread::sleep(Duration::from_secs(3));
+    let heard = || {
+        let health = rows_so_far::<HealthRecord>(Path::new(&store));
+        health.into_iter().map(|row| row.run_id).collect::<BTreeSet<_>>().len()
+    };
+    wait_until("word of both agents", || heard() == 2);
     agents.into_iter().for_each(|agent| drop(agent.stop().expect("it ends well")));
     receive.terminate().expect("it ends well");
     observer.stop().expect("it ends well");
@@ -143,4 +152,5 @@ fn our_policies_allow_what_a_recording_of_ourselves_asks_for() {
         let is_dns = edge["connections"].as_str().is_some_and(|ports| ports.ends_with(" 53"));
         assert!(is_dns, "{edge:#}");
     }
+    Ok(())
 }

@@ -5,8 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
     process::{Command, Stdio},
-    thread,
-    time::Duration,
 };
 
 use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
@@ -17,7 +15,24 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{executable, flowscribe, lab, pod, rows, spec, wait_until};
+use crate::{
+    harness::Ran,
+    support::{
+        executable, flowscribe, lab, let_connections_end, let_windows_pass, pod, rows, rows_so_far, spec, wait_until,
+    },
+};
+
+tests![
+    every_planned_edge_comes_back_with_exact_counts_and_bytes,
+    open_connections_are_active_in_every_window_they_outlive,
+    namespaces_keep_what_touches_them_and_count_the_rest,
+    pods_that_come_and_go_are_learned_from_the_changed_file,
+    an_address_that_moves_to_another_pod_never_names_the_wrong_one,
+    rows_that_can_not_be_written_are_counted_and_the_run_goes_on,
+    an_end_that_can_not_be_written_is_a_failure,
+    a_lab_leaves_nothing_behind,
+    a_lab_that_is_killed_leaves_nothing_behind,
+];
 
 /// One line of the plan: who is dialled how often, and what passes.
 struct Line {
@@ -85,8 +100,7 @@ fn record(lab: &mut Lab, window: &str, output: &Path) -> (Vec<Line>, PodId, PodI
         lab.dial(client, (to, 7999), 1, Exchange::new(0, 0)).expect_err("nobody listens there");
     }
     wait_until("every connection is served", || lab.served(server).expect("the server lives") == served + 2);
-    // The last acknowledgement of a connection comes after the server has let go of it.
-    thread::sleep(Duration::from_millis(300));
+    let_connections_end(lab, &[client, server]);
     recording.stop().expect("the exporter ends well");
     (plan, client, server)
 }
@@ -141,10 +155,9 @@ fn observed(flows: &[FlowRecord]) -> BTreeMap<Edge, Seen> {
     observed
 }
 
-#[test]
-fn every_planned_edge_comes_back_with_exact_counts_and_bytes() {
+fn every_planned_edge_comes_back_with_exact_counts_and_bytes() -> Ran {
     for window in ["1s", "60s", "0"] {
-        let Some(mut lab) = lab("every_planned_edge_comes_back_with_exact_counts_and_bytes") else { return };
+        let mut lab = lab()?;
         let directory = tempfile::tempdir().expect("a directory");
         let output = directory.path().join("capture");
         let (plan, client, server) = record(&mut lab, window, &output);
@@ -160,6 +173,7 @@ fn every_planned_edge_comes_back_with_exact_counts_and_bytes() {
         assert!(health.iter().all(|row| row.clean_shutdown == (row.seq == health.len() as i64 - 1)), "{health:?}");
         assert!(rows::<InventoryRecord>(&output).iter().all(|row| &*row.event == "snapshot"));
     }
+    Ok(())
 }
 
 /// What holds for every row of the plan, whatever edge it tells of.
@@ -183,20 +197,26 @@ fn check_rows(flows: &[FlowRecord], window: &str) {
     }
 }
 
-#[test]
-fn open_connections_are_active_in_every_window_they_outlive() {
-    let Some(mut lab) = lab("open_connections_are_active_in_every_window_they_outlive") else { return };
+fn open_connections_are_active_in_every_window_they_outlive() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
     for window in ["1s", "0"] {
         let directory = tempfile::tempdir().expect("a directory");
         let output = directory.path().join("capture");
-        let recording =
-            Recording::start(executable(), &lab, &output, &["--window", window]).expect("the exporter records");
+        let arguments = ["--window", window, "--roll-interval", "1s"];
+        let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
         for _ in 0..2 {
             lab.hold(client, (lab.ipv4(server), 7001), Exchange::new(1, 1)).expect("the server answers");
         }
-        thread::sleep(Duration::from_millis(2500));
+        let windows = || {
+            let flows = rows_so_far::<FlowRecord>(&output);
+            let of = |observer| flows.iter().filter(|row| &*row.observer == observer).count();
+            of("client").min(of("server"))
+        };
+        if window == "1s" {
+            wait_until("three windows", || windows() >= 3);
+        }
         recording.stop().expect("the exporter ends well");
         let flows = rows::<FlowRecord>(&output);
         for observer in ["client", "server"] {
@@ -208,7 +228,7 @@ fn open_connections_are_active_in_every_window_they_outlive() {
             if window == "0" {
                 assert_eq!(rows.iter().map(|row| row.active).collect::<Vec<_>>(), [1, 1], "one row each: {rows:?}");
             } else {
-                assert!(rows.len() >= 3, "more than two seconds are three windows: {rows:?}");
+                assert!(rows.len() >= 3, "in every window: {rows:?}");
                 let mut rows = rows;
                 rows.sort_by_key(|row| row.window_start);
                 // The two may have begun in different windows.
@@ -221,12 +241,11 @@ fn open_connections_are_active_in_every_window_they_outlive() {
         }
         lab.release(client).expect("the client lives");
     }
+    Ok(())
 }
 
-#[test]
-fn namespaces_keep_what_touches_them_and_count_the_rest() {
-    let test = "namespaces_keep_what_touches_them_and_count_the_rest";
-    let Some(mut lab) = lab(test) else { return };
+fn namespaces_keep_what_touches_them_and_count_the_rest() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
     let directory = tempfile::tempdir().expect("a directory");
@@ -243,23 +262,25 @@ fn namespaces_keep_what_touches_them_and_count_the_rest() {
         assert_eq!(filtered, if kept { 0 } else { 4 }, "--namespaces {namespaces}: {health:?}");
         assert!(!rows::<InventoryRecord>(&output).is_empty(), "inventory is never filtered");
     }
+    Ok(())
 }
 
-#[test]
-fn pods_that_come_and_go_are_learned_from_the_changed_file() {
-    let Some(mut lab) = lab("pods_that_come_and_go_are_learned_from_the_changed_file") else { return };
+fn pods_that_come_and_go_are_learned_from_the_changed_file() -> Ran {
+    let mut lab = lab()?;
     let server = pod(&mut lab, "server");
     lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
-    let recording = Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
+    let arguments = ["--window", "1s", "--roll-interval", "1s"];
+    let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
     let late = pod(&mut lab, "late");
     lab.write_inventory(&output.with_extension("inventory.yaml")).expect("the file is written");
-    thread::sleep(Duration::from_millis(1500));
+    wait_until("news of the pod", || rows_so_far::<InventoryRecord>(&output).iter().any(|row| &*row.name == "late-0"));
     lab.dial(late, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
     // A file that can't be used leaves what was known as it was.
     std::fs::write(output.with_extension("inventory.yaml"), "pods: nonsense").expect("the file is written");
-    thread::sleep(Duration::from_millis(1500));
+    // The file is looked at in every window.
+    let_windows_pass(&output, 3);
     lab.dial(late, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
     let log = recording.terminate().expect("the exporter ends well");
     assert!(log.contains("keeping the inventory as it was"), "{log}");
@@ -269,24 +290,26 @@ fn pods_that_come_and_go_are_learned_from_the_changed_file() {
     let events: BTreeSet<(&str, &str)> =
         inventory.iter().filter(|row| &*row.kind == "Pod").map(|row| (&*row.event, &*row.name)).collect();
     assert_eq!(events, BTreeSet::from([("snapshot", "server-0"), ("upsert", "late-0")]));
+    Ok(())
 }
 
-#[test]
-fn an_address_that_moves_to_another_pod_never_names_the_wrong_one() {
-    let Some(mut lab) = lab("an_address_that_moves_to_another_pod_never_names_the_wrong_one") else { return };
+fn an_address_that_moves_to_another_pod_never_names_the_wrong_one() -> Ran {
+    let mut lab = lab()?;
     let (moving, server) = (pod(&mut lab, "first"), pod(&mut lab, "server"));
     for port in [7001, 7002] {
         lab.listen(server, port, Exchange::new(1, 1)).expect("the port is free");
     }
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
-    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    let arguments = ["--roll-interval", "1s"];
+    let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
     lab.dial(moving, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
     lab.replace(moving, spec("second")).expect("the lab takes the new pod");
     lab.dial(moving, (lab.ipv4(server), 7002), 1, Exchange::new(1, 1)).expect("the server answers");
     // The news comes after the fact, as news does.
     lab.write_inventory(&output.with_extension("inventory.yaml")).expect("the file is written");
-    thread::sleep(Duration::from_millis(1500));
+    let is_news = |row: &InventoryRecord| &*row.name == "second-0";
+    wait_until("news of the pod", || rows_so_far::<InventoryRecord>(&output).iter().any(is_news));
     recording.stop().expect("the exporter ends well");
 
     let flows = rows::<FlowRecord>(&output);
@@ -300,20 +323,22 @@ fn an_address_that_moves_to_another_pod_never_names_the_wrong_one() {
     let asked = flowscribe(&["sql", "--input", &output.to_string_lossy(), edges, "--format", "csv"]);
     let text = String::from_utf8_lossy(&asked.stdout);
     assert_eq!(text, "source_workload,port,seen_by\nfirst,7001,both\nsecond,7002,both\n", "{flows:?}");
+    Ok(())
 }
 
-#[test]
-fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() {
-    let Some(mut lab) = lab("rows_that_can_not_be_written_are_counted_and_the_run_goes_on") else { return };
+fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
     std::fs::create_dir(&output).expect("made");
     std::fs::write(output.join("flows"), "in the way").expect("written");
-    let recording = Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
+    let arguments = ["--window", "1s", "--roll-interval", "1s"];
+    let recording = Recording::start(executable(), &lab, &output, &arguments).expect("the exporter records");
     lab.dial(client, (lab.ipv4(server), 7001), 3, Exchange::new(1, 1)).expect("the server answers");
-    thread::sleep(Duration::from_millis(2500));
+    let lost = || rows_so_far::<HealthRecord>(&output).iter().map(|row| row.lost_sink).sum::<i64>();
+    wait_until("the loss of what can't be written", || lost() == 6);
     std::fs::remove_file(output.join("flows")).expect("it can be removed");
     lab.dial(client, (lab.ipv4(server), 7001), 2, Exchange::new(1, 1)).expect("the server answers");
     let log = recording.stop().expect("the exporter ends well");
@@ -322,11 +347,11 @@ fn rows_that_can_not_be_written_are_counted_and_the_run_goes_on() {
     let sum = |pick: fn(&HealthRecord) -> i64| health.iter().map(pick).sum::<i64>();
     assert_eq!((sum(|row| row.seen), sum(|row| row.exported), sum(|row| row.lost_sink)), (10, 4, 6));
     assert_eq!(rows::<FlowRecord>(&output).iter().map(|row| row.connections).sum::<i64>(), 4);
+    Ok(())
 }
 
-#[test]
-fn an_end_that_can_not_be_written_is_a_failure() {
-    let Some(lab) = lab("an_end_that_can_not_be_written_is_a_failure") else { return };
+fn an_end_that_can_not_be_written_is_a_failure() -> Ran {
+    let lab = lab()?;
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
     let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
@@ -334,22 +359,22 @@ fn an_end_that_can_not_be_written_is_a_failure() {
     std::fs::write(output.join("health"), "in the way").expect("written");
     let error = recording.stop().expect_err("its last word can't be written").to_string();
     assert!(error.contains("exit status: 1") && error.contains("the end of the recording is missing"), "{error}");
+    Ok(())
 }
 
-#[test]
-fn a_lab_leaves_nothing_behind() {
-    let Some(mut lab) = lab("a_lab_leaves_nothing_behind") else { return };
+fn a_lab_leaves_nothing_behind() -> Ran {
+    let mut lab = lab()?;
     pod(&mut lab, "client");
     let (cgroup, netns) = (lab.cgroup().to_path_buf(), lab.node_netns());
     assert!(cgroup.is_dir() && netns.exists());
     drop(lab);
     assert!(!cgroup.exists(), "{} is still there", cgroup.display());
     assert!(!netns.exists(), "the node's process is still there");
+    Ok(())
 }
 
-#[test]
-fn a_lab_that_is_killed_leaves_nothing_behind() {
-    let Some(lab) = lab("a_lab_that_is_killed_leaves_nothing_behind") else { return };
+fn a_lab_that_is_killed_leaves_nothing_behind() -> Ran {
+    let lab = lab()?;
     let mount = lab.cgroup().parent().expect("a lab's cgroup is in the hierarchy").to_path_buf();
     let directory = tempfile::tempdir().expect("a directory");
     let mut demo = Command::new(executable())
@@ -368,4 +393,5 @@ fn a_lab_that_is_killed_leaves_nothing_behind() {
     demo.kill().expect("it was running");
     demo.wait().expect("it was started here");
     wait_until("the end of the lab's cgroups", || cgroups().is_none());
+    Ok(())
 }

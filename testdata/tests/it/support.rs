@@ -1,7 +1,6 @@
-//! What the tests share: a lab or a loud skip, and a capture's rows.
+//! What the tests share: a lab, a small disk, a capture's rows, and waiting.
 
 use std::{
-    io::{self, Write},
     net::TcpListener,
     path::Path,
     process::Output,
@@ -17,18 +16,28 @@ use testdata::{
     recording,
 };
 
+use crate::harness::{Missing, Ran};
+
 /// This crate's program: pods, exporter and analyzer in one.
 pub(crate) fn executable() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_lab"))
 }
 
-/// A lab, or `None` after saying why there is none here.
-pub(crate) fn lab(test: &str) -> Option<Lab> {
-    if let Some(missing) = Lab::missing() {
-        skip(test, &missing);
-        return None;
-    }
-    Some(Lab::new(executable()).expect("a lab can be made where nothing is missing"))
+/// A lab.
+///
+/// # Errors
+/// The machine lacks something that a lab needs.
+pub(crate) fn lab() -> Result<Lab, Missing> {
+    require_lab()?;
+    Ok(Lab::new(executable()).expect("a lab can be made where nothing is missing"))
+}
+
+/// Stops a test where there can be no lab.
+///
+/// # Errors
+/// As [`lab`].
+pub(crate) fn require_lab() -> Ran {
+    Lab::missing().map_or(Ok(()), |missing| Err(Missing(missing)))
 }
 
 /// An address of the loopback interface that nobody listens on.
@@ -43,11 +52,6 @@ pub(crate) fn documents(yaml: &str) -> Vec<Value> {
     let documents = serde_yaml::Deserializer::from_str(yaml).map(serde_yaml::Value::deserialize);
     let values = documents.map(|document| serde_json::to_value(document.expect("YAML")).expect("keys are strings"));
     values.filter(|value| !value.is_null()).collect()
-}
-
-/// Says that a test did not run; past the capture of a test's output, so that it is seen.
-pub(crate) fn skip(test: &str, reason: &str) {
-    let _ = writeln!(io::stderr(), "SKIPPED {test}: {reason}");
 }
 
 /// A pod of the Deployment `workload` with the label `app`.
@@ -66,17 +70,16 @@ pub(crate) fn spec(workload: &str) -> PodSpec {
 /// A file system of its own, of so many bytes; unmounted when it is dropped.
 pub(crate) struct SmallDisk(tempfile::TempDir);
 
-/// A disk that is soon full, or `None` after saying why there is none here.
-pub(crate) fn small_disk(test: &str, bytes: u64) -> Option<SmallDisk> {
+/// A disk that is soon full.
+///
+/// # Errors
+/// Nothing can be mounted on this machine.
+pub(crate) fn small_disk(bytes: u64) -> Result<SmallDisk, Missing> {
     let directory = tempfile::tempdir().expect("a directory");
     let size = format!("size={bytes}");
-    match mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(&*size)) {
-        Ok(()) => Some(SmallDisk(directory)),
-        Err(error) => {
-            skip(test, &format!("no file system can be mounted: {error}"));
-            None
-        }
-    }
+    mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(&*size))
+        .map_err(|error| Missing(format!("no file system can be mounted: {error}")))?;
+    Ok(SmallDisk(directory))
 }
 
 impl SmallDisk {
@@ -98,6 +101,27 @@ pub(crate) fn rows<R: Record>(root: &Path) -> Vec<R> {
     files.flat_map(|file| capture::read::<R>(file).expect("what is listed can be read")).collect()
 }
 
+/// Every row of a dataset, and none where nothing of it was written yet.
+pub(crate) fn rows_so_far<R: Record>(root: &Path) -> Vec<R> {
+    if root.join(R::DATASET).is_dir() { rows(root) } else { Vec::new() }
+}
+
+/// Waits until a recording that goes on has written so many more rows of health, of which it writes one per window.
+pub(crate) fn let_windows_pass(root: &Path, windows: usize) {
+    let written = || rows_so_far::<HealthRecord>(root).len();
+    let before = written();
+    wait_until("the next windows", || written() >= before + windows);
+}
+
+/// Waits until no connection of a pod is about to end: the last acknowledgement comes after its program has let go of it.
+pub(crate) fn let_connections_end(lab: &mut Lab, pods: &[PodId]) {
+    let is_over =
+        "until [ -z \"$(ss -Htan exclude listening exclude time-wait exclude established)\" ]; do sleep 0.02; done";
+    for pod in pods {
+        lab.shell(*pod, is_over).expect("ss (iproute2) is installed");
+    }
+}
+
 /// Asserts that a recording accounts for every end that it saw, and that its rows hold what it says.
 pub(crate) fn balance(root: &Path) {
     let health = rows::<HealthRecord>(root);
@@ -114,9 +138,9 @@ pub(crate) fn flowscribe(arguments: &[&str]) -> Output {
     recording::flowscribe(executable(), arguments).expect("flowscribe starts")
 }
 
-/// Waits until a condition holds; fails after some seconds.
+/// Waits until a condition holds. Fails after minutes: on the slowest machine, what is waited for comes before that.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(180);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(20));

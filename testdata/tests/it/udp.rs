@@ -8,14 +8,22 @@ use std::{
 use schemas::{flow::FlowRecord, health::HealthRecord};
 use testdata::{pod::Order, recording::Recording};
 
-use crate::support::{balance, executable, flowscribe, lab, pod, rows};
+use crate::{
+    harness::Ran,
+    support::{balance, executable, flowscribe, lab, pod, rows},
+};
+
+tests![
+    datagrams_are_edges_from_who_sent_first_and_a_connect_is_none,
+    an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server,
+    what_a_connected_socket_sends_elsewhere_is_an_edge_to_there,
+];
 
 /// Observer, port, family, connections and bytes there and back.
 type Told<'a> = BTreeMap<(&'a str, u16, bool), (i64, Option<i64>, Option<i64>)>;
 
-#[test]
-fn datagrams_are_edges_from_who_sent_first_and_a_connect_is_none() {
-    let Some(mut lab) = lab("datagrams_are_edges_from_who_sent_first_and_a_connect_is_none") else { return };
+fn datagrams_are_edges_from_who_sent_first_and_a_connect_is_none() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     for port in [7001, 7002, 7003] {
         lab.order(server, &Order::ListenUdp { port }).expect("the port is free");
@@ -71,12 +79,11 @@ fn datagrams_are_edges_from_who_sent_first_and_a_connect_is_none() {
         }
         assert!(!policies.contains("7003") && !policies.contains("TCP"), "{policies}");
     }
+    Ok(())
 }
 
-#[test]
-fn an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server() {
-    let test = "an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server";
-    let Some(mut lab) = lab(test) else { return };
+fn an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     for port in [7001, 7002] {
         lab.order(server, &Order::ListenUdp { port }).expect("the port is free");
@@ -102,11 +109,11 @@ fn an_answer_to_what_was_asked_before_the_recording_makes_nobody_a_server() {
     // A port that connect chose is a client's; one that the socket has for all can be a server's.
     assert_eq!(told, BTreeMap::from([(7001, ("client", true)), (7002, ("client", false))]), "{flows:?}");
     balance(&output);
+    Ok(())
 }
 
-#[test]
-fn what_a_connected_socket_sends_elsewhere_is_an_edge_to_there() {
-    let Some(mut lab) = lab("what_a_connected_socket_sends_elsewhere_is_an_edge_to_there") else { return };
+fn what_a_connected_socket_sends_elsewhere_is_an_edge_to_there() -> Ran {
+    let mut lab = lab()?;
     let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
     for port in [7001, 7002, 7003] {
         lab.order(server, &Order::ListenUdp { port }).expect("the port is free");
@@ -133,4 +140,5 @@ fn what_a_connected_socket_sends_elsewhere_is_an_edge_to_there() {
     let expected = expected.into_iter().chain([(("server", 7001), (4, 0)), (("server", 7002), (2, 0))]).collect();
     assert_eq!(told, expected, "{flows:?}");
     balance(&output);
+    Ok(())
 }

@@ -1,0 +1,97 @@
+//! What began before the recording, and what is seen of one end alone.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use schemas::flow::FlowRecord;
+use testdata::{
+    pod::{Exchange, Order},
+    recording::Recording,
+};
+
+use crate::{
+    harness::Ran,
+    support::{balance, executable, lab, pod, rows},
+};
+
+tests![
+    a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_answered,
+    who_receives_datagrams_without_asking_from_whom_is_recorded_as_such,
+];
+
+const CALL: Exchange = Exchange::new(10, 20);
+
+fn a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_answered() -> Ran {
+    let mut lab = lab()?;
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.listen(server, 7001, CALL).expect("the port is free");
+    let addresses = [IpAddr::from(lab.ipv4(server)), lab.ipv6(server).into()];
+    // A first connection each, so that neither waits for the other's link address later.
+    for address in addresses {
+        lab.dial(client, (address, 7001), 1, CALL).expect("the server answers");
+    }
+    let rules = "table inet late { chain input { type filter hook input priority 0; tcp dport 7001 drop; }; }";
+    let nft = |arguments: &[&str], input: &str| Order::Run {
+        program: "nft".into(),
+        arguments: arguments.iter().map(ToString::to_string).collect(),
+        input: input.into(),
+    };
+    lab.order(server, &nft(&["-f", "-"], rules)).expect("nftables takes it");
+    for address in addresses {
+        let dial = Order::BeginDial { to: SocketAddr::new(address, 7001), exchange: CALL };
+        lab.order(client, &dial).expect("it begins");
+    }
+    lab.shell(client, "until [ $(ss -Htn state syn-sent | wc -l) = 2 ]; do sleep 0.05; done")
+        .expect("both are under way");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    lab.order(server, &nft(&["delete", "table", "inet", "late"], "")).expect("nftables takes it");
+    assert_eq!(lab.order(client, &Order::AwaitDials).expect("both are answered"), 2);
+    recording.stop().expect("the exporter ends well");
+    balance(&output);
+    let flows = rows::<FlowRecord>(&output);
+    let mut found: BTreeMap<(String, &str), (i64, i64, Option<i64>, Option<i64>)> = BTreeMap::new();
+    for row in &flows {
+        assert_eq!((row.destination_port, row.direction_known, row.start_known), (7001, true, true), "{row:?}");
+        let counts = (row.connections, row.closed, row.bytes_sent, row.bytes_received);
+        assert!(found.insert((row.destination_address.to_string(), &row.observer), counts).is_none(), "{flows:?}");
+    }
+    let once = (1, 1, Some(10), Some(20));
+    let ends = addresses.iter().flat_map(|address| ["client", "server"].map(|end| ((address.to_string(), end), once)));
+    assert_eq!(found, ends.collect(), "{flows:?}");
+    Ok(())
+}
+
+fn who_receives_datagrams_without_asking_from_whom_is_recorded_as_such() -> Ran {
+    let mut lab = lab()?;
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.order(server, &Order::TakeUdp { port: 514 }).expect("the port is free");
+    lab.order(server, &Order::ListenUdp { port: 515 }).expect("the port is free");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    for address in [IpAddr::from(lab.ipv4(server)), lab.ipv6(server).into()] {
+        let send = Order::SendUdp { to: SocketAddr::new(address, 514), connected_to: None };
+        lab.order(client, &send).expect("it is sent");
+        let ask = Order::DialUdp { to: SocketAddr::new(address, 515), times: 1, bytes: 9, connected: true };
+        lab.order(client, &ask).expect("the server answers");
+    }
+    recording.stop().expect("the exporter ends well");
+    balance(&output);
+    let flows = rows::<FlowRecord>(&output);
+    let at_the_server: Vec<_> = flows.iter().filter(|row| &*row.observer == "server").collect();
+    let unasked: Vec<_> = at_the_server.iter().filter(|row| row.destination_port == 514).collect();
+    assert!(!unasked.is_empty(), "{flows:?}");
+    for row in unasked {
+        assert_eq!((&*row.source_kind, row.source_unknown_reason.as_deref()), ("unknown", Some("sender_not_asked")));
+        assert_eq!(row.destination_workload.as_deref(), Some("server"));
+        assert!(row.direction_known && row.connections > 0, "{row:?}");
+    }
+    for row in at_the_server.iter().filter(|row| row.destination_port == 515) {
+        assert_eq!(row.source_workload.as_deref(), Some("client"), "who asks is told: {row:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Plays traffic that is known, and prepares the processes that take part.
+
+mod client;
+mod limits;
+mod server;
+mod signals;
+
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use caps::Capability;
+use clap::{Parser, Subcommand, ValueEnum};
+use traffic::Plan;
+
+use client::Addresses;
+
+/// Traffic whose connections and bytes are known.
+#[derive(Parser)]
+#[command(name = "traffic")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve every line of every plan on all addresses, until killed.
+    Serve {
+        /// Directory of the scene's signals: `late` is there once the port of late connects may answer.
+        #[arg(long, value_name = "DIR")]
+        signals: PathBuf,
+    },
+    /// Play the lines of a plan, one after the other.
+    Play {
+        /// Which plan.
+        plan: Which,
+        /// Short connections, for `pods`.
+        #[arg(long, value_name = "N", default_value_t = 400)]
+        short: u32,
+        #[command(flatten)]
+        to: To,
+        /// Seconds of the agent's windows: no UDP socket is used in two of them.
+        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+        window: u64,
+    },
+    /// Make a connection that begins before the agent does, and say `open` when it is established.
+    Hold {
+        /// The port of its line.
+        port: u16,
+        /// Address of the server.
+        to: IpAddr,
+        /// Directory of the scene's signals: its second exchange is made when `again` is there, and it ends when
+        /// `end` is there.
+        #[arg(long, value_name = "DIR")]
+        signals: PathBuf,
+    },
+    /// Run a program that has no capabilities but these, and can't get others.
+    Limit {
+        /// Names, without CAP_.
+        #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = limits::capability)]
+        keep: Vec<Capability>,
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, required = true)]
+        program: Vec<OsString>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    Pods,
+    Node,
+    Loopback,
+}
+
+#[derive(clap::Args)]
+struct To {
+    /// IPv4 address of the server.
+    #[arg(long, value_name = "ADDRESS")]
+    ipv4: IpAddr,
+    /// IPv6 address of the server.
+    #[arg(long, value_name = "ADDRESS")]
+    ipv6: IpAddr,
+    /// An address that nobody has.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    nobody: IpAddr,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("traffic: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Serve { signals } => server::serve(&signals),
+        Command::Play { plan, short, to: To { ipv4, ipv6, nobody }, window } => {
+            let plan = match plan {
+                Which::Pods => Plan::Pods { short },
+                Which::Node => Plan::Node,
+                Which::Loopback => Plan::Loopback,
+            };
+            client::play(plan, Addresses { ipv4, ipv6, nobody }, window)
+        }
+        Command::Hold { port, to, signals } => client::hold(port, to, &signals),
+        Command::Limit { keep, program } => limits::run(&keep, &program),
+    }
+}
