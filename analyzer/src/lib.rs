@@ -59,7 +59,11 @@ use std::{
     process::ExitCode,
 };
 
-use tokio::runtime::Runtime;
+use anyhow::Context;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
@@ -144,9 +148,11 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
     if matches!(args.command, Command::Inventory(_) | Command::Receive(_) | Command::Monitor(_)) {
         return command.await;
     }
+    // Listens before the command begins, so that Ctrl-C is heard whatever that does first.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to Ctrl-C")?;
     tokio::select! {
         done = Box::pin(command) => done,
-        _ = tokio::signal::ctrl_c() => Ok(None),
+        _ = interrupt.recv() => Ok(None),
     }
 }
 

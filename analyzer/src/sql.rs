@@ -58,7 +58,12 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         return Err(SqlError::ParquetOnTerminal);
     }
     let query = match query_file {
-        Some(path) => read(path).map_err(|source| SqlError::QueryFile { path: path.clone(), source })?,
+        Some(path) => {
+            let file = path.clone();
+            // In a thread that nobody has to wait for after Ctrl-C: standard input may be a terminal.
+            let read = tokio::task::spawn_blocking(move || read(&file)).await.map_err(io::Error::other).flatten();
+            read.map_err(|source| SqlError::QueryFile { path: path.clone(), source })?
+        }
         None => query.clone().unwrap_or_default(),
     };
     let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();

@@ -6,6 +6,7 @@
 mod calls;
 mod counters;
 mod error;
+mod heap;
 pub(crate) mod host;
 mod load;
 mod neighbour;
@@ -41,6 +42,7 @@ use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, contr
 use counters::fdinfo;
 pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
 pub(crate) use error::{ProbeError, Refusal};
+pub(crate) use heap::{return_memory, share_heap};
 use neighbour::{Names, Neighbour};
 use program::TCP;
 pub(crate) use program::{PROGRAMS, Spec};
@@ -436,27 +438,6 @@ fn map_fd(map: &Map) -> Result<BorrowedFd<'_>, ProbeError> {
 
 fn map_error(map: &'static str) -> impl FnOnce(MapError) -> ProbeError {
     move |source| ProbeError::Map { map, source: Box::new(source) }
-}
-
-/// Gives free memory back to the system: after a peak, it would stay with the process.
-pub(crate) fn return_memory() {
-    #[cfg(target_env = "gnu")]
-    #[expect(unsafe_code, reason = "no safe wrapper knows malloc_trim")]
-    // SAFETY: no precondition; any thread may call it at any time.
-    unsafe {
-        nix::libc::malloc_trim(0);
-    }
-}
-
-/// Has all threads share one heap, which gives more of it back; to be called before there are any. They are few, and
-/// none allocates much while another does.
-pub(crate) fn share_heap() {
-    #[cfg(target_env = "gnu")]
-    #[expect(unsafe_code, reason = "no safe wrapper knows mallopt")]
-    // SAFETY: no precondition.
-    unsafe {
-        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
-    }
 }
 
 /// Has the kernel measure how often and how long programs run, until what is returned is dropped.
