@@ -37,6 +37,7 @@ use crate::{
     opening,
     receive::journal::{Journal, JournalError},
     remote::{self, RemoteError},
+    runs::Overlaps,
 };
 
 /// Why a capture can't be compacted.
@@ -264,11 +265,12 @@ impl Place {
         let (root, cluster) = (self.root.clone(), cluster.to_owned());
         let (sender, receiver) = mpsc::channel();
         let work = move || {
-            let (_, index) = opening::read(&mut listing, clock_skew_ms, None);
+            let (runs, index) = opening::read(&mut listing, clock_skew_ms, None);
             for problem in &listing.problems {
                 eprintln!("left {problem}");
             }
-            let flows = Flows::new(&listing.files, Arc::new(index), ProgressBar::hidden());
+            let overlaps = Arc::new(Overlaps::new(&runs));
+            let flows = Flows::new(&listing.files, Arc::new(index), overlaps, ProgressBar::hidden());
             let left = flows.sum_up::<CompactError>(until, |batches, summary, runs, inputs| {
                 let hour = TimestampMs(summary.hours.1.saturating_mul(HOUR_MS));
                 let folder = root.join(RollupRow::NAME).join(capture::partition(hour));

@@ -7,7 +7,7 @@
 //!
 //! A connection between two recorded pods is seen from both ends. Its client knows the address it dialled, its server
 //! the pod that answered; resolved, both name the same edge, and the counts are the larger of the two sums, never their
-//! sum. A Service that was dialled becomes an edge to every workload that may have answered (`via_service`).
+//! sum. Likewise for two agents that recorded one node at the same time. A Service that was dialled becomes an edge to every workload that may have answered (`via_service`).
 //! Left out is what stays on loopback or within one pod, and rows whose direction the kernel could not tell.
 //!
 //! This is the one place where rows of flows are not left to SQL: a plan of joins and distinct counts took five times as
@@ -20,6 +20,7 @@ mod known;
 mod resolve;
 mod rollup;
 mod row;
+mod series;
 mod summing;
 mod text;
 mod total;
@@ -39,7 +40,8 @@ pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError};
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both
-    /// ends were recorded, they are one row. What was dialled by a Service's address is an edge to every workload with an
+    /// ends were recorded, they are one row. Of what several agents of one node recorded at the same time, the larger counts
+    /// are taken. What was dialled by a Service's address is an edge to every workload with an
     /// endpoint behind it.
     EdgeRow, "edges";
 

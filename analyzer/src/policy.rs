@@ -24,7 +24,10 @@ use std::{
 
 use ipnet::IpNet;
 use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelector};
-use schemas::{index::Index, inventory::InventoryRecord};
+use schemas::{
+    index::{Index, UnknownReason},
+    inventory::InventoryRecord,
+};
 
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
@@ -194,6 +197,14 @@ impl<'a> Draft<'a> {
             }
             // A pod's own node may always reach it; what is held is told with the sets.
             Fate::Failed | Fate::OwnNode | Fate::Held(_) => return,
+        }
+        if let (Endpoint::Unknown { reason, .. }, Endpoint::Workload(workload)) = (source, destination)
+            && **reason == *UnknownReason::SenderNotAsked.as_str()
+        {
+            if self.wants(workload) {
+                self.withhold_unasked(workload, edge);
+            }
+            return;
         }
         if !is_sound(edge) {
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });

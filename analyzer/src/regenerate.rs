@@ -190,6 +190,7 @@ async fn regenerate(
         files.insert(tree::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
         output::write(&format!("{}written to {place}\n", difference.text()), None)?;
+        eprint!("{}", capture.tables.overlaps.text());
         for finding in &set.findings {
             eprintln!("{finding}");
         }

@@ -89,6 +89,7 @@ pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
             known: if known.is_empty() { "none".into() } else { known.join(", ") },
         }
     })?;
+    eprint!("{}", capture.tables.overlaps.text());
     Ok(output::write(&explanation.text(), None)?)
 }
 
@@ -124,6 +125,7 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
     for run in tables.runs.iter() {
         remark(run, undirected.get(&run.run_id).copied().unwrap_or_default(), &mut text);
     }
+    text += &tables.overlaps.text();
     text += &sets.exposure.told_gaps();
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");

@@ -3,12 +3,18 @@
 //! A claim that something was *not* seen counts only where somebody watched: where there is health, little was lost, and
 //! all rows that were written are in the capture.
 
+mod overlap;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     thread,
 };
 
+use arrow::{
+    array::{Array as _, AsArray},
+    compute::cast,
+};
 use schemas::{
     capture::{self, CaptureFile, Problem, ProblemKind, RunRows, Runs, Seqs},
     flow::FlowRecord,
@@ -16,11 +22,13 @@ use schemas::{
     index::{Heard, Span},
     inventory::InventoryRecord,
     kubernetes::Resource,
+    programs::Missing,
     table::{Cell, Record, TimestampMs, decode_column},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::state::State;
+pub(crate) use overlap::{Overlaps, Series};
 
 /// What one agent's run says of itself.
 #[derive(Debug)]
@@ -55,6 +63,8 @@ pub(crate) struct Watch {
     pub(crate) namespaces: Vec<Arc<str>>,
     /// Why it does not count as watched.
     pub(crate) gap: Option<&'static str>,
+    /// Programs without which not all of it was recorded.
+    pub(crate) missing: Missing,
 }
 
 /// What rows of health of one run say.
@@ -71,6 +81,8 @@ struct ToldRow {
     seq: i64,
     span: Span,
     run_start: TimestampMs,
+    /// Programs without which not all was recorded.
+    missing: Missing,
     /// Most rows have none.
     limits: Option<Box<Limits>>,
     seen: i64,
@@ -202,15 +214,18 @@ impl Run {
         } else {
             None
         };
-        self.watch(row.span, namespaces, gap);
+        self.watch(Watch { span: row.span, namespaces, gap, missing: row.missing });
     }
 
-    fn watch(&mut self, span: Span, namespaces: Vec<Arc<str>>, gap: Option<&'static str>) {
-        match self.watched.last_mut() {
-            Some(last) if last.span.to >= span.from && last.namespaces == namespaces && last.gap == gap => {
-                last.span.to = span.to.max(last.span.to);
-            }
-            _ => self.watched.push(Watch { span, namespaces, gap }),
+    fn watch(&mut self, watch: Watch) {
+        let goes_on = |last: &&mut Watch| {
+            let Watch { span, namespaces, gap, missing } = &**last;
+            let is_same = *namespaces == watch.namespaces && *gap == watch.gap && *missing == watch.missing;
+            is_same && span.to >= watch.span.from
+        };
+        match self.watched.last_mut().filter(goes_on) {
+            Some(last) => last.span.to = watch.span.to.max(last.span.to),
+            None => self.watched.push(watch),
         }
     }
 }
@@ -275,6 +290,7 @@ fn told(file: &CaptureFile) -> Result<Vec<Told>, Problem> {
         let (starts, ends, run_starts) = (times("window_start")?, times("window_end")?, times("run_start")?);
         let (mut namespaces, mut filters) = (lists("namespaces")?, lists("filters")?);
         let mut unreadable = lists("unreadable")?;
+        let missing = columns.missing_programs()?;
         let (seen, unidentified) = (numbers("seen")?, numbers("unidentified")?);
         let (flows_next, inventory_next) = (numbers("flows_next_seq")?, numbers("inventory_next_seq")?);
         let clean = columns.read::<bool>("clean_shutdown")?;
@@ -289,6 +305,7 @@ fn told(file: &CaptureFile) -> Result<Vec<Told>, Problem> {
                 seq: seqs[row],
                 span: Span { from: starts[row].max(run_starts[row]), to: ends[row] },
                 run_start: run_starts[row],
+                missing: missing[row],
                 limits: (limits != Limits::default()).then(|| Box::new(limits)),
                 seen: seen[row],
                 unidentified: unidentified[row],
@@ -319,19 +336,39 @@ impl Columns<'_> {
         decode_column(self.batch, HealthRecord::DATASET, name)
             .map_err(|error| self.file.problem(ProblemKind::WrongColumns { reason: error.to_string() }))
     }
+
+    /// What the lists of programs lack. Most are the same as the one before.
+    fn missing_programs(&self) -> Result<Vec<Missing>, Problem> {
+        let wrong = |reason: String| self.file.problem(ProblemKind::WrongColumns { reason });
+        let column = self.batch.column_by_name("programs").ok_or_else(|| wrong("there are no programs".into()))?;
+        let column = cast(column, &<Vec<Arc<str>>>::data_type()).map_err(|error| wrong(error.to_string()))?;
+        let lists = column.as_list::<i32>();
+        let texts = lists.values().as_string::<i32>();
+        let list = |row: usize| {
+            let range = lists.value_offsets()[row] as usize..lists.value_offsets()[row + 1] as usize;
+            range.map(|at| texts.value(at))
+        };
+        let mut missing: Vec<Missing> = Vec::with_capacity(lists.len());
+        for row in 0..lists.len() {
+            let same = row.checked_sub(1).filter(|last| list(*last).eq(list(row))).map(|last| missing[last]);
+            missing.push(same.unwrap_or_else(|| Missing::of(list(row))));
+        }
+        Ok(missing)
+    }
 }
 
 const HOUR_MS: i64 = 3_600_000;
 /// Files of health that are in memory at once.
 const FILES_AT_ONCE: usize = 256;
 const LOST: [&str; 6] = ["lost_ring", "lost_map", "lost_parse", "lost_queue", "lost_sink", "lost_end"];
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 21] = [
     "node",
     "run_id",
     "seq",
     "window_start",
     "window_end",
     "run_start",
+    "programs",
     "namespaces",
     "filters",
     "unreadable",

@@ -24,7 +24,7 @@ use schemas::{index::Index, table::TimestampMs};
 
 pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
-pub(crate) use exposure::{CoverageRow, GapRow};
+pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
 pub(crate) use list::run;
 pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
 

@@ -88,7 +88,7 @@ impl State {
         let directory_error = |source| StateError::Directory { path: directory.into(), source };
         fs::create_dir_all(directory).map_err(directory_error)?;
         let (major, minor) = SCHEMA_VERSION;
-        let format = format!("{} {major}.{minor} {clock_skew_ms}", env!("CARGO_PKG_VERSION"));
+        let format = format!("{} {major}.{minor} {FORMAT} {clock_skew_ms}", env!("CARGO_PKG_VERSION"));
         // What was killed while it wrote.
         for entry in fs::read_dir(directory).map_err(directory_error)?.flatten() {
             let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
@@ -218,6 +218,8 @@ fn read(file: File) -> io::Result<Saved> {
 }
 
 const FILE: &str = "state.bin";
+/// Raised when what is kept of files or hours has another form or meaning, within one version of the program.
+const FORMAT: u32 = 2;
 const UNFINISHED: &str = ".state-";
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 const ZSTD_LEVEL: i32 = 1;

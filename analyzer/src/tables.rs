@@ -48,7 +48,7 @@ use crate::{
     edge::{EdgeTable, Flows, Undirected, repeats},
     opening::{Opening, OpeningError},
     policy::Names,
-    runs::Run,
+    runs::{Overlaps, Run},
     sets::{Decisions, DecisionsError, Sets, Thresholds},
     state::{State, StateError},
 };
@@ -64,6 +64,8 @@ pub(crate) struct Tables {
     pub(crate) index: Arc<Index>,
     /// What agents say of their recording.
     pub(crate) runs: Arc<Vec<Run>>,
+    /// Which of them recorded one node at the same time.
+    pub(crate) overlaps: Arc<Overlaps>,
     /// What of the input is used.
     pub(crate) files: Vec<CaptureFile>,
     /// What is not, and why.
@@ -231,14 +233,15 @@ impl Tables {
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), &files).await?;
 
         let progress = ProgressBar::no_length();
-        let flows = Arc::new(Flows::new(&files, Arc::clone(&index), progress.clone()));
+        let overlaps = Arc::new(Overlaps::new(&runs));
+        let flows = Arc::new(Flows::new(&files, Arc::clone(&index), Arc::clone(&overlaps), progress.clone()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
         let learned = Arc::new(Learned::new(Arc::clone(&flows), &opening, learning.clone()));
         learned.register(&context)?;
         for (name, _, query) in help::VIEWS {
             view(&context, name, query).await?;
         }
-        Ok(Self { context, index, runs, files, problems, learned, flows, progress, opening, _spill: spill })
+        Ok(Self { context, index, runs, overlaps, files, problems, learned, flows, progress, opening, _spill: spill })
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) struct Probe {
     /// Sockets found without their flag, when they were counted last.
     flags_missing: u64,
     program_names: Names,
-    /// Programs that may take flags away, as far as they were reported.
+    /// Programs that may take flags away, once flags were missing.
     neighbours: Vec<Neighbour>,
     malformed: u64,
     /// Skipped runs of programs, counted when they were unloaded.
@@ -259,24 +259,23 @@ impl Probe {
     }
 
     /// Watches the ends of connections by other means as well, once flags are missing that other programs may have
-    /// overwritten. Returns these programs, if they are news.
+    /// overwritten. Returns these programs, the first time.
     ///
     /// # Errors
     /// The kernel refuses the read.
     pub(crate) fn heed_neighbours(&mut self) -> Result<Option<String>, ProbeError> {
         let missing = self.sum(counter::FLAG_MISSING)?;
-        if std::mem::replace(&mut self.flags_missing, missing) == missing {
+        if std::mem::replace(&mut self.flags_missing, missing) == missing || !self.neighbours.is_empty() {
             return Ok(None);
         }
         // Without others, these are connects that began before the run.
-        let found = self.program_names.sock_ops(&self.cgroup);
-        if found.is_empty() || found == self.neighbours {
+        self.neighbours = self.program_names.sock_ops(&self.cgroup);
+        if self.neighbours.is_empty() {
             return Ok(None);
         }
         if self.close.is_none() {
             self.close = attach_close(&mut self.programs).ok();
         }
-        self.neighbours = found;
         Ok(Some(self.neighbours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))
     }
 

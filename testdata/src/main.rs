@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use testdata::{
     cluster, demo,
     generator::{self, Plan},
-    pod,
+    kernels, pod,
 };
 
 /// Flowscribe's demo and lab.
@@ -43,6 +43,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Compare what the agent recorded on other kernels with the traffic there: see .ci/kernels.
+    Kernels(kernels::Args),
     /// Run an API server with etcd until standard input ends, and print where its kubeconfig is.
     Cluster,
     /// The process inside a pod of the lab.
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
             generator::generate(&plan, &output)
                 .map(|truth| println!("{} rows, {} edges", truth.rows, truth.edges.len()))
         }
+        Command::Kernels(args) => kernels::run(&args),
         Command::Cluster => cluster::run(),
         Command::Pod { cgroup, netns } => pod::run(&cgroup, netns.as_deref(), true),
         Command::Node { cgroup } => pod::run_node(&cgroup),

@@ -20,7 +20,7 @@ pub(crate) struct Block {
     hours: (i64, i64),
     /// Rows that it is of.
     runs: Runs,
-    /// What the inventory said.
+    /// What the inventory said, and which runs were known to overlap.
     fingerprint: String,
     communications: Communications,
     undirected: Undirected,
@@ -48,7 +48,7 @@ impl Flows {
                 open.iter().partition(|unit| unit.hours.0 <= block.hours.1 && block.hours.0 <= unit.hours.1);
             let are_same = within.iter().all(|unit| block.hours.0 <= unit.hours.0 && unit.hours.1 <= block.hours.1)
                 && self.runs_of(&within).is_some_and(|runs| runs == block.runs);
-            if are_same && block.fingerprint == self.fingerprint_of(&block.communications) {
+            if are_same && block.fingerprint == self.fingerprint_of(&block) {
                 keep(block);
                 open = others;
             }
@@ -73,7 +73,7 @@ impl Flows {
         let mut blocks: Vec<Block> = blocks.into_values().collect();
         let mut all = untold;
         for block in &mut blocks {
-            block.fingerprint = self.fingerprint_of(&block.communications);
+            block.fingerprint = self.fingerprint_of(block);
             add(&mut all, (block.communications.clone(), block.undirected.clone()));
         }
         Ok((all.0, all.1, blocks))
@@ -95,8 +95,9 @@ impl Flows {
         Some(runs)
     }
 
-    /// What the inventory says of the time and of the ends of some communications.
-    fn fingerprint_of(&self, communications: &Communications) -> String {
+    /// What the inventory says of the time and of the ends of some communications, and which of their runs overlap.
+    fn fingerprint_of(&self, block: &Block) -> String {
+        let Block { hours, runs, communications, .. } = block;
         let seen = communications.values().map(|evidence| Span { from: evidence.first_seen, to: evidence.last_seen });
         let span = seen.reduce(Span::hull).unwrap_or(Span::at(TimestampMs(0)));
         let pods =
@@ -106,7 +107,7 @@ impl Flows {
                 Endpoint::External { address } => Some(*address),
                 _ => None,
             });
-        self.fingerprint(span, pods.map(|uid| &**uid), outside)
+        self.fingerprint(span, pods.map(|uid| &**uid), outside) + &self.overlaps.fingerprint(runs, *hours)
     }
 }
 

@@ -25,8 +25,10 @@ use super::{
     known::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
     resolve::{Destination, End, Resolver, Told, direct},
     row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
+    series::Apart,
     text::{TextColumn, Texts},
 };
+use crate::runs::Overlaps;
 
 /// What an edge is, by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +97,8 @@ pub(super) struct Folder<'a> {
     places: Vec<u32>,
     locals: Numbered<LocalKey>,
     hours: Vec<Hour>,
+    /// Keeps the counts of agents apart that recorded one node at the same time.
+    apart: Option<Apart<'a>>,
     pending: Vec<Pending>,
     witnesses: HashMap<Conversation, Vec<(Span, Resolved)>, RandomState>,
     /// Rows of files that may repeat one another, by run.
@@ -110,7 +114,7 @@ pub(super) struct Folder<'a> {
 }
 
 impl<'a> Folder<'a> {
-    pub(super) fn new(index: &'a Index) -> Self {
+    pub(super) fn new(index: &'a Index, overlaps: &'a Overlaps) -> Self {
         let mut texts = Texts::default();
         let client = texts.number("client");
         let zone = |(node, _): (&InventoryRecord, _)| Some((texts.number(&node.name), Arc::clone(node.zone.as_ref()?)));
@@ -126,6 +130,7 @@ impl<'a> Folder<'a> {
             places: Vec::new(),
             locals: Numbered::default(),
             hours: Vec::new(),
+            apart: (!overlaps.is_empty()).then(|| Apart::new(overlaps)),
             pending: Vec::new(),
             witnesses: HashMap::default(),
             seen: HashMap::new(),
@@ -164,6 +169,10 @@ impl<'a> Folder<'a> {
                 *self.undirected.entry(text(Text::RunId)).or_default() += 1;
                 continue;
             }
+            let hour = match &mut self.apart {
+                Some(apart) => apart.place(hour, text(Text::RunId), &self.texts),
+                None => hour,
+            };
             let is_client = text(Text::Observer) == self.client;
             let side = if is_client { SOURCE } else { DESTINATION };
             let host_network = &rows.host_network[usize::from(!is_client)];
@@ -224,9 +233,24 @@ impl<'a> Folder<'a> {
         self.witnesses.clear();
         self.seen.clear();
         self.known.end_unit();
+        self.unite();
         let mut hours = std::mem::take(&mut self.hours);
         hours.sort_unstable_by_key(|hour| hour.number);
         hours
+    }
+
+    /// Puts the counts that were kept apart into their hours.
+    fn unite(&mut self) {
+        let Some(apart) = &mut self.apart else { return };
+        for (hour, edge, is_counted) in apart.unite(&mut self.hours) {
+            let place = hour_of(&mut self.hours, hour).place(
+                Marks { edge: edge.edge, ..Marks::default() },
+                None,
+                &mut self.edge_places[edge.edge as usize],
+            );
+            let known = &mut hour_of(&mut self.hours, hour).edges[place];
+            if is_counted { known.merge_same(edge) } else { known.merge(edge) }
+        }
     }
 
     /// Takes in what a rollup says of an edge and an hour.
@@ -239,6 +263,9 @@ impl<'a> Folder<'a> {
 
     /// Takes in that rows were met, whose numbers are given.
     pub(super) fn skip(&mut self, run: &str, seqs: &Seqs) {
+        if let Some(apart) = &mut self.apart {
+            apart.counted(run);
+        }
         let seen = self.seen.entry(self.texts.number(run)).or_default();
         for range in seqs.ranges() {
             seen.insert_range(range.start().unsigned_abs()..=range.end().unsigned_abs());

@@ -113,6 +113,18 @@ impl HourEdge {
     pub(super) fn merge(&mut self, other: Self) {
         self.client.add(&other.client);
         self.server.add(&other.server);
+        self.mark(other);
+    }
+
+    /// Takes in what another agent counted of the same connections.
+    pub(super) fn merge_same(&mut self, other: Self) {
+        self.client = self.client.larger(&other.client);
+        self.server = self.server.larger(&other.server);
+        self.mark(other);
+    }
+
+    /// Takes in what is not counted.
+    fn mark(&mut self, other: Self) {
         self.via_service |= other.via_service;
         self.answered |= other.answered;
         other.services.into_iter().for_each(|service| insert(&mut self.services, service));
@@ -126,19 +138,8 @@ impl HourEdge {
 
     /// The counts of the edge: of the two ends' sums the larger one, never both. Only what each end does itself adds up.
     pub(super) fn counts(&self) -> Counts {
-        let (a, b) = (&self.client, &self.server);
-        Counts {
-            is_seen: true,
-            connections: a.connections.max(b.connections),
-            failed: a.failed.max(b.failed),
-            closed: a.closed.max(b.closed),
-            max_active: a.max_active.max(b.max_active),
-            bytes_sent: a.bytes_sent.max(b.bytes_sent),
-            bytes_received: a.bytes_received.max(b.bytes_received),
-            cross_zone_bytes: a.cross_zone_bytes.max(b.cross_zone_bytes),
-            retransmits: a.retransmits + b.retransmits,
-            duration_ms_sum: a.duration_ms_sum.max(b.duration_ms_sum),
-        }
+        let retransmits = self.client.retransmits + self.server.retransmits;
+        Counts { is_seen: true, retransmits, ..self.client.larger(&self.server) }
     }
 }
 
@@ -167,6 +168,23 @@ impl Counts {
         self.cross_zone_bytes += cross_zone_bytes;
         self.retransmits += retransmits;
         self.duration_ms_sum += duration_ms_sum;
+    }
+
+    /// The larger of each of two counts of the same connections.
+    fn larger(&self, other: &Self) -> Self {
+        let (a, b) = (self, other);
+        Self {
+            is_seen: a.is_seen || b.is_seen,
+            connections: a.connections.max(b.connections),
+            failed: a.failed.max(b.failed),
+            closed: a.closed.max(b.closed),
+            max_active: a.max_active.max(b.max_active),
+            bytes_sent: a.bytes_sent.max(b.bytes_sent),
+            bytes_received: a.bytes_received.max(b.bytes_received),
+            cross_zone_bytes: a.cross_zone_bytes.max(b.cross_zone_bytes),
+            retransmits: a.retransmits.max(b.retransmits),
+            duration_ms_sum: a.duration_ms_sum.max(b.duration_ms_sum),
+        }
     }
 
     /// The same of an edge that crosses zones, or does not.

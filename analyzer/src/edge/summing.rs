@@ -22,11 +22,12 @@ use super::{
 };
 
 impl Flows {
-    /// Whether the inventory says what it said when a rollup was made.
+    /// Whether the inventory says what it said when a rollup was made, and the same runs are known to overlap.
     pub(super) fn still_holds(&self, rollup: &CaptureFile, batches: &[RecordBatch]) -> bool {
-        let Some(Summary { looked_up: (from, to), fingerprint, .. }) = &rollup.summary else { return false };
+        let Some(Summary { looked_up: (from, to), hours, fingerprint, .. }) = &rollup.summary else { return false };
         let (pods, outside) = rollup::mentions(batches);
-        *fingerprint == self.fingerprint(Span { from: *from, to: *to }, pods, outside)
+        let known = self.fingerprint(Span { from: *from, to: *to }, pods, outside);
+        *fingerprint == known + &self.overlaps.fingerprint(&rollup.runs, *hours)
     }
 
     /// What the inventory says of a span, and of what was met in it.
@@ -54,7 +55,7 @@ impl Flows {
         let units: Vec<&Unit> = self.units.iter().filter(is_due).collect();
         let next = AtomicUsize::new(0);
         let work = || {
-            let (mut folder, mut left) = (Folder::new(&self.index), Vec::new());
+            let (mut folder, mut left) = (Folder::new(&self.index, &self.overlaps), Vec::new());
             while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
                 match self.sum_up_unit(&mut folder, unit) {
                     Ok(Some((batches, summary, runs, files))) => write(&batches, &summary, &runs, &files)?,
@@ -99,7 +100,7 @@ impl Flows {
         let spans = of_rollups.iter().filter_map(|rollup| rollup.summary.as_ref()).map(|summary| summary.looked_up);
         let span = spans.fold(looked_up, |span, (from, to)| span.hull(Span { from, to }));
         let (pods, outside) = rollup::mentions(&batches);
-        let fingerprint = self.fingerprint(span, pods, outside);
+        let fingerprint = self.fingerprint(span, pods, outside) + &self.overlaps.fingerprint(&runs, unit.hours);
         let (hours, looked_up, rows) = (unit.hours, (span.from, span.to), runs.rows());
         let summary = Summary { hours, looked_up, fingerprint, rows, undirected };
         Ok(Some((batches, summary, runs, files)))

@@ -47,9 +47,9 @@ use super::{
     total::{Tally, merge},
     unit::{FlowFile, Source, Unit, repeats, units},
 };
-use crate::communication::Communications;
+use crate::{communication::Communications, runs::Overlaps};
 
-/// The flows of a capture, and who was who.
+/// The flows of a capture, who was who, and which agents recorded the same.
 pub(crate) struct Flows {
     cluster: Arc<str>,
     rows: u64,
@@ -60,6 +60,7 @@ pub(crate) struct Flows {
     columns: Vec<&'static str>,
     schema: SchemaRef,
     pub(super) index: Arc<Index>,
+    pub(super) overlaps: Arc<Overlaps>,
     pub(super) fingerprints: OnceLock<Fingerprints>,
     reads_ahead: AtomicBool,
     progress: ProgressBar,
@@ -91,7 +92,12 @@ pub(crate) enum WorkError {
 
 impl Flows {
     /// Divides the files that hold flows, and what sums them up.
-    pub(crate) fn new(files: &[CaptureFile], index: Arc<Index>, progress: ProgressBar) -> Self {
+    pub(crate) fn new(
+        files: &[CaptureFile],
+        index: Arc<Index>,
+        overlaps: Arc<Overlaps>,
+        progress: ProgressBar,
+    ) -> Self {
         let of_dataset =
             |dataset| files.iter().filter(move |file| file.dataset == dataset).cloned().collect::<Vec<CaptureFile>>();
         let (flows, rollups) = (of_dataset(FlowRecord::DATASET), of_dataset(RollupRow::NAME));
@@ -109,7 +115,20 @@ impl Flows {
         let columns = row::columns().collect();
         progress.set_style(style());
         let (schema, fingerprints, reads_ahead) = (FlowRecord::schema(), OnceLock::new(), AtomicBool::new(false));
-        Self { cluster, rows, files, rollups, units, columns, schema, index, fingerprints, reads_ahead, progress }
+        Self {
+            cluster,
+            rows,
+            files,
+            rollups,
+            units,
+            columns,
+            schema,
+            index,
+            overlaps,
+            fingerprints,
+            reads_ahead,
+            progress,
+        }
     }
 
     /// Folds everything into one total per edge, on as many threads as there are processors. Memory goes by the edges of
@@ -140,7 +159,7 @@ impl Flows {
     /// The same flows, with another knowledge of who was who.
     pub(crate) fn as_known(&self, index: Arc<Index>) -> Self {
         let files = self.files.iter().map(|file| file.file.clone()).chain(self.rollups.iter().cloned());
-        Self::new(&files.collect::<Vec<_>>(), index, self.progress.clone())
+        Self::new(&files.collect::<Vec<_>>(), index, Arc::clone(&self.overlaps), self.progress.clone())
     }
 
     /// Folds hours of some units into one total per edge.
@@ -154,7 +173,7 @@ impl Flows {
         let shares: Vec<(&[&Unit], AtomicUsize)> =
             units.chunks(share).map(|units| (units, AtomicUsize::new(0))).collect();
         let work = |worker: usize| {
-            let (mut folder, mut tally) = (Folder::new(&self.index), Tally::default());
+            let (mut folder, mut tally) = (Folder::new(&self.index, &self.overlaps), Tally::default());
             let shares = shares.iter().cycle().skip(worker).take(shares.len());
             let units =
                 shares.flat_map(|(units, next)| iter::from_fn(|| units.get(next.fetch_add(1, Ordering::Relaxed))));
@@ -192,7 +211,7 @@ impl Flows {
         columns: &[usize],
         mut send: impl FnMut(RecordBatch) -> bool,
     ) -> Result<(), WorkError> {
-        let mut folder = Folder::new(&self.index);
+        let mut folder = Folder::new(&self.index, &self.overlaps);
         let schema = Arc::new(EdgeRow::schema().project(columns).map_err(WorkError::Encode)?);
         for unit in self.units.iter().skip(part).step_by(parts) {
             self.fold(&mut folder, unit)?;

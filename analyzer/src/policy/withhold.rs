@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::inventory::kind;
+use schemas::{inventory::kind, programs::Program};
 
 use super::{
     Draft, Finding, Wish, path_of,
@@ -15,8 +15,8 @@ use super::{
     told,
 };
 use crate::{
-    communication::{Direction, Endpoint, Workload},
-    sets::Status,
+    communication::{Direction, Edge, Endpoint, Workload},
+    sets::{Status, Unrecorded, named},
 };
 
 impl Draft<'_> {
@@ -42,6 +42,10 @@ impl Draft<'_> {
             }
             let mut of_reason: BTreeMap<(&str, &'static str), Vec<Direction>> = BTreeMap::new();
             for direction in Direction::ALL {
+                if let Some(reason) = self.unrecorded(workload, direction) {
+                    self.withhold(workload, direction, reason);
+                    continue;
+                }
                 let (status, reason) = &set.directions[direction as usize];
                 if *status == Status::Stable || !self.wish.directions.contains(&direction) {
                     continue;
@@ -59,6 +63,30 @@ impl Draft<'_> {
         let finding =
             |((reason, status, directions), workloads)| Finding::NotStable { reason, status, directions, workloads };
         self.findings.extend(unsure.into_iter().map(finding));
+    }
+
+    /// Withholds the ingress of a workload that receives datagrams without asking who sends them, so that the senders whose
+    /// own end was not recorded are not known.
+    pub(super) fn withhold_unasked(&mut self, workload: &Workload, edge: &Edge) {
+        let Edge { transport, port, .. } = edge;
+        let reason = format!(
+            "it receives on {port}/{} without asking for the sender (recv), so that not all senders are known",
+            transport.to_uppercase()
+        );
+        self.withhold(workload, Direction::Ingress, reason);
+    }
+
+    /// What was not recorded of a direction, where too much of its time was observed without all programs.
+    fn unrecorded(&self, workload: &Workload, direction: Direction) -> Option<String> {
+        let time = self.sets.exposure.of(workload)?;
+        time.coverage_of(direction).filter(|coverage| *coverage < self.wish.min_coverage)?;
+        let reasons = time.unrecorded(direction).map(|(Unrecorded { program, nodes, .. }, share)| {
+            let Program { name, traffic, .. } = program;
+            let (share, nodes) = (100.0 * share, named(nodes));
+            format!("{traffic} was not seen for {share:.0} % of its pods' time: {name} was missing on {nodes}")
+        });
+        let reasons: Vec<String> = reasons.collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     /// Merges addresses outside where a rule has too many; where that is not enough, the ingress of a workload is withheld.

@@ -1,7 +1,8 @@
-//! When something could have been seen: the time that pods ran, and that part of it in which their node was watched.
+//! When something could have been seen: the time that pods ran, and that part of it in which their node was watched; and
+//! what was not recorded of one direction, where a kernel program of the node's agent was missing.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write,
     sync::Arc,
     time::Duration,
@@ -10,13 +11,14 @@ use std::{
 use roaring::RoaringBitmap;
 use schemas::{
     index::{Index, Span},
-    inventory::{EVENT_SNAPSHOT, kind},
+    inventory::{EVENT_SNAPSHOT, InventoryRecord, kind},
+    programs::{PROGRAMS, Pods, Program},
     table::TimestampMs,
 };
 
 use super::{CRON_JOB, HOUR_MS, hour_of};
 use crate::{
-    communication::{Communications, Endpoint, Workload},
+    communication::{Communications, Direction, Endpoint, Workload},
     inventory::WRITER,
     runs::{Run, Watch},
 };
@@ -42,7 +44,7 @@ schemas::table! {
 }
 
 schemas::table! {
-    /// When a node was not watched, within the time of the capture.
+    /// When a node was not watched, or not all of it, within the time of the capture.
     GapRow, "capture_gaps";
 
     /// The node.
@@ -51,7 +53,8 @@ schemas::table! {
     gap_start: TimestampMs => "", "";
     /// Until when.
     gap_end: TimestampMs => "", "";
-    /// Why: no agent ever told of the node, nobody told of that time, more than 1 % was lost, or rows are missing.
+    /// Why: no agent ever told of the node, nobody told of that time, more than 1 % was lost, or rows are missing; or what
+    /// was not seen, because a kernel program of the agent was missing, while all else was watched.
     reason: Arc<str> => "", "";
 }
 
@@ -59,11 +62,31 @@ schemas::table! {
 #[derive(Debug, Default)]
 pub(crate) struct Exposure {
     workloads: BTreeMap<Workload, Time>,
-    pub(crate) gaps: Vec<GapRow>,
+    /// When nodes were not watched.
+    gaps: Vec<GapRow>,
+    /// When nodes were watched without all programs.
+    partial: Vec<PartialGap>,
     /// Hours in which anything was watched.
     watched: RoaringBitmap,
     /// First and last moment of the capture.
     pub(crate) capture: Option<Span>,
+}
+
+/// A time in which a node was watched without one of the kernel programs.
+#[derive(Debug)]
+struct PartialGap {
+    node: Arc<str>,
+    program: &'static Program,
+    span: Span,
+}
+
+/// Traffic of a workload that was not recorded while its pods were observed, as a program was missing.
+#[derive(Debug)]
+pub(crate) struct Unrecorded {
+    pub(crate) program: &'static Program,
+    /// For how long, in milliseconds summed over pods.
+    time_ms: i64,
+    pub(crate) nodes: BTreeSet<Arc<str>>,
 }
 
 /// The time of a workload.
@@ -78,6 +101,10 @@ pub(crate) struct Time {
     /// When its last pod was last there.
     pub(crate) until: TimestampMs,
     pub(crate) pods: u64,
+    /// By direction, how much of the time observed was without all programs, in milliseconds.
+    incomplete_ms: [i64; 2],
+    /// Why, by name of the program.
+    unrecorded: BTreeMap<&'static str, Unrecorded>,
 }
 
 impl Exposure {
@@ -98,9 +125,7 @@ impl Exposure {
         by_node.retain(|_, (_, sum, _)| *sum >= 60_000 || *sum * 20 >= span);
         let mut text = String::new();
         if !never.is_empty() {
-            let more = never.len().saturating_sub(NODES_TOLD);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let _ = writeln!(text, "no agent watched {}{more}", never[..never.len().min(NODES_TOLD)].join(", "));
+            let _ = writeln!(text, "no agent watched {}", named(never));
         }
         for (node, (gaps, sum, longest)) in by_node {
             let seconds = humantime::format_duration(Duration::from_secs(sum as u64 / 1000));
@@ -114,7 +139,59 @@ impl Exposure {
                 ),
             };
         }
+        text + &self.partial_gaps(|sum| sum >= 60_000 || sum * 20 >= span)
+    }
+
+    /// What was not recorded because programs were missing, a line per program, of nodes where that is `long_enough` in
+    /// milliseconds.
+    fn partial_gaps(&self, long_enough: impl Fn(i64) -> bool) -> String {
+        let mut by_program: BTreeMap<&str, BTreeMap<&str, Vec<&PartialGap>>> = BTreeMap::new();
+        for gap in &self.partial {
+            by_program.entry(gap.program.name).or_default().entry(&gap.node).or_default().push(gap);
+        }
+        let mut text = String::new();
+        for (name, mut nodes) in by_program {
+            nodes.retain(|_, gaps| long_enough(gaps.iter().map(|gap| gap.length()).sum()));
+            let gaps: Vec<&PartialGap> = nodes.values().flatten().copied().collect();
+            let Some(span) = gaps.iter().map(|gap| gap.span).reduce(Span::hull) else { continue };
+            let Program { traffic, ingress, egress, pods, .. } = gaps[0].program;
+            let with = match pods {
+                Pods::All => "",
+                Pods::Ipv4 => " with IPv4",
+                Pods::Ipv6 => " with IPv6",
+            };
+            let directions = match (ingress, egress) {
+                (true, true) => "ingress and egress",
+                (true, false) => "ingress",
+                _ => "egress",
+            };
+            let often = if gaps.len() > nodes.len() { ", not all the time (flowscribe sql: capture_gaps)" } else { "" };
+            let _ = writeln!(
+                text,
+                "{name} was missing on {} from {} to {}{often}: {traffic} was not seen, which counts as {directions} of \
+                 the pods there{with} not observed",
+                named(nodes.into_keys()),
+                span.from,
+                span.to,
+            );
+        }
         text
+    }
+
+    /// The rows of table `capture_gaps`.
+    pub(crate) fn gap_rows(&self) -> Vec<GapRow> {
+        let partial =
+            self.partial.iter().map(|PartialGap { node, program: Program { name, traffic, .. }, span }| GapRow {
+                node: Arc::clone(node),
+                gap_start: span.from,
+                gap_end: span.to,
+                reason: format!("{traffic} was not seen: {name} was missing").into(),
+            });
+        let mut rows: Vec<GapRow> = self.gaps.iter().cloned().chain(partial).collect();
+        rows.sort_by(|a, b| {
+            (&a.node, a.gap_start, a.gap_end, &a.reason).cmp(&(&b.node, b.gap_start, b.gap_end, &b.reason))
+        });
+        rows
     }
 
     pub(super) fn new(index: &Index, runs: &[Run], communications: &Communications) -> Self {
@@ -162,14 +239,14 @@ impl Exposure {
             }
             let none = Vec::new();
             let watches = pod.object_node.as_deref().and_then(|node| watches.get(node)).unwrap_or(&none);
-            time.add(Span { from, to }, watches, pod.namespace.as_ref());
+            time.add(Span { from, to }, watches, pod);
         }
         for time in exposure.workloads.values_mut() {
             time.ran = time.hours.keys().copied().collect();
             let is_observable = |(_, (ran, observed)): &(&u32, &(i64, i64))| *observed * 2 >= *ran && *observed > 0;
             time.observable = time.hours.iter().filter(is_observable).map(|(hour, _)| *hour).collect();
         }
-        exposure.gaps = gaps(index, &watches, capture);
+        (exposure.gaps, exposure.partial) = gaps(index, &watches, capture);
         exposure
     }
 
@@ -238,7 +315,25 @@ impl Time {
         (ran > 0).then(|| observed as f64 / ran as f64)
     }
 
-    fn add(&mut self, span: Span, watches: &[&Watch], namespace: Option<&Arc<str>>) {
+    /// Part of its pods' time in which all of a direction was observed; `None` if none ran.
+    pub(crate) fn coverage_of(&self, direction: Direction) -> Option<f64> {
+        let (ran, observed) = self.sums();
+        (ran > 0).then(|| (observed - self.incomplete_ms[direction as usize]) as f64 / ran as f64)
+    }
+
+    /// Whether some of a direction was not recorded while its pods were observed.
+    pub(crate) const fn is_incomplete(&self, direction: Direction) -> bool {
+        self.incomplete_ms[direction as usize] > 0
+    }
+
+    /// Traffic of a direction that was not recorded, as programs were missing, each with the part of its pods' time.
+    pub(crate) fn unrecorded(&self, direction: Direction) -> impl Iterator<Item = (&Unrecorded, f64)> {
+        let (ran, observed) = self.sums();
+        let of_direction = self.unrecorded.values().filter(move |missing| is_of(missing.program, direction));
+        of_direction.map(move |missing| (missing, (ran - observed + missing.time_ms) as f64 / ran as f64))
+    }
+
+    fn add(&mut self, span: Span, watches: &[&Watch], pod: &InventoryRecord) {
         self.until = self.until.max(span.to);
         let mut each_hour = |from: i64, to: i64, is_observed: bool| {
             let mut start = from;
@@ -251,28 +346,102 @@ impl Time {
             }
         };
         each_hour(span.from.0, span.to.0, false);
-        let mut until = span.from.0;
-        // Watches of two runs may overlap; each moment counts once.
-        for watch in watches {
-            if watch.span.from > span.to {
-                break;
-            }
-            let is_recorded =
-                watch.namespaces.is_empty() || namespace.is_some_and(|own| watch.namespaces.contains(own));
-            if watch.gap.is_some() || !is_recorded {
-                continue;
-            }
-            let (from, to) = (watch.span.from.0.max(until), watch.span.to.0.min(span.to.0));
-            if from < to {
-                each_hour(from, to, true);
-                until = to;
+        let namespace = pod.namespace.as_ref();
+        let is_recorded = |watch: &&&Watch| {
+            watch.gap.is_none()
+                && (watch.namespaces.is_empty() || namespace.is_some_and(|own| watch.namespaces.contains(own)))
+        };
+        let recorded =
+            || watches.iter().take_while(|watch| watch.span.from <= span.to).filter(is_recorded).map(|watch| &**watch);
+        for covered in covered(span, recorded()) {
+            each_hour(covered.from.0, covered.to.0, true);
+        }
+        let missing: BTreeMap<&str, &'static Program> = recorded()
+            .flat_map(|watch| watch.missing.programs())
+            .filter(|program| program.concerns(&pod.addresses))
+            .map(|program| (program.name, program))
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        let observed_ms = length_ms(covered(span, recorded()));
+        // How much of that was without some of the programs.
+        let without = |is_one: &dyn Fn(&Program) -> bool| {
+            let lacks = |watch: &&Watch| {
+                watch.missing.programs().any(|program| missing.contains_key(program.name) && is_one(program))
+            };
+            observed_ms - length_ms(covered(span, recorded().filter(|watch| !lacks(watch))))
+        };
+        for direction in Direction::ALL {
+            self.incomplete_ms[direction as usize] += without(&|program| is_of(program, direction));
+        }
+        for program in missing.values().copied() {
+            let time_ms = without(&|other| other.name == program.name);
+            if time_ms > 0 {
+                let new = || Unrecorded { program, time_ms: 0, nodes: BTreeSet::new() };
+                let known = self.unrecorded.entry(program.name).or_insert_with(new);
+                known.time_ms += time_ms;
+                known.nodes.extend(pod.object_node.clone());
             }
         }
     }
 }
 
-/// Times of the capture in which nodes were there and not watched.
-fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> Vec<GapRow> {
+impl PartialGap {
+    /// In milliseconds.
+    const fn length(&self) -> i64 {
+        self.span.to.0 - self.span.from.0
+    }
+}
+
+/// Whether what only a program records belongs to a direction.
+const fn is_of(program: &Program, direction: Direction) -> bool {
+    match direction {
+        Direction::Ingress => program.ingress,
+        Direction::Egress => program.egress,
+    }
+}
+
+/// What watches, in order of their beginning, cover of a span. Those of two runs may overlap; each moment is there once.
+fn covered<'w>(span: Span, watches: impl Iterator<Item = &'w Watch>) -> impl Iterator<Item = Span> {
+    let mut until = span.from;
+    watches.filter_map(move |watch| {
+        let covered = Span { from: watch.span.from.max(until), to: watch.span.to.min(span.to) };
+        let is_new = covered.from < covered.to;
+        until = until.max(covered.to);
+        is_new.then_some(covered)
+    })
+}
+
+/// What of a span is not covered.
+fn uncovered(span: Span, covered: impl Iterator<Item = Span>) -> Vec<Span> {
+    let mut until = span.from;
+    let mut gaps = Vec::new();
+    for next in covered.chain([Span::at(span.to)]) {
+        if until < next.from {
+            gaps.push(Span { from: until, to: next.from });
+        }
+        until = next.to;
+    }
+    gaps
+}
+
+fn length_ms(spans: impl Iterator<Item = Span>) -> i64 {
+    spans.map(|span| span.to.0 - span.from.0).sum()
+}
+
+/// The first of some nodes, and how many more there are.
+pub(crate) fn named(nodes: impl IntoIterator<Item: AsRef<str>>) -> String {
+    let nodes: Vec<_> = nodes.into_iter().collect();
+    let listed = nodes.iter().take(NODES_TOLD).map(AsRef::as_ref).collect::<Vec<&str>>().join(", ");
+    match nodes.len().saturating_sub(NODES_TOLD) {
+        0 => listed,
+        more => format!("{listed} and {more} more"),
+    }
+}
+
+/// Times of the capture in which nodes were there and not watched, or not all of them.
+fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> (Vec<GapRow>, Vec<PartialGap>) {
     let mut nodes: BTreeMap<&Arc<str>, Vec<Span>> = BTreeMap::new();
     for (node, span) in index.intervals(kind::NODE) {
         // What a list names may have been there before.
@@ -287,9 +456,11 @@ fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> V
             None => spans.push(span),
         }
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut partial) = (Vec::new(), Vec::new());
     for (node, spans) in nodes {
         let watches = watches.get(&**node);
+        let watched: &[&Watch] = watches.map_or(&[], Vec::as_slice);
+        partial.extend(spans.iter().flat_map(|span| partial_gaps(node, *span, watched)));
         let silence = if watches.is_some() { "no news" } else { NO_AGENT };
         let mut gap = |from, to, reason: &str| {
             if from < to {
@@ -309,7 +480,26 @@ fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> V
             gap(until, span.to, silence);
         }
     }
-    rows
+    (rows, partial)
+}
+
+/// Times of a span in which a node was watched without one of the programs.
+fn partial_gaps(node: &Arc<str>, span: Span, watches: &[&Watch]) -> Vec<PartialGap> {
+    let watched = || watches.iter().copied().filter(|watch| watch.gap.is_none() && watch.span.overlaps(span));
+    let mut gaps: Vec<PartialGap> = Vec::new();
+    for program in &PROGRAMS {
+        let lacks = |watch: &&Watch| watch.missing.programs().any(|missing| missing.name == program.name);
+        for watch in watched().filter(lacks) {
+            let without = Span { from: watch.span.from.max(span.from), to: watch.span.to.min(span.to) };
+            for gap in uncovered(without, covered(without, watched().filter(|watch| !lacks(watch)))) {
+                match gaps.last_mut().filter(|last| last.program == program && last.span.to >= gap.from) {
+                    Some(last) => last.span = last.span.hull(gap),
+                    None => gaps.push(PartialGap { node: Arc::clone(node), program, span: gap }),
+                }
+            }
+        }
+    }
+    gaps
 }
 
 /// Why a node was not watched, where nobody ever told of it.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Entry, Fate, Set, Sets, Status};
 use crate::{
     args::{SetsArgs, SetsFormat},
-    communication::{Endpoint, Workload},
+    communication::{Direction, Endpoint, Workload},
     output::{self, OutputError},
     tables::{LearningError, Tables, TablesError},
 };
@@ -53,7 +53,7 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     for problem in &tables.problems {
         eprintln!("skipped {problem}");
     }
-    eprint!("{}", sets.idle_remarks());
+    eprint!("{}{}", tables.overlaps.text(), sets.idle_remarks());
     Ok(())
 }
 
@@ -100,6 +100,13 @@ impl Sets {
             if let Some(time) = time.filter(|_| ran > 0) {
                 let coverage = 100.0 * observed as f64 / ran as f64;
                 let _ = write!(text, "; {} pods, {} h, {coverage:.0} % observed", time.pods, time.ran.len());
+                for direction in Direction::ALL.into_iter().filter(|direction| time.is_incomplete(*direction)) {
+                    let coverage = 100.0 * time.coverage_of(direction).unwrap_or_default();
+                    let missing: Vec<&str> =
+                        time.unrecorded(direction).map(|(missing, _)| missing.program.name).collect();
+                    let (direction, missing) = (direction.as_str(), missing.join(", "));
+                    let _ = write!(text, ", all of its {direction} {coverage:.0} % (missing: {missing})");
+                }
             }
             let _ = write!(text, "; {}", set.completeness.told());
             text.push('\n');

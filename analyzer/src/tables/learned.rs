@@ -59,7 +59,7 @@ impl Learned {
         self.register_one::<SetRow>(context, Sets::rows)?;
         self.register_one::<WorkloadRow>(context, Sets::workload_rows)?;
         self.register_one::<CoverageRow>(context, |sets| sets.exposure.coverage())?;
-        self.register_one::<GapRow>(context, |sets| sets.exposure.gaps.clone())
+        self.register_one::<GapRow>(context, |sets| sets.exposure.gap_rows())
     }
 
     fn register_one<T: Table>(

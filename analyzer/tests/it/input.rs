@@ -79,9 +79,18 @@ fn several_inputs_are_one_capture() {
         let mut capture = Capture::new();
         capture.pod("demo/web", WEB);
         capture.dial(WEB, "198.51.100.7", 443);
-        capture.flows.iter_mut().for_each(|row| row.run_id = "run-2".into());
         capture.inventory.clear();
-        capture.health.push(schemas::health::HealthRecord { run_id: "run-2".into(), ..capture.clean_end() });
+        let mut health = schemas::health::HealthRecord { run_id: "run-2".into(), ..capture.clean_end() };
+        // The agent was restarted.
+        for time in [&mut health.run_start, &mut health.window_start, &mut health.window_end] {
+            time.0 += 60_000;
+        }
+        for row in &mut capture.flows {
+            row.run_id = "run-2".into();
+            (row.window_start, row.window_end) = (health.window_start, health.window_end);
+            (row.first_seen, row.last_seen) = (health.window_start, health.window_start);
+        }
+        capture.health.push(health);
         capture
     });
     let (one, two) = (one.write(), two.write());

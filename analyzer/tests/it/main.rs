@@ -1,10 +1,12 @@
 //! `flowscribe` from outside: captures in, policies, query results and remarks out.
 
+mod agents;
 mod cli;
 mod connectivity;
 mod input;
 mod observers;
 mod oracle;
+mod programs;
 mod regenerate;
 mod replayed;
 mod rules;

@@ -1,11 +1,10 @@
 //! Small captures, written as the exporter writes them, and what `flowscribe` makes of them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
     process::{Command, Output},
-    sync::Arc,
     time::Duration,
 };
 
@@ -164,20 +163,13 @@ impl Capture {
     /// Writes the capture to a directory of its own.
     pub(crate) fn write(&self) -> TempDir {
         let directory = tempfile::tempdir().expect("a directory");
-        let first = self.flows.first().map(|row| (&row.cluster, &row.node, &row.run_id));
-        let first = first.or(self.inventory.first().map(|row| (&row.cluster, &row.node, &row.run_id)));
-        let origin = first.map_or_else(Origin::default, |(cluster, node, run_id)| Origin {
-            cluster: Arc::clone(cluster),
-            node: Arc::clone(node),
-            run_id: Arc::clone(run_id),
-        });
-        write_rows(directory.path(), &origin, &self.flows);
-        write_rows(directory.path(), &origin, &self.inventory);
+        write_rows(directory.path(), &self.flows);
+        write_rows(directory.path(), &self.inventory);
         let mut health = self.health.clone();
         if health.is_empty() {
             health.push(self.clean_end());
         }
-        write_rows(directory.path(), &origin, &health);
+        write_rows(directory.path(), &health);
         directory
     }
 
@@ -331,14 +323,20 @@ pub(crate) fn flowscribe(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flowscribe")).args(arguments).output().expect("flowscribe starts")
 }
 
-/// Writes rows as one file of a capture.
-fn write_rows<R: Record>(root: &Path, origin: &Origin, rows: &[R]) {
+/// Writes rows as each run would.
+fn write_rows<R: Record>(root: &Path, rows: &[R]) {
     let roll = Roll { size_bytes: u64::MAX, age: Duration::MAX };
-    let mut writer = DatasetWriter::new(root, origin, "test", roll);
+    let mut runs: BTreeMap<Origin, Vec<&R>> = BTreeMap::new();
     for row in rows {
-        writer.push(row.clone(), TimestampMs(START_MS)).expect("the row is taken");
+        runs.entry(row.writer()).or_default().push(row);
     }
-    writer.finish().expect("the file is finished");
+    for (origin, rows) in runs {
+        let mut writer = DatasetWriter::new(root, &origin, "test", roll);
+        for row in rows {
+            writer.push(row.clone(), TimestampMs(START_MS)).expect("the row is taken");
+        }
+        writer.finish().expect("the file is finished");
+    }
 }
 
 fn split(path: &str) -> (&str, &str) {

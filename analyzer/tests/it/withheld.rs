@@ -366,3 +366,40 @@ fn an_odd_row_that_comes_back_every_hour_is_no_reason_to_refuse() {
     assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
     assert!(report.said.contains("demo/web → demo/db 0/TCP: left out, an end is not known"), "{}", report.said);
 }
+
+/// `demo/client` sends datagrams to `demo/log` on 514, whose receiver asks for the sender or does not; `demo/web` and
+/// `demo/db` are beside them.
+fn logged(asks: bool) -> Capture {
+    let (client, log) = ("10.244.0.31", "10.244.0.32");
+    let mut capture = web_and_db();
+    capture.pod("demo/client", client);
+    capture.pod("demo/log", log);
+    capture.dial(client, log, 514).transport = "udp".into();
+    let row = capture.accept(log, if asks { client } else { "0.0.0.0" }, 514);
+    row.transport = "udp".into();
+    if !asks {
+        (row.source_kind, row.source_unknown_reason) = ("unknown".into(), Some("sender_not_asked".into()));
+    }
+    capture
+}
+
+#[test]
+fn a_receiver_that_does_not_ask_for_the_sender_leaves_its_ingress_open_and_nothing_else() {
+    let asking = logged(true).report();
+    assert_eq!(asking.allows("demo/log-network"), lines(["ingress app=client 514/UDP"]));
+    assert!(!asking.said.contains("withheld"), "{}", asking.said);
+
+    let report = logged(false).report();
+    let withheld =
+        "demo/log: ingress withheld and left open, it receives on 514/UDP without asking for the sender (recv)";
+    assert!(report.said.contains(withheld), "{}", report.said);
+    assert!(!report.yaml.contains("0.0.0.0"), "nobody has that address: {}", report.yaml);
+    let of_log = report.policies.iter().find(|policy| policy["metadata"]["name"] == "log-network");
+    let closed = of_log.and_then(|policy| policy["spec"]["policyTypes"].as_sequence()).expect("it has a policy");
+    assert!(closed.len() == 1 && closed[0] == "Egress", "{}", report.yaml);
+    // The rest is closed exactly as it was.
+    for policy in ["demo/client-network", "demo/web-network", "demo/db-network"] {
+        assert_eq!(report.allows(policy), asking.allows(policy));
+    }
+    assert_eq!(report.said.matches("withheld").count(), 1, "{}", report.said);
+}

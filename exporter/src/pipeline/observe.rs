@@ -107,6 +107,7 @@ impl Observer {
                 next_tick = Instant::now() + TICK;
                 self.take_edges().await?;
                 self.probe.next_epoch()?;
+                self.heed_neighbours()?;
                 let lag = now()?.0 - self.table.next_end().0;
                 let entries = self.probe.map_entries()?;
                 self.telemetry.tick(self.table.edges(), entries, Duration::from_millis(lag.max(0) as u64));
@@ -133,6 +134,16 @@ impl Observer {
             self.scan(until).await?;
         }
         self.probe.forget_older()?;
+        let flows = self.table.close_windows(until);
+        let is_open = self.send_cgroups().await && self.send_flows(flows).await;
+        let report = self.report(until)?;
+        let (programs, map_bytes) = self.probe.stats();
+        self.telemetry.programs(&programs, map_bytes);
+        Ok(is_open && self.send(Message::Window(report)).await)
+    }
+
+    /// Warns of programs that overwrite the callback flags of sockets, when it is news.
+    fn heed_neighbours(&mut self) -> Result<(), RunError> {
         if let Some(programs) = self.probe.heed_neighbours()? {
             tracing::warn!(
                 programs,
@@ -141,12 +152,7 @@ impl Observer {
                  they are found at a higher cost"
             );
         }
-        let flows = self.table.close_windows(until);
-        let is_open = self.send_cgroups().await && self.send_flows(flows).await;
-        let report = self.report(until)?;
-        let (programs, map_bytes) = self.probe.stats();
-        self.telemetry.programs(&programs, map_bytes);
-        Ok(is_open && self.send(Message::Window(report)).await)
+        Ok(())
     }
 
     /// Detaches, and hands on everything.

@@ -137,13 +137,16 @@ impl Display for VerifierLog {
     }
 }
 
-/// The reason in a verifier's log: its last line before the statistics, which begin with "processed". The first lines show
-/// the state in which it began.
+/// The reason in a verifier's log: its last line before the statistics. The first lines show the state in which it began.
 fn last_words(log: &VerifierLog) -> &str {
     let lines = || log.0.lines().map(str::trim).filter(|line| !line.is_empty());
-    let before = lines().take_while(|line| !line.starts_with("processed ")).last();
-    before.or_else(|| lines().next_back()).unwrap_or_default()
+    let is_statistics = |line: &&str| STATISTICS.iter().any(|start| line.starts_with(start));
+    let reason = lines().rev().skip_while(is_statistics).next();
+    reason.or_else(|| lines().next_back()).unwrap_or_default()
 }
+
+/// How lines begin that the verifier ends with, whatever came of it (`print_verification_stats`).
+const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
 
 fn list(neighbours: &[Neighbour]) -> String {
     neighbours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -160,6 +163,9 @@ mod tests {
                    unknown func bpf_get_current_pid_tgid#14\n\
                    processed 564 insns (limit 1000000) max_states_per_insn 1 total_states 30 peak_states 30 mark_read 2\n";
         assert_eq!(reason(log), "unknown func bpf_get_current_pid_tgid#14");
+        let log = "0: R1=ctx(id=0,off=0,imm=0) R10=fp0\nBPF_STX uses reserved fields\nverification time 9 usec\n\
+                   stack depth 0+0\nprocessed 0 insns (limit 1000000) max_states_per_insn 0 total_states 0\n";
+        assert_eq!(reason(log), "BPF_STX uses reserved fields");
         assert_eq!(reason("BPF_STX uses reserved fields\n"), "BPF_STX uses reserved fields");
         assert_eq!(reason("processed 0 insns\n"), "processed 0 insns", "better than nothing");
         assert_eq!(reason(""), "");

@@ -8,6 +8,7 @@ use schemas::{
     flow::FlowRecord,
     health::HealthRecord,
     inventory::{InventoryRecord, log::InventoryLog},
+    programs::{PROGRAMS, Program},
     table::TimestampMs,
 };
 
@@ -98,7 +99,7 @@ impl Agent {
             window_end: TimestampMs(end),
             run_start: TimestampMs(self.run_start),
             agent_version: "generated".into(),
-            programs: vec!["sock_ops".into()],
+            programs: PROGRAMS.iter().filter(|program| !is_substitute(program)).map(|p| p.name.into()).collect(),
             window_ms: MINUTE_MS,
             seen,
             exported: seen,
@@ -117,4 +118,9 @@ impl Agent {
         self.health.finish()?;
         Ok(())
     }
+}
+
+/// Whether a program is attached only where the kernel can't have another one.
+fn is_substitute(program: &Program) -> bool {
+    PROGRAMS.iter().any(|other| other.substitutes.contains(&program.name))
 }
