@@ -17,9 +17,12 @@ enum Kind {
 }
 use Kind::{SockAddr, SockOps, Tracing};
 
+/// A kind of program, and the first Linux that lets it call something.
+type Since = (Kind, (u32, u32));
+
 /// Number and name of a kernel function in the kernel's user API (`enum bpf_func_id`), and the first Linux that lets each
 /// kind of program call it. From docs.ebpf.io, which takes it from the kernel's history; what was tried is in KERNELS.md.
-const CALLABLE: [(i32, &str, &[(Kind, (u32, u32))]); 18] = [
+const CALLABLE: [(i32, &str, &[Since]); 18] = [
     (1, "map_lookup_elem", &[(SockOps, (4, 13)), (SockAddr, (4, 17)), (Tracing, (5, 5))]),
     (2, "map_update_elem", &[(SockOps, (4, 13)), (SockAddr, (4, 17)), (Tracing, (5, 5))]),
     (3, "map_delete_elem", &[(SockOps, (4, 13)), (SockAddr, (4, 17)), (Tracing, (5, 5))]),

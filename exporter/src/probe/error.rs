@@ -141,7 +141,7 @@ impl Display for VerifierLog {
 fn last_words(log: &VerifierLog) -> &str {
     let lines = || log.0.lines().map(str::trim).filter(|line| !line.is_empty());
     let is_statistics = |line: &&str| STATISTICS.iter().any(|start| line.starts_with(start));
-    let reason = lines().rev().skip_while(is_statistics).next();
+    let reason = lines().rev().find(|line| !is_statistics(line));
     reason.or_else(|| lines().next_back()).unwrap_or_default()
 }
 

@@ -53,11 +53,11 @@ fn a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_
     recording.stop().expect("the exporter ends well");
     balance(&output);
     let flows = rows::<FlowRecord>(&output);
-    let mut found: BTreeMap<(String, &str), (i64, i64, Option<i64>, Option<i64>)> = BTreeMap::new();
+    let mut found = BTreeMap::new();
     for row in &flows {
         assert_eq!((row.destination_port, row.direction_known, row.start_known), (7001, true, true), "{row:?}");
         let counts = (row.connections, row.closed, row.bytes_sent, row.bytes_received);
-        assert!(found.insert((row.destination_address.to_string(), &row.observer), counts).is_none(), "{flows:?}");
+        assert!(found.insert((row.destination_address.to_string(), &*row.observer), counts).is_none(), "{flows:?}");
     }
     let once = (1, 1, Some(10), Some(20));
     let ends = addresses.iter().flat_map(|address| ["client", "server"].map(|end| ((address.to_string(), end), once)));
