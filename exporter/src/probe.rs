@@ -67,7 +67,7 @@ pub(crate) struct Probe {
     /// Names of the programs that are in the kernel.
     loaded: Vec<&'static str>,
     degraded: Vec<Degraded>,
-    /// What attaches [`CLOSE`], while it is needed: dropping it detaches.
+    /// What attaches [`program::CLOSE`], while it is needed: dropping it detaches.
     close: Option<BtfTracePointLink>,
     /// The cgroup that is watched.
     cgroup: PathBuf,

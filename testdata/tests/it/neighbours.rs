@@ -1,8 +1,9 @@
 //! Programs of others on the same hooks: nothing is lost without a count, and whose they are is said.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use schemas::{flow::FlowRecord, health::HealthRecord};
+use serde_json::Value;
 use testdata::{
     lab::{Lab, PodId},
     neighbour::{NAME, Neighbour},
@@ -12,7 +13,7 @@ use testdata::{
 
 use crate::{
     harness::Ran,
-    support::{balance, executable, lab, pod, rows},
+    support::{balance, documents, executable, flowscribe, lab, pod, rows},
 };
 
 tests![
@@ -168,5 +169,36 @@ fn who_holds_a_hook_for_itself_is_named_and_the_rest_is_recorded() -> Ran {
         assert!(!programs.contains(&"observe_sendmsg4") && programs.contains(&"observe_sendmsg6"), "{programs:?}");
     }
     assert_eq!(health.iter().map(|row| row.exported).sum::<i64>(), 10);
+    let open = report(&output);
+    assert!(open.said.contains("observe_sendmsg4 was missing on"), "{}", open.said);
+    assert_eq!(open.closed, ["Ingress", "Ingress"], "{}", open.said);
+
+    // The same without the other program: every direction is closed.
+    let output = directory.path().join("whole");
+    let recording = Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
+    lab.dial(client, (lab.ipv4(server), 7001), TIMES, CALL).expect("the server answers");
+    recording.stop().expect("the exporter ends well");
+    let whole = report(&output);
+    assert!(!whole.said.contains("was missing"), "{}", whole.said);
+    assert_eq!(whole.closed, ["Egress", "Egress", "Ingress", "Ingress"], "{}", whole.said);
     Ok(())
+}
+
+/// What a report closes, in order, and what it says.
+struct Report {
+    closed: Vec<String>,
+    said: String,
+}
+
+fn report(capture: &Path) -> Report {
+    let output = flowscribe(&["report", "--input", &capture.to_string_lossy()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let mut closed = Vec::new();
+    for policy in documents(&String::from_utf8_lossy(&output.stdout)) {
+        let directions = policy["spec"]["policyTypes"].as_array().into_iter().flatten();
+        closed.extend(directions.filter_map(Value::as_str).map(str::to_owned));
+    }
+    closed.sort_unstable();
+    Report { closed, said }
 }
