@@ -106,6 +106,9 @@ impl From<ProgramError> for Refusal {
             ProgramError::LoadError { io_error, verifier_log } if !verifier_log.to_string().trim().is_empty() => {
                 Self::Verifier { log: VerifierLog(verifier_log.to_string()), source: io_error }
             }
+            ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(ENOTSUPP) => {
+                Self::NoHook("way to attach it on this architecture (ENOTSUPP)".into())
+            }
             error => Self::Other(Box::new(error)),
         }
     }
@@ -145,6 +148,9 @@ fn last_words(log: &VerifierLog) -> &str {
     reason.or_else(|| lines().next_back()).unwrap_or_default()
 }
 
+/// What kernels answer that can't trace functions, as those of arm64 before 6.4; no library has a name for it.
+const ENOTSUPP: i32 = 524;
+
 /// How lines begin that the verifier ends with, whatever came of it (`print_verification_stats`).
 const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
 
@@ -154,6 +160,8 @@ fn list(neighbours: &[Neighbour]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aya::sys::SyscallError;
+
     use super::*;
 
     #[test]
@@ -169,6 +177,13 @@ mod tests {
         assert_eq!(reason("BPF_STX uses reserved fields\n"), "BPF_STX uses reserved fields");
         assert_eq!(reason("processed 0 insns\n"), "processed 0 insns", "better than nothing");
         assert_eq!(reason(""), "");
+    }
+
+    #[test]
+    fn what_an_architecture_does_not_support_has_a_name() {
+        let (call, io_error) = ("bpf_raw_tracepoint_open", io::Error::from_raw_os_error(ENOTSUPP));
+        let refusal = Refusal::from(ProgramError::from(SyscallError { call, io_error }));
+        assert_eq!(crate::chain(&refusal), "the kernel has no way to attach it on this architecture (ENOTSUPP)");
     }
 
     #[test]
