@@ -70,7 +70,18 @@ pub(crate) static STRAYS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 /// # Drops
 /// The least recently used: the exporter's own connection is then recorded as anybody's.
 #[btf_map]
-pub(crate) static OWN_SOCKETS: LruHashMap<u64, u8, 256> = LruHashMap::new();
+pub(crate) static OWN_SOCKETS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
+
+/// Cookies of TCP sockets whose connect failed, and that were reported: another program may take their flag away before
+/// the tracepoint sees the same end.
+///
+/// # Minimum kernel version
+/// 4.10.
+///
+/// # Drops
+/// The least recently used: a connect that failed is then reported twice, if its flag was overwritten.
+#[btf_map]
+pub(crate) static FAILED_SOCKETS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
 
 /// Cookies of unconnected UDP sockets whose receivers ask for the sender's address.
 ///

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args, DoctorArgs { format, verbose }: DoctorArgs) -> Ex
     report.look_at_namespaces(args.host_netns.as_deref(), probe.as_ref().ok().and_then(Probe::node_netns));
     report.look_at_programs(&probe);
     match format {
-        DoctorFormat::Text => report.print(verbose),
+        DoctorFormat::Text => report.print(verbose || args.verbose),
         DoctorFormat::Json => println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default()),
     }
     if report.records { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -136,8 +136,9 @@ impl Report {
                 for Degraded { cost, reason, .. } in probe.degraded().iter().filter(|other| other.program.is_empty()) {
                     self.bad("recording", reason.clone(), cost);
                 }
-                if let Some(missing) = probe.degraded().iter().find(|other| self.is_of_no_row(other)) {
-                    self.bad(missing.program, missing.reason.clone(), missing.cost);
+                let others: Vec<&Degraded> = probe.degraded().iter().filter(|other| self.is_of_no_row(other)).collect();
+                for Degraded { program, reason, cost, .. } in others {
+                    self.bad(program, reason.clone(), cost);
                 }
             }
             Err(error) => {

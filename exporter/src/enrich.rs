@@ -250,9 +250,7 @@ impl Enricher {
     /// Names a flow. One whose ends may have a name soon has to wait, if it may.
     pub(crate) fn step(&mut self, flow: &Flow, may_wait: bool, now: TimestampMs) -> Step {
         let key = &flow.key;
-        // A UDP socket that is bound to no address sends to one of loopback from there.
-        let is_local = key.local_address.is_loopback() || key.local_address.is_unspecified();
-        if !self.filter.loopback && is_local && key.remote_address.is_loopback() {
+        if !self.filter.loopback && is_within_loopback(key) {
             return Step::Filtered;
         }
         let sums = &flow.sums;
@@ -415,6 +413,15 @@ impl Enricher {
         let addresses = pod.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
         addresses.into_iter().find(|address| address.is_ipv4() == like.is_ipv4())
     }
+}
+
+/// Whether a flow stays on the loopback interface. A UDP socket that is bound to no address sends to one of loopback from
+/// there, as it does to the unspecified address; and who receives without asking from whom shows its own address alone.
+fn is_within_loopback(key: &FlowKey) -> bool {
+    let (local, remote) = (key.local_address, key.remote_address);
+    let may_be = |address: IpAddr| address.is_loopback() || address.is_unspecified();
+    let sends_to_nobody = remote.is_unspecified() && key.role != Role::Server;
+    may_be(local) && may_be(remote) && (local.is_loopback() || remote.is_loopback()) || sends_to_nobody
 }
 
 impl Filter {

@@ -44,7 +44,7 @@ pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
 pub(crate) use error::{ProbeError, Refusal};
 pub(crate) use heap::{return_memory, share_heap};
 use neighbour::{Names, Neighbour};
-use program::TCP;
+use program::{CLOSE, TCP};
 pub(crate) use program::{PROGRAMS, Spec};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
@@ -67,7 +67,7 @@ pub(crate) struct Probe {
     /// Names of the programs that are in the kernel.
     loaded: Vec<&'static str>,
     degraded: Vec<Degraded>,
-    /// What attaches [`program::CLOSE`], while it is needed: dropping it detaches.
+    /// What attaches [`CLOSE`], while it is needed: dropping it detaches.
     close: Option<BtfTracePointLink>,
     /// The cgroup that is watched.
     cgroup: PathBuf,
@@ -175,10 +175,12 @@ impl Probe {
         let tcp = Some(loading.tcp(&path)?);
         loading.loaded.degraded.extend(partial_view(is_mount, inode, watched_cgroup));
         loading.rest();
-        control.set(control::HAS_LENGTHS, u64::from(loading.loaded.has_lengths), 0).map_err(map_error(CONTROL))?;
+        for (number, sees) in [control::SEES_SENT, control::SEES_RECEIVED].into_iter().zip(loading.loaded.sees) {
+            control.set(number, u64::from(sees), 0).map_err(map_error(CONTROL))?;
+        }
         loading.adopt();
         let Loading { names: program_names, loaded, .. } = loading;
-        let Loaded { names, degraded, close, list_open, has_lengths: _ } = loaded;
+        let Loaded { names, degraded, close, list_open, sees: _ } = loaded;
 
         let mut take = |name| programs.take_map(name).ok_or(ProbeError::NotInObject { name });
         let copy = |map: &Map| map_fd(map)?.try_clone_to_owned().map_err(ProbeError::Descriptor);
@@ -241,6 +243,8 @@ impl Probe {
     pub(crate) fn detach(&mut self) {
         self.tcp = None;
         self.close = None;
+        // Programs go one after the other: who asks from whom is not seen any more when the first has gone.
+        let _ = self.control.set(control::SEES_RECEIVED, 0, 0);
         for name in std::mem::take(&mut self.loaded) {
             self.unload(name);
         }
@@ -268,13 +272,16 @@ impl Probe {
         if std::mem::replace(&mut self.flags_missing, missing) == missing || !self.neighbours.is_empty() {
             return Ok(None);
         }
+        let refused = |error: &ProgramError| {
+            tracing::warn!(error = crate::chain(error), program = CLOSE, "ends that are missed stay lost, and counted");
+        };
         // Without others, these are connects that began before the run.
         self.neighbours = self.program_names.sock_ops(&self.cgroup);
         if self.neighbours.is_empty() {
             return Ok(None);
         }
         if self.close.is_none() {
-            self.close = attach_close(&mut self.programs).ok();
+            self.close = attach_close(&mut self.programs).inspect_err(refused).ok();
         }
         Ok(Some(self.neighbours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))
     }

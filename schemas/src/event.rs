@@ -179,8 +179,8 @@ pub mod control {
     pub const SCAN_UNTIL_NS: u32 = 1;
     /// 1 once a connected UDP socket has sent to another address; set by the programs themselves.
     pub const HAS_STRAYS: u32 = 2;
-    /// 1 while programs watch the datagrams of connected sockets, with their lengths.
-    pub const HAS_LENGTHS: u32 = 3;
+    /// 1 while programs watch what connected UDP sockets send, with lengths.
+    pub const SEES_SENT: u32 = 3;
     /// The exporter's process by the kernel's own number, whatever its PID namespace calls it; its sockets are not
     /// watched. 0 until `find_node` has run.
     pub const OWN_PROCESS: u32 = 4;
@@ -188,8 +188,11 @@ pub mod control {
     pub const NODE_NETNS_INODE: u32 = 5;
     /// Cookie of the same.
     pub const NODE_NETNS_COOKIE: u32 = 6;
+    /// 1 while programs watch what connected UDP sockets receive, with lengths, and who receives on others without asking
+    /// from whom. Set when all programs watch: a receiver is known to ask once the hooks of asking have seen it.
+    pub const SEES_RECEIVED: u32 = 7;
     /// Number of numbers.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 /// Byte offsets into kernel structures, read from the running kernel's BTF and set as a read-only global before load.

@@ -51,6 +51,8 @@ pub enum Order {
     /// Send datagrams from a new port each time and wait for the answers; from a socket that is connected, or to an
     /// address.
     DialUdp { to: SocketAddr, times: u32, bytes: usize, connected: bool },
+    /// Ask one question after the other from one socket, until the pod ends.
+    FloodUdp { to: SocketAddr },
     /// Send a datagram to an address from a new socket, which may be connected to that one or to another, and leave the
     /// answer unread until [`Order::ReceiveUdp`].
     SendUdp { to: SocketAddr, connected_to: Option<SocketAddr> },
@@ -200,6 +202,15 @@ impl Pod {
                 let asked: io::Result<Vec<UdpSocket>> =
                     (0..times).map(|_| names::ask(to, &vec![b'd'; bytes], connected)).collect();
                 Ok(asked?.len() as u64)
+            }
+            Order::FloodUdp { to } => {
+                let socket = names::client(to)?;
+                thread::spawn(move || {
+                    while socket.send_to(b"question", to).is_ok() {
+                        let _ = socket.recv_from(&mut [0; 16]);
+                    }
+                });
+                Ok(1)
             }
             Order::SendUdp { to, connected_to } => {
                 let socket = names::client(to)?;

@@ -8,7 +8,7 @@ use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, counter};
 
 use crate::{
     event::{empty, report},
-    maps::{Connection, FREE, OWN_SOCKETS, TAKEN, count, exchange, now_ns, remembered},
+    maps::{Connection, FAILED_SOCKETS, FREE, OWN_SOCKETS, TAKEN, count, exchange, now_ns, remembered},
     socket::{CLOSE, SYN_SENT, Socket, TCP, cookie, is_open, tell},
 };
 
@@ -42,7 +42,8 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
 #[inline(always)]
 fn fail(socket: Socket<false>, sk: *const u8) -> Option<()> {
     // As `sock_ops`: what sent nothing is no attempt.
-    if !socket.has_sent() || OWN_SOCKETS.get_ptr(cookie(sk)).is_some() {
+    let cookie = cookie(sk);
+    if !socket.has_sent() || OWN_SOCKETS.get_ptr(cookie).is_some() || FAILED_SOCKETS.get_ptr(cookie).is_some() {
         return None;
     }
     count(counter::SEEN);

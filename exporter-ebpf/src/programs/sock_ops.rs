@@ -15,7 +15,8 @@ use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, ROLE_SERVER, ROLE_
 use crate::{
     event::{empty, report},
     maps::{
-        CROSSING, Connection, FREE, OWN_SOCKETS, TAKEN, count, exchange, is_own_task, now_ns, remember, remembered,
+        CROSSING, Connection, FAILED_SOCKETS, FREE, OWN_SOCKETS, TAKEN, count, exchange, is_own_task, now_ns, remember,
+        remembered,
     },
     socket::{CLOSE, LISTEN, STATE_CALLBACK_FLAG, SYN_RECV, SYN_SENT, Socket, TCP, cookie, tell},
 };
@@ -118,6 +119,7 @@ fn change_state(ctx: &SockOpsContext, old: u8, new: u8) -> Option<()> {
         (event.start_ns, event.role) = (now, ROLE_CLIENT);
         socket.describe_end(&mut event);
         report(&event);
+        let _ = FAILED_SOCKETS.insert(cookie(ctx.ops), 1, BPF_ANY as u64);
         let left = known.filter(|left| left.told_ns >= CROSSING)?;
         left.count_left();
         // SAFETY: as in `establish`.

@@ -122,7 +122,8 @@ fn received(sk: *const u8, length: i32, flags: i32) -> Option<()> {
         return pass(socket, false, Some(length as u64));
     }
     // Who did not choose its port has asked somebody, and an answer is of no interest; the hooks see who asks from whom.
-    if !socket.has_chosen_port() || ASKING_SOCKETS.get_ptr(cookie(sk)).is_some() {
+    if control(control::SEES_RECEIVED) == 0 || !socket.has_chosen_port() || ASKING_SOCKETS.get_ptr(cookie(sk)).is_some()
+    {
         return None;
     }
     pass(socket, false, None)
@@ -199,8 +200,11 @@ fn addressed(ctx: &SockAddrContext, is_sent: bool, is_ipv6: bool) -> Option<()> 
         mapped(address.user_ip4)
     };
     let remote_port = address.user_port as u16;
-    let has_lengths = control(control::HAS_LENGTHS) != 0;
-    if has_lengths && known.state == u32::from(ESTABLISHED) {
+    let is_connected = known.state == u32::from(ESTABLISHED);
+    if !is_connected && !is_sent {
+        asks(cookie(ctx.sock_addr));
+    }
+    if is_connected && control(if is_sent { control::SEES_SENT } else { control::SEES_RECEIVED }) != 0 {
         let connected_to = if is_ipv6 {
             [known.dst_ip6[0], known.dst_ip6[1], known.dst_ip6[2], known.dst_ip6[3]]
         } else {
@@ -210,8 +214,6 @@ fn addressed(ctx: &SockAddrContext, is_sent: bool, is_ipv6: bool) -> Option<()> 
             return None; // it is seen where the call ends
         }
         strays(sk.cast())?;
-    } else if has_lengths && !is_sent {
-        asks(cookie(ctx.sock_addr));
     }
     let local = if is_ipv6 {
         [known.src_ip6[0], known.src_ip6[1], known.src_ip6[2], known.src_ip6[3]]

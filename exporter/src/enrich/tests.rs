@@ -202,6 +202,10 @@ fn what_stays_on_loopback_is_left_out_unless_asked_for() {
     for (unbound, to) in [("0.0.0.0", "127.0.0.1"), ("::", "::1")] {
         let datagram = flow(netns, Role::Client, unbound, to, 80);
         assert_eq!(named(&mut without, &datagram), None, "of a socket that is bound to no address");
+        let datagram = flow(netns, Role::Server, to, unbound, 80);
+        assert_eq!(named(&mut without, &datagram), None, "whose receiver does not ask from whom");
+        let datagram = flow(netns, Role::Client, unbound, unbound, 80);
+        assert_eq!(named(&mut without, &datagram), None, "to the unspecified address, which is this host");
     }
     let (mut with, netns) = enricher(Filter { loopback: true, ..Filter::default() }, vec![pod("web", "10.0.0.1")]);
     let local = flow(netns, Role::Client, "127.0.0.1", "127.0.0.1", 80);

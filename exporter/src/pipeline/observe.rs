@@ -147,9 +147,9 @@ impl Observer {
         if let Some(programs) = self.probe.heed_neighbours()? {
             tracing::warn!(
                 programs,
-                "another sock_ops program overwrites the callback flags of sockets (bpf_sock_ops_cb_flags_set): it has to \
-                 keep those that are set; until now, ends of connections may be lost, which are counted, and from now on \
-                 they are found at a higher cost"
+                "another sock_ops program overwrites the callback flags of sockets (bpf_sock_ops_cb_flags_set), which may \
+                 be one of these: it has to keep the flags that are set. Ends of connections that were missed are counted \
+                 as lost, connects that failed may be missing; from now on they are found at a higher cost"
             );
         }
         Ok(())

@@ -47,8 +47,8 @@ pub(super) struct Loaded {
     /// What attaches [`CLOSE`]: it detaches when it is dropped.
     pub(super) close: Option<BtfTracePointLink>,
     pub(super) list_open: Option<OwnedFd>,
-    /// Whether connected UDP sockets are watched in both directions.
-    pub(super) has_lengths: bool,
+    /// Whether it is watched what connected UDP sockets send, and what they receive.
+    pub(super) sees: [bool; 2],
 }
 
 impl Loading<'_> {
@@ -106,8 +106,7 @@ impl Loading<'_> {
             let attached = self.attach(spec(name));
             self.note(spec(name), attached);
         }
-        let sees = [SENT, RECEIVED].map(|(first, others)| self.either(first, others));
-        self.loaded.has_lengths = sees == [true, true];
+        self.loaded.sees = [SENT, RECEIVED].map(|(first, others)| self.either(first, others));
         let cgroups = spec(CGROUPS);
         let attached = self.attach(cgroups);
         self.note(cgroups, attached);
@@ -125,7 +124,8 @@ impl Loading<'_> {
         self.note(spec(ADOPT), walked);
     }
 
-    /// Attaches a program, or where the kernel does not take it, two that see the same; whether all is seen.
+    /// Attaches a program, or where the kernel does not take it, two that see the same; whether all is seen. Of two, none
+    /// stays alone: the hooks of calls that name an address can't know which of them is there.
     fn either(&mut self, first: &'static str, others: [&'static str; 2]) -> bool {
         let specs = others.map(spec);
         let refused = match self.attach(spec(first)) {
@@ -136,19 +136,23 @@ impl Loading<'_> {
             Err(refused) => refused,
         };
         let attached = specs.map(|spec| self.attach(spec));
-        let mut is_whole = true;
-        for (spec, attached) in specs.into_iter().zip(attached) {
-            match attached {
-                Ok(()) => self.loaded.names.push(spec.name),
-                Err(error) => {
-                    is_whole = false;
-                    let reason = format!("{}; {first}: {}", crate::chain(&error), crate::chain(&refused));
-                    let log = error.verifier_log().or_else(|| refused.verifier_log()).map(str::to_owned);
-                    self.loaded.degraded.push(Degraded { reason, log, ..Degraded::of(spec) });
-                }
-            }
+        if attached.iter().all(Result::is_ok) {
+            self.loaded.names.extend(others);
+            return true;
         }
-        is_whole
+        let why = |error: &Refusal| format!("{}; {first}: {}", crate::chain(error), crate::chain(&refused));
+        let twin = attached.iter().find_map(|attached| attached.as_ref().err()).map(&why).unwrap_or_default();
+        for (spec, attached) in specs.into_iter().zip(&attached) {
+            let (reason, log) = match attached {
+                Ok(()) => {
+                    let _ = self.program::<FExit>(spec.name).and_then(FExit::unload);
+                    (twin.clone(), None)
+                }
+                Err(error) => (why(error), error.verifier_log().or_else(|| refused.verifier_log()).map(str::to_owned)),
+            };
+            self.loaded.degraded.push(Degraded { reason, log, ..Degraded::of(spec) });
+        }
+        false
     }
 
     fn attach(&mut self, spec: Spec) -> Result<(), Refusal> {

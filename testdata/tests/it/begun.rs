@@ -19,6 +19,7 @@ use crate::{
 tests![
     a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_answered,
     who_receives_datagrams_without_asking_from_whom_is_recorded_as_such,
+    who_asks_from_whom_is_not_mistaken_while_agents_come_and_go,
 ];
 
 const CALL: Exchange = Exchange::new(10, 20);
@@ -92,6 +93,24 @@ fn who_receives_datagrams_without_asking_from_whom_is_recorded_as_such() -> Ran 
     }
     for row in at_the_server.iter().filter(|row| row.destination_port == 515) {
         assert_eq!(row.source_workload.as_deref(), Some("client"), "who asks is told: {row:?}");
+    }
+    Ok(())
+}
+
+fn who_asks_from_whom_is_not_mistaken_while_agents_come_and_go() -> Ran {
+    let mut lab = lab()?;
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.order(server, &Order::ListenUdp { port: 515 }).expect("the port is free");
+    let to = SocketAddr::new(lab.ipv4(server).into(), 515);
+    lab.order(client, &Order::FloodUdp { to }).expect("it begins");
+    for _ in 0..5 {
+        let directory = tempfile::tempdir().expect("a directory");
+        let output = directory.path().join("capture");
+        let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+        recording.stop().expect("the exporter ends well");
+        let flows = rows::<FlowRecord>(&output);
+        assert!(flows.iter().any(|row| row.connections > 0), "they were busy: {flows:?}");
+        assert!(flows.iter().all(|row| row.source_unknown_reason.is_none()), "{flows:?}");
     }
     Ok(())
 }
