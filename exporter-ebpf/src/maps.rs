@@ -1,17 +1,16 @@
 //! The maps the programs share with the exporter, and the globals it sets before load.
 
-use core::{arch::asm, mem::MaybeUninit, ptr};
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns,
-        generated::{bpf_get_current_task, bpf_probe_read_kernel},
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated::bpf_get_current_task},
     macros::btf_map,
 };
 use schemas::event::{EdgeCounts, EdgeKey, FlowEvent, Settings, SocketOffsets, control, counter};
+
+use crate::socket::copied;
 
 /// Events on their way to the exporter, which polls: records are submitted without a wake-up.
 ///
@@ -370,15 +369,9 @@ pub(crate) fn is_own() -> bool {
 /// As [`is_own`], for programs that may not call `bpf_get_current_pid_tgid`: those of `sock_ops` before Linux 6.10.
 #[inline(always)]
 pub(crate) fn is_own_task() -> bool {
-    let offset = field!(OFFSETS.task_group) as usize;
-    let mut group = MaybeUninit::<u32>::zeroed();
-    // SAFETY: the helpers have no precondition; what is copied is as large as the value, for which zeros are valid.
-    let group = unsafe {
-        let from = (bpf_get_current_task() as *const u8).add(offset);
-        bpf_probe_read_kernel(group.as_mut_ptr().cast(), size_of::<u32>() as u32, from.cast());
-        group.assume_init()
-    };
-    is_own_process(group)
+    // SAFETY: the helper has no precondition.
+    let task = unsafe { bpf_get_current_task() } as *const u8;
+    is_own_process(copied(task, field!(OFFSETS.task_group)))
 }
 
 #[inline(always)]
