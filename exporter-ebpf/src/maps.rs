@@ -60,16 +60,22 @@ pub(crate) static CONNECTIONS: HashMap<u64, Connection, { 1 << 16 }> = HashMap::
 #[btf_map]
 pub(crate) static STRAYS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 
-/// Cookies of TCP sockets by which the exporter itself connects: they have no callback flag because they are not to be
-/// watched, not because it was lost.
+/// Cookies of TCP sockets that connect without a callback flag, and why: [`OWN`] or [`OLDER`]. Where no reason is known,
+/// another program has taken the flag away.
 ///
 /// # Minimum kernel version
 /// 4.10.
 ///
 /// # Drops
-/// The least recently used: the exporter's own connection is then recorded as anybody's.
+/// The least recently used: the exporter's own connection is then recorded as anybody's, an older one is counted as if its
+/// flag had been taken away.
 #[btf_map]
-pub(crate) static OWN_SOCKETS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
+pub(crate) static UNFLAGGED_SOCKETS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
+
+/// The exporter's own, which is not to be watched.
+pub(crate) const OWN: u8 = 1;
+/// It began to connect before the programs were attached.
+pub(crate) const OLDER: u8 = 2;
 
 /// Cookies of TCP sockets whose connect failed, and that were reported: another program may take their flag away before
 /// the tracepoint sees the same end.
@@ -300,6 +306,13 @@ pub(crate) fn remove<T>(sk: *const T, known: &Connection) -> bool {
     true
 }
 
+/// Why a TCP socket connects without a callback flag, where that is known.
+#[inline(always)]
+pub(crate) fn unflagged(cookie: u64) -> Option<u8> {
+    // SAFETY: a valid map value.
+    UNFLAGGED_SOCKETS.get_ptr(cookie).map(|reason| unsafe { *reason })
+}
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(index: u32) {
@@ -374,8 +387,9 @@ pub(crate) fn is_own_task() -> bool {
     is_own_process(copied(task, field!(OFFSETS.task_group)))
 }
 
+/// Whether a process is the exporter.
 #[inline(always)]
-fn is_own_process(process: u32) -> bool {
+pub(crate) fn is_own_process(process: u32) -> bool {
     let own = control(control::OWN_PROCESS) as u32;
     own != 0 && own == process
 }

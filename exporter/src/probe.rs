@@ -17,6 +17,7 @@ mod syscall;
 mod walk;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::{
@@ -43,7 +44,7 @@ use counters::fdinfo;
 pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
 pub(crate) use error::{ProbeError, Refusal};
 pub(crate) use heap::{return_memory, share_heap};
-use neighbour::{Names, Neighbour};
+use neighbour::{Names, Neighbour, list};
 use program::{CLOSE, TCP};
 pub(crate) use program::{PROGRAMS, Spec};
 
@@ -74,8 +75,12 @@ pub(crate) struct Probe {
     /// Sockets found without their flag, when they were counted last.
     flags_missing: u64,
     program_names: Names,
-    /// Programs that may take flags away, once flags were missing.
-    neighbours: Vec<Neighbour>,
+    /// Number of the `sock_ops` program.
+    own: u32,
+    /// Programs of others that may take flags away.
+    neighbours: BTreeSet<Neighbour>,
+    /// Flags were missing, and the programs named for it.
+    are_suspected: bool,
     malformed: u64,
     /// Skipped runs of programs, counted when they were unloaded.
     skipped_before: u64,
@@ -117,6 +122,15 @@ impl Degraded {
     fn of(spec: Spec) -> Self {
         Self { program: spec.name, cost: spec.cost(), reason: String::new(), since: spec.since, log: None }
     }
+}
+
+/// `sock_ops` programs of others that may overwrite callback flags.
+#[derive(Debug)]
+pub(crate) struct Neighbours {
+    /// Flags were found missing.
+    pub overwrite: bool,
+    /// Their numbers and names.
+    pub names: String,
 }
 
 /// The network namespace of process 1.
@@ -179,6 +193,7 @@ impl Probe {
             control.set(number, u64::from(sees), 0).map_err(map_error(CONTROL))?;
         }
         loading.adopt();
+        let own = loading.number(TCP);
         let Loading { names: program_names, loaded, .. } = loading;
         let Loaded { names, degraded, close, list_open, sees: _ } = loaded;
 
@@ -207,13 +222,17 @@ impl Probe {
             loaded: names,
             degraded,
             close,
-            cgroup: path,
+            cgroup: fs::canonicalize(&path).unwrap_or(path),
             flags_missing: 0,
             program_names,
-            neighbours: Vec::new(),
+            own,
+            neighbours: BTreeSet::new(),
+            are_suspected: false,
             malformed: 0,
             skipped_before: 0,
         };
+        // What was established before it was adopted.
+        probe.flags_missing = probe.sum(counter::FLAG_MISSING)?;
         probe.forget_older()?;
         // The kernel's type information takes more than all the rest.
         drop((btf, kernel));
@@ -262,28 +281,34 @@ impl Probe {
         Ok(())
     }
 
-    /// Watches the ends of connections by other means as well, once flags are missing that other programs may have
-    /// overwritten. Returns these programs, the first time.
+    /// Watches the ends of connections by other means as well, while `sock_ops` programs of others have the last word on
+    /// callback flags, or once flags are missing. Returns the programs that are new, or that are suspected only now.
     ///
     /// # Errors
     /// The kernel refuses the read.
-    pub(crate) fn heed_neighbours(&mut self) -> Result<Option<String>, ProbeError> {
+    pub(crate) fn heed_neighbours(&mut self) -> Result<Option<Neighbours>, ProbeError> {
         let missing = self.sum(counter::FLAG_MISSING)?;
-        if std::mem::replace(&mut self.flags_missing, missing) == missing || !self.neighbours.is_empty() {
+        let overwrite = std::mem::replace(&mut self.flags_missing, missing) != missing;
+        let names = &self.program_names;
+        let found = if overwrite { names.around(&self.cgroup, self.own) } else { names.after(&self.cgroup, self.own) };
+        let is_news = !found.is_subset(&self.neighbours) || (overwrite && !self.are_suspected && !found.is_empty());
+        self.neighbours.extend(found);
+        if !is_news {
             return Ok(None);
         }
-        let refused = |error: &ProgramError| {
-            tracing::warn!(error = crate::chain(error), program = CLOSE, "ends that are missed stay lost, and counted");
-        };
-        // Without others, these are connects that began before the run.
-        self.neighbours = self.program_names.sock_ops(&self.cgroup);
-        if self.neighbours.is_empty() {
-            return Ok(None);
-        }
+        self.are_suspected |= overwrite;
         if self.close.is_none() {
-            self.close = attach_close(&mut self.programs).inspect_err(refused).ok();
+            self.close = attach_close(&mut self.programs)
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        error = crate::chain(error),
+                        program = CLOSE,
+                        "ends that are missed stay lost, and counted"
+                    );
+                })
+                .ok();
         }
-        Ok(Some(self.neighbours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))
+        Ok(Some(Neighbours { overwrite, names: list(&self.neighbours) }))
     }
 
     /// Runs of a program that the kernel skipped, because it was running already.

@@ -319,9 +319,8 @@ pub mod counter {
     pub const ENTRIES_MADE: u32 = 9;
     /// Of these, those that were removed.
     pub const ENTRIES_REMOVED: u32 = 10;
-    /// Sockets found without the callback flag that was set on them, or should have been: another program overwrote it,
-    /// or, where it is missing when a connect is answered, the connect began before the programs were attached. A
-    /// connection that stays open counts once per scan.
+    /// Sockets found without the callback flag that was set on them: another program overwrote it. A connection that stays
+    /// open counts once per scan.
     pub const FLAG_MISSING: u32 = 11;
     /// Number of counters.
     pub const COUNT: u32 = 12;

@@ -12,11 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
-use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
+use anyhow::{Context, Result, ensure};
+use schemas::{flow::FlowRecord, health::HealthRecord};
 use serde::Deserialize;
 use traffic::Plan;
 
+use crate::recording;
 use plan::{Lengths, differences, ends};
 
 /// What to compare.
@@ -132,8 +133,8 @@ impl Recording {
         let doctor = Doctor::read(&directory.join("doctor.json"))?;
         let capture = directory.join("capture");
         let is_there = capture.is_dir();
-        let flows = if is_there { rows(&capture)? } else { Vec::new() };
-        let health = if is_there { rows(&capture)? } else { Vec::new() };
+        let flows = if is_there { recording::rows(&capture)? } else { Vec::new() };
+        let health = if is_there { recording::rows(&capture)? } else { Vec::new() };
         Ok(Self { name, directory, plans, doctor, flows, health })
     }
 
@@ -153,8 +154,7 @@ impl Recording {
     /// How what was recorded differs from what happened.
     fn untrue(&self, lengths: Lengths) -> Vec<String> {
         let mut faults = account(&self.flows, &self.health);
-        let ran = self.health.iter().flat_map(|row| &row.programs).map(AsRef::as_ref);
-        let ran: BTreeSet<&str> = ran.filter(|name| *name != RECORDS_NOTHING).collect();
+        let ran: BTreeSet<&str> = self.health.iter().flat_map(|row| &row.programs).map(AsRef::as_ref).collect();
         let loaded = self.doctor.names(true);
         if ran != loaded {
             faults.push(format!("programs that ran: {ran:?}, the doctor's: {loaded:?}"));
@@ -339,24 +339,11 @@ fn last_lines(console: &str) -> String {
     console.lines().skip(skipped).collect::<Vec<_>>().join(" / ")
 }
 
-/// Every row of a dataset.
-fn rows<R: Record>(root: &Path) -> Result<Vec<R>> {
-    let listing = capture::list(&[root.into()]).context("list the capture")?;
-    let mut rows = Vec::new();
-    for file in listing.files.iter().filter(|file| file.dataset == R::DATASET) {
-        rows.extend(capture::read::<R>(file).map_err(|problem| anyhow!("{problem}"))?);
-    }
-    Ok(rows)
-}
-
 /// Beginnings of the names of programs that watch UDP of connected sockets.
 const LENGTHS: [&str; 4] = ["observe_sent", "observe_received", "observe_send", "observe_receive"];
 
 /// What the verifier also says, and what is not why it refuses a program.
 const NO_REASONS: [&str; 4] = ["R1=ctx", "arg#0 type is not a struct", "stack depth", "verification time"];
-
-/// The program that finds the node's own network, which the doctor does not list.
-const RECORDS_NOTHING: &str = "find_node";
 
 const HEADER: &str = "\
 | kernel | release | doctor | programs | traffic between pods | agent as in its pod | ends | seconds |

@@ -10,13 +10,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use schemas::{capture, table::Record};
 
 use crate::lab::Lab;
+
+/// Every row of a dataset of a capture.
+///
+/// # Errors
+/// The capture is not there, or a file of it can't be read.
+pub fn rows<R: Record>(root: &Path) -> Result<Vec<R>> {
+    let listing = capture::list(&[root.into()]).context("list the capture")?;
+    let mut rows = Vec::new();
+    for file in listing.files.iter().filter(|file| file.dataset == R::DATASET) {
+        rows.extend(capture::read::<R>(file).map_err(|problem| anyhow!("{problem}"))?);
+    }
+    Ok(rows)
+}
 
 /// A running `flowscribe-exporter`, or another program that records; dropped, it is killed.
 pub struct Recording {
@@ -30,11 +44,25 @@ impl Recording {
     /// # Errors
     /// It ends instead, and says why.
     pub fn start<S: AsRef<OsStr>>(executable: &Path, lab: &Lab, output: &Path, extra: &[S]) -> Result<Self> {
+        Self::of_cgroup(executable, lab, lab.cgroup(), output, extra)
+    }
+
+    /// As [`Self::start`], over one cgroup of the lab.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn of_cgroup<S: AsRef<OsStr>>(
+        executable: &Path,
+        lab: &Lab,
+        cgroup: &Path,
+        output: &Path,
+        extra: &[S],
+    ) -> Result<Self> {
         let inventory = output.with_extension("inventory.yaml");
         lab.write_inventory(&inventory)?;
         let mut command = Command::new(executable);
         command.arg("exporter").arg("--output").arg(output).arg("--inventory").arg(&inventory);
-        command.arg("--cgroup").arg(lab.cgroup()).arg("--host-netns").arg(lab.node_netns());
+        command.arg("--cgroup").arg(cgroup).arg("--host-netns").arg(lab.node_netns());
         command.args(["--node", crate::lab::NODE, "--cluster", "lab"]).args(extra);
         Self::spawn(command)
     }

@@ -8,12 +8,12 @@ use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, counter};
 
 use crate::{
     event::{empty, report},
-    maps::{Connection, FAILED_SOCKETS, FREE, OWN_SOCKETS, TAKEN, count, exchange, now_ns, remembered},
+    maps::{Connection, FAILED_SOCKETS, FREE, OWN, TAKEN, count, exchange, now_ns, remembered, unflagged},
     socket::{CLOSE, SYN_SENT, Socket, TCP, cookie, is_open, tell},
 };
 
 /// Watches ends that `sock_ops` is not called for. Attached while connections that are older than the run are open, and
-/// once sockets without their callback flag were found.
+/// once another program may have taken callback flags away.
 ///
 /// # Minimum kernel version
 /// 5.12.
@@ -43,7 +43,7 @@ fn try_observe_close(sk: *const u8, old: i32, new: i32) -> Option<()> {
 fn fail(socket: Socket<false>, sk: *const u8) -> Option<()> {
     // As `sock_ops`: what sent nothing is no attempt.
     let cookie = cookie(sk);
-    if !socket.has_sent() || OWN_SOCKETS.get_ptr(cookie).is_some() || FAILED_SOCKETS.get_ptr(cookie).is_some() {
+    if !socket.has_sent() || unflagged(cookie) == Some(OWN) || FAILED_SOCKETS.get_ptr(cookie).is_some() {
         return None;
     }
     count(counter::SEEN);

@@ -2,16 +2,16 @@
 
 use core::{ffi::c_void, ptr};
 
-use aya_ebpf::helpers::generated::bpf_sock_from_file;
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_sock_from_file};
 use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, control, counter};
 
 use crate::{
     event::{empty, report},
     maps::{
-        CROSSING, Connection, FREE, control, count, field, load_first, now_ns, remember_new, remembered, remove,
-        replace,
+        CROSSING, Connection, FREE, OLDER, OWN, UNFLAGGED_SOCKETS, control, count, field, is_own_process, load_first,
+        now_ns, remember_new, remembered, remove, replace,
     },
-    socket::{CLOSE, LISTEN, Socket, TCP, is_open, load, tell},
+    socket::{CLOSE, LISTEN, SYN_SENT, Socket, TCP, cookie, is_open, load, tell},
 };
 
 /// Takes the sockets of all processes into account that are open when the run begins, and tells which listen.
@@ -26,13 +26,13 @@ use crate::{
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn adopt_sockets(ctx: *mut c_void) -> i32 {
-    let _ = try_adopt(argument(ctx, 3));
+    let _ = try_adopt(argument(ctx, 1), argument(ctx, 3));
     0
 }
 
 #[inline(always)]
-fn try_adopt(file: *const u8) -> Option<()> {
-    if file.is_null() {
+fn try_adopt(task: *const u8, file: *const u8) -> Option<()> {
+    if task.is_null() || file.is_null() {
         return None;
     }
     // SAFETY: a file of the iterator's.
@@ -49,6 +49,14 @@ fn try_adopt(file: *const u8) -> Option<()> {
         return None;
     }
     let state = socket.state();
+    if state == SYN_SENT {
+        let is_own = is_own_process(load(task, field!(OFFSETS.task_group)));
+        let reason = if is_own { OWN } else { OLDER };
+        if !Socket::tcp(sk)?.has_state_callbacks() {
+            let _ = UNFLAGGED_SOCKETS.insert(cookie(sk), reason, BPF_NOEXIST as u64);
+        }
+        return None;
+    }
     let now = now_ns();
     if state == LISTEN {
         let mut event = empty(EVENT_LISTENING, TCP, now);

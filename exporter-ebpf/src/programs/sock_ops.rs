@@ -15,8 +15,8 @@ use schemas::event::{EVENT_CLOSED, EVENT_FAILED, ROLE_CLIENT, ROLE_SERVER, ROLE_
 use crate::{
     event::{empty, report},
     maps::{
-        CROSSING, Connection, FAILED_SOCKETS, FREE, OWN_SOCKETS, TAKEN, count, exchange, is_own_task, now_ns, remember,
-        remembered,
+        CROSSING, Connection, FAILED_SOCKETS, FREE, OWN, TAKEN, UNFLAGGED_SOCKETS, count, exchange, is_own_task,
+        now_ns, remember, remembered, unflagged,
     },
     socket::{CLOSE, LISTEN, STATE_CALLBACK_FLAG, SYN_RECV, SYN_SENT, Socket, TCP, cookie, tell},
 };
@@ -62,7 +62,7 @@ fn try_observe_tcp(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn begin(ctx: &SockOpsContext) -> Option<()> {
     if is_own_task() {
-        return OWN_SOCKETS.insert(cookie(ctx.ops), 1, BPF_ANY as u64).ok();
+        return UNFLAGGED_SOCKETS.insert(cookie(ctx.ops), OWN, BPF_ANY as u64).ok();
     }
     watch_state(ctx)
 }
@@ -72,11 +72,11 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
     let sk = sk(ctx)?;
     let is_watched = ctx.cb_flags() as u8 & STATE_CALLBACK_FLAG != 0;
     if is_active && !is_watched {
-        if OWN_SOCKETS.get_ptr(cookie(ctx.ops)).is_some() {
-            return None;
+        match unflagged(cookie(ctx.ops)) {
+            Some(OWN) => return None,
+            Some(_) => {}
+            None => count(counter::FLAG_MISSING), // another program took it away
         }
-        // The connect began before the programs were attached, or another program took the flag away.
-        count(counter::FLAG_MISSING);
     }
     // SAFETY: a valid map value; a socket's events come one after the other, under its lock.
     let is_crossing = || remembered(sk).is_some_and(|connection| unsafe { (*connection).told_ns == CROSSING });

@@ -9,7 +9,10 @@ use std::{
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
-use super::{OLDEST_KERNEL, neighbour::Neighbour};
+use super::{
+    OLDEST_KERNEL,
+    neighbour::{Neighbour, list},
+};
 
 /// Why the kernel's sockets can't be watched here; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -153,10 +156,6 @@ const ENOTSUPP: i32 = 524;
 
 /// How lines begin that the verifier ends with, whatever came of it (`print_verification_stats`).
 const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
-
-fn list(neighbours: &[Neighbour]) -> String {
-    neighbours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
 
 #[cfg(test)]
 mod tests {

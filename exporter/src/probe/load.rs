@@ -124,6 +124,11 @@ impl Loading<'_> {
         self.note(spec(ADOPT), walked);
     }
 
+    /// The number of a program in the kernel; 0 where it is not there.
+    pub(super) fn number(&self, name: &str) -> u32 {
+        self.programs.program(name).and_then(|program| program.info().ok()).map_or(0, |info| info.id())
+    }
+
     /// Attaches a program, or where the kernel does not take it, two that see the same; whether all is seen. Of two, none
     /// stays alone: the hooks of calls that name an address can't know which of them is there.
     fn either(&mut self, first: &'static str, others: [&'static str; 2]) -> bool {
@@ -163,7 +168,9 @@ impl Loading<'_> {
                 self.program::<BtfTracePoint>(spec.name)?.attach()?;
                 Ok(())
             }
-            Hook::SockOps | Hook::SockAddr(_) | Hook::Iterator(_) => self.cgroup_hook(spec),
+            Hook::SockAddr(_) => self.cgroup_hook(spec),
+            // These have ways of their own.
+            Hook::SockOps | Hook::Iterator(_) => Err(Refusal::NoHook(spec.name.into())),
         }
     }
 

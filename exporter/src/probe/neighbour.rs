@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Display},
     fs::{self, File},
+    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
@@ -28,6 +29,11 @@ impl Display for Neighbour {
     }
 }
 
+/// Programs as a sentence names them.
+pub(super) fn list<'n>(neighbours: impl IntoIterator<Item = &'n Neighbour>) -> String {
+    neighbours.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// Names of the programs of the machine.
 #[derive(Debug)]
 pub(super) struct Names(Option<OwnedFd>);
@@ -46,19 +52,35 @@ impl Names {
         }
     }
 
-    /// `sock_ops` programs of others on a cgroup and on those below, agents of this kind left out.
-    pub(super) fn sock_ops(&self, cgroup: &Path) -> Vec<Neighbour> {
+    /// `sock_ops` programs of others that run after the program `own` of a cgroup, and have the last word on callback
+    /// flags: those behind it there, and those of the cgroups above. Programs of cgroups below run first.
+    pub(super) fn after(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
+        let mut ids: BTreeSet<u32> = sock_ops(cgroup).into_iter().skip_while(|id| *id != own).skip(1).collect();
+        // The mount's parent is of another file system, where the query fails and ends this.
+        let above = cgroup.ancestors().skip(1).map(attached_sock_ops).map_while(Result::ok);
+        ids.extend(above.flatten());
+        self.others(&ids)
+    }
+
+    /// `sock_ops` programs of others wherever they see a socket of a cgroup: on it, above and below.
+    pub(super) fn around(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
+        let mut found = self.after(cgroup, own);
         let (mut ids, mut folders) = (BTreeSet::new(), vec![cgroup.to_path_buf()]);
         while let Some(folder) = folders.pop() {
-            let attached = File::open(&folder).and_then(|file| syscall::attached_to(file.as_fd(), BPF_CGROUP_SOCK_OPS));
-            ids.extend(attached.map(|(ids, _)| ids).unwrap_or_default());
+            ids.extend(sock_ops(&folder));
             let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
             let below = entries.filter(|entry| entry.file_type().is_ok_and(|of| of.is_dir()));
             folders.extend(below.map(|entry| entry.path()));
         }
-        let mut found = self.of(&ids);
-        found.retain(|neighbour| neighbour.name.as_deref() != Some(TCP));
+        ids.remove(&own);
+        found.extend(self.others(&ids));
         found
+    }
+
+    /// Programs, without those of other agents of this kind, which keep the flags that are set.
+    fn others(&self, ids: &BTreeSet<u32>) -> BTreeSet<Neighbour> {
+        let found = self.of(ids).into_iter();
+        found.filter(|neighbour| neighbour.name.as_deref() != Some(TCP)).collect()
     }
 
     fn of(&self, ids: &BTreeSet<u32>) -> Vec<Neighbour> {
@@ -69,6 +91,15 @@ impl Names {
             .map(|id| Neighbour { id: *id, name: names.get(id).filter(|name| !name.is_empty()).cloned() })
             .collect()
     }
+}
+
+/// Numbers of the `sock_ops` programs of a cgroup, in the order in which they run; none of what can't be asked.
+fn sock_ops(cgroup: &Path) -> Vec<u32> {
+    attached_sock_ops(cgroup).unwrap_or_default()
+}
+
+fn attached_sock_ops(cgroup: &Path) -> io::Result<Vec<u32>> {
+    syscall::attached_to(File::open(cgroup)?.as_fd(), BPF_CGROUP_SOCK_OPS).map(|(ids, _)| ids)
 }
 
 /// Number and name in the bytes of a [`ProgramEntry`].

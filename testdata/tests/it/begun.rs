@@ -7,6 +7,7 @@ use std::{
 
 use schemas::flow::FlowRecord;
 use testdata::{
+    neighbour::Neighbour,
     pod::{Exchange, Order},
     recording::Recording,
 };
@@ -23,6 +24,8 @@ tests![
 ];
 
 const CALL: Exchange = Exchange::new(10, 20);
+/// An operation that there is not.
+const NEVER: u32 = 99;
 
 fn a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_answered() -> Ran {
     let mut lab = lab()?;
@@ -48,10 +51,13 @@ fn a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_
         .expect("both are under way");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("capture");
+    // Of another program that takes no flags away, nothing is said.
+    let _innocent = Neighbour::overwriting(lab.cgroup(), NEVER).expect("the kernel takes another program");
     let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
     lab.order(server, &nft(&["delete", "table", "inet", "late"], "")).expect("nftables takes it");
     assert_eq!(lab.order(client, &Order::AwaitDials).expect("both are answered"), 2);
-    recording.stop().expect("the exporter ends well");
+    let said = recording.stop().expect("the exporter ends well");
+    assert!(!said.contains("sock_ops program"), "{said}");
     balance(&output);
     let flows = rows::<FlowRecord>(&output);
     let mut found = BTreeMap::new();

@@ -20,6 +20,8 @@ tests![
     flags_that_are_overwritten_before_our_programs_run_cost_nothing,
     flags_that_are_overwritten_after_our_programs_ran_are_noticed_counted_and_made_up_for,
     a_connect_that_fails_after_its_flag_was_overwritten_is_recorded_once,
+    connects_that_fail_are_recorded_where_nothing_else_shows_who_overwrites_flags,
+    a_program_of_a_cgroup_above_is_seen_as_well,
     who_holds_a_hook_for_itself_is_named_and_the_rest_is_recorded,
 ];
 
@@ -67,7 +69,7 @@ fn record(lab: &mut Lab, (client, server): (PodId, PodId), place: Place, operati
     if again {
         // Of what stays open, the next scan sees that the flag is missing.
         lab.hold(client, to, CALL).expect("the server answers");
-        recording.wait_for("another sock_ops program overwrites");
+        recording.wait_for(OVERWRITES);
         lab.dial(client, to, TIMES, CALL).expect("the server answers");
         lab.release(client).expect("it lets go");
     }
@@ -140,7 +142,7 @@ fn a_connect_that_fails_after_its_flag_was_overwritten_is_recorded_once() -> Ran
             Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
         let other = Neighbour::overwriting(lab.cgroup(), operation).expect("the kernel takes another program");
         lab.hold(client, (lab.ipv4(server), 7001), CALL).expect("the server answers");
-        recording.wait_for("another sock_ops program overwrites");
+        recording.wait_for(OVERWRITES);
         for _ in 0..3 {
             lab.dial(client, (lab.ipv4(server), 7999), 1, CALL).expect_err("nobody listens there");
         }
@@ -155,6 +157,66 @@ fn a_connect_that_fails_after_its_flag_was_overwritten_is_recorded_once() -> Ran
         assert_eq!(failed, 3, "operation {operation}: {flows:?}");
         assert!(refused.iter().all(|(port, _)| *port == 7999), "operation {operation}: {refused:?}");
     }
+    Ok(())
+}
+
+/// Dials a port where nobody listens, three times, and returns how many of these the capture has.
+fn fail(lab: &mut Lab, (client, server): (PodId, PodId), recording: Recording, output: &Path) -> (i64, String) {
+    for _ in 0..3 {
+        lab.dial(client, (lab.ipv4(server), 7999), 1, CALL).expect_err("nobody listens there");
+    }
+    let said = recording.stop().expect("the exporter ends well");
+    balance(output);
+    let flows = rows::<FlowRecord>(output);
+    assert!(
+        flows.iter().all(|row| row.destination_port == 7999 && row.failure.as_deref() == Some("refused")),
+        "{flows:?}"
+    );
+    (flows.iter().map(|row| row.failed).sum(), said)
+}
+
+/// What is said of a program that has the last word on callback flags.
+const RUNS_AFTER: &str = "runs after this agent's";
+const OVERWRITES: &str = "another sock_ops program overwrites";
+
+fn connects_that_fail_are_recorded_where_nothing_else_shows_who_overwrites_flags() -> Ran {
+    let mut lab = lab()?;
+    let ends = ends(&mut lab);
+    let directory = tempfile::tempdir().expect("a directory");
+    // One that came before the agent's programs runs before them, and none of it is news.
+    for (name, place) in [("after", Place::After), ("before", Place::Before)] {
+        let output = directory.path().join(name);
+        let attach = || Neighbour::overwriting(lab.cgroup(), 3).expect("the kernel takes another program");
+        let before = (place == Place::Before).then(attach);
+        let recording =
+            Recording::start(executable(), &lab, &output, &["--window", "1s"]).expect("the exporter records");
+        let after = (place == Place::After).then(attach);
+        if after.is_some() {
+            recording.wait_for(RUNS_AFTER);
+        }
+        let (failed, said) = fail(&mut lab, ends, recording, &output);
+        drop((before, after));
+        assert_eq!(failed, 3, "{place:?}: {said}");
+        assert!(!said.contains(OVERWRITES), "{place:?}: no connection was answered: {said}");
+        assert_eq!(said.contains(&format!("`{NAME}`")), place == Place::After, "{place:?}: {said}");
+    }
+    Ok(())
+}
+
+fn a_program_of_a_cgroup_above_is_seen_as_well() -> Ran {
+    let mut lab = lab()?;
+    let ends = ends(&mut lab);
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let other = Neighbour::overwriting(lab.cgroup(), 3).expect("the kernel takes another program");
+    let below = lab.cgroup_of_pod(ends.0);
+    let recording = Recording::of_cgroup(executable(), &lab, below, &output, &["--window", "1s"]);
+    let recording = recording.expect("the exporter records");
+    recording.wait_for(RUNS_AFTER);
+    let (failed, said) = fail(&mut lab, ends, recording, &output);
+    drop(other);
+    assert_eq!(failed, 3, "{said}");
+    assert!(said.contains(&format!("`{NAME}`")), "{said}");
     Ok(())
 }
 

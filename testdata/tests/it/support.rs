@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use schemas::{capture, flow::FlowRecord, health::HealthRecord, table::Record};
+use schemas::{flow::FlowRecord, health::HealthRecord, table::Record};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testdata::{
@@ -96,9 +96,7 @@ impl Drop for SmallDisk {
 
 /// Every row of a dataset.
 pub(crate) fn rows<R: Record>(root: &Path) -> Vec<R> {
-    let listing = capture::list(&[root.into()]).expect("the capture is there");
-    let files = listing.files.iter().filter(|file| file.dataset == R::DATASET);
-    files.flat_map(|file| capture::read::<R>(file).expect("what is listed can be read")).collect()
+    recording::rows(root).expect("the capture can be read")
 }
 
 /// Every row of a dataset, and none where nothing of it was written yet.
