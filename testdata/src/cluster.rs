@@ -51,7 +51,7 @@ impl Cluster {
     /// Starts etcd and the API server, and waits until it answers.
     ///
     /// # Errors
-    /// A program does not start, or does not get ready within a minute.
+    /// A program does not start, or does not get ready within minutes.
     pub fn start() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let ports = free_ports()?;
@@ -500,10 +500,10 @@ fn client(runtime: &Runtime, kubeconfig: &Path) -> Result<Client> {
 }
 
 fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(180);
     while !is_there() {
         if Instant::now() > deadline {
-            bail!("{what} did not come within a minute");
+            bail!("{what} did not come within three minutes");
         }
         thread::sleep(Duration::from_millis(50));
     }

@@ -238,7 +238,7 @@ impl Lab {
     pub fn end(&mut self, pod: PodId) -> Result<()> {
         let pod = &mut self.pods[pod.0];
         pod.process.end();
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while let Err(error) = fs::remove_dir(&pod.cgroup) {
             if Instant::now() > deadline {
                 return Err(error).with_context(|| format!("remove {}", pod.cgroup.display()));

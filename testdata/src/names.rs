@@ -110,7 +110,7 @@ pub(crate) fn resolve_with(resolver: Ipv4Addr, search: &str) -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("keep mounts to this process")?;
     let file = tempfile::NamedTempFile::new()?;
-    fs::write(file.path(), format!("nameserver {resolver}\nsearch {search}\noptions ndots:5\n"))?;
+    fs::write(file.path(), format!("nameserver {resolver}\nsearch {search}\noptions ndots:5 timeout:30\n"))?;
     mount(Some(file.path()), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).context("mount resolv.conf")
 }
 

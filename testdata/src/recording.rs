@@ -110,17 +110,20 @@ impl Recording {
         Ok(Self { child, log })
     }
 
-    /// Waits until it has written a text on standard error.
+    /// Waits until it has written a text on standard error, and returns the line.
     ///
     /// # Panics
-    /// It ends without, or does not for two minutes.
-    pub fn wait_for(&self, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while !self.log.text().contains(text) {
-            let ended = self.log.thread.is_finished() && !self.log.text().contains(text);
-            assert!(!ended && Instant::now() < deadline, "it did not say {text:?}: {}", self.log.text());
-            thread::sleep(Duration::from_millis(20));
-        }
+    /// It ends without, or does not for three minutes.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.log.wait_for(text, 1)
+    }
+
+    /// As [`Self::wait_for`], until it is in so many lines; the last of them.
+    ///
+    /// # Panics
+    /// As [`Self::wait_for`].
+    pub fn wait_for_lines(&self, text: &str, lines: usize) -> String {
+        self.log.wait_for(text, lines)
     }
 
     /// Ends it as Ctrl-C does, and returns what it said.
@@ -191,6 +194,21 @@ impl Log {
     /// What it has written so far.
     fn text(&self) -> MutexGuard<'_, String> {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a text is in so many lines, and returns the last of them.
+    fn wait_for(&self, text: &str, lines: usize) -> String {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        loop {
+            // What was written before the end is read by then.
+            let has_ended = self.thread.is_finished();
+            let written = self.text().clone();
+            if let Some(line) = written.lines().filter(|line| line.contains(text)).nth(lines.saturating_sub(1)) {
+                return line.to_owned();
+            }
+            assert!(!has_ended && Instant::now() < deadline, "{lines} lines with {text:?} did not come: {written}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// All that it wrote, once it has ended.
@@ -342,6 +360,14 @@ impl Monitor {
     /// Number of its process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// As [`Recording::wait_for`].
+    ///
+    /// # Panics
+    /// As [`Recording::wait_for`].
+    pub fn wait_for(&self, text: &str) -> String {
+        self.log.wait_for(text, 1)
     }
 
     /// Presses Ctrl-C so often, and waits for the end; what it said, and whether it was well.

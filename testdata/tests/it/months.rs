@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -298,14 +300,27 @@ fn sets_are_listed_with_those_first_that_need_attention() {
     assert_eq!(json[1]["set"][0]["recurrence"], "daily", "{json}");
 }
 
-/// Bytes that a process has read so far, also one that has ended and was not waited for.
-pub(crate) fn bytes_read(process: &Child) -> u64 {
-    let account = fs::read_to_string(format!("/proc/{}/io", process.id())).expect("it is ours");
+/// Bytes that a process has read so far; `None` when it has ended, and its account is not shown to everybody any more.
+pub(crate) fn bytes_read(process: &Child) -> Option<u64> {
+    let account = fs::read_to_string(format!("/proc/{}/io", process.id())).ok()?;
     let bytes = account.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("the kernel counts");
-    bytes.parse().expect("a number")
+    Some(bytes.parse().expect("a number"))
 }
 
-/// Waits for a change of a process's state, without taking note of its end.
+/// Waits until a process has ended, without taking note of it, and returns how many bytes it was last seen to have read.
+fn bytes_until_end(process: &Child) -> u64 {
+    let mut bytes = 0;
+    loop {
+        let state = state(process, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+        bytes = bytes_read(process).unwrap_or(bytes);
+        if state != WaitStatus::StillAlive {
+            return bytes;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The next change of a process's state, without taking note of its end.
 fn state(process: &Child, changes: WaitPidFlag) -> WaitStatus {
     waitid(Id::Pid(Pid::from_raw(process.id() as i32)), changes | WaitPidFlag::WNOWAIT).expect("it is ours")
 }
@@ -319,8 +334,7 @@ fn ctrl_c_ends_in_the_middle_of_the_work_and_leaves_nothing_half_written() {
         command.env("TMPDIR", scratch.path()).stderr(Stdio::null()).spawn().expect("flowscribe starts")
     };
     let mut undisturbed = report();
-    state(&undisturbed, WaitPidFlag::WEXITED);
-    let all = bytes_read(&undisturbed);
+    let all = bytes_until_end(&undisturbed);
     assert!(undisturbed.wait().expect("it has ended").success());
     fs::remove_file(target.path().join("policies.yaml")).expect("it was written");
     // Not sooner than it reads the capture: until a program listens to a signal, that is lost where whoever started the
@@ -328,16 +342,15 @@ fn ctrl_c_ends_in_the_middle_of_the_work_and_leaves_nothing_half_written() {
     for part in [0.02, 0.3, 0.6] {
         let mut child = report();
         let id = Pid::from_raw(child.id() as i32);
-        wait_until("a part of the work", || bytes_read(&child) as f64 >= part * all as f64);
+        wait_until("a part of the work", || bytes_read(&child).is_some_and(|bytes| bytes as f64 >= part * all as f64));
         // While it is stopped, the signal comes in the middle of the work, however slow this test is.
         kill(id, Signal::SIGSTOP).expect("it is there");
         let stopped = state(&child, WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED);
         assert!(matches!(stopped, WaitStatus::Stopped(..)), "it has work to do: {stopped:?}");
-        let before = bytes_read(&child);
+        let before = bytes_read(&child).expect("it is there");
         kill(id, Signal::SIGINT).expect("it is there");
         kill(id, Signal::SIGCONT).expect("it is there");
-        state(&child, WaitPidFlag::WEXITED);
-        let after = bytes_read(&child);
+        let after = bytes_until_end(&child).max(before);
         assert_eq!(child.wait().expect("it has ended").code(), Some(130), "after {before} of {all} bytes");
         assert!(after - before < (all - before) / 2, "it read on, from {before} to {after} of {all} bytes");
         for directory in [&scratch, &target] {

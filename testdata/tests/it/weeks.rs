@@ -80,7 +80,7 @@ fn spawn(arguments: &[&str]) -> Child {
 /// Kills a process once it has read so many bytes, and returns whether it still ran.
 fn kill_after(mut child: Child, bytes: u64) -> bool {
     wait_until("its work or its end", || {
-        child.try_wait().expect("it can be asked").is_some() || bytes_read(&child) >= bytes
+        child.try_wait().expect("it can be asked").is_some() || bytes_read(&child).is_some_and(|read| read >= bytes)
     });
     kill_hard(child)
 }
