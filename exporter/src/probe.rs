@@ -17,14 +17,13 @@ mod syscall;
 mod walk;
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,7 +43,8 @@ use counters::fdinfo;
 pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
 pub(crate) use error::{ProbeError, Refusal};
 pub(crate) use heap::{return_memory, share_heap};
-use neighbour::{Names, Neighbour, list};
+pub(crate) use neighbour::Suspects;
+use neighbour::{Names, Neighbours};
 use program::{CLOSE, TCP};
 pub(crate) use program::{PROGRAMS, Spec};
 
@@ -70,17 +70,7 @@ pub(crate) struct Probe {
     degraded: Vec<Degraded>,
     /// What attaches [`CLOSE`], while it is needed: dropping it detaches.
     close: Option<BtfTracePointLink>,
-    /// The cgroup that is watched.
-    cgroup: PathBuf,
-    /// Sockets found without their flag, when they were counted last.
-    flags_missing: u64,
-    program_names: Names,
-    /// Number of the `sock_ops` program.
-    own: u32,
-    /// Programs of others that may take flags away.
-    neighbours: BTreeSet<Neighbour>,
-    /// Flags were missing, and the programs named for it.
-    are_suspected: bool,
+    neighbours: Neighbours,
     malformed: u64,
     /// Skipped runs of programs, counted when they were unloaded.
     skipped_before: u64,
@@ -122,15 +112,6 @@ impl Degraded {
     fn of(spec: Spec) -> Self {
         Self { program: spec.name, cost: spec.cost(), reason: String::new(), since: spec.since, log: None }
     }
-}
-
-/// `sock_ops` programs of others that may overwrite callback flags.
-#[derive(Debug)]
-pub(crate) struct Neighbours {
-    /// Flags were found missing.
-    pub overwrite: bool,
-    /// Their numbers and names.
-    pub names: String,
 }
 
 /// The network namespace of process 1.
@@ -222,17 +203,12 @@ impl Probe {
             loaded: names,
             degraded,
             close,
-            cgroup: fs::canonicalize(&path).unwrap_or(path),
-            flags_missing: 0,
-            program_names,
-            own,
-            neighbours: BTreeSet::new(),
-            are_suspected: false,
+            neighbours: Neighbours::new(program_names, &path, own),
             malformed: 0,
             skipped_before: 0,
         };
-        // What was established before it was adopted.
-        probe.flags_missing = probe.sum(counter::FLAG_MISSING)?;
+        // Of connects that were answered before they were found.
+        probe.neighbours.forgive(probe.sum(counter::FLAG_MISSING)?);
         probe.forget_older()?;
         // The kernel's type information takes more than all the rest.
         drop((btf, kernel));
@@ -282,33 +258,20 @@ impl Probe {
     }
 
     /// Watches the ends of connections by other means as well, while `sock_ops` programs of others have the last word on
-    /// callback flags, or once flags are missing. Returns the programs that are new, or that are suspected only now.
+    /// callback flags, or once flags are missing. Returns these programs, when there is news of them.
     ///
     /// # Errors
     /// The kernel refuses the read.
-    pub(crate) fn heed_neighbours(&mut self) -> Result<Option<Neighbours>, ProbeError> {
-        let missing = self.sum(counter::FLAG_MISSING)?;
-        let overwrite = std::mem::replace(&mut self.flags_missing, missing) != missing;
-        let names = &self.program_names;
-        let found = if overwrite { names.around(&self.cgroup, self.own) } else { names.after(&self.cgroup, self.own) };
-        let is_news = !found.is_subset(&self.neighbours) || (overwrite && !self.are_suspected && !found.is_empty());
-        self.neighbours.extend(found);
-        if !is_news {
-            return Ok(None);
+    pub(crate) fn heed_neighbours(&mut self) -> Result<Option<Suspects>, ProbeError> {
+        let news = self.neighbours.look(self.sum(counter::FLAG_MISSING)?);
+        if news.is_some() && self.close.is_none() {
+            let attached = attach_close(&mut self.programs).inspect_err(|error| {
+                let error = crate::chain(error);
+                tracing::warn!(error, program = CLOSE, "ends that are missed stay lost, and counted");
+            });
+            self.close = attached.ok();
         }
-        self.are_suspected |= overwrite;
-        if self.close.is_none() {
-            self.close = attach_close(&mut self.programs)
-                .inspect_err(|error| {
-                    tracing::warn!(
-                        error = crate::chain(error),
-                        program = CLOSE,
-                        "ends that are missed stay lost, and counted"
-                    );
-                })
-                .ok();
-        }
-        Ok(Some(Neighbours { overwrite, names: list(&self.neighbours) }))
+        Ok(news)
     }
 
     /// Runs of a program that the kernel skipped, because it was running already.

@@ -15,7 +15,7 @@ use super::{Message, RunError, WindowReport, clock, now};
 use crate::{
     args::Args,
     flow::{Clock, Flow, FlowTable, TableLoss},
-    probe::{Neighbours, Probe, ProbeCounters},
+    probe::{Probe, ProbeCounters, Suspects},
     telemetry::Telemetry,
 };
 
@@ -145,13 +145,13 @@ impl Observer {
     /// Names programs that overwrite the callback flags of sockets, or may do so, when it is news.
     fn heed_neighbours(&mut self) -> Result<(), RunError> {
         match self.probe.heed_neighbours()? {
-            Some(Neighbours { overwrite: true, names: programs }) => tracing::warn!(
+            Some(Suspects { programs, overwrite: true }) => tracing::warn!(
                 programs,
                 "another sock_ops program overwrites the callback flags of sockets (bpf_sock_ops_cb_flags_set), which may \
                  be one of these: it has to keep the flags that are set. Ends of connections that were missed are counted \
                  as lost, connects that failed may be missing; from now on they are found at a higher cost"
             ),
-            Some(Neighbours { overwrite: false, names: programs }) => tracing::info!(
+            Some(Suspects { programs, overwrite: false }) => tracing::info!(
                 programs,
                 "another sock_ops program runs after this agent's and may overwrite the callback flags of sockets: as long \
                  as this agent runs, the ends of connections are watched by other means too, at a higher cost"

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use schemas::event::ProgramEntry;
@@ -26,6 +26,61 @@ impl Display for Neighbour {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "program {}", self.id)?;
         self.name.iter().try_for_each(|name| write!(out, " `{name}`"))
+    }
+}
+
+/// What is known of `sock_ops` programs of others around a cgroup.
+#[derive(Debug)]
+pub(super) struct Neighbours {
+    names: Names,
+    /// The cgroup that is watched.
+    cgroup: PathBuf,
+    /// Number of the agent's own program there.
+    own: u32,
+    /// Sockets found without their flag, when they were counted last.
+    missing: u64,
+    /// Programs that may take flags away.
+    found: BTreeSet<Neighbour>,
+    /// Flags were missing, and the programs named for it.
+    are_suspected: bool,
+}
+
+/// `sock_ops` programs of others that may overwrite callback flags.
+#[derive(Debug)]
+pub(crate) struct Suspects {
+    /// Their numbers and names.
+    pub programs: String,
+    /// Flags were found missing.
+    pub overwrite: bool,
+}
+
+impl Neighbours {
+    pub(super) fn new(names: Names, cgroup: &Path, own: u32) -> Self {
+        let cgroup = fs::canonicalize(cgroup).unwrap_or_else(|_| cgroup.to_path_buf());
+        Self { names, cgroup, own, missing: 0, found: BTreeSet::new(), are_suspected: false }
+    }
+
+    /// Nobody is to blame for the flags that are missing so far.
+    pub(super) const fn forgive(&mut self, missing: u64) {
+        self.missing = missing;
+    }
+
+    /// Whether none was found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Looks around, given how many sockets were found without their flag; returns all programs that were found, when one
+    /// is new, or when flags are missing for the first time.
+    pub(super) fn look(&mut self, missing: u64) -> Option<Suspects> {
+        let overwrite = std::mem::replace(&mut self.missing, missing) != missing;
+        let (names, cgroup) = (&self.names, &self.cgroup);
+        let found = if overwrite { names.around(cgroup, self.own) } else { names.after(cgroup, self.own) };
+        let is_first = overwrite && !self.are_suspected && !found.is_empty();
+        let is_news = is_first || !found.is_subset(&self.found);
+        self.found.extend(found);
+        self.are_suspected |= is_first;
+        is_news.then(|| Suspects { programs: list(&self.found), overwrite })
     }
 }
 
@@ -54,7 +109,7 @@ impl Names {
 
     /// `sock_ops` programs of others that run after the program `own` of a cgroup, and have the last word on callback
     /// flags: those behind it there, and those of the cgroups above. Programs of cgroups below run first.
-    pub(super) fn after(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
+    fn after(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
         let mut ids: BTreeSet<u32> = sock_ops(cgroup).into_iter().skip_while(|id| *id != own).skip(1).collect();
         // The mount's parent is of another file system, where the query fails and ends this.
         let above = cgroup.ancestors().skip(1).map(attached_sock_ops).map_while(Result::ok);
@@ -63,7 +118,7 @@ impl Names {
     }
 
     /// `sock_ops` programs of others wherever they see a socket of a cgroup: on it, above and below.
-    pub(super) fn around(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
+    fn around(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
         let mut found = self.after(cgroup, own);
         let (mut ids, mut folders) = (BTreeSet::new(), vec![cgroup.to_path_buf()]);
         while let Some(folder) = folders.pop() {
