@@ -1,7 +1,5 @@
 //! Cases in which addresses and names mislead: each end is named rightly, or said to be unknown with the reason.
 
-use std::{thread, time::Duration};
-
 use serde_json::json;
 use testdata::{
     cluster,
@@ -9,11 +7,15 @@ use testdata::{
     pod::Exchange,
 };
 
-use crate::{support::spec, watching::Site};
+use crate::{
+    support::{let_connections_end, spec},
+    watching::Site,
+};
 
 tests![nobody_is_taken_for_somebody_else,];
 
 const CALL: Exchange = Exchange::new(10, 20);
+const MODES: [&str; 2] = ["local", "cluster"];
 
 /// A pod of the default namespace of the tests.
 fn pod(site: &mut Site, spec: PodSpec) -> PodId {
@@ -27,6 +29,11 @@ fn complete(site: &mut Site, pod: PodId) {
     site.cluster.set_status(&object, &cluster::succeeded()).expect("the API server takes the status");
 }
 
+/// Waits until both agents have written both ends of so many calls.
+fn wait_for_calls(site: &Site, calls: i64) {
+    MODES.iter().for_each(|mode| site.wait_for_ends(mode, 2 * calls));
+}
+
 fn bare(name: &str) -> PodSpec {
     let labels = json!({ "app": name });
     PodSpec { namespace: "demo".into(), name: name.into(), labels, ..PodSpec::default() }
@@ -38,23 +45,23 @@ fn nobody_is_taken_for_somebody_else() {
     site.lab.listen(server, 80, CALL).expect("it listens");
     let to_server = (site.lab.ipv4(server), 80);
     let inventory = site.inventory("inventory");
-    let agents = ["local", "cluster"].map(|mode| site.agent(mode, &["--remote-metadata", mode]));
+    // Whoever it is, a flow waits for the name: where a pod's network is, is looked up a while after it is there.
+    let agents = MODES.map(|mode| site.agent(mode, &["--remote-metadata", mode, "--metadata-wait", "2m"]));
 
-    // A Job's pod that lives 300 ms, from the first process to the last.
+    // A Job's pod that lives for one call.
     let nightly = json!({ "kind": "CronJob", "name": "nightly" });
     let job = pod(&mut site, PodSpec { owner: nightly, ..bare("nightly-29400000-x7x2p") });
     site.lab.dial(job, to_server, 1, CALL).expect("it is served");
-    thread::sleep(Duration::from_millis(200));
+    let_connections_end(&mut site.lab, &[job, server]);
     complete(&mut site, job);
 
-    // Another pod gets that one's address within a second; the completed one keeps it in the API.
+    // Another pod gets that one's address at once; the completed one keeps it in the API.
     site.lab.replace(job, bare("successor")).expect("it takes the address");
     site.lab.dial(job, to_server, 1, CALL).expect("it is served");
 
     // A pod in cgroups of version 1 is told by its network alone, which its processes tell.
     if Lab::has_cgroup1() {
         let older = pod(&mut site, PodSpec { cgroup1: true, ..bare("older") });
-        thread::sleep(Duration::from_secs(8));
         site.lab.dial(older, to_server, 1, CALL).expect("it is served");
     } else {
         eprintln!("SKIPPED a pod in cgroups of version 1: this machine has none");
@@ -73,27 +80,35 @@ fn nobody_is_taken_for_somebody_else() {
     site.lab.dial(fixed, to_server, 1, CALL).expect("it is served");
     let changing = pod(&mut site, bare("changing"));
     site.lab.dial(changing, to_server, 1, CALL).expect("it is served");
-    thread::sleep(Duration::from_millis(2500));
+    let calls = if Lab::has_cgroup1() { 8 } else { 7 };
+    wait_for_calls(&site, calls);
     let object = site.lab.object(changing).clone();
     site.cluster.change(&object, &json!({ "metadata": { "labels": { "app": "changed" } } })).expect("it is relabelled");
-    thread::sleep(Duration::from_millis(2500));
+    for mode in MODES {
+        let is_changed = |labels: &str| labels.contains(r#""changed""#);
+        site.wait_for_object(mode, |row| row.labels.as_deref().is_some_and(is_changed));
+    }
     site.lab.dial(changing, to_server, 1, CALL).expect("it is served");
 
     // A process of the node that enters a pod's network sends as the pod.
     let entered = pod(&mut site, bare("entered"));
-    thread::sleep(Duration::from_millis(2500));
     site.lab.dial_from_node_within(entered, to_server, CALL).expect("it is served");
-    // And who calls the completed pod's address reaches the successor.
+    // And who calls the completed pod's address reaches the successor. The address moved longer ago than clocks may be
+    // apart: so long has a flow to be over before the agent that knows the cluster writes it, and it wrote two in turn.
+    wait_for_calls(&site, calls + 2);
     site.lab.listen(job, 81, CALL).expect("it listens");
     let to_successor = (site.lab.ipv4(job), 81);
     site.lab.dial(changing, to_successor, 1, CALL).expect("it is served");
-    thread::sleep(Duration::from_millis(1500));
+    wait_for_calls(&site, calls + 3);
     for agent in agents {
         agent.stop().expect("it ends well");
     }
+    for kind in ["CronJob", "Job"] {
+        site.wait_for_object("inventory", |row| row.workload_kind.as_deref() == Some(kind));
+    }
     inventory.stop();
 
-    for mode in ["local", "cluster"] {
+    for mode in MODES {
         let clients = "select source_kind, source_pod, source_workload_kind, source_workload, source_host_network, \
              source_labels, sum(connections) from flows where observer = 'client' and destination_port = 80 \
              group by 1, 2, 3, 4, 5, 6 order by 1, 2, 6";

@@ -8,13 +8,9 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::Arc,
-    thread,
-    time::Duration,
 };
 
-use schemas::{
-    flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, kubernetes::Resource, table::Record,
-};
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, kubernetes::Resource};
 use serde_json::{Value, json};
 use testdata::{
     app::{App, RunningApp},
@@ -28,8 +24,8 @@ use testdata::{
 
 use crate::{
     kubelet::Kubelet,
-    support::{executable, free_address, rows, wait_until},
-    watching::{get, installed},
+    support::{executable, free_address, rows, rows_so_far, wait_until},
+    watching::{get, installed, wait_for_agents, wait_for_rules},
 };
 
 tests![
@@ -73,6 +69,7 @@ fn install() -> Arc<Cluster> {
         assert!(told.lines().all(|line| line.contains("(server dry run)")), "{told}");
     }
     well(&kubectl(&api, &["apply", "--server-side", "-f", &manifests("receive")]));
+    wait_for_rules(&api, &installed("receive"));
     api
 }
 
@@ -196,6 +193,10 @@ impl Installation {
         let health = free_address();
         inventory.args(["--health-address", &health]);
         let inventory = Recording::spawn_until(inventory, "objects are known").expect("it starts");
+        let known = inventory.wait_for("objects are known");
+        let known: usize = known.split(' ').find_map(|word| word.parse().ok()).expect("it says how many");
+        let told = || rows_so_far::<InventoryRecord>(&directory.path().join("store")).len();
+        wait_until("all of them in the store", || told() >= known);
         for path in ["/livez", "/readyz"] {
             wait_until("being well", || get(&health, path).starts_with("HTTP/1.1 200"));
         }
@@ -236,17 +237,9 @@ impl Installation {
         self.agents.insert(node, recording);
     }
 
-    /// Waits until what was played is in the store.
-    fn wait_for_flows(&self, since: usize) -> usize {
-        let count =
-            || if self.path("store/flows").exists() { rows::<FlowRecord>(&self.path("store")).len() } else { 0 };
-        let mut last = 0;
-        wait_until("the flows", || {
-            thread::sleep(Duration::from_millis(2500));
-            let now = count();
-            now > since && now == std::mem::replace(&mut last, now)
-        });
-        last
+    /// Waits until what was played is in a capture.
+    fn wait_for_flows(&self, capture: &str) {
+        wait_for_agents(&self.path(capture), &NODES);
     }
 
     fn flowscribe(&self, kubeconfig: &Path, arguments: &[&str]) -> Output {
@@ -319,7 +312,7 @@ fn policies_are_kept_up_to_date_and_applied() {
     let mut site = Installation::new();
     // Without probes: to pods of the other node, they would come from a node that is not theirs.
     site.app.play(&mut site.lab, 4).expect("calls are answered");
-    let flows = site.wait_for_flows(0);
+    site.wait_for_flows("store");
 
     // The first set is the demo's.
     let (told, said) = site.regenerate(&["--config-map", PLACE], 3);
@@ -342,7 +335,7 @@ fn policies_are_kept_up_to_date_and_applied() {
 
     // Nothing changed: silence, and the same bytes.
     site.app.play(&mut site.lab, 1).expect("calls are answered");
-    let flows = site.wait_for_flows(flows);
+    site.wait_for_flows("store");
     assert_eq!(site.regenerate(&["--config-map", PLACE], 0), (String::new(), String::new()), "nothing is new");
     assert_eq!(site.config_map(), map);
 
@@ -351,7 +344,7 @@ fn policies_are_kept_up_to_date_and_applied() {
     let (caller, callee) = (pods("adservice"), pods("redis-cart"));
     let to = (site.lab.ipv4(callee), 6379);
     site.lab.dial(caller, to, 1, Exchange::new(120, 900)).expect("it is answered");
-    site.wait_for_flows(flows);
+    site.wait_for_flows("store");
     let (told, _) = site.regenerate(&["--config-map", PLACE], 3);
     let lines: Vec<&str> = told.lines().filter(|line| line.starts_with(['+', '-', '~'])).collect();
     assert_eq!(lines, ["+ demo/adservice → demo/redis-cart TCP 6379"], "{told}");
@@ -376,7 +369,8 @@ fn policies_are_kept_up_to_date_and_applied() {
 
     // Somebody has the lease.
     let lease = cluster::object("coordination.k8s.io/v1", "Lease", Some("flowscribe"), "flowscribe-regenerate");
-    let held = json!({ "spec": { "holderIdentity": "somebody", "leaseDurationSeconds": 60, "renewTime": "2099-01-01T00:00:00.000000Z" } });
+    let held = json!({ "spec": { "holderIdentity": "somebody", "leaseDurationSeconds": 3600,
+        "renewTime": "2099-01-01T00:00:00.000000Z" } });
     site.api.change(&lease, &held).expect("it is there");
     let (_, said) = site.regenerate(&["--config-map", PLACE], 4);
     assert!(said.contains("another run holds the lease flowscribe/flowscribe-regenerate"), "{said}");
@@ -576,6 +570,7 @@ fn who_may_get_pods_may_monitor_them_by_port_forward() {
         binding["roleRef"] = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": role.0, "name": role.1 });
         binding["subjects"] = json!([watcher]);
         site.api.create(&binding).expect("a binding");
+        wait_for_rules(&site.api, &[binding]);
     };
     let account = site.api.account(NAMESPACE, "watcher").expect("it is there");
     let monitor = |name: &str, more: &[&str]| {
@@ -584,42 +579,35 @@ fn who_may_get_pods_may_monitor_them_by_port_forward() {
         command.env("KUBECONFIG", &account);
         Monitor::spawn(command)
     };
-    let refused = |more: &[&str]| match monitor("refused", more) {
-        Ok(monitor) => monitor.stop(1).expect("it runs").0,
-        Err(error) => error.to_string(),
+    let refused = |more: &[&str], why: &str| match monitor("refused", more) {
+        Ok(monitor) => drop(monitor.wait_for(why)),
+        Err(error) => assert!(error.to_string().contains(why), "{error}"),
     };
-    let said = refused(&["--namespaces", NAMESPACE]);
-    assert!(said.contains("cannot list the agents' pods in namespace flowscribe"), "{said}");
+    refused(&["--namespaces", NAMESPACE], "cannot list the agents' pods in namespace flowscribe");
     bind("RoleBinding", Some("flowscribe"), ("Role", "flowscribe-monitor"));
     bind("ClusterRoleBinding", None, ("ClusterRole", "flowscribe-monitor"));
-    let said = refused(&["--namespaces", NAMESPACE]);
-    assert!(said.contains("may not get the pods of namespace demo, nor record them"), "{said}");
+    refused(&["--namespaces", NAMESPACE], "may not get the pods of namespace demo, nor record them");
     // What `view` includes, which a controller that is not here puts together.
     let mut role = cluster::object("rbac.authorization.k8s.io/v1", "Role", Some(NAMESPACE), "sees-pods");
     role["rules"] = json!([{ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"] }]);
     site.api.create(&role).expect("a role");
     bind("RoleBinding", Some(NAMESPACE), ("Role", "sees-pods"));
-    let said = refused(&[]);
-    assert!(said.contains("may not get the pods of all namespaces"), "{said}");
+    refused(&[], "may not get the pods of all namespaces");
 
     let watching = monitor("capture", &["--namespaces", NAMESPACE]).expect("it starts");
     let capture = site.path("capture");
     let streams = || {
-        let health = if capture.join("health").exists() { rows::<HealthRecord>(&capture) } else { Vec::new() };
-        health
-            .into_iter()
-            .filter(|row| NODES.contains(&&*row.node))
-            .map(|row| row.run_id)
-            .collect::<BTreeSet<_>>()
-            .len()
+        let health = rows_so_far::<HealthRecord>(&capture).into_iter();
+        health.filter(|row| NODES.contains(&&*row.node)).map(|row| row.run_id).collect::<BTreeSet<_>>().len()
     };
     wait_until("both streams", || streams() == 2);
-    wait_until("the inventory", || capture.join(InventoryRecord::DATASET).exists());
+    let told = || rows_so_far::<InventoryRecord>(&capture);
+    wait_until("the inventory", || told().iter().any(|row| &*row.node == "_cluster"));
     site.app.play(&mut site.lab, 4).expect("calls are answered");
-    thread::sleep(Duration::from_secs(3));
+    site.wait_for_flows("capture");
     // One agent is killed and started again.
     site.agents.remove(NODES[1]).expect("it is there").kill().expect("it runs");
-    thread::sleep(Duration::from_secs(2));
+    watching.wait_for("flowscribe-exporter-lab-b on lab-b is away");
     let forgotten = &mut site;
     forgotten.start_agent(NODES[1]);
     wait_until("the agent's second stream", || streams() == 3);

@@ -1,7 +1,5 @@
 //! An API server that is away, that has forgotten, that refuses; and writers of the inventory that relieve each other.
 
-use std::{thread, time::Duration};
-
 use serde_json::json;
 use testdata::{cluster::object, pod::Exchange};
 
@@ -30,27 +28,26 @@ fn an_api_server_that_is_away_costs_names_and_nothing_else() {
     site.cluster.stop_server();
     let (agent, metrics) = site.agent_alone("capture", &["--metadata-wait", "2s"]);
     site.lab.dial(client, (address, 80), 3, CALL).expect("it is served");
-    thread::sleep(Duration::from_secs(5));
-    assert!(get(&metrics, "/livez").contains("200") && get(&metrics, "/readyz").contains("503"));
+    site.wait_for_ends("capture", 6);
+    wait_until("a sign of life", || get(&metrics, "/livez").starts_with("HTTP/1.1 200"));
+    assert!(get(&metrics, "/readyz").starts_with("HTTP/1.1 503"));
     site.cluster.start_server().expect("it starts again");
-    wait_until("knowing the pods", || get(&metrics, "/readyz").contains("200"));
+    wait_until("knowing the pods", || get(&metrics, "/readyz").starts_with("HTTP/1.1 200"));
     site.lab.dial(client, (address, 81), 3, CALL).expect("it is served");
+    site.wait_for_ends("capture", 12);
 
     // It goes away again while the agent runs; what is known stays known.
-    thread::sleep(Duration::from_secs(2));
     site.cluster.create(&object("v1", "Namespace", None, "between")).expect("history goes on");
     site.cluster.stop_server();
     site.lab.dial(client, (address, 82), 3, CALL).expect("it is served");
-    thread::sleep(Duration::from_secs(3));
+    site.wait_for_ends("capture", 18);
     // When it is back, it has forgotten what the agent heard last, and there is a new pod.
     site.cluster.start_server().expect("it starts again");
     let late = pod(&mut site.lab, "late");
-    thread::sleep(Duration::from_secs(15)); // the agent asks with pauses of up to ten
+    site.wait_for_object("capture", |row| &*row.name == "late-0" && !row.addresses.is_empty());
     site.lab.dial(late, (address, 83), 3, CALL).expect("it is served");
-    wait_until("knowing the late pod", || {
-        thread::sleep(Duration::from_millis(500));
-        get(&metrics, "/metrics").contains("flowscribe_exporter_ends_exported_total 24")
-    });
+    site.wait_for_ends("capture", 24);
+    wait_until("the count", || get(&metrics, "/metrics").contains("flowscribe_exporter_ends_exported_total 24\n"));
     let log = agent.stop().expect("it ends well");
     assert!(log.contains("410"), "the watch was told that its version is gone: {log}");
 
@@ -78,12 +75,21 @@ fn a_missing_permission_is_named_with_its_rule_and_costs_only_its_part() {
     site.cluster.change(&role("flowscribe-exporter"), &limited).expect("the role is changed");
     let limited = json!({ "rules": [rule("", "pods"), rule("", "nodes"), rule("", "services")] });
     site.cluster.change(&role("flowscribe-inventory"), &limited).expect("the role is changed");
-    thread::sleep(Duration::from_secs(1));
+    let may = |account: &str, group: &str, resource: &str| {
+        site.cluster.may(("flowscribe", account), ["list", group, resource, "", ""]).expect("it answers")
+    };
+    wait_until("the limits", || {
+        !may("flowscribe-exporter", "", "services") && !may("flowscribe-inventory", "apps", "replicasets")
+    });
 
     let agent = site.agent("capture", &["--remote-metadata", "cluster"]);
     let address = site.lab.ipv4(server);
     site.lab.dial(client, (address, 80), 1, CALL).expect("it is served");
-    thread::sleep(Duration::from_secs(3));
+    site.wait_for_ends("capture", 2);
+    // It asks again and is refused again, which is not told again.
+    for resource in ["services", "endpointslices.discovery.k8s.io"] {
+        agent.wait_for_lines(&format!("{resource} is forbidden"), 2);
+    }
     let log = agent.stop().expect("it ends well");
     let said = |resource: &str, rule: &str| {
         let lines = log.lines().filter(|line| line.contains("missing permission") && line.contains(resource));
@@ -111,8 +117,14 @@ fn of_two_writers_one_writes_and_the_other_takes_over() {
     pod(&mut site.lab, "web");
     let first = site.inventory("first");
     let (second, log) = site.inventory_waiting("second");
-    thread::sleep(Duration::from_secs(3));
-    assert!(read(&log).contains("waiting for the lease flowscribe/flowscribe-inventory"), "{}", read(&log));
+    wait_until("the second one", || read(&log).contains("waiting for the lease flowscribe/flowscribe-inventory"));
+    // While the first one renews its lease, the other one, which asks as often, does not get it.
+    let lease = object("coordination.k8s.io/v1", "Lease", Some("flowscribe"), "flowscribe-inventory");
+    let renewed = || site.cluster.read(&lease).expect("it answers").expect("it is held")["spec"]["renewTime"].clone();
+    for _ in 0..2 {
+        let before = renewed();
+        wait_until("another renewal", || renewed() != before);
+    }
     assert!(!site.path("second").exists(), "only one writes");
     first.stop();
     wait_until("the second one's turn", || read(&log).contains("objects are known"));
@@ -121,6 +133,7 @@ fn of_two_writers_one_writes_and_the_other_takes_over() {
     drop(second);
     pod(&mut site.lab, "new");
     wait_until("the third one's turn", || read(&log).contains("objects are known"));
+    site.wait_for_object("third", |row| &*row.name == "new-0");
     third.stop();
     let pods = "select distinct name from inventory where kind = 'Pod' order by 1";
     assert_eq!(site.sql(&["first"], pods), ["web-0"]);

@@ -6,8 +6,6 @@ use std::{
     env, fs,
     path::Path,
     process::{Command, Stdio},
-    thread,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -19,7 +17,7 @@ use testdata::{
 
 use crate::{
     harness::{Ran, require},
-    support::{documents, executable, flowscribe},
+    support::{documents, executable, flowscribe, wait_until},
 };
 
 tests![the_api_server_takes_both_dialects_by_the_real_schemas, another_analyzer_reads_the_same_connections,];
@@ -83,13 +81,15 @@ fn verify_cluster(api: &Cluster) {
 
 /// Creates an object of a kind that the server may have learned of a moment ago.
 fn create(api: &Cluster, object: &Value) -> Value {
-    for _ in 0..50 {
-        match api.create(object) {
-            Err(error) if format!("{error:#}").contains("404") => thread::sleep(Duration::from_millis(100)),
-            created => return created.unwrap_or_else(|error| panic!("{error:#}")),
+    let mut created = Value::Null;
+    wait_until(&format!("serving {}", object["kind"]), || match api.create(object) {
+        Err(error) if format!("{error:#}").contains("404") => false,
+        answer => {
+            created = answer.unwrap_or_else(|error| panic!("{error:#}"));
+            true
         }
-    }
-    panic!("the server does not serve {}", object["kind"]);
+    });
+    created
 }
 
 fn another_analyzer_reads_the_same_connections() -> Ran {

@@ -5,15 +5,19 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
 };
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::Record};
+use schemas::{
+    capture::{self, CaptureFile},
+    flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    table::{Record, TimestampMs},
+};
 use testdata::{
     app::{App, RunningApp},
     demo::{MICROSERVICES, NAMESPACE},
@@ -22,7 +26,10 @@ use testdata::{
     recording::{Receiver, Recording},
 };
 
-use crate::support::{balance, executable, flowscribe, free_address, rows, wait_until};
+use crate::{
+    support::{balance, executable, flowscribe, free_address, let_windows_pass, rows, rows_so_far, wait_until},
+    watching::get,
+};
 
 tests![
     policies_are_the_same_by_way_of_a_collector_and_every_row_is_accounted_for,
@@ -82,7 +89,12 @@ fn golden() -> String {
 
 /// Numbers of the rows of a dataset; of those that came twice, once.
 fn numbers<R: Record>(capture: &Path) -> BTreeSet<(String, i64)> {
-    rows::<R>(capture).iter().map(|row| (row.origin().0.to_string(), row.origin().1)).collect()
+    rows_so_far::<R>(capture).iter().map(|row| (row.origin().0.to_string(), row.origin().1)).collect()
+}
+
+/// The files of a capture, as they are now.
+fn files(capture: &Path) -> Vec<CaptureFile> {
+    capture::list(&[capture.into()]).expect("it can be listed").files
 }
 
 /// Asserts that all rows of one capture are in another.
@@ -180,15 +192,22 @@ fn a_collector_that_is_down_for_a_minute_and_restarts_gets_everything() {
     let pipeline = Pipeline::new(&receiver);
     let spool = directory.path().join("spool").to_string_lossy().into_owned();
     let endpoint = format!("http://{}", pipeline.grpc);
-    let sending = ["--window", "5s", "--spool", &spool, "--otlp-protocol", "grpc", "--otlp-endpoint", &endpoint];
+    let windows = ["--window", "5s", "--roll-interval", "1s"];
+    let sending = ["--spool", &spool, "--otlp-protocol", "grpc", "--otlp-endpoint", &endpoint];
+    let sending = [&windows[..], &sending].concat();
     let recording = Recording::start(executable(), &lab, &written, &sending).expect("the exporter records");
     app.probe(&mut lab).expect("probes are answered");
     app.play(&mut lab, 2).expect("calls are answered");
-    thread::sleep(Duration::from_secs(60));
+    // A minute, as the exporter counts it.
+    for _ in 0..12 {
+        let_windows_pass(&written, 1);
+    }
+    let taken = || fs::metadata(pipeline.path("out.jsonl")).map_or(0, |file| file.len());
     for _ in 0..4 {
+        let before = taken();
         let collector = pipeline.start();
         app.play(&mut lab, 1).expect("calls are answered");
-        thread::sleep(Duration::from_secs(4));
+        wait_until("the collector's taking something", || taken() > before);
         collector.end(Signal::SIGTERM);
     }
     let collector = pipeline.start();
@@ -214,7 +233,8 @@ fn a_clock_that_is_set_back_loses_nothing() {
     fs::write(&clock, "+0").expect("written");
     let mut command = Command::new(executable());
     command.args(["exporter", "--node", "lab", "--cluster", "lab", "--window", "1s", "--roll-interval", "2s"]);
-    command.args(["--otlp-endpoint", &receiver.grpc, "--otlp-protocol", "grpc"]);
+    let metrics = free_address();
+    command.args(["--otlp-endpoint", &receiver.grpc, "--otlp-protocol", "grpc", "--metrics-address", &metrics]);
     command.arg("--output").arg(&written).arg("--spool").arg(directory.path().join("spool"));
     command.arg("--inventory").arg(&inventory).arg("--cgroup").arg(lab.cgroup());
     command.arg("--host-netns").arg(lab.node_netns());
@@ -223,11 +243,18 @@ fn a_clock_that_is_set_back_loses_nothing() {
     let recording = Recording::spawn(command).expect("the exporter records");
     app.probe(&mut lab).expect("probes are answered");
     app.play(&mut lab, 1).expect("calls are answered");
-    thread::sleep(Duration::from_secs(3));
+    let_windows_pass(&written, 3);
+    // From now on, as the library reads it whenever it is asked for the time.
     fs::write(&clock, "-7200").expect("written");
-    thread::sleep(Duration::from_secs(1));
     app.play(&mut lab, 2).expect("calls are answered");
-    thread::sleep(Duration::from_secs(4));
+    // What is of an earlier time waits for its window's end, or is written with the window that was about to be.
+    let waiting = || {
+        let text = get(&metrics, "/metrics");
+        text.lines().find_map(|line| line.strip_prefix("flowscribe_exporter_edges ")?.parse::<u64>().ok())
+    };
+    let hour_ago = TimestampMs(TimestampMs::now().0 - 3_600_000);
+    let is_written = || rows_so_far::<FlowRecord>(&written).iter().any(|row| row.last_seen < hour_ago);
+    wait_until("flows of an earlier time", || waiting() > Some(0) || is_written());
     recording.stop().expect("it ends well");
     receiver.stop().expect("it ends well");
     assert_all(&written, &arrived);
@@ -284,13 +311,13 @@ fn an_object_store_is_compacted_and_pruned_as_a_directory_is() {
     let before = flowscribe(&report).0;
     assert!(before.lines().count() > 100, "{before}");
     assert_eq!(flowscribe(&remembering).0, before);
-    let count = || schemas::capture::list(std::slice::from_ref(&capture)).expect("listed").files.len();
+    let count = || files(&capture).len();
     assert_eq!(count(), 30 * 11 + 4, "the last word of each run is a file of its own");
     // One that is killed leaves whole objects, or none.
     let mut killed = Command::new(executable());
     killed.args(["flowscribe", "compact", "--keep", "0s", "--input", "s3://captures/month"]);
     let mut killed = killed.envs(settings(&endpoint)).spawn().expect("flowscribe starts");
-    thread::sleep(Duration::from_millis(1500));
+    wait_until("its first object", || files(&capture).iter().any(|file| file.summary.is_some()));
     killed.kill().expect("killed");
     killed.wait().expect("ended");
     assert_eq!(flowscribe(&report).0, before);
@@ -309,7 +336,7 @@ fn an_object_store_that_is_killed_and_comes_back_has_everything() {
     let mut lab = lab();
     let app = app(&mut lab);
     let directory = tempfile::tempdir().expect("a directory");
-    let data = directory.path().join("data");
+    let stored = || numbers::<FlowRecord>(&directory.path().join("data/captures/demo"));
     let address = free_address();
     let gateway = |address: &str| gateway(directory.path(), address);
     let running = gateway(&address);
@@ -330,10 +357,15 @@ fn an_object_store_that_is_killed_and_comes_back_has_everything() {
     let recording = Recording::spawn(first).expect("the exporter records");
     app.probe(&mut lab).expect("probes are answered");
     app.play(&mut lab, 2).expect("calls are answered");
-    thread::sleep(Duration::from_secs(2));
+    wait_until("flows in the store", || !stored().is_empty());
     running.end(Signal::SIGKILL);
+    let left = || -> BTreeSet<PathBuf> {
+        let flows = files(&spool.join("store")).into_iter().filter(|file| file.dataset == FlowRecord::DATASET);
+        flows.map(|file| file.path).collect()
+    };
+    let before = left();
     app.play(&mut lab, 2).expect("calls are answered");
-    thread::sleep(Duration::from_secs(3));
+    wait_until("flows that the store does not take", || !left().is_subset(&before));
     // The agent ends while the store is away; the next one sends what it left.
     recording.stop().expect("nobody to send to is no failure");
     let staged = numbers::<FlowRecord>(&spool.join("store"));
@@ -341,11 +373,11 @@ fn an_object_store_that_is_killed_and_comes_back_has_everything() {
     let running = gateway(&address);
     let recording = Recording::spawn(second).expect("the exporter records");
     app.play(&mut lab, 1).expect("calls are answered");
+    wait_until("what was left", || staged.is_subset(&stored()));
     recording.stop().expect("it ends well");
     drop(running);
-    let stored = numbers::<FlowRecord>(&data.join("captures/demo"));
-    assert!(staged.is_subset(&stored), "what was left has come");
-    let runs = rows::<HealthRecord>(&data.join("captures/demo"));
+    let stored = stored();
+    let runs = rows::<HealthRecord>(&directory.path().join("data/captures/demo"));
     for last in runs.iter().filter(|row| row.clean_shutdown) {
         let of_run = stored.iter().filter(|(run, _)| **run == *last.run_id).count() as i64;
         assert_eq!(of_run, last.flows_next_seq, "every row of run {}", last.run_id);

@@ -1,6 +1,7 @@
 //! An API server, a lab in it, and the programs that watch it.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
@@ -12,6 +13,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use schemas::{
+    flow::FlowRecord,
+    health::HealthRecord,
+    inventory::InventoryRecord,
+    table::{Record, TimestampMs},
+};
 use serde_json::{Value, json};
 use testdata::{
     cluster::{Cluster, object},
@@ -19,7 +26,7 @@ use testdata::{
     recording::Recording,
 };
 
-use crate::support::{documents, executable, flowscribe, free_address, wait_until};
+use crate::support::{documents, executable, flowscribe, free_address, rows_so_far, wait_until};
 
 /// A cluster with a lab's node in it.
 pub(crate) struct Site {
@@ -57,7 +64,8 @@ impl Site {
     /// Starts an agent, which may not know its pods yet, and tells where its metrics are.
     pub(crate) fn agent_alone(&self, name: &str, extra: &[&str]) -> (Recording, String) {
         let address = free_address();
-        let extra = [&["--metrics-address", &address, "--window", "1s"], extra].concat();
+        let quick = ["--window", "1s", "--roll-interval", "1s"];
+        let extra = [&["--metrics-address", &address], &quick[..], extra].concat();
         let kubeconfig = self.cluster.kubeconfig("agent");
         let started = Recording::in_cluster(executable(), &self.lab, &kubeconfig, &self.path(name), &extra);
         (started.expect("the agent starts"), address)
@@ -88,9 +96,22 @@ impl Site {
     fn inventory_command(&self, name: &str) -> Command {
         let mut command = Command::new(executable());
         command.args(["flowscribe", "inventory", "--cluster", "lab", "--output"]).arg(self.path(name));
-        command.args(["--cluster-cidrs", "172.31.0.0/16"]);
+        command.args(["--cluster-cidrs", "172.31.0.0/16", "--roll-interval", "1s"]);
         command.env("KUBECONFIG", self.cluster.kubeconfig("inventory")).stdin(Stdio::null());
         command
+    }
+
+    /// Waits until so many ends of connections are in the files of a capture.
+    pub(crate) fn wait_for_ends(&self, name: &str, ends: i64) {
+        let written = || rows_so_far::<FlowRecord>(&self.path(name)).iter().map(|row| row.connections).sum::<i64>();
+        wait_until(&format!("{ends} ends of connections in {name}"), || written() >= ends);
+    }
+
+    /// Waits until a capture's files tell of an object.
+    pub(crate) fn wait_for_object(&self, name: &str, is_it: impl Fn(&InventoryRecord) -> bool) {
+        wait_until(&format!("news of an object in {name}"), || {
+            rows_so_far::<InventoryRecord>(&self.path(name)).iter().any(&is_it)
+        });
     }
 
     /// The policies of some captures, and what is said beside them.
@@ -132,6 +153,28 @@ impl Drop for Running {
     }
 }
 
+/// Waits until the agents of these nodes have told a capture of windows up to now, and all of that is in its files.
+pub(crate) fn wait_for_agents(capture: &Path, nodes: &[&str]) {
+    let now = TimestampMs::now();
+    for node in nodes {
+        wait_until(&format!("word of the agent of {node}"), || {
+            let health = rows_so_far::<HealthRecord>(capture);
+            let of_node = health.iter().filter(|row| *row.node == **node && row.window_end > now);
+            of_node.max_by_key(|row| row.window_end).is_some_and(|last| {
+                has_all::<FlowRecord>(capture, &last.run_id, last.flows_next_seq)
+                    && has_all::<InventoryRecord>(capture, &last.run_id, last.inventory_next_seq)
+            })
+        });
+    }
+}
+
+/// Whether all rows of a run before this number are in a capture.
+fn has_all<R: Record>(capture: &Path, run: &str, next_seq: i64) -> bool {
+    let rows = rows_so_far::<R>(capture);
+    let of_run = rows.iter().map(Record::origin).filter(|(of, seq)| ***of == *run && *seq < next_seq);
+    of_run.map(|(_, seq)| seq).collect::<BTreeSet<i64>>().len() as i64 == next_seq
+}
+
 /// The permissions that the manifests install, and no others.
 pub(crate) fn allow(cluster: &Cluster) {
     for object in installed("receive") {
@@ -148,6 +191,28 @@ pub(crate) fn allow(cluster: &Cluster) {
         rules.as_array_mut().expect("it has some").push(rule);
     }
     cluster.change(&role, &json!({ "rules": rules })).expect("the API server takes the rules");
+    wait_for_rules(cluster, &installed("receive"));
+}
+
+/// Waits until the API server goes by the bindings among some objects, of which it hears a moment after it took them.
+pub(crate) fn wait_for_rules(cluster: &Cluster, objects: &[Value]) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for binding in objects.iter().filter(|object| text(&object["kind"]).ends_with("RoleBinding")) {
+        let (kind, namespace) = (text(&binding["roleRef"]["kind"]), text(&binding["metadata"]["namespace"]));
+        let of_role = Some(&*namespace).filter(|_| kind == "Role");
+        let role = object("rbac.authorization.k8s.io/v1", &kind, of_role, &text(&binding["roleRef"]["name"]));
+        let role = cluster.read(&role).expect("it answers").expect("the role is there");
+        let account = &binding["subjects"][0];
+        let account = (text(&account["namespace"]), text(&account["name"]));
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let [verb, group, resource, name] =
+                ["verbs", "apiGroups", "resources", "resourceNames"].map(|list| text(&rule[list][0]));
+            let asked = [&*verb, &*group, &*resource, &*name, &*namespace];
+            wait_until(&format!("that {account:?} may {asked:?}"), || {
+                cluster.may((&account.0, &account.1), asked).expect("it answers")
+            });
+        }
+    }
 }
 
 /// The objects of a setup.

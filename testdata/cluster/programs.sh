@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Builds programs of a cluster from their Go modules, keeps them outside of the tree, and prints the directory that has them:
+#   programs.sh PROGRAM…
+#
+# There are kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet and kubectl of Kubernetes, coredns,
+# helm, and kube-router: its NetworkPolicy controller alone. Needs Go. All of them take three quarters of an hour on two
+# processors; what is there is not built again.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+kubernetes=1.33.13
+libraries=v0.${kubernetes#1.}
+bin=${XDG_CACHE_HOME:-$HOME/.cache}/flowscribe/kubernetes-$kubernetes
+# Not every module mirror has a checksum database.
+export GONOSUMDB='*' GOFLAGS=-mod=mod CGO_ENABLED=0
+
+# Prints a field of what the go command says of a module: MODULE FIELD
+module() { go mod download -json "$1" | sed -n "s/^\t\"$2\": \"\(.*\)\",\?\$/\1/p"; }
+
+# Makes this directory the module that Kubernetes is built in.
+begin_kubernetes() {
+  local cgroups
+  [ ! -f go.mod ] || return 0
+  cgroups=$(mktemp -d)
+  (cd "$cgroups" && go mod init cgroups 2> /dev/null && cp -r "$(module github.com/opencontainers/cgroups@v0.0.3 Dir)/." .)
+  chmod -R u+w "$cgroups"
+  "$here/without-controllers.sh" "$cgroups/fs2/fs2.go"
+  mv "$cgroups" cgroups
+  go mod init wrapper 2> /dev/null
+  # Within Kubernetes' own tree these are directories; outside they are modules of the same release.
+  sed -nE "s|^[[:space:]]*(k8s.io/[a-z-]+) => ./staging.*|\1=\1@$libraries|p" \
+    "$(module "k8s.io/kubernetes@v$kubernetes" GoMod)" |
+    while read -r replace; do go mod edit -replace "$replace"; done
+  go mod edit -require "k8s.io/kubernetes@v$kubernetes" -replace "github.com/opencontainers/cgroups=./cgroups"
+}
+
+# Makes this directory a module with the libraries of Kubernetes that the rest is built with, for whose sake its build is
+# quick: SOURCE MODULE…
+begin() {
+  local source=$1 library
+  shift
+  cp "$here/$source" main.go
+  [ -f go.mod ] || go mod init wrapper 2> /dev/null
+  for library in api apimachinery client-go; do
+    go mod edit -replace "k8s.io/$library=k8s.io/$library@$libraries"
+  done
+  for module in "$@"; do
+    go mod edit -require "$module"
+  done
+}
+
+build() {
+  local version=k8s.io/component-base/version directory
+  case $1 in
+    coredns | helm | kube-router) directory=$bin/build/$1 ;;
+    *) directory=$bin/build/kubernetes ;;
+  esac
+  mkdir -p "$directory"
+  cd "$directory"
+  case $1 in
+    coredns)
+      begin coredns.go github.com/coredns/coredns@v1.12.4
+      # Those of newer releases are not of one kind with the libraries.
+      go mod edit -replace k8s.io/kube-openapi=k8s.io/kube-openapi@v0.0.0-20250318190949-c8a335a9a2ff \
+        -replace github.com/google/gnostic-models=github.com/google/gnostic-models@v0.6.9
+      go build -trimpath -ldflags '-s -w' -o "$bin/coredns.part" .
+      ;;
+    helm)
+      GOBIN=$PWD go install helm.sh/helm/v3/cmd/helm@v3.19.2
+      mv helm "$bin/helm.part"
+      ;;
+    kube-router)
+      begin kube-router.go github.com/cloudnativelabs/kube-router/v2@v2.1.0
+      go build -trimpath -ldflags '-s -w' -o "$bin/kube-router.part" .
+      ;;
+    *)
+      begin_kubernetes
+      go build -trimpath -o "$bin/$1.part" -ldflags \
+        "-s -w -X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d . -f 2 <<< $kubernetes)" \
+        "k8s.io/kubernetes/cmd/$1"
+      ;;
+  esac
+  mv "$bin/$1.part" "$bin/$1"
+}
+
+mkdir -p "$bin"
+for program in "$@"; do
+  [ -x "$bin/$program" ] && continue
+  begun=$SECONDS
+  (build "$program")
+  echo "built $program in $((SECONDS - begun)) s" >&2
+done
+echo "$bin"
