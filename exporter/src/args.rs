@@ -209,7 +209,7 @@ pub enum RemoteMetadata {
 /// What else the program does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Show what the kernel, the capabilities and the mounts here allow to be recorded, and what is missing costs.
+    /// Show what can be recorded with the kernel, capabilities and mounts here, and what is lost for want of the rest.
     Doctor(DoctorArgs),
 }
 
