@@ -126,7 +126,7 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
         remark(run, undirected.get(&run.run_id).copied().unwrap_or_default(), &mut text);
     }
     text += &tables.overlaps.text();
-    text += &sets.exposure.told_gaps();
+    text += &sets.exposure.described_gaps();
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");
     }

@@ -1,20 +1,22 @@
 //! When something could have been seen: the time that pods ran, and that part of it in which their node was watched; and
 //! what was not recorded of one direction, where a kernel program of the node's agent was missing.
 
+mod gaps;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt::Write,
     sync::Arc,
-    time::Duration,
 };
 
 use roaring::RoaringBitmap;
 use schemas::{
     index::{Index, Span},
-    inventory::{EVENT_SNAPSHOT, InventoryRecord, kind},
-    programs::{PROGRAMS, Pods, Program},
+    inventory::{InventoryRecord, kind},
+    programs::Program,
     table::TimestampMs,
 };
+
+pub(crate) use gaps::{GapRow, named};
 
 use super::{CRON_JOB, HOUR_MS, hour_of};
 use crate::{
@@ -22,6 +24,7 @@ use crate::{
     inventory::WRITER,
     runs::{Run, Watch},
 };
+use gaps::{Gaps, covered};
 
 schemas::table! {
     /// How much of a workload's time was watched: one row per workload and hour in which its pods ran.
@@ -43,41 +46,16 @@ schemas::table! {
     observable: bool => "", "";
 }
 
-schemas::table! {
-    /// When a node was not watched, or not all of it, within the time of the capture.
-    GapRow, "capture_gaps";
-
-    /// The node.
-    node: Arc<str> => "", "";
-    /// Since when.
-    gap_start: TimestampMs => "", "";
-    /// Until when.
-    gap_end: TimestampMs => "", "";
-    /// Why: no agent ever told of the node, nobody told of that time, more than 1 % was lost, or rows are missing; or what
-    /// was not seen, because a kernel program of the agent was missing, while all else was watched.
-    reason: Arc<str> => "", "";
-}
-
 /// The time of every workload.
 #[derive(Debug, Default)]
 pub(crate) struct Exposure {
     workloads: BTreeMap<Workload, Time>,
-    /// When nodes were not watched.
-    gaps: Vec<GapRow>,
-    /// When nodes were watched without all programs.
-    partial: Vec<PartialGap>,
+    /// When nodes were not watched, or without all programs.
+    gaps: Gaps,
     /// Hours in which anything was watched.
     watched: RoaringBitmap,
     /// First and last moment of the capture.
     pub(crate) capture: Option<Span>,
-}
-
-/// A time in which a node was watched without one of the kernel programs.
-#[derive(Debug)]
-struct PartialGap {
-    node: Arc<str>,
-    program: &'static Program,
-    span: Span,
 }
 
 /// Traffic of a workload that was not recorded while its pods were observed, as a program was missing.
@@ -109,89 +87,13 @@ pub(crate) struct Time {
 
 impl Exposure {
     /// When nodes were not watched, a line each, but for moments such as the restart of an agent takes.
-    pub(crate) fn told_gaps(&self) -> String {
-        let mut by_node: BTreeMap<&Arc<str>, (usize, i64, &GapRow)> = BTreeMap::new();
-        for row in &self.gaps {
-            let length = row.gap_end.0 - row.gap_start.0;
-            let (gaps, sum, longest) = by_node.entry(&row.node).or_insert((0, 0, row));
-            (*gaps, *sum) = (*gaps + 1, *sum + length);
-            if length > longest.gap_end.0 - longest.gap_start.0 {
-                *longest = row;
-            }
-        }
-        let never: Vec<&str> =
-            by_node.extract_if(.., |_, (_, _, gap)| &*gap.reason == NO_AGENT).map(|(n, _)| &**n).collect();
-        let span = self.capture.map_or(0, |capture| capture.to.0 - capture.from.0);
-        by_node.retain(|_, (_, sum, _)| *sum >= 60_000 || *sum * 20 >= span);
-        let mut text = String::new();
-        if !never.is_empty() {
-            let _ = writeln!(text, "no agent watched {}", named(never));
-        }
-        for (node, (gaps, sum, longest)) in by_node {
-            let seconds = humantime::format_duration(Duration::from_secs(sum as u64 / 1000));
-            let GapRow { gap_start, gap_end, reason, .. } = longest;
-            let _ = write!(text, "node {node} was not watched for {seconds}: ");
-            let _ = match gaps {
-                1 => writeln!(text, "from {gap_start} to {gap_end} ({reason})"),
-                _ => writeln!(
-                    text,
-                    "{gaps} times, longest from {gap_start} to {gap_end} ({reason}; flowscribe sql: capture_gaps)"
-                ),
-            };
-        }
-        text + &self.partial_gaps(|sum| sum >= 60_000 || sum * 20 >= span)
-    }
-
-    /// What was not recorded because programs were missing, a line per program, of nodes where that is `long_enough` in
-    /// milliseconds.
-    fn partial_gaps(&self, long_enough: impl Fn(i64) -> bool) -> String {
-        let mut by_program: BTreeMap<&str, BTreeMap<&str, Vec<&PartialGap>>> = BTreeMap::new();
-        for gap in &self.partial {
-            by_program.entry(gap.program.name).or_default().entry(&gap.node).or_default().push(gap);
-        }
-        let mut text = String::new();
-        for (name, mut nodes) in by_program {
-            nodes.retain(|_, gaps| long_enough(gaps.iter().map(|gap| gap.length()).sum()));
-            let gaps: Vec<&PartialGap> = nodes.values().flatten().copied().collect();
-            let Some(span) = gaps.iter().map(|gap| gap.span).reduce(Span::hull) else { continue };
-            let Program { traffic, ingress, egress, pods, .. } = gaps[0].program;
-            let with = match pods {
-                Pods::All => "",
-                Pods::Ipv4 => " with IPv4",
-                Pods::Ipv6 => " with IPv6",
-            };
-            let directions = match (ingress, egress) {
-                (true, true) => "ingress and egress",
-                (true, false) => "ingress",
-                _ => "egress",
-            };
-            let often = if gaps.len() > nodes.len() { ", not all the time (flowscribe sql: capture_gaps)" } else { "" };
-            let _ = writeln!(
-                text,
-                "{name} was missing on {} from {} to {}{often}: {traffic} was not seen, which counts as {directions} of \
-                 the pods there{with} not observed",
-                named(nodes.into_keys()),
-                span.from,
-                span.to,
-            );
-        }
-        text
+    pub(crate) fn described_gaps(&self) -> String {
+        self.gaps.describe(self.capture.map_or(0, |capture| capture.to.0 - capture.from.0))
     }
 
     /// The rows of table `capture_gaps`.
     pub(crate) fn gap_rows(&self) -> Vec<GapRow> {
-        let partial =
-            self.partial.iter().map(|PartialGap { node, program: Program { name, traffic, .. }, span }| GapRow {
-                node: Arc::clone(node),
-                gap_start: span.from,
-                gap_end: span.to,
-                reason: format!("{traffic} was not seen: {name} was missing").into(),
-            });
-        let mut rows: Vec<GapRow> = self.gaps.iter().cloned().chain(partial).collect();
-        rows.sort_by(|a, b| {
-            (&a.node, a.gap_start, a.gap_end, &a.reason).cmp(&(&b.node, b.gap_start, b.gap_end, &b.reason))
-        });
-        rows
+        self.gaps.rows()
     }
 
     pub(super) fn new(index: &Index, runs: &[Run], communications: &Communications) -> Self {
@@ -246,7 +148,7 @@ impl Exposure {
             let is_observable = |(_, (ran, observed)): &(&u32, &(i64, i64))| *observed * 2 >= *ran && *observed > 0;
             time.observable = time.hours.iter().filter(is_observable).map(|(hour, _)| *hour).collect();
         }
-        (exposure.gaps, exposure.partial) = gaps(index, &watches, capture);
+        exposure.gaps = Gaps::new(index, &watches, capture);
         exposure
     }
 
@@ -387,13 +289,6 @@ impl Time {
     }
 }
 
-impl PartialGap {
-    /// In milliseconds.
-    const fn length(&self) -> i64 {
-        self.span.to.0 - self.span.from.0
-    }
-}
-
 /// Whether what only a program records belongs to a direction.
 const fn is_of(program: &Program, direction: Direction) -> bool {
     match direction {
@@ -402,109 +297,9 @@ const fn is_of(program: &Program, direction: Direction) -> bool {
     }
 }
 
-/// What watches, in order of their beginning, cover of a span. Those of two runs may overlap; each moment is there once.
-fn covered<'w>(span: Span, watches: impl Iterator<Item = &'w Watch>) -> impl Iterator<Item = Span> {
-    let mut until = span.from;
-    watches.filter_map(move |watch| {
-        let covered = Span { from: watch.span.from.max(until), to: watch.span.to.min(span.to) };
-        let is_new = covered.from < covered.to;
-        until = until.max(covered.to);
-        is_new.then_some(covered)
-    })
-}
-
-/// What of a span is not covered.
-fn uncovered(span: Span, covered: impl Iterator<Item = Span>) -> Vec<Span> {
-    let mut until = span.from;
-    let mut gaps = Vec::new();
-    for next in covered.chain([Span::at(span.to)]) {
-        if until < next.from {
-            gaps.push(Span { from: until, to: next.from });
-        }
-        until = next.to;
-    }
-    gaps
-}
-
 fn length_ms(spans: impl Iterator<Item = Span>) -> i64 {
     spans.map(|span| span.to.0 - span.from.0).sum()
 }
 
-/// The first of some nodes, and how many more there are.
-pub(crate) fn named(nodes: impl IntoIterator<Item: AsRef<str>>) -> String {
-    let nodes: Vec<_> = nodes.into_iter().collect();
-    let listed = nodes.iter().take(NODES_TOLD).map(AsRef::as_ref).collect::<Vec<&str>>().join(", ");
-    match nodes.len().saturating_sub(NODES_TOLD) {
-        0 => listed,
-        more => format!("{listed} and {more} more"),
-    }
-}
-
-/// Times of the capture in which nodes were there and not watched, or not all of them.
-fn gaps(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> (Vec<GapRow>, Vec<PartialGap>) {
-    let mut nodes: BTreeMap<&Arc<str>, Vec<Span>> = BTreeMap::new();
-    for (node, span) in index.intervals(kind::NODE) {
-        // What a list names may have been there before.
-        let from = if &*node.event == EVENT_SNAPSHOT { capture.from } else { span.from.max(capture.from) };
-        let span = Span { from, to: span.to.min(capture.to) };
-        if span.from >= span.to {
-            continue;
-        }
-        let spans = nodes.entry(&node.name).or_default();
-        match spans.iter_mut().find(|known| known.widened(1).overlaps(span)) {
-            Some(known) => *known = known.hull(span),
-            None => spans.push(span),
-        }
-    }
-    let (mut rows, mut partial) = (Vec::new(), Vec::new());
-    for (node, spans) in nodes {
-        let watches = watches.get(&**node);
-        let watched: &[&Watch] = watches.map_or(&[], Vec::as_slice);
-        partial.extend(spans.iter().flat_map(|span| partial_gaps(node, *span, watched)));
-        let silence = if watches.is_some() { "no news" } else { NO_AGENT };
-        let mut gap = |from, to, reason: &str| {
-            if from < to {
-                let (node, reason) = (Arc::clone(node), reason.into());
-                rows.push(GapRow { node, gap_start: from, gap_end: to, reason });
-            }
-        };
-        for span in spans {
-            let mut until = span.from;
-            for watch in watches.into_iter().flatten().filter(|watch| watch.span.overlaps(span)) {
-                gap(until, watch.span.from, silence);
-                if let Some(reason) = watch.gap {
-                    gap(watch.span.from.max(span.from), watch.span.to.min(span.to), reason);
-                }
-                until = until.max(watch.span.to);
-            }
-            gap(until, span.to, silence);
-        }
-    }
-    (rows, partial)
-}
-
-/// Times of a span in which a node was watched without one of the programs.
-fn partial_gaps(node: &Arc<str>, span: Span, watches: &[&Watch]) -> Vec<PartialGap> {
-    let watched = || watches.iter().copied().filter(|watch| watch.gap.is_none() && watch.span.overlaps(span));
-    let mut gaps: Vec<PartialGap> = Vec::new();
-    for program in &PROGRAMS {
-        let lacks = |watch: &&Watch| watch.missing.programs().any(|missing| missing.name == program.name);
-        for watch in watched().filter(lacks) {
-            let without = Span { from: watch.span.from.max(span.from), to: watch.span.to.min(span.to) };
-            for gap in uncovered(without, covered(without, watched().filter(|watch| !lacks(watch)))) {
-                match gaps.last_mut().filter(|last| last.program == program && last.span.to >= gap.from) {
-                    Some(last) => last.span = last.span.hull(gap),
-                    None => gaps.push(PartialGap { node: Arc::clone(node), program, span: gap }),
-                }
-            }
-        }
-    }
-    gaps
-}
-
-/// Why a node was not watched, where nobody ever told of it.
-const NO_AGENT: &str = "no agent";
-/// More would be no news.
-const NODES_TOLD: usize = 10;
 /// 2100-01-01: what is later is a wrong clock.
 const LATEST_MS: i64 = 4_102_444_800_000;
