@@ -49,6 +49,39 @@ impl App {
         Ok(app)
     }
 
+    /// The application's objects as a real cluster runs them, with a program in place of its own that answers on its ports
+    /// and calls whom it calls.
+    ///
+    /// # Errors
+    /// An object can't be written as JSON.
+    pub fn objects(&self) -> Result<Vec<Value>> {
+        let mut objects = Vec::new();
+        for deployment in &self.deployments {
+            let mut object = serde_json::to_value(deployment).context("write a Deployment")?;
+            let pod = &mut object["spec"]["template"]["spec"];
+            pod["terminationGracePeriodSeconds"] = json!(1);
+            for container in pod["containers"].as_array_mut().into_iter().flatten() {
+                stand_in(container);
+            }
+            objects.push(object);
+        }
+        for service in &self.services {
+            objects.push(serde_json::to_value(service).context("write a Service")?);
+        }
+        Ok(objects)
+    }
+
+    /// Whom each workload calls of what is deployed: caller, callee's Service, and the port.
+    pub fn calls(&self) -> Vec<(String, String, u16)> {
+        let is_there = |name: &str| self.services.iter().any(|service| service.metadata.name.as_deref() == Some(name));
+        let of = |deployment: &Deployment| {
+            let caller = deployment.metadata.name.clone().unwrap_or_default();
+            calls(deployment).into_iter().map(move |(callee, port)| (caller.clone(), callee, port))
+        };
+        // What is configured but not deployed is not called, as in the application itself.
+        self.deployments.iter().flat_map(of).filter(|(_, callee, _)| is_there(callee)).collect()
+    }
+
     /// Starts every replica, lets it listen on its container ports, and makes the Services reachable.
     ///
     /// # Errors
@@ -66,15 +99,7 @@ impl App {
             names.insert(format!("{name}.{namespace}.{DOMAIN}"), cluster_ip);
         }
         start_dns(names.clone(), lab, namespace, &running)?;
-        for deployment in &self.deployments {
-            let caller = deployment.metadata.name.clone().unwrap_or_default();
-            for (callee, port) in calls(deployment) {
-                // What is configured but not deployed is not called, as in the application itself.
-                if names.contains_key(&format!("{callee}.{namespace}.{DOMAIN}")) {
-                    running.calls.push((caller.clone(), callee, port));
-                }
-            }
-        }
+        running.calls = self.calls();
         Ok(running)
     }
 
@@ -138,6 +163,21 @@ impl RunningApp {
     /// A probe fails.
     pub fn probe(&self, lab: &mut Lab) -> Result<()> {
         self.listeners.iter().try_for_each(|(pod, port)| lab.dial_from_node((lab.ipv4(*pod), *port), CALL))
+    }
+}
+
+/// Has a container run the program of this project's that stands in for any service.
+fn stand_in(container: &mut Value) {
+    let ports: Vec<String> =
+        container["ports"].as_array().into_iter().flatten().map(|port| port["containerPort"].to_string()).collect();
+    container["image"] = json!("localhost/app:1");
+    container["imagePullPolicy"] = json!("Never");
+    container["args"] = json!(["service"]);
+    if let Some(first) = ports.first() {
+        container["args"] = json!(["service", "--listen", ports.join(",")]);
+        let probe = json!({ "tcpSocket": { "port": first.parse::<u16>().unwrap_or_default() }, "periodSeconds": 5 });
+        container["livenessProbe"] = probe.clone();
+        container["readinessProbe"] = probe;
     }
 }
 

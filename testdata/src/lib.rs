@@ -16,6 +16,7 @@ pub mod kernels;
 pub mod lab;
 mod names;
 pub mod neighbour;
+pub mod nodes;
 pub mod pod;
 pub mod recording;
 pub mod sender;

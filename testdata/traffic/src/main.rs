@@ -3,9 +3,10 @@
 mod client;
 mod limits;
 mod server;
+mod service;
 mod signals;
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use caps::Capability;
@@ -53,6 +54,21 @@ enum Command {
         /// `end` is there.
         #[arg(long, value_name = "DIR")]
         signals: PathBuf,
+    },
+    /// Be a service of an application: answer on ports, and call every `service:port` that a variable named …_ADDR has.
+    Service {
+        /// TCP ports to answer on.
+        #[arg(long, value_name = "PORT,…", value_delimiter = ',')]
+        listen: Vec<u16>,
+        /// Seconds between two rounds of calls.
+        #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+        pause: u64,
+    },
+    /// Call services once, all at the same time, and say of each whether it answered: `passes` or `cut`, and its address.
+    Call {
+        /// Names or addresses, and ports.
+        #[arg(value_name = "HOST:PORT", required = true)]
+        to: Vec<String>,
     },
     /// Run a program that has no capabilities but these, and can't get others.
     Limit {
@@ -107,6 +123,11 @@ fn run(command: Command) -> Result<()> {
             client::play(plan, Addresses { ipv4, ipv6, nobody }, window)
         }
         Command::Hold { port, to, signals } => client::hold(port, to, &signals),
+        Command::Service { listen, pause } => service::run(&listen, Duration::from_secs(pause)),
+        Command::Call { to } => {
+            service::call_all(&to);
+            Ok(())
+        }
         Command::Limit { keep, program } => limits::run(&keep, &program),
     }
 }

@@ -1,0 +1,230 @@
+//! A user's way from installing the chart to policies that are in force, with the demo's application as real pods.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use testdata::{
+    app::App,
+    demo::{MICROSERVICES, NAMESPACE},
+    nodes::{Nodes, run},
+};
+
+use crate::support::{install, monitor, outside, wait_until};
+
+tests![the_demo_is_recorded_reported_and_enforced];
+
+/// A pod that plays a part of the application, or a stranger.
+#[derive(Debug)]
+struct Pod {
+    name: String,
+    workload: String,
+    address: String,
+}
+
+/// The application, and a stranger, in a cluster.
+struct Demo {
+    calls: Vec<(String, String, u16)>,
+    /// Ports by workload.
+    ports: BTreeMap<String, Vec<u16>>,
+    pods: Vec<Pod>,
+}
+
+/// Tries of one pod: those that the application makes, by name, and those that nobody makes, by address.
+#[derive(Debug, Default)]
+struct Tries {
+    planned: BTreeSet<String>,
+    others: BTreeSet<String>,
+}
+
+impl Demo {
+    fn deploy(nodes: &Nodes) -> Self {
+        let app = App::parse(MICROSERVICES).expect("the manifest is read");
+        let objects = app.objects().expect("it is written");
+        for namespace in [NAMESPACE, STRANGERS] {
+            nodes.kubectl(&["create", "namespace", namespace]).expect("a namespace");
+        }
+        nodes.apply(NAMESPACE, &objects).expect("the application is deployed");
+        nodes.apply(STRANGERS, &[stranger()]).expect("a stranger is deployed");
+        let ports = objects.iter().filter(|object| object["kind"] == "Deployment").map(ports).collect();
+        for (namespace, workload) in workloads(&ports) {
+            nodes
+                .kubectl(&[
+                    "rollout",
+                    "status",
+                    "--namespace",
+                    namespace,
+                    "--timeout=5m",
+                    &format!("deployment/{workload}"),
+                ])
+                .expect("its pods are ready");
+        }
+        let pods = [NAMESPACE, STRANGERS].into_iter().flat_map(|namespace| pods(nodes, namespace)).collect();
+        Self { calls: app.calls(), ports, pods }
+    }
+
+    fn tries(&self, of: &Pod) -> Tries {
+        let mut tries = Tries::default();
+        let mut called = BTreeSet::new();
+        for (_, callee, port) in self.calls.iter().filter(|(caller, ..)| *caller == of.workload) {
+            tries.planned.insert(format!("{callee}:{port}"));
+            called.insert(callee.as_str());
+        }
+        for other in self.pods.iter().filter(|other| other.name != of.name) {
+            let ports = self.ports.get(&other.workload).into_iter().flatten();
+            if !called.contains(other.workload.as_str()) {
+                tries.others.extend(ports.map(|port| format!("{}:{port}", other.address)));
+            }
+        }
+        // A stranger has no policy of its own, and may leave the cluster.
+        if of.workload != STRANGER {
+            tries.others.insert(format!("{OUTSIDE}:{OUTSIDE_PORT}"));
+        }
+        tries
+    }
+
+    /// Whether a capture has every call of the application.
+    fn recorded(&self, nodes: &Nodes, capture: &str) -> bool {
+        let query = "select distinct source_workload || ' ' || destination_workload from edges";
+        let mut ask = nodes.user("flowscribe");
+        let Ok(seen) = run(ask.args(["sql", "--input", capture, "--format", "csv", query])) else { return false };
+        let seen: BTreeSet<&str> = seen.lines().collect();
+        self.calls.iter().all(|(caller, callee, _)| seen.contains(&*format!("{caller} {callee}")))
+    }
+
+    /// Has every pod make all tries, and returns how many there were of the application's and of others, and how many of
+    /// each passed.
+    fn probe(&self, nodes: &Nodes) -> Probed {
+        let mut probed = Probed::default();
+        for pod in &self.pods {
+            let tries = self.tries(pod);
+            let namespace = if pod.workload == STRANGER { STRANGERS } else { NAMESPACE };
+            let mut arguments = vec!["exec", "--namespace", namespace, &pod.name, "--", "/traffic", "call"];
+            arguments.extend(tries.planned.iter().chain(&tries.others).map(String::as_str));
+            for line in nodes.kubectl(&arguments).expect("it tries").lines() {
+                let (result, what) = line.split_once(' ').expect("what came of it");
+                let to = what.split(' ').next().unwrap_or_default();
+                let (all, wrong) = if tries.planned.contains(to) {
+                    (&mut probed.planned, result != "passes")
+                } else {
+                    (&mut probed.others, result == "passes")
+                };
+                *all += 1;
+                if wrong {
+                    probed.unexpected.insert(format!("{} → {line}", pod.name));
+                }
+            }
+        }
+        probed
+    }
+}
+
+/// What came of all tries.
+#[derive(Debug, Default)]
+struct Probed {
+    planned: usize,
+    others: usize,
+    /// Calls of the application that were cut, and others that passed.
+    unexpected: BTreeSet<String>,
+}
+
+fn the_demo_is_recorded_reported_and_enforced() {
+    let nodes = Nodes::start().expect("a cluster starts");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let _outside = outside(&nodes, OUTSIDE_PORT);
+    let demo = Demo::deploy(&nodes);
+    // The engine lets a new pod through in a moment.
+    let mut before = Probed::default();
+    wait_until("every call to pass", || {
+        before = demo.probe(&nodes);
+        before.unexpected.iter().all(|line| line.contains("→ passes"))
+    });
+    assert_eq!(before.unexpected.len(), before.others, "nothing is enforced: {before:?}");
+
+    install(&nodes, "receive");
+    let monitor = monitor(&nodes, NAMESPACE, &path("capture"));
+    wait_until("every call", || demo.recorded(&nodes, &path("capture")));
+    let (said, is_well) = monitor.stop(1).expect("it runs");
+    assert!(is_well, "{said}");
+    let mut report = nodes.user("flowscribe");
+    report.args(["report", "--input", &path("capture"), "--namespaces", NAMESPACE]);
+    let policies = run(&mut report).expect("policies");
+    fs::write(path("policies.yaml"), &policies).expect("a file");
+    assert_eq!(specs(&policies), specs(&golden()), "{said}");
+
+    let apply = |extra: &[&str]| {
+        let mut apply = nodes.user("kubectl");
+        apply.args(["flowscribe", "apply", "--policies", &path("policies.yaml"), "--input", &path("capture")]);
+        run(apply.args(extra).current_dir(directory.path())).expect("they are applied")
+    };
+    apply(&["--dry-run"]);
+    apply(&[]);
+    nodes.wait_for_policies();
+    let after = demo.probe(&nodes);
+    println!("| calls | planned, passed | others, cut |");
+    println!("| before | {} | 0 of {} |", before.planned, before.others);
+    println!("| after | {} | {} |", after.planned, after.others);
+    assert!(after.unexpected.is_empty(), "{after:?}");
+}
+
+/// Policies' specs by their names.
+fn specs(policies: &str) -> BTreeMap<String, Value> {
+    let documents = serde_yaml::Deserializer::from_str(policies);
+    let documents = documents.map(|document| Value::deserialize(document).expect("YAML"));
+    documents.map(|policy| (policy["metadata"]["name"].to_string(), policy["spec"].clone())).collect()
+}
+
+fn golden() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/microservices-demo.policies.yaml");
+    fs::read_to_string(path).expect("it is there")
+}
+
+/// Name of a Deployment, and the ports of its containers.
+fn ports(deployment: &Value) -> (String, Vec<u16>) {
+    let containers = deployment["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
+    let ports = containers.flat_map(|container| container["ports"].as_array().into_iter().flatten());
+    let ports = ports.filter_map(|port| port["containerPort"].as_u64()).map(|port| port as u16).collect();
+    (deployment["metadata"]["name"].as_str().unwrap_or_default().to_owned(), ports)
+}
+
+fn workloads(ports: &BTreeMap<String, Vec<u16>>) -> Vec<(&str, &str)> {
+    ports.keys().map(|name| (NAMESPACE, name.as_str())).chain([(STRANGERS, STRANGER)]).collect()
+}
+
+fn pods(nodes: &Nodes, namespace: &str) -> Vec<Pod> {
+    let list = nodes.get(&["pods", "--namespace", namespace]).expect("its pods");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let pods = list["items"].as_array().into_iter().flatten();
+    pods.map(|pod| Pod {
+        name: text(&pod["metadata"]["name"]),
+        workload: text(&pod["metadata"]["labels"]["app"]),
+        address: text(&pod["status"]["podIP"]),
+    })
+    .collect()
+}
+
+fn stranger() -> Value {
+    let labels = json!({ "app": STRANGER });
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": STRANGER },
+        "spec": { "selector": { "matchLabels": labels }, "template": {
+            "metadata": { "labels": labels },
+            "spec": { "terminationGracePeriodSeconds": 1, "containers": [
+                { "name": "app", "image": "localhost/app:1", "imagePullPolicy": "Never", "args": ["service"] },
+            ] },
+        } },
+    })
+}
+
+const STRANGERS: &str = "strangers";
+const STRANGER: &str = "stranger";
+/// Something outside of the cluster that answers: see `testdata/cluster/env`.
+const OUTSIDE: &str = "203.0.113.10";
+const OUTSIDE_PORT: u16 = 8443;
