@@ -104,7 +104,8 @@ pub(crate) const PROGRAMS: [Spec; 15] = [
     Spec { name: ADOPT, hook: Hook::Iterator("task_file"), since: "5.12" },
 ];
 
-/// Returns of functions that had one argument more before 5.19, and that arm64 could not be traced at before 6.4.
+/// Returns of functions that had one argument more before 5.19, and that arm64 could not be traced at before 6.4; since 6.3
+/// there are tracepoints in their place.
 const EXIT_SINCE: &str = "5.19 on x86-64, 6.3 on arm64";
 
 /// Not among [`PROGRAMS`], which record: it runs once, before them.
