@@ -107,29 +107,22 @@ impl Names {
         }
     }
 
-    /// `sock_ops` programs of others that run after the program `own` of a cgroup, and have the last word on callback
-    /// flags: those behind it there, and those of the cgroups above. Programs of cgroups below run first.
+    /// `sock_ops` programs of others that run after the program `own` of a cgroup, and have the last word on callback flags.
     fn after(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
-        let mut ids: BTreeSet<u32> = sock_ops(cgroup).into_iter().skip_while(|id| *id != own).skip(1).collect();
-        // The mount's parent is of another file system, where the query fails and ends this.
-        let above = cgroup.ancestors().skip(1).map(attached_sock_ops).map_while(Result::ok);
-        ids.extend(above.flatten());
-        self.others(&ids)
+        self.others(&ids_after(cgroup, own))
     }
 
     /// `sock_ops` programs of others wherever they see a socket of a cgroup: on it, above and below.
     fn around(&self, cgroup: &Path, own: u32) -> BTreeSet<Neighbour> {
-        let mut found = self.after(cgroup, own);
-        let (mut ids, mut folders) = (BTreeSet::new(), vec![cgroup.to_path_buf()]);
+        let (mut ids, mut folders) = (ids_after(cgroup, own), vec![cgroup.to_path_buf()]);
         while let Some(folder) = folders.pop() {
-            ids.extend(sock_ops(&folder));
+            ids.extend(attached_sock_ops(&folder).unwrap_or_default());
             let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
             let below = entries.filter(|entry| entry.file_type().is_ok_and(|of| of.is_dir()));
             folders.extend(below.map(|entry| entry.path()));
         }
         ids.remove(&own);
-        found.extend(self.others(&ids));
-        found
+        self.others(&ids)
     }
 
     /// Programs, without those of other agents of this kind, which keep the flags that are set.
@@ -148,11 +141,16 @@ impl Names {
     }
 }
 
-/// Numbers of the `sock_ops` programs of a cgroup, in the order in which they run; none of what can't be asked.
-fn sock_ops(cgroup: &Path) -> Vec<u32> {
-    attached_sock_ops(cgroup).unwrap_or_default()
+/// Numbers of the `sock_ops` programs that run after the program `own` of a cgroup: those behind it there, and those of the
+/// cgroups above. Programs of cgroups below run first.
+fn ids_after(cgroup: &Path, own: u32) -> BTreeSet<u32> {
+    let here = attached_sock_ops(cgroup).unwrap_or_default().into_iter().skip_while(|id| *id != own).skip(1);
+    // The mount's parent is of another file system, where the query fails and ends this.
+    let above = cgroup.ancestors().skip(1).map(attached_sock_ops).map_while(Result::ok);
+    here.chain(above.flatten()).collect()
 }
 
+/// Numbers of the `sock_ops` programs of a cgroup itself, in the order in which they run.
 fn attached_sock_ops(cgroup: &Path) -> io::Result<Vec<u32>> {
     syscall::attached_to(File::open(cgroup)?.as_fd(), BPF_CGROUP_SOCK_OPS).map(|(ids, _)| ids)
 }
