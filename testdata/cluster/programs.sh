@@ -6,10 +6,9 @@
 # helm, and kube-router: its NetworkPolicy controller alone. Needs Go. All of them take three quarters of an hour on two
 # processors; what is there is not built again.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-kubernetes=1.33.13
+# shellcheck source=env
+. "$(dirname "$0")/env"
 libraries=v0.${kubernetes#1.}
-bin=${XDG_CACHE_HOME:-$HOME/.cache}/flowscribe/kubernetes-$kubernetes
 # Not every module mirror has a checksum database.
 export GONOSUMDB='*' GOFLAGS=-mod=mod CGO_ENABLED=0
 
@@ -23,7 +22,7 @@ begin_kubernetes() {
   cgroups=$(mktemp -d)
   (cd "$cgroups" && go mod init cgroups 2> /dev/null && cp -r "$(module github.com/opencontainers/cgroups@v0.0.3 Dir)/." .)
   chmod -R u+w "$cgroups"
-  "$here/without-controllers.sh" "$cgroups/fs2/fs2.go"
+  "$cluster/without-controllers.sh" "$cgroups/fs2/fs2.go"
   mv "$cgroups" cgroups
   go mod init wrapper 2> /dev/null
   # Within Kubernetes' own tree these are directories; outside they are modules of the same release.
@@ -38,7 +37,7 @@ begin_kubernetes() {
 begin() {
   local source=$1 library
   shift
-  cp "$here/$source" main.go
+  cp "$cluster/$source" main.go
   [ -f go.mod ] || go mod init wrapper 2> /dev/null
   for library in api apimachinery client-go; do
     go mod edit -replace "k8s.io/$library=k8s.io/$library@$libraries"
@@ -51,8 +50,8 @@ begin() {
 build() {
   local version=k8s.io/component-base/version directory
   case $1 in
-    coredns | helm | kube-router) directory=$bin/build/$1 ;;
-    *) directory=$bin/build/kubernetes ;;
+    coredns | helm | kube-router) directory=$programs/build/$1 ;;
+    *) directory=$programs/build/kubernetes ;;
   esac
   mkdir -p "$directory"
   cd "$directory"
@@ -62,31 +61,31 @@ build() {
       # Those of newer releases are not of one kind with the libraries.
       go mod edit -replace k8s.io/kube-openapi=k8s.io/kube-openapi@v0.0.0-20250318190949-c8a335a9a2ff \
         -replace github.com/google/gnostic-models=github.com/google/gnostic-models@v0.6.9
-      go build -trimpath -ldflags '-s -w' -o "$bin/coredns.part" .
+      go build -trimpath -ldflags '-s -w' -o "$programs/coredns.part" .
       ;;
     helm)
       GOBIN=$PWD go install helm.sh/helm/v3/cmd/helm@v3.19.2
-      mv helm "$bin/helm.part"
+      mv helm "$programs/helm.part"
       ;;
     kube-router)
       begin kube-router.go github.com/cloudnativelabs/kube-router/v2@v2.1.0
-      go build -trimpath -ldflags '-s -w' -o "$bin/kube-router.part" .
+      go build -trimpath -ldflags '-s -w' -o "$programs/kube-router.part" .
       ;;
     *)
       begin_kubernetes
-      go build -trimpath -o "$bin/$1.part" -ldflags \
+      go build -trimpath -o "$programs/$1.part" -ldflags \
         "-s -w -X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d . -f 2 <<< $kubernetes)" \
         "k8s.io/kubernetes/cmd/$1"
       ;;
   esac
-  mv "$bin/$1.part" "$bin/$1"
+  mv "$programs/$1.part" "$programs/$1"
 }
 
-mkdir -p "$bin"
+mkdir -p "$programs"
 for program in "$@"; do
-  [ -x "$bin/$program" ] && continue
+  [ -x "$programs/$program" ] && continue
   begun=$SECONDS
   (build "$program")
   echo "built $program in $((SECONDS - begun)) s" >&2
 done
-echo "$bin"
+echo "$programs"

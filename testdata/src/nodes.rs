@@ -56,6 +56,14 @@ impl Nodes {
         serde_json::from_str(&text).context("kubectl prints JSON")
     }
 
+    /// Waits until all pods of an object are ready.
+    ///
+    /// # Errors
+    /// As [`Self::kubectl`], or they are not for five minutes.
+    pub fn wait_for_pods(&self, namespace: &str, object: &str) -> Result<()> {
+        self.kubectl(&["rollout", "status", "--namespace", namespace, "--timeout=5m", object]).map(drop)
+    }
+
     /// Waits until the engine on every node has taken in all policies that there are.
     ///
     /// # Panics

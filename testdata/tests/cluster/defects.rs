@@ -1,11 +1,9 @@
-//! What policies cut off in a real cluster, and nothing told: each has a number, and its mark until it is mended.
-
-use std::fs;
+//! What policies cut off in a real cluster without a word: each has a number, and its mark until it is mended.
 
 use serde_json::{Value, json};
 use testdata::nodes::{Nodes, run};
 
-use crate::support::{install, known, monitor, visitor, wait_until};
+use crate::support::{apply, install, known, record, report, suffices, visitor};
 
 tests![visitors_by_node_port_who_calls_its_own_service_and_brief_jobs_go_on];
 
@@ -15,26 +13,16 @@ const NODE_PORT: &str = "192.168.77.11:30081";
 fn visitors_by_node_port_who_calls_its_own_service_and_brief_jobs_go_on() {
     let nodes = Nodes::start().expect("a cluster starts");
     let directory = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     nodes.kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
     nodes.apply(NAMESPACE, &objects()).expect("they are deployed");
-    nodes.kubectl(&["rollout", "status", "--namespace", NAMESPACE, "deployment/solo"]).expect("it is ready");
+    nodes.wait_for_pods(NAMESPACE, "deployment/solo").expect("it is ready");
     install(&nodes, "receive");
     let _visitor = visitor(&nodes, NODE_PORT);
-    let monitor = monitor(&nodes, NAMESPACE, &path("capture"));
-    wait_until("a visitor, a call of its own, and a job", || recorded(&nodes, &path("capture")));
-    let (said, is_well) = monitor.stop(1).expect("it runs");
-    assert!(is_well, "{said}");
+    record(&nodes, NAMESPACE, directory.path(), |capture| recorded(&nodes, capture));
     assert!(visits(&nodes) && calls_itself(&nodes), "nothing is enforced");
 
-    let mut report = nodes.user("flowscribe");
-    report.args(["report", "--input", &path("capture"), "--namespaces", NAMESPACE]);
-    let policies = run(&mut report).expect("policies");
-    fs::write(path("policies.yaml"), &policies).expect("a file");
-    let mut apply = nodes.user("kubectl");
-    apply.args(["flowscribe", "apply", "--policies", &path("policies.yaml"), "--input", &path("capture")]);
-    run(apply.current_dir(directory.path())).expect("they are applied");
-    nodes.wait_for_policies();
+    let policies = report(&nodes, NAMESPACE, directory.path());
+    apply(&nodes, directory.path());
     known(1, || assert!(visits(&nodes), "a visitor by node port is cut off"));
     known(2, || assert!(calls_itself(&nodes), "a pod that calls its own Service is cut off"));
     known(3, || assert!(policies.contains("name: brief-network"), "a job of a second has no policy"));
@@ -51,6 +39,7 @@ fn recorded(nodes: &Nodes, capture: &str) -> bool {
     has("destination_workload = 'solo' and source_workload is null and observer = 'server'")
         && has("source_workload = 'solo' and destination_port = 80")
         && has("source_workload like 'brief-%' and destination_port = 80")
+        && suffices(nodes, NAMESPACE, capture, ["solo"])
 }
 
 /// Whether somebody outside gets an answer at a node's port.

@@ -1,8 +1,10 @@
 //! What the tests in a real cluster share: the chart, a person who monitors, and somebody outside.
 
 use std::{
+    fs,
     panic::{self, AssertUnwindSafe},
-    process::{Child, Command},
+    path::Path,
+    process::Child,
     thread,
     time::{Duration, Instant},
 };
@@ -25,21 +27,61 @@ pub(crate) fn install(nodes: &Nodes, setup: &str) {
     run(&mut install).expect("the chart is installed");
     for object in ["daemonset/flowscribe-exporter", "deployment/flowscribe-inventory", "deployment/flowscribe-receive"]
     {
-        nodes
-            .kubectl(&["rollout", "status", "--namespace", "flowscribe", "--timeout=5m", object])
-            .expect("its pods are ready");
+        nodes.wait_for_pods("flowscribe", object).expect("its pods are ready");
     }
 }
 
-/// Monitors a namespace, as a person who has an account that may.
-pub(crate) fn monitor(nodes: &Nodes, namespace: &str, output: &str) -> Monitor {
+/// Records a namespace into `capture` of a directory, as a person who has an account that may, until enough is in it.
+pub(crate) fn record(nodes: &Nodes, namespace: &str, directory: &Path, is_enough: impl Fn(&str) -> bool) {
     nodes.kubectl(&["create", "serviceaccount", "--namespace", "flowscribe", "me"]).expect("an account");
     let may = ["create", "clusterrolebinding", "me", "--clusterrole=view", "--serviceaccount=flowscribe:me"];
     nodes.kubectl(&may).expect("it may look");
-    let mut command: Command = nodes.user("kubectl");
-    command.args(["flowscribe", "monitor", "--namespaces", namespace, "--output", output]);
+    let capture = within(directory, "capture");
+    let mut command = nodes.user("kubectl");
+    command.args(["flowscribe", "monitor", "--namespaces", namespace, "--output", &capture]);
     command.args(["--service-account", "flowscribe/me", "--roll-interval", "5s"]);
-    Monitor::spawn(command).expect("it finds the agents")
+    let monitor = Monitor::spawn(command).expect("it finds the agents");
+    wait_until("all that is to be recorded", || is_enough(&capture));
+    let (said, is_well) = monitor.stop(1).expect("it runs");
+    assert!(is_well, "{said}");
+}
+
+/// Whether a capture suffices for policies of these names: a recording of some seconds that began late does not.
+pub(crate) fn suffices<'n>(
+    nodes: &Nodes,
+    namespace: &str,
+    capture: &str,
+    names: impl IntoIterator<Item = &'n str>,
+) -> bool {
+    let mut report = nodes.user("flowscribe");
+    let policies = run(report.args(["report", "--input", capture, "--namespaces", namespace])).unwrap_or_default();
+    names.into_iter().all(|name| policies.contains(&format!("name: {name}-network\n")))
+}
+
+/// Makes policies of a namespace from the capture of a directory, and keeps them in `policies.yaml` beside it.
+pub(crate) fn report(nodes: &Nodes, namespace: &str, directory: &Path) -> String {
+    let mut report = nodes.user("flowscribe");
+    report.args(["report", "--input", &within(directory, "capture"), "--namespaces", namespace]);
+    let policies = run(&mut report).expect("policies");
+    fs::write(directory.join("policies.yaml"), &policies).expect("a file");
+    policies
+}
+
+/// Applies the policies of a directory, and waits until they are in force.
+pub(crate) fn apply(nodes: &Nodes, directory: &Path) {
+    let apply = |extra: &[&str]| {
+        let mut apply = nodes.user("kubectl");
+        apply.args(["flowscribe", "apply", "--policies", &within(directory, "policies.yaml")]);
+        apply.args(["--input", &within(directory, "capture")]).args(extra);
+        run(apply.current_dir(directory)).expect("they are applied")
+    };
+    apply(&["--dry-run"]);
+    apply(&[]);
+    nodes.wait_for_policies();
+}
+
+fn within(directory: &Path, name: &str) -> String {
+    directory.join(name).to_string_lossy().into_owned()
 }
 
 /// Waits until something is so.

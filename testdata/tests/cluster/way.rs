@@ -14,7 +14,7 @@ use testdata::{
     nodes::{Nodes, run},
 };
 
-use crate::support::{install, monitor, outside, wait_until};
+use crate::support::{apply, install, outside, record, report, suffices, wait_until};
 
 tests![the_demo_is_recorded_reported_and_enforced];
 
@@ -52,16 +52,7 @@ impl Demo {
         nodes.apply(STRANGERS, &[stranger()]).expect("a stranger is deployed");
         let ports = objects.iter().filter(|object| object["kind"] == "Deployment").map(ports).collect();
         for (namespace, workload) in workloads(&ports) {
-            nodes
-                .kubectl(&[
-                    "rollout",
-                    "status",
-                    "--namespace",
-                    namespace,
-                    "--timeout=5m",
-                    &format!("deployment/{workload}"),
-                ])
-                .expect("its pods are ready");
+            nodes.wait_for_pods(namespace, &format!("deployment/{workload}")).expect("its pods are ready");
         }
         let pods = [NAMESPACE, STRANGERS].into_iter().flat_map(|namespace| pods(nodes, namespace)).collect();
         Self { calls: app.calls(), ports, pods }
@@ -87,13 +78,14 @@ impl Demo {
         tries
     }
 
-    /// Whether a capture has every call of the application.
+    /// Whether a capture has every call of the application, and suffices for policies of all workloads.
     fn recorded(&self, nodes: &Nodes, capture: &str) -> bool {
         let query = "select distinct source_workload || ' ' || destination_workload from edges";
         let mut ask = nodes.user("flowscribe");
         let Ok(seen) = run(ask.args(["sql", "--input", capture, "--format", "csv", query])) else { return false };
         let seen: BTreeSet<&str> = seen.lines().collect();
         self.calls.iter().all(|(caller, callee, _)| seen.contains(&*format!("{caller} {callee}")))
+            && suffices(nodes, NAMESPACE, capture, self.ports.keys().map(String::as_str))
     }
 
     /// Has every pod make all tries, and returns how many there were of the application's and of others, and how many of
@@ -135,7 +127,6 @@ struct Probed {
 fn the_demo_is_recorded_reported_and_enforced() {
     let nodes = Nodes::start().expect("a cluster starts");
     let directory = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     let _outside = outside(&nodes, OUTSIDE_PORT);
     let demo = Demo::deploy(&nodes);
     // The engine lets a new pod through in a moment.
@@ -147,24 +138,10 @@ fn the_demo_is_recorded_reported_and_enforced() {
     assert_eq!(before.unexpected.len(), before.others, "nothing is enforced: {before:?}");
 
     install(&nodes, "receive");
-    let monitor = monitor(&nodes, NAMESPACE, &path("capture"));
-    wait_until("every call", || demo.recorded(&nodes, &path("capture")));
-    let (said, is_well) = monitor.stop(1).expect("it runs");
-    assert!(is_well, "{said}");
-    let mut report = nodes.user("flowscribe");
-    report.args(["report", "--input", &path("capture"), "--namespaces", NAMESPACE]);
-    let policies = run(&mut report).expect("policies");
-    fs::write(path("policies.yaml"), &policies).expect("a file");
-    assert_eq!(specs(&policies), specs(&golden()), "{said}");
-
-    let apply = |extra: &[&str]| {
-        let mut apply = nodes.user("kubectl");
-        apply.args(["flowscribe", "apply", "--policies", &path("policies.yaml"), "--input", &path("capture")]);
-        run(apply.args(extra).current_dir(directory.path())).expect("they are applied")
-    };
-    apply(&["--dry-run"]);
-    apply(&[]);
-    nodes.wait_for_policies();
+    record(&nodes, NAMESPACE, directory.path(), |capture| demo.recorded(&nodes, capture));
+    let policies = report(&nodes, NAMESPACE, directory.path());
+    assert_eq!(specs(&policies), specs(&golden()));
+    apply(&nodes, directory.path());
     let after = demo.probe(&nodes);
     println!("| calls | planned, passed | others, cut |");
     println!("| before | {} | 0 of {} |", before.planned, before.others);

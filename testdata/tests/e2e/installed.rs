@@ -195,8 +195,8 @@ impl Installation {
         let inventory = Recording::spawn_until(inventory, "objects are known").expect("it starts");
         let known = inventory.wait_for("objects are known");
         let known: usize = known.split(' ').find_map(|word| word.parse().ok()).expect("it says how many");
-        let told = || rows_so_far::<InventoryRecord>(&directory.path().join("store")).len();
-        wait_until("all of them in the store", || told() >= known);
+        let stored = || rows_so_far::<InventoryRecord>(&directory.path().join("store")).len();
+        wait_until("all of them in the store", || stored() >= known);
         for path in ["/livez", "/readyz"] {
             wait_until("being well", || get(&health, path).starts_with("HTTP/1.1 200"));
         }
@@ -601,8 +601,8 @@ fn who_may_get_pods_may_monitor_them_by_port_forward() {
         health.filter(|row| NODES.contains(&&*row.node)).map(|row| row.run_id).collect::<BTreeSet<_>>().len()
     };
     wait_until("both streams", || streams() == 2);
-    let told = || rows_so_far::<InventoryRecord>(&capture);
-    wait_until("the inventory", || told().iter().any(|row| &*row.node == "_cluster"));
+    let written = || rows_so_far::<InventoryRecord>(&capture);
+    wait_until("the inventory", || written().iter().any(|row| &*row.node == "_cluster"));
     site.app.play(&mut site.lab, 4).expect("calls are answered");
     site.wait_for_flows("capture");
     // One agent is killed and started again.

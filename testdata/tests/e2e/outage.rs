@@ -86,7 +86,7 @@ fn a_missing_permission_is_named_with_its_rule_and_costs_only_its_part() {
     let address = site.lab.ipv4(server);
     site.lab.dial(client, (address, 80), 1, CALL).expect("it is served");
     site.wait_for_ends("capture", 2);
-    // It asks again and is refused again, which is not told again.
+    // It asks again and is refused again, which is not reported again.
     for resource in ["services", "endpointslices.discovery.k8s.io"] {
         agent.wait_for_lines(&format!("{resource} is forbidden"), 2);
     }

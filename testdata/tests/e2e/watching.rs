@@ -107,7 +107,7 @@ impl Site {
         wait_until(&format!("{ends} ends of connections in {name}"), || written() >= ends);
     }
 
-    /// Waits until a capture's files tell of an object.
+    /// Waits until an object is in the files of a capture.
     pub(crate) fn wait_for_object(&self, name: &str, is_it: impl Fn(&InventoryRecord) -> bool) {
         wait_until(&format!("news of an object in {name}"), || {
             rows_so_far::<InventoryRecord>(&self.path(name)).iter().any(&is_it)
@@ -153,7 +153,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits until the agents of these nodes have told a capture of windows up to now, and all of that is in its files.
+/// Waits until a capture has the windows of the agents of these nodes up to now, with all that belongs to them.
 pub(crate) fn wait_for_agents(capture: &Path, nodes: &[&str]) {
     let now = TimestampMs::now();
     for node in nodes {
