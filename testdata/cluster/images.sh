@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes the images that the nodes of a cluster take when they start, as archives, and puts on the path what a person uses:
-#   images.sh BINARIES
+#   images.sh BINARIES RELEASE BEFORE
 #
-# BINARIES is a directory with static flowscribe, flowscribe-exporter and traffic. There is nothing in an image but its
-# program.
+# BINARIES is a directory with static flowscribe, flowscribe-exporter and traffic, and BEFORE one with the first two as they
+# were in a release. There is nothing in an image but its program.
 set -euo pipefail
 # shellcheck source=env
 . "$(dirname "$0")/env"
-binaries=$1
+binaries=$1 release=$2 before=$3
 export STORAGE_DRIVER=vfs
 container=
 trap '[ -z "$container" ] || buildah rm "$container" > /dev/null' EXIT
@@ -16,7 +16,7 @@ trap '[ -z "$container" ] || buildah rm "$container" > /dev/null' EXIT
 image() {
   local name=$1 user=$2 arguments=$3 archive
   shift 3
-  archive=$images/$(basename "${name%:*}").tar
+  archive=$images/$(basename "${name/:/-}").tar
   container=$(buildah from scratch)
   buildah copy --quiet "$container" "$@" / > /dev/null
   buildah config --user "$user" --entrypoint "[\"/$(basename "$1")\"$arguments]" "$container"
@@ -33,4 +33,7 @@ ln -s flowscribe "$tools/kubectl-flowscribe"
 image localhost/pause:1 65532 ', "service"' "$binaries/traffic"
 image localhost/app:1 65532 '' "$binaries/traffic"
 image localhost/coredns:1 0 '' "$programs/coredns"
+image localhost/otelcol:1 0 '' "$programs/otelcol"
+image localhost/versitygw:1 0 '' "$programs/versitygw"
 image localhost/flowscribe:0.1.0 65532 '' "$binaries/flowscribe" "$binaries/flowscribe-exporter"
+image "localhost/flowscribe:$release" 65532 '' "$before/flowscribe" "$before/flowscribe-exporter"

@@ -3,8 +3,9 @@
 #   programs.sh PROGRAM…
 #
 # There are kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet and kubectl of Kubernetes, coredns,
-# helm, and kube-router: its NetworkPolicy controller alone. Needs Go. All of them take three quarters of an hour on two
-# processors; what is there is not built again.
+# helm, kube-router: its NetworkPolicy controller alone, otelcol: an OpenTelemetry collector that writes files, and
+# versitygw: a server of S3's protocol. Needs Go. All of them take three quarters of an hour on two processors; what is
+# there is not built again.
 set -euo pipefail
 # shellcheck source=env
 . "$(dirname "$0")/env"
@@ -47,10 +48,28 @@ begin() {
   done
 }
 
+# Builds a collector of these components by its own builder.
+build_collector() {
+  local version=v0.165.0
+  cat > builder.yaml << END
+dist: { name: otelcol, output_path: source }
+receivers: [{ gomod: go.opentelemetry.io/collector/receiver/otlpreceiver $version }]
+processors: [{ gomod: go.opentelemetry.io/collector/processor/batchprocessor $version }]
+exporters:
+  - gomod: go.opentelemetry.io/collector/exporter/debugexporter $version
+  - gomod: go.opentelemetry.io/collector/exporter/otlpexporter $version
+  - gomod: github.com/open-telemetry/opentelemetry-collector-contrib/exporter/fileexporter $version
+END
+  GOBIN=$PWD go install "go.opentelemetry.io/collector/cmd/builder@$version"
+  # It tidies up in the end, for which it wants the modules of the exporters' own tests; not every mirror has them.
+  ./builder --config builder.yaml --skip-compilation > log 2>&1 || [ -f source/go.mod ] || cat log >&2
+  (cd source && go build -trimpath -ldflags '-s -w' -o "$programs/otelcol.part" .)
+}
+
 build() {
   local version=k8s.io/component-base/version directory
   case $1 in
-    coredns | helm | kube-router) directory=$programs/build/$1 ;;
+    coredns | helm | kube-router | otelcol | versitygw) directory=$programs/build/$1 ;;
     *) directory=$programs/build/kubernetes ;;
   esac
   mkdir -p "$directory"
@@ -70,6 +89,11 @@ build() {
     kube-router)
       begin kube-router.go github.com/cloudnativelabs/kube-router/v2@v2.1.0
       go build -trimpath -ldflags '-s -w' -o "$programs/kube-router.part" .
+      ;;
+    otelcol) build_collector ;;
+    versitygw)
+      GOBIN=$PWD go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+      mv versitygw "$programs/versitygw.part"
       ;;
     *)
       begin_kubernetes

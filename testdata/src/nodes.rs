@@ -112,16 +112,26 @@ impl Drop for Nodes {
 /// # Errors
 /// It can't be started, or ends otherwise; what it said is in the error.
 pub fn run(command: &mut Command) -> Result<String> {
+    Ok(run_to_hear(command)?.0)
+}
+
+/// As [`run`], and returns what it says on standard error too.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_to_hear(command: &mut Command) -> Result<(String, String)> {
     let output = command.output().with_context(|| format!("start {command:?}"))?;
-    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
         bail!("{command:?} ended with {}: {said}{text}", output.status);
     }
-    Ok(text.into_owned())
+    Ok((text, said))
 }
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name)
 }
 
-const NODES: [&str; 2] = ["n1", "n2"];
+/// Names of the nodes, of which the first has the control plane.
+pub const NODES: [&str; 2] = ["n1", "n2"];

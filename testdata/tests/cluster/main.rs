@@ -7,12 +7,17 @@
 #[expect(dead_code, reason = "who asks for these tests has what they need")]
 mod harness;
 
+mod apps;
 mod defects;
+mod demo;
+mod first_hour;
+mod setups;
 mod support;
+mod upgrade;
 mod way;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    harness::run(&[way::TESTS, defects::TESTS], true)
+    harness::run(&[way::TESTS, first_hour::TESTS, setups::TESTS, upgrade::TESTS, defects::TESTS], true)
 }

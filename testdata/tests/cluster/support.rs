@@ -1,49 +1,123 @@
-//! What the tests in a real cluster share: the chart, a person who monitors, and somebody outside.
+//! What the tests in a real cluster share: the chart, a person who uses it, and somebody outside.
 
 use std::{
     fs,
-    panic::{self, AssertUnwindSafe},
-    path::Path,
+    path::{Path, PathBuf},
     process::Child,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use testdata::{
-    nodes::{Nodes, run},
+    nodes::{Nodes, run, run_to_hear},
     recording::Monitor,
 };
 
-/// Installs the chart in one of its setups, and waits until it runs.
-pub(crate) fn install(nodes: &Nodes, setup: &str) {
-    nodes.kubectl(&["create", "namespace", "flowscribe"]).expect("a namespace");
-    let label = "pod-security.kubernetes.io/enforce=privileged";
-    nodes.kubectl(&["label", "namespace", "flowscribe", label]).expect("a label");
-    let chart = format!("{}/../deploy/chart", env!("CARGO_MANIFEST_DIR"));
-    let mut install = nodes.user("helm");
-    install.args(["install", "flowscribe", &chart, "--namespace", "flowscribe"]);
-    install.args(["--values", &format!("{chart}/examples/{setup}.yaml")]);
-    install.args(["--set", "image.repository=localhost/flowscribe,exporter.config.window=10s,cluster=lab"]);
-    run(&mut install).expect("the chart is installed");
-    for object in ["daemonset/flowscribe-exporter", "deployment/flowscribe-inventory", "deployment/flowscribe-receive"]
-    {
-        nodes.wait_for_pods("flowscribe", object).expect("its pods are ready");
+/// The chart, in one of its setups.
+pub(crate) struct Chart<'a> {
+    nodes: &'a Nodes,
+    path: PathBuf,
+    setup: &'a str,
+    settings: String,
+}
+
+impl<'a> Chart<'a> {
+    pub(crate) fn new(nodes: &'a Nodes, setup: &'a str) -> Self {
+        Self::at(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart"), nodes, setup)
+    }
+
+    /// The chart of a directory.
+    pub(crate) fn at(path: PathBuf, nodes: &'a Nodes, setup: &'a str) -> Self {
+        let settings = "image.repository=localhost/flowscribe,cluster=lab,exporter.config.window=10s".into();
+        Self { nodes, path, setup, settings }
+    }
+
+    /// With more settings, as `--set` takes them.
+    pub(crate) fn with(self, settings: &str) -> Self {
+        Self { settings: format!("{},{settings}", self.settings), ..self }
+    }
+
+    /// Installs it, and waits until it runs.
+    pub(crate) fn install(&self) {
+        self.create();
+        self.admit();
+    }
+
+    /// Installs it, whether or not it can run there.
+    pub(crate) fn create(&self) {
+        self.helm("install", &["--create-namespace"]);
+    }
+
+    /// Says that agents may run in its namespace, and waits until all of it does.
+    pub(crate) fn admit(&self) {
+        let label = format!("{POD_SECURITY}=privileged");
+        self.nodes.kubectl(&["label", "--overwrite", "namespace", RELEASE, &label]).expect("a label");
+        self.wait();
+    }
+
+    /// Installs this in place of what is installed; [`Self::wait`] waits until it runs.
+    pub(crate) fn upgrade(&self) {
+        self.helm("upgrade", &[]);
+    }
+
+    /// Waits until all of it runs.
+    pub(crate) fn wait(&self) {
+        let objects = self.nodes.get(&["daemonsets,deployments", "--namespace", RELEASE]).expect("what is to run");
+        for object in objects["items"].as_array().into_iter().flatten() {
+            let (kind, name) = (&object["kind"], &object["metadata"]["name"]);
+            if object["spec"]["updateStrategy"]["type"] != "OnDelete" {
+                let name = format!("{}/{}", kind.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
+                self.nodes.wait_for_pods(RELEASE, &name).expect("its pods are ready");
+            }
+        }
+    }
+
+    pub(crate) fn uninstall(&self) {
+        run(self.nodes.user("helm").args(["uninstall", RELEASE, "--namespace", RELEASE])).expect("it is uninstalled");
+    }
+
+    fn helm(&self, verb: &str, extra: &[&str]) {
+        let mut helm = self.nodes.user("helm");
+        helm.args([verb, RELEASE]).arg(&self.path).args(["--namespace", RELEASE, "--set", &self.settings]).args(extra);
+        helm.arg("--values").arg(self.path.join(format!("examples/{}.yaml", self.setup)));
+        run(&mut helm).expect("the chart is installed");
     }
 }
 
-/// Records a namespace into `capture` of a directory, as a person who has an account that may, until enough is in it.
-pub(crate) fn record(nodes: &Nodes, namespace: &str, directory: &Path, is_enough: impl Fn(&str) -> bool) {
-    nodes.kubectl(&["create", "serviceaccount", "--namespace", "flowscribe", "me"]).expect("an account");
+/// Makes an account that may look at pods, by which agents know who records.
+pub(crate) fn account(nodes: &Nodes) {
+    nodes.kubectl(&["create", "serviceaccount", "--namespace", RELEASE, "me"]).expect("an account");
     let may = ["create", "clusterrolebinding", "me", "--clusterrole=view", "--serviceaccount=flowscribe:me"];
     nodes.kubectl(&may).expect("it may look");
-    let capture = within(directory, "capture");
+}
+
+/// Begins to record a namespace into `capture` of a directory, as that account, while a window of the agents is half over.
+pub(crate) fn monitor(nodes: &Nodes, namespace: &str, directory: &Path) -> Monitor {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let of_window = Duration::from_millis((now.as_millis() % WINDOW.as_millis()) as u64);
+    thread::sleep((WINDOW / 2).checked_sub(of_window).unwrap_or(WINDOW * 3 / 2 - of_window));
     let mut command = nodes.user("kubectl");
-    command.args(["flowscribe", "monitor", "--namespaces", namespace, "--output", &capture]);
+    command.args(["flowscribe", "monitor", "--namespaces", namespace, "--output", &within(directory, "capture")]);
     command.args(["--service-account", "flowscribe/me", "--roll-interval", "5s"]);
-    let monitor = Monitor::spawn(command).expect("it finds the agents");
+    Monitor::spawn(command).expect("it finds the agents")
+}
+
+/// Records a namespace into `capture` of a directory until enough is in it.
+pub(crate) fn record(nodes: &Nodes, namespace: &str, directory: &Path, is_enough: impl Fn(&str) -> bool) {
+    account(nodes);
+    let monitor = monitor(nodes, namespace, directory);
+    let capture = within(directory, "capture");
     wait_until("all that is to be recorded", || is_enough(&capture));
     let (said, is_well) = monitor.stop(1).expect("it runs");
     assert!(is_well, "{said}");
+}
+
+/// The answer to a query of one value over a capture, if there is one yet.
+pub(crate) fn ask(nodes: &Nodes, capture: &str, query: &str) -> Option<String> {
+    let mut sql = nodes.user("flowscribe");
+    let text = run(sql.args(["sql", "--input", capture, "--format", "csv", query])).ok()?;
+    text.lines().nth(1).map(str::to_owned)
 }
 
 /// Whether a capture suffices for policies of these names: a recording of some seconds that began late does not.
@@ -58,29 +132,77 @@ pub(crate) fn suffices<'n>(
     names.into_iter().all(|name| policies.contains(&format!("name: {name}-network\n")))
 }
 
-/// Makes policies of a namespace from the capture of a directory, and keeps them in `policies.yaml` beside it.
-pub(crate) fn report(nodes: &Nodes, namespace: &str, directory: &Path) -> String {
+/// Policies of a namespace from the capture of a directory, and what is said with them.
+pub(crate) fn report(nodes: &Nodes, namespace: &str, directory: &Path) -> (String, String) {
     let mut report = nodes.user("flowscribe");
     report.args(["report", "--input", &within(directory, "capture"), "--namespaces", namespace]);
-    let policies = run(&mut report).expect("policies");
-    fs::write(directory.join("policies.yaml"), &policies).expect("a file");
-    policies
+    run_to_hear(&mut report).expect("policies")
 }
 
-/// Applies the policies of a directory, and waits until they are in force.
-pub(crate) fn apply(nodes: &Nodes, directory: &Path) {
+/// A run of `flowscribe regenerate`.
+pub(crate) struct Regenerated {
+    pub(crate) log: String,
+    /// The policies of the set that there is now.
+    pub(crate) set: String,
+}
+
+/// Has the set of policies made anew, as the CronJob does.
+pub(crate) fn regenerate(nodes: &Nodes) -> Regenerated {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let name = format!("run-{}", RUNS.fetch_add(1, Ordering::Relaxed));
+    let own = ["--namespace", RELEASE];
+    nodes
+        .kubectl(&[&own[..], &["create", "job", "--from=cronjob/flowscribe-regenerate", &name]].concat())
+        .expect("a job");
+    wait_until("the end of a run", || {
+        let job = nodes.get(&[&own[..], &["job", &name]].concat()).expect("the job");
+        let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|condition| condition["type"] == "Complete" || condition["type"] == "Failed")
+    });
+    let log =
+        nodes.kubectl(&[&own[..], &["logs", "--all-containers", &format!("job/{name}")]].concat()).expect("its log");
+    let maps = nodes.get(&[&own[..], &["configmaps"]].concat()).expect("ConfigMaps");
+    let mut maps = maps["items"].as_array().into_iter().flatten();
+    let map = maps.find(|map| map["metadata"]["name"] == "flowscribe-policies").cloned().unwrap_or_default();
+    let data = map["data"].as_object().into_iter().flatten();
+    let policies = data.filter(|(name, _)| name.ends_with(".yaml") && *name != "kustomization.yaml");
+    let set: Vec<&str> = policies.filter_map(|(_, text)| text.as_str()).collect();
+    Regenerated { log, set: set.join("---\n") }
+}
+
+/// Applies policies of a namespace, waits until they are in force, and returns the commands that go back.
+pub(crate) fn apply(nodes: &Nodes, namespace: &str, directory: &Path, policies: &str) -> Vec<String> {
+    fs::write(directory.join("policies.yaml"), policies).expect("a file");
     let apply = |extra: &[&str]| {
         let mut apply = nodes.user("kubectl");
-        apply.args(["flowscribe", "apply", "--policies", &within(directory, "policies.yaml")]);
-        apply.args(["--input", &within(directory, "capture")]).args(extra);
-        run(apply.current_dir(directory)).expect("they are applied")
+        apply.args(["flowscribe", "apply", "--policies", "policies.yaml", "--input", "capture"]);
+        apply.args(["--namespaces", namespace]).args(extra);
+        run_to_hear(apply.current_dir(directory)).expect("they are applied").1
     };
     apply(&["--dry-run"]);
-    apply(&[]);
+    let said = apply(&[]);
+    nodes.wait_for_policies();
+    let lines = said.lines().skip_while(|line| !line.starts_with("to go back")).skip(1);
+    lines.take_while(|line| line.starts_with("  ")).map(|line| line.trim().to_owned()).collect()
+}
+
+/// Runs the commands that go back from what was applied.
+pub(crate) fn go_back(nodes: &Nodes, directory: &Path, commands: &[String]) {
+    assert!(!commands.is_empty(), "there is a way back");
+    for command in commands {
+        run(nodes.user("bash").args(["-c", command]).current_dir(directory)).expect("it goes back");
+    }
     nodes.wait_for_policies();
 }
 
-fn within(directory: &Path, name: &str) -> String {
+/// Whether a pod of a Deployment gets an answer of `service:port`.
+pub(crate) fn call(nodes: &Nodes, namespace: &str, deployment: &str, to: &str) -> bool {
+    let pod = format!("deployment/{deployment}");
+    let call = ["exec", "--namespace", namespace, &pod, "--", "/traffic", "call", to];
+    nodes.kubectl(&call).expect("it tries").starts_with("passes")
+}
+
+pub(crate) fn within(directory: &Path, name: &str) -> String {
     directory.join(name).to_string_lossy().into_owned()
 }
 
@@ -119,9 +241,18 @@ impl Drop for Outside {
     }
 }
 
-/// Checks what does not hold yet, and fails when it does: then the defect of this number is mended, and its mark is to go.
-pub(crate) fn known(defect: u32, check: impl FnOnce()) {
-    let held = panic::catch_unwind(AssertUnwindSafe(check));
-    assert!(held.is_err(), "defect {defect} is mended: check it without a mark from now on");
+/// Notes that something does not hold yet, and fails when it does: then the defect of this number is mended, and its mark is
+/// to go.
+pub(crate) fn known(defect: u32, holds: bool) {
+    assert!(!holds, "defect {defect} is mended: check it without a mark from now on");
     println!("KNOWN defect {defect}");
 }
+
+/// The agents' windows, which begin at whole multiples of it.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Label of a namespace with what Pod Security allows there.
+pub(crate) const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
+
+/// Name of the release, and of its namespace.
+pub(crate) const RELEASE: &str = "flowscribe";

@@ -1,159 +1,101 @@
-//! A user's way from installing the chart to policies that are in force, with the demo's application as real pods.
+//! A user's way: from installing the chart to policies that are in force, what is new after that, and back.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
-use testdata::{
-    app::App,
-    demo::{MICROSERVICES, NAMESPACE},
-    nodes::{Nodes, run},
+use serde_json::Value;
+use testdata::{demo::NAMESPACE, nodes::Nodes};
+
+use crate::{
+    apps::deployment,
+    demo::{Demo, OUTSIDE_PORT, Probed},
+    support::{Chart, apply, call, go_back, outside, record, regenerate, report, wait_until},
 };
 
-use crate::support::{apply, install, outside, record, report, suffices, wait_until};
+tests![the_demo_is_recorded_reported_and_enforced_and_goes_on_from_there];
 
-tests![the_demo_is_recorded_reported_and_enforced];
-
-/// A pod that plays a part of the application, or a stranger.
-#[derive(Debug)]
-struct Pod {
-    name: String,
-    workload: String,
-    address: String,
-}
-
-/// The application, and a stranger, in a cluster.
-struct Demo {
-    calls: Vec<(String, String, u16)>,
-    /// Ports by workload.
-    ports: BTreeMap<String, Vec<u16>>,
-    pods: Vec<Pod>,
-}
-
-/// Tries of one pod: those that the application makes, by name, and those that nobody makes, by address.
-#[derive(Debug, Default)]
-struct Tries {
-    planned: BTreeSet<String>,
-    others: BTreeSet<String>,
-}
-
-impl Demo {
-    fn deploy(nodes: &Nodes) -> Self {
-        let app = App::parse(MICROSERVICES).expect("the manifest is read");
-        let objects = app.objects().expect("it is written");
-        for namespace in [NAMESPACE, STRANGERS] {
-            nodes.kubectl(&["create", "namespace", namespace]).expect("a namespace");
-        }
-        nodes.apply(NAMESPACE, &objects).expect("the application is deployed");
-        nodes.apply(STRANGERS, &[stranger()]).expect("a stranger is deployed");
-        let ports = objects.iter().filter(|object| object["kind"] == "Deployment").map(ports).collect();
-        for (namespace, workload) in workloads(&ports) {
-            nodes.wait_for_pods(namespace, &format!("deployment/{workload}")).expect("its pods are ready");
-        }
-        let pods = [NAMESPACE, STRANGERS].into_iter().flat_map(|namespace| pods(nodes, namespace)).collect();
-        Self { calls: app.calls(), ports, pods }
-    }
-
-    fn tries(&self, of: &Pod) -> Tries {
-        let mut tries = Tries::default();
-        let mut called = BTreeSet::new();
-        for (_, callee, port) in self.calls.iter().filter(|(caller, ..)| *caller == of.workload) {
-            tries.planned.insert(format!("{callee}:{port}"));
-            called.insert(callee.as_str());
-        }
-        for other in self.pods.iter().filter(|other| other.name != of.name) {
-            let ports = self.ports.get(&other.workload).into_iter().flatten();
-            if !called.contains(other.workload.as_str()) {
-                tries.others.extend(ports.map(|port| format!("{}:{port}", other.address)));
-            }
-        }
-        // A stranger has no policy of its own, and may leave the cluster.
-        if of.workload != STRANGER {
-            tries.others.insert(format!("{OUTSIDE}:{OUTSIDE_PORT}"));
-        }
-        tries
-    }
-
-    /// Whether a capture has every call of the application, and suffices for policies of all workloads.
-    fn recorded(&self, nodes: &Nodes, capture: &str) -> bool {
-        let query = "select distinct source_workload || ' ' || destination_workload from edges";
-        let mut ask = nodes.user("flowscribe");
-        let Ok(seen) = run(ask.args(["sql", "--input", capture, "--format", "csv", query])) else { return false };
-        let seen: BTreeSet<&str> = seen.lines().collect();
-        self.calls.iter().all(|(caller, callee, _)| seen.contains(&*format!("{caller} {callee}")))
-            && suffices(nodes, NAMESPACE, capture, self.ports.keys().map(String::as_str))
-    }
-
-    /// Has every pod make all tries, and returns how many there were of the application's and of others, and how many of
-    /// each passed.
-    fn probe(&self, nodes: &Nodes) -> Probed {
-        let mut probed = Probed::default();
-        for pod in &self.pods {
-            let tries = self.tries(pod);
-            let namespace = if pod.workload == STRANGER { STRANGERS } else { NAMESPACE };
-            let mut arguments = vec!["exec", "--namespace", namespace, &pod.name, "--", "/traffic", "call"];
-            arguments.extend(tries.planned.iter().chain(&tries.others).map(String::as_str));
-            for line in nodes.kubectl(&arguments).expect("it tries").lines() {
-                let (result, what) = line.split_once(' ').expect("what came of it");
-                let to = what.split(' ').next().unwrap_or_default();
-                let (all, wrong) = if tries.planned.contains(to) {
-                    (&mut probed.planned, result != "passes")
-                } else {
-                    (&mut probed.others, result == "passes")
-                };
-                *all += 1;
-                if wrong {
-                    probed.unexpected.insert(format!("{} → {line}", pod.name));
-                }
-            }
-        }
-        probed
-    }
-}
-
-/// What came of all tries.
-#[derive(Debug, Default)]
-struct Probed {
-    planned: usize,
-    others: usize,
-    /// Calls of the application that were cut, and others that passed.
-    unexpected: BTreeSet<String>,
-}
-
-fn the_demo_is_recorded_reported_and_enforced() {
+fn the_demo_is_recorded_reported_and_enforced_and_goes_on_from_there() {
     let nodes = Nodes::start().expect("a cluster starts");
     let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
     let _outside = outside(&nodes, OUTSIDE_PORT);
     let demo = Demo::deploy(&nodes);
     // The engine lets a new pod through in a moment.
+    let is_open = |probed: &Probed| probed.unexpected.iter().all(|line| line.contains("→ passes"));
     let mut before = Probed::default();
     wait_until("every call to pass", || {
         before = demo.probe(&nodes);
-        before.unexpected.iter().all(|line| line.contains("→ passes"))
+        is_open(&before)
     });
     assert_eq!(before.unexpected.len(), before.others, "nothing is enforced: {before:?}");
 
-    install(&nodes, "receive");
-    record(&nodes, NAMESPACE, directory.path(), |capture| demo.recorded(&nodes, capture));
-    let policies = report(&nodes, NAMESPACE, directory.path());
+    chart(&nodes).install();
+    record(&nodes, NAMESPACE, directory, |capture| demo.recorded(&nodes, capture));
+    let (policies, _) = report(&nodes, NAMESPACE, directory);
     assert_eq!(specs(&policies), specs(&golden()));
-    apply(&nodes, directory.path());
+    let way_back = apply(&nodes, NAMESPACE, directory, &policies);
     let after = demo.probe(&nodes);
     println!("| calls | planned, passed | others, cut |");
     println!("| before | {} | 0 of {} |", before.planned, before.others);
     println!("| after | {} | {} |", after.planned, after.others);
     assert!(after.unexpected.is_empty(), "{after:?}");
+
+    something_new_is_denied_reported_and_proposed(&nodes, directory);
+    go_back(&nodes, directory, &way_back);
+    let back = demo.probe(&nodes);
+    println!("| gone back | {} | 0 of {} |", back.planned, back.others);
+    assert!(is_open(&back) && back.unexpected.len() == back.others, "{back:?}");
+    assert!(call(&nodes, NAMESPACE, NEWCOMER, DENIED));
 }
 
-/// Policies' specs by their names.
+/// A workload comes that calls one of the application, which nothing allows, and somebody outside, which nothing denies.
+fn something_new_is_denied_reported_and_proposed(nodes: &Nodes, directory: &Path) {
+    let newcomer = deployment(NEWCOMER, &["service"], &[DENIED, &format!("outside.example.com:{OUTSIDE_PORT}")]);
+    nodes.apply(NAMESPACE, &[newcomer]).expect("it is deployed");
+    nodes.wait_for_pods(NAMESPACE, &format!("deployment/{NEWCOMER}")).expect("it is ready");
+    assert!(!call(nodes, NAMESPACE, NEWCOMER, DENIED), "what is new is denied");
+    let attempt = format!("{NAMESPACE}/{NEWCOMER}: left out, never established: {NAMESPACE}/emailservice 8080/TCP");
+    let own_policy = format!("name: {NEWCOMER}-network\n");
+    let mut set = String::new();
+    wait_until("a set with what is new", || {
+        let run = regenerate(nodes);
+        set = run.set;
+        run.log.contains(&attempt) && set.contains(&own_policy)
+    });
+    let ingress = |set: &str| specs(set)[&name("emailservice-network")]["ingress"].to_string();
+    assert!(!ingress(&set).contains(NEWCOMER), "what is denied is not proposed before somebody has decided: {set}");
+
+    // Somebody decides that it is right.
+    let pin = "regenerate.decisions.pin[0]";
+    let decision = format!("{pin}.from={NAMESPACE}/{NEWCOMER},{pin}.to={NAMESPACE}/emailservice,{pin}.port=8080/tcp");
+    chart(nodes).with(&decision).upgrade();
+    let decided = regenerate(nodes);
+    assert!(ingress(&decided.set).contains(NEWCOMER), "{}{}", decided.log, decided.set);
+    let events = nodes.get(&["events.events.k8s.io", "--namespace", NAMESPACE]).expect("events");
+    let reported =
+        |event: &Value| event["reason"] == "PolicyChanged" && event["regarding"]["name"] == "emailservice-network";
+    assert!(events["items"].as_array().into_iter().flatten().any(reported), "{events:#}");
+    let way_back = apply(nodes, NAMESPACE, directory, &decided.set);
+    assert!(call(nodes, NAMESPACE, NEWCOMER, DENIED), "what was decided is allowed");
+    go_back(nodes, directory, &way_back);
+    assert!(!call(nodes, NAMESPACE, NEWCOMER, DENIED), "it is as it was before");
+}
+
+fn chart(nodes: &Nodes) -> Chart<'_> {
+    Chart::new(nodes, "receive").with("receive.extraArgs={--roll-interval=5s}")
+}
+
+/// Policies' specs by their names, of the demo's namespace.
 fn specs(policies: &str) -> BTreeMap<String, Value> {
     let documents = serde_yaml::Deserializer::from_str(policies);
     let documents = documents.map(|document| Value::deserialize(document).expect("YAML"));
-    documents.map(|policy| (policy["metadata"]["name"].to_string(), policy["spec"].clone())).collect()
+    let of_the_demo = documents.filter(|policy| policy["metadata"]["namespace"] == NAMESPACE);
+    of_the_demo.map(|policy| (policy["metadata"]["name"].to_string(), policy["spec"].clone())).collect()
+}
+
+/// A name as [`specs`] has it.
+fn name(of: &str) -> String {
+    Value::from(of).to_string()
 }
 
 fn golden() -> String {
@@ -161,47 +103,6 @@ fn golden() -> String {
     fs::read_to_string(path).expect("it is there")
 }
 
-/// Name of a Deployment, and the ports of its containers.
-fn ports(deployment: &Value) -> (String, Vec<u16>) {
-    let containers = deployment["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
-    let ports = containers.flat_map(|container| container["ports"].as_array().into_iter().flatten());
-    let ports = ports.filter_map(|port| port["containerPort"].as_u64()).map(|port| port as u16).collect();
-    (deployment["metadata"]["name"].as_str().unwrap_or_default().to_owned(), ports)
-}
-
-fn workloads(ports: &BTreeMap<String, Vec<u16>>) -> Vec<(&str, &str)> {
-    ports.keys().map(|name| (NAMESPACE, name.as_str())).chain([(STRANGERS, STRANGER)]).collect()
-}
-
-fn pods(nodes: &Nodes, namespace: &str) -> Vec<Pod> {
-    let list = nodes.get(&["pods", "--namespace", namespace]).expect("its pods");
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let pods = list["items"].as_array().into_iter().flatten();
-    pods.map(|pod| Pod {
-        name: text(&pod["metadata"]["name"]),
-        workload: text(&pod["metadata"]["labels"]["app"]),
-        address: text(&pod["status"]["podIP"]),
-    })
-    .collect()
-}
-
-fn stranger() -> Value {
-    let labels = json!({ "app": STRANGER });
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": { "name": STRANGER },
-        "spec": { "selector": { "matchLabels": labels }, "template": {
-            "metadata": { "labels": labels },
-            "spec": { "terminationGracePeriodSeconds": 1, "containers": [
-                { "name": "app", "image": "localhost/app:1", "imagePullPolicy": "Never", "args": ["service"] },
-            ] },
-        } },
-    })
-}
-
-const STRANGERS: &str = "strangers";
-const STRANGER: &str = "stranger";
-/// Something outside of the cluster that answers: see `testdata/cluster/env`.
-const OUTSIDE: &str = "203.0.113.10";
-const OUTSIDE_PORT: u16 = 8443;
+const NEWCOMER: &str = "newcomer";
+/// The Service that it calls, whose pods listen on port 8080.
+const DENIED: &str = "emailservice:5000";

@@ -8,7 +8,7 @@ mod signals;
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use caps::Capability;
 use clap::{Parser, Subcommand, ValueEnum};
 use traffic::Plan;
@@ -63,12 +63,18 @@ enum Command {
         /// Seconds between two rounds of calls.
         #[arg(long, value_name = "SECONDS", default_value_t = 2)]
         pause: u64,
+        /// Call each once, and go on sending on that connection.
+        #[arg(long)]
+        keep: bool,
     },
     /// Call services once, all at the same time, and say of each whether it answered: `passes` or `cut`, and its address.
     Call {
         /// Names or addresses, and ports.
         #[arg(value_name = "HOST:PORT", required = true)]
         to: Vec<String>,
+        /// Fail if one of them does not answer.
+        #[arg(long)]
+        strict: bool,
     },
     /// Run a program that has no capabilities but these, and can't get others.
     Limit {
@@ -123,9 +129,10 @@ fn run(command: Command) -> Result<()> {
             client::play(plan, Addresses { ipv4, ipv6, nobody }, window)
         }
         Command::Hold { port, to, signals } => client::hold(port, to, &signals),
-        Command::Service { listen, pause } => service::run(&listen, Duration::from_secs(pause)),
-        Command::Call { to } => {
-            service::call_all(&to);
+        Command::Service { listen, pause, keep } => service::run(&listen, Duration::from_secs(pause), keep),
+        Command::Call { to, strict } => {
+            let cut = service::call_all(&to);
+            ensure!(!strict || cut == 0, "{cut} of {} do not answer", to.len());
             Ok(())
         }
         Command::Limit { keep, program } => limits::run(&keep, &program),

@@ -4,17 +4,19 @@ use std::{
     env,
     io::{Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 
-/// Answers on TCP ports, and calls every `service:port` that a variable named `…_ADDR` has, until the process is killed.
+/// Answers on TCP ports, and calls every `service:port` that a variable named `…_ADDR` has, until the process is killed:
+/// again and again, or, to `keep` a connection, once.
 ///
 /// # Errors
 /// A port can't be had.
-pub(crate) fn run(ports: &[u16], pause: Duration) -> Result<()> {
+pub(crate) fn run(ports: &[u16], pause: Duration, keep: bool) -> Result<()> {
     for port in ports {
         let anywhere = (Ipv6Addr::UNSPECIFIED, *port);
         let listener = TcpListener::bind(anywhere).with_context(|| format!("listen on port {port}"))?;
@@ -24,6 +26,9 @@ pub(crate) fn run(ports: &[u16], pause: Duration) -> Result<()> {
     let named = env::vars().filter(|(name, address)| name.ends_with("_ADDR") && address.contains(':'));
     let called: Vec<String> = named.map(|(_, address)| address).collect();
     println!("serving {ports:?}, calling {called:?}");
+    if keep {
+        thread::scope(|scope| called.iter().for_each(|address| drop(scope.spawn(move || send(address, pause)))));
+    }
     loop {
         for address in &called {
             if let Err(error) = call(address) {
@@ -34,16 +39,37 @@ pub(crate) fn run(ports: &[u16], pause: Duration) -> Result<()> {
     }
 }
 
-/// Asks services once, and prints of each what came of it.
-pub(crate) fn call_all(addresses: &[String]) {
+/// Sends to a service on one connection for ever; another is made only if it ends.
+fn send(address: &str, pause: Duration) {
+    loop {
+        match TcpStream::connect(address) {
+            Ok(mut stream) => {
+                while stream.write_all(b"?").is_ok() {
+                    thread::sleep(pause);
+                }
+            }
+            Err(error) => eprintln!("traffic: call {address}: {error}"),
+        }
+        thread::sleep(pause);
+    }
+}
+
+/// Asks services once, prints of each what came of it, and returns how many did not answer.
+pub(crate) fn call_all(addresses: &[String]) -> usize {
+    let cut = AtomicUsize::new(0);
+    let cut_off = &cut;
     thread::scope(|scope| {
         for address in addresses {
             scope.spawn(move || match call(address) {
                 Ok(()) => println!("passes {address}"),
-                Err(error) => println!("cut {address} {error:#}"),
+                Err(error) => {
+                    println!("cut {address} {error:#}");
+                    cut_off.fetch_add(1, Ordering::Relaxed);
+                }
             });
         }
     });
+    cut.into_inner()
 }
 
 /// Asks a service once, by name or address.
