@@ -17,6 +17,7 @@ mod block;
 mod fold;
 mod hour;
 mod known;
+mod overlap;
 mod resolve;
 mod rollup;
 mod row;
@@ -35,6 +36,7 @@ use crate::communication::seen_by;
 pub(crate) use block::Block;
 use fold::{EdgeKey, Folder};
 use hour::{HOUR_MS, Hour, HourEdge};
+pub(crate) use overlap::{Overlaps, Recorded};
 pub(crate) use unit::repeats;
 pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError};
 

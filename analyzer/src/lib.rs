@@ -15,43 +15,17 @@
 //! know. `netpol` knows what policies mean, whoever wrote them, and nothing of how ours are made. `inventory` talks to a
 //! cluster, `receive` and `import` take what agents sent by OTLP; they only write. Only `apply` changes a cluster.
 
-mod apply;
-mod args;
-mod backtest;
-mod cilium;
-mod cluster;
+mod capture;
+mod cli;
+mod commands;
 mod communication;
-mod compact;
-mod config_map;
-mod connectivity;
-mod diff;
 mod edge;
-mod explain;
-mod identity;
-mod import;
-mod inventory;
-mod lease;
-mod manifests;
-mod monitor;
 mod netpol;
-mod opening;
 mod output;
 mod policy;
-mod population;
-mod proposal;
-mod receive;
-mod regenerate;
-mod remote;
-mod replay;
-mod report;
-mod rollback;
-mod runs;
+mod publish;
 mod sets;
-mod sql;
-mod state;
 mod tables;
-mod tree;
-mod verify;
 
 use std::{
     ffi::OsString,
@@ -66,8 +40,8 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
-use args::{Args, Command};
-use regenerate::Ended;
+use cli::{Args, Command};
+use commands::regenerate::Ended;
 
 /// The program: parses the command line and runs one command.
 ///
@@ -115,27 +89,27 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
     let judged = |is_well: bool| Ok(Some(u8::from(!is_well)));
     let command = async {
         match &args.command {
-            Command::Monitor(args) => monitor::run(args).await?,
-            Command::Report(args) => report::run(args).await?,
-            Command::Inventory(args) => inventory::run(args).await?,
-            Command::Receive(args) => receive::run(args).await?,
-            Command::Import(args) => import::run(args)?,
-            Command::Compact(args) => compact::run(args).await?,
-            Command::Prune(args) => compact::prune(args).await?,
-            Command::Sets(args) => sets::run(args).await?,
-            Command::Sql(args) => sql::run(args).await?,
+            Command::Monitor(args) => commands::monitor::run(args).await?,
+            Command::Report(args) => commands::report::run(args).await?,
+            Command::Inventory(args) => commands::inventory::run(args).await?,
+            Command::Receive(args) => commands::receive::run(args).await?,
+            Command::Import(args) => commands::import::run(args)?,
+            Command::Compact(args) => commands::compact::run(args).await?,
+            Command::Prune(args) => commands::compact::prune(args).await?,
+            Command::Sets(args) => commands::sets::run(args).await?,
+            Command::Sql(args) => commands::sql::run(args).await?,
             #[cfg(feature = "ballista")]
             Command::BallistaScheduler(args) => tables::schedule(args).await?,
             #[cfg(feature = "ballista")]
             Command::BallistaExecutor(args) => tables::execute(args).await?,
-            Command::Connectivity(args) => connectivity::run(args)?,
-            Command::Explain(args) => report::explain(args).await?,
-            Command::Backtest(args) => backtest::run(args).await?,
-            Command::Verify(args) => return judged(verify::run(args).await?),
-            Command::Diff(args) => return judged(diff::run(args).await?),
-            Command::Apply(args) => return judged(apply::run(args).await?),
+            Command::Connectivity(args) => commands::connectivity::run(args)?,
+            Command::Explain(args) => commands::report::explain(args).await?,
+            Command::Backtest(args) => commands::backtest::run(args).await?,
+            Command::Verify(args) => return judged(commands::verify::run(args).await?),
+            Command::Diff(args) => return judged(commands::diff::run(args).await?),
+            Command::Apply(args) => return judged(commands::apply::run(args).await?),
             Command::Regenerate(args) => {
-                return Ok(Some(match regenerate::run(args).await? {
+                return Ok(Some(match commands::regenerate::run(args).await? {
                     Ended::Changed if args.exit_code => CHANGED,
                     Ended::Changed | Ended::Unchanged => 0,
                     Ended::Busy => BUSY,

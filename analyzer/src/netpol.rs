@@ -9,8 +9,15 @@
 //! a connection needs the egress of its source and the ingress of its destination. An ipBlock is about addresses outside
 //! of the cluster, and never matches a pod: whether it does differs between network plugins.
 
+mod blocks;
 mod connections;
+mod difference;
+mod expressible;
 mod labels;
+pub(crate) mod manifests;
+mod ownership;
+pub(crate) mod population;
+pub(crate) mod replay;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,8 +34,12 @@ use roaring::RoaringBitmap;
 use schemas::inventory::Labels;
 
 use crate::communication::Direction;
+pub(crate) use blocks::{ranges, size};
 pub(crate) use connections::{Connections, Transport};
+pub(crate) use difference::{Difference, DifferenceError, compare, is_valid, supposed, with_former};
+pub(crate) use expressible::{is_dns_label, is_sound};
 pub(crate) use labels::LabelIndex;
+pub(crate) use ownership::{MANAGED_BY, MANAGER, is_marked, marks};
 
 /// Pods that are alike: of one namespace, with the same labels and named ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,6 +20,7 @@ use arrow::{
         pretty::pretty_format_batches,
     },
 };
+use clap::ValueEnum;
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
@@ -27,8 +28,6 @@ use parquet::{
     file::properties::WriterProperties,
 };
 use tempfile::NamedTempFile;
-
-use crate::args::Format;
 
 /// Why a result could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +130,21 @@ fn copy(file: &mut NamedTempFile, to: &mut impl Write) -> io::Result<()> {
     file.rewind()?;
     io::copy(file, to)?;
     to.flush()
+}
+
+/// What a query's result is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A table for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON array of objects.
+    Json,
+    /// A JSON object per line.
+    Jsonl,
+    /// Parquet.
+    Parquet,
 }
 
 /// Writes a query's result, batch by batch.

@@ -7,6 +7,7 @@
 //! A direction that would deny too much is *withheld*: the policy does not isolate its pods in it, and says so.
 
 mod check;
+pub(crate) mod cilium;
 mod finding;
 mod name;
 mod open;
@@ -31,16 +32,14 @@ use schemas::{
 
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
-    netpol::Transport,
-    population::Population,
+    netpol::{is_sound, population::Population},
     sets::{Fate, Sets, Status},
 };
 pub(crate) use check::PolicyError;
 pub(crate) use finding::Finding;
-pub(crate) use outside::{Outside, size};
+pub(crate) use outside::Outside;
 use rule::{Peer, Port, Rules};
 use selector::Selectors;
-pub(crate) use write::{MANAGED_BY, MANAGER, is_marked, marks};
 use write::{Subject, add, names_of, policy, take};
 
 /// Policies, and what a person should know about them.
@@ -451,17 +450,6 @@ impl<'a> Draft<'a> {
         }
         policies
     }
-}
-
-/// Whether policies can speak of an edge: both ends are known, and all of it is what Kubernetes could have made.
-pub(crate) fn is_sound(edge: &Edge) -> bool {
-    let is_known = |end: &Endpoint| match end {
-        Endpoint::Workload(workload) => name::is_dns_label(&workload.namespace),
-        Endpoint::Node { .. } | Endpoint::External { .. } => true,
-        Endpoint::Unknown { .. } => false,
-    };
-    let is_known_transport = edge.transport.parse::<Transport>().is_ok();
-    is_known(&edge.source) && is_known(&edge.destination) && is_known_transport && edge.port > 0
 }
 
 fn told((transport, port): &Port) -> String {

@@ -25,12 +25,12 @@ use schemas::{index::Index, table::TimestampMs};
 pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
 pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
-pub(crate) use list::run;
+pub(crate) use list::EncodeError;
 pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
 
 use crate::{
+    capture::health::Run,
     communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload},
-    runs::Run,
 };
 use exposure::Exposure;
 

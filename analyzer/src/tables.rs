@@ -44,13 +44,15 @@ use tempfile::TempDir;
 use url::Url;
 
 use crate::{
-    args::InputArgs,
-    edge::{EdgeTable, Flows, Undirected, repeats},
-    opening::{Opening, OpeningError},
+    capture::{
+        cache::{State, StateError},
+        health::{self, Run},
+        open::{Opening, OpeningError},
+    },
+    cli::InputArgs,
+    edge::{EdgeTable, Flows, Overlaps, Undirected, repeats},
     policy::Names,
-    runs::{Overlaps, Run},
     sets::{Decisions, DecisionsError, Sets, Thresholds},
-    state::{State, StateError},
 };
 #[cfg(feature = "ballista")]
 pub(crate) use ballista::{BallistaError, execute, schedule};
@@ -233,7 +235,7 @@ impl Tables {
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), &files).await?;
 
         let progress = ProgressBar::no_length();
-        let overlaps = Arc::new(Overlaps::new(&runs));
+        let overlaps = Arc::new(health::overlaps(&runs));
         let flows = Arc::new(Flows::new(&files, Arc::clone(&index), Arc::clone(&overlaps), progress.clone()));
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&flows))))?;
         let learned = Arc::new(Learned::new(Arc::clone(&flows), &opening, learning.clone()));

@@ -19,6 +19,9 @@ pub const SCOPE_CLUSTER: &str = "cluster";
 /// The writer knows a part: a node's pods, or what it may read.
 pub const SCOPE_PART: &str = "part";
 
+/// Name of the writer that knows the whole cluster, in place of a node's: no node can have it.
+pub const WRITER: &str = "_cluster";
+
 /// Kinds of objects.
 pub mod kind {
     pub const POD: &str = "Pod";

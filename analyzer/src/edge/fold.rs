@@ -23,12 +23,12 @@ use smallvec::SmallVec;
 use super::{
     hour::{Counts, HOUR_MS, Hour, HourEdge},
     known::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
+    overlap::Overlaps,
     resolve::{Destination, End, Resolver, Told, direct},
     row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
     series::Apart,
     text::{TextColumn, Texts},
 };
-use crate::runs::Overlaps;
 
 /// What an edge is, by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

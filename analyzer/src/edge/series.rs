@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 
+use super::overlap::{Overlaps, Series};
 use super::{
     hour::{Hour, HourEdge},
     text::Texts,
 };
-use crate::runs::{Overlaps, Series};
 
 /// The series of the runs that were met in a unit of work.
 pub(super) struct Apart<'a> {

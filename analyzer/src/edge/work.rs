@@ -43,11 +43,12 @@ use super::{
     EdgeRow,
     fold::Folder,
     hour::HOUR_MS,
+    overlap::Overlaps,
     rollup, row, rows,
     total::{Tally, merge},
     unit::{FlowFile, Source, Unit, repeats, units},
 };
-use crate::{communication::Communications, runs::Overlaps};
+use crate::communication::Communications;
 
 /// The flows of a capture, who was who, and which agents recorded the same.
 pub(crate) struct Flows {

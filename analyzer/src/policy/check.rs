@@ -7,7 +7,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-use super::{Written, name::is_dns_label};
+use super::Written;
+use crate::netpol::is_dns_label;
 
 /// A rule or policy that must not be written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

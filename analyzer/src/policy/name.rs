@@ -44,11 +44,6 @@ pub(super) fn dns_label(text: &str) -> String {
     format!("{}{digest}", kept.trim_end_matches('-'))
 }
 
-/// Whether a text is a DNS label as it is.
-pub(super) fn is_dns_label(text: &str) -> bool {
-    !text.is_empty() && dns_label(text) == text
-}
-
 /// FNV-1a, 32 bits (RFC 9923): a digest that never changes between builds.
 fn fnv1a(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))

@@ -10,6 +10,8 @@ use std::{
 use ipnet::IpNet;
 use schemas::index::Index;
 
+use crate::netpol::size;
+
 /// What is known to be inside, and how far addresses outside may be merged.
 #[derive(Debug, Default)]
 pub(crate) struct Outside {
@@ -78,12 +80,6 @@ impl Outside {
         let added = size(block).saturating_sub(size(a)).saturating_sub(size(b));
         (block.prefix_len() >= min && self.is_clear(block)).then_some((added, Reverse(block.prefix_len()), block, a, b))
     }
-}
-
-/// The number of addresses of a block.
-pub(crate) fn size(block: IpNet) -> u128 {
-    let bits = u32::from(block.max_prefix_len() - block.prefix_len());
-    1u128.checked_shl(bits).unwrap_or(u128::MAX)
 }
 
 /// The smallest block that holds two addresses; `None` for addresses of different families.

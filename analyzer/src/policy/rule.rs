@@ -11,7 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
-use super::selector::Selector;
+use super::selector::{Selector, non_empty};
 use crate::{communication::Edge, netpol::NAMESPACE_NAME};
 
 /// Whom a rule names.
@@ -98,11 +98,6 @@ pub(super) fn api_ports(ports: &BTreeSet<Port>) -> Vec<NetworkPolicyPort> {
         end_port: None,
     };
     ports.iter().map(port).collect()
-}
-
-/// Kubernetes leaves out empty lists.
-pub(super) fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
-    if list.is_empty() { None } else { Some(list) }
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use schemas::{
     inventory::{InventoryRecord, Labels, kind},
 };
 
-use super::{finding::Finding, rule::non_empty};
+use super::finding::Finding;
 use crate::{
     communication::Workload,
-    population::{Member, Population},
+    netpol::population::{Member, Population},
 };
 
 /// A label selector; what [`Selectors::of`] gives selects something and not everything.
@@ -231,3 +231,7 @@ const IDENTITY_LABELS: [&str; 9] = [
 ];
 const VERSION_LABELS: [&str; 4] = ["app.kubernetes.io/version", "helm.sh/chart", "chart", "version"];
 const VOLATILE_PREFIXES: [&str; 2] = ["topology.kubernetes.io/", "failure-domain.beta.kubernetes.io/"];
+/// Kubernetes leaves out empty lists.
+pub(super) fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+    if list.is_empty() { None } else { Some(list) }
+}

@@ -12,9 +12,13 @@ use k8s_openapi::{
 
 use super::{
     Names,
-    rule::{Peer, Port, Rule, Rules, api_ports, non_empty, shortest},
+    rule::{Peer, Port, Rule, Rules, api_ports, shortest},
+    selector::non_empty,
 };
-use crate::communication::{Direction, Edge};
+use crate::{
+    communication::{Direction, Edge},
+    netpol::marks,
+};
 
 /// Whom a policy is about.
 pub(super) struct Subject<'s> {
@@ -104,18 +108,3 @@ pub(super) fn names_of(rules: &[Rules<'_>; 2], names: &Names) -> BTreeMap<String
     }
     found
 }
-
-/// Labels of what we wrote.
-pub(crate) fn marks() -> BTreeMap<String, String> {
-    BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())])
-}
-
-/// Whether labels say that we wrote it.
-pub(crate) fn is_marked(labels: Option<&BTreeMap<String, String>>) -> bool {
-    labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|by| by == MANAGER)
-}
-
-/// Says who wrote a policy (Kubernetes' recommended labels).
-pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// Its value on what we wrote.
-pub(crate) const MANAGER: &str = "flowscribe";

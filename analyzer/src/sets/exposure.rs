@@ -11,7 +11,7 @@ use std::{
 use roaring::RoaringBitmap;
 use schemas::{
     index::{Index, Span},
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, WRITER, kind},
     programs::Program,
     table::TimestampMs,
 };
@@ -20,9 +20,8 @@ pub(crate) use gaps::{GapRow, named};
 
 use super::{CRON_JOB, HOUR_MS, hour_of};
 use crate::{
+    capture::health::{Run, Watch},
     communication::{Communications, Direction, Endpoint, Workload},
-    inventory::WRITER,
-    runs::{Run, Watch},
 };
 use gaps::{Gaps, covered};
 

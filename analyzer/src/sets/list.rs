@@ -1,60 +1,20 @@
-//! `flowscribe sets`: the sets for people, those first that need attention, or as JSON.
+//! Sets as text for people, those first that need attention, and as JSON.
 
 use std::{collections::BTreeMap, fmt::Write};
 
 use arrow::{error::ArrowError, json::ArrayWriter};
-use datafusion::error::DataFusionError;
 use schemas::table::Table;
 use serde_json::{Value, json};
 
-use super::{Entry, Fate, Set, Sets, Status};
-use crate::{
-    args::{SetsArgs, SetsFormat},
-    communication::{Direction, Endpoint, Workload},
-    output::{self, OutputError},
-    tables::{LearningError, Tables, TablesError},
-};
+use super::{Entry, Fate, Set, Sets, Status, exposure::Time};
+use crate::communication::{Direction, Endpoint, Workload};
 
-/// Why sets can't be listed.
+/// Why sets can't be written as JSON.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SetsError {
-    #[error(transparent)]
-    Tables(#[from] TablesError),
-    #[error("cannot read the capture")]
-    Read(#[from] DataFusionError),
-    #[error(transparent)]
-    Learning(#[from] LearningError),
-    #[error("cannot write the sets as JSON")]
-    Encode(#[from] ArrowError),
-    #[error("cannot write the sets as JSON")]
+#[error("cannot write the sets as JSON")]
+pub(crate) enum EncodeError {
+    Arrow(#[from] ArrowError),
     Json(#[from] serde_json::Error),
-    #[error(transparent)]
-    Output(#[from] OutputError),
-}
-
-/// Learns the sets and prints them.
-///
-/// # Errors
-/// An input is not there, decisions are not valid, or the output can't be written.
-pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
-    let SetsArgs { input, learn, namespaces, format, output } = args;
-    let learning = learn.learning(input)?;
-    let question = async |tables: &Tables| Ok(tables.learned().await?);
-    let (tables, learned) = Tables::ask::<_, SetsError>(input, &learning, question).await?;
-    let sets = &learned.0;
-    let is_wanted = |workload: &Workload| {
-        namespaces.is_empty() || namespaces.iter().any(|name| name.trim() == &*workload.namespace)
-    };
-    let text = match format {
-        SetsFormat::Table => sets.told(is_wanted),
-        SetsFormat::Json => format!("{}\n", serde_json::to_string_pretty(&sets.json(is_wanted)?)?),
-    };
-    output::write(&text, output.as_deref())?;
-    for problem in &tables.problems {
-        eprintln!("skipped {problem}");
-    }
-    eprint!("{}{}", tables.overlaps.text(), sets.idle_remarks());
-    Ok(())
 }
 
 impl Sets {
@@ -83,19 +43,19 @@ impl Sets {
     }
 
     /// Decisions that concern nothing, a line each.
-    fn idle_remarks(&self) -> String {
+    pub(crate) fn idle_remarks(&self) -> String {
         let line = |decision| format!("{decision}: concerns nothing that was seen or is known\n");
         self.idle_decisions.iter().map(line).collect()
     }
 
     /// The sets as text: first those with something to review, then by how unsure they are.
-    fn told(&self, is_wanted: impl Fn(&Workload) -> bool) -> String {
+    pub(crate) fn told(&self, is_wanted: impl Fn(&Workload) -> bool) -> String {
         let mut wanted: Vec<(&Workload, &Set)> = self.workloads.iter().filter(|(name, _)| is_wanted(name)).collect();
         wanted.sort_by_key(|(name, set)| (!self.has_held(set), set.status, *name));
         let mut text = String::new();
         for (workload, set) in wanted {
             let time = self.exposure.of(workload);
-            let (ran, observed) = time.map(super::exposure::Time::sums).unwrap_or_default();
+            let (ran, observed) = time.map(Time::sums).unwrap_or_default();
             let _ = write!(text, "{workload} ({}): {}, {}", workload.kind, set.status.as_str(), set.reason);
             if let Some(time) = time.filter(|_| ran > 0) {
                 let coverage = 100.0 * observed as f64 / ran as f64;
@@ -153,7 +113,7 @@ impl Sets {
     }
 
     /// The sets as JSON: every workload as in table `workloads`, with its rows of `communication_sets`.
-    fn json(&self, is_wanted: impl Fn(&Workload) -> bool) -> Result<Value, SetsError> {
+    pub(crate) fn json(&self, is_wanted: impl Fn(&Workload) -> bool) -> Result<Value, EncodeError> {
         let key =
             |row: &Value| ["namespace", "workload_kind", "workload"].map(|name| row[name].as_str().map(str::to_owned));
         let mut entries: BTreeMap<_, Vec<Value>> = BTreeMap::new();
@@ -177,7 +137,7 @@ impl Sets {
 }
 
 /// Rows of a table as JSON objects.
-fn objects<T: Table>(rows: &[T]) -> Result<Vec<Value>, SetsError> {
+fn objects<T: Table>(rows: &[T]) -> Result<Vec<Value>, EncodeError> {
     let mut writer = ArrayWriter::new(Vec::new());
     writer.write(&T::encode(rows))?;
     writer.finish()?;

@@ -40,7 +40,7 @@ use tempfile::TempDir;
 use url::Url;
 
 use super::{Tables, TablesError, function, register, session_config, statements};
-use crate::args::{ExecutorArgs, SchedulerArgs};
+use crate::cli::{ExecutorArgs, SchedulerArgs};
 
 /// A cluster with the tables of a capture.
 pub(crate) struct Distributed {

@@ -17,9 +17,8 @@ use tokio::sync::OnceCell;
 
 use super::Learning;
 use crate::{
+    capture::{health::Run, open::Opening},
     edge::{Flows, Undirected},
-    opening::Opening,
-    runs::Run,
     sets::{CommunicationRow, CoverageRow, GapRow, SetRow, Sets, WorkloadRow},
 };
 

@@ -14,7 +14,7 @@ use schemas::{
     table::TimestampMs,
 };
 
-use crate::runs::Watch;
+use crate::capture::health::Watch;
 
 schemas::table! {
     /// When a node was not watched, or not all of it, within the time of the capture.

@@ -1,0 +1,58 @@
+//! `flowscribe diff`: compares two sets of policies, with the pods of a capture or of manifests, or those that they select.
+
+use crate::{
+    cli::{DiffArgs, DiffFormat, InputArgs},
+    netpol::{
+        self, DifferenceError,
+        manifests::{Manifests, ManifestsError},
+        population::Population,
+    },
+    output::{self, OutputError},
+    tables::{Learning, Tables, TablesError},
+};
+
+/// Why policies can't be compared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiffError {
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error(transparent)]
+    Difference(#[from] DifferenceError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Compares two sets of policies; whether they allow the same.
+///
+/// # Errors
+/// Something can't be read, or is not valid.
+pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
+    let DiffArgs { old, new, input, cluster_name, manifests, format, output } = args;
+    let (old, new) = (Manifests::read(old)?, Manifests::read(new)?);
+    if let Some(problem) = old.problems.iter().chain(&new.problems).next() {
+        return Err(DifferenceError::Invalid(problem.clone()).into());
+    }
+    let mut population = match manifests {
+        Some(path) => Manifests::read(path)?.population,
+        None if input.is_empty() => Population::default(),
+        None => {
+            let input = InputArgs::of(input.clone(), cluster_name.clone());
+            let question = async |_: &Tables| Ok(());
+            let (tables, ()) = Tables::ask::<_, DiffError>(&input, &Learning::default(), question).await?;
+            Population::of_index(&tables.index)
+        }
+    };
+    if population.members.is_empty() {
+        population = netpol::supposed(old.policies.iter().chain(&new.policies))?;
+    }
+    let difference = netpol::compare(&population, &old.policies, &new.policies)?;
+    let text = match format {
+        DiffFormat::Text => difference.text(),
+        DiffFormat::Markdown => difference.markdown(),
+        DiffFormat::Json => format!("{:#}\n", difference.json()),
+    };
+    output::write(&text, output.as_deref())?;
+    Ok(difference.is_none())
+}

@@ -1,0 +1,133 @@
+//! Policies that are proposed: made of what a capture taught, and tried on it before anybody sees them.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use datafusion::error::DataFusionError;
+
+use crate::{
+    cli::{InputArgs, LearnArgs, PolicyFormat},
+    edge::Undirected,
+    netpol::{
+        population::Population,
+        replay::{self, Terms, Verdict},
+    },
+    policy::{self, Names, PolicyError, PolicySet, Wish, cilium},
+    sets::Sets,
+    tables::{LearningError, Tables, TablesError},
+};
+
+/// Why nothing can be learned from a capture.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CaptureError {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error(transparent)]
+    Learning(#[from] LearningError),
+    #[error("cannot read the capture")]
+    Read(#[from] DataFusionError),
+    #[error("no inventory in {0}: nothing tells which pods there were, and what policies would mean for them")]
+    NoInventory(String),
+    #[error("no pod of {unknown} is known, only some of {known}")]
+    NoSuchNamespaces { unknown: String, known: String },
+}
+
+/// Why nothing can be proposed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProposalError {
+    #[error("refusing to write an unsafe policy, please report this")]
+    Policy(#[from] PolicyError),
+    #[error("refusing to write policies that deny what is stable ({count}), please report this:\n{denied}")]
+    Denies { count: usize, denied: String },
+    #[error("the policies are not valid, please report this: {0}")]
+    Invalid(String),
+}
+
+/// A capture that was learned from.
+pub(crate) struct Capture {
+    pub(crate) tables: Tables,
+    pub(crate) learned: Arc<(Sets, Undirected)>,
+    names: Names,
+    pub(crate) population: Population,
+}
+
+/// Policies that were tried.
+pub(crate) struct Proposal<'a> {
+    pub(crate) set: PolicySet<'a>,
+    pub(crate) verdict: Verdict<'a>,
+}
+
+impl Capture {
+    /// Reads captures and learns from them.
+    ///
+    /// # Errors
+    /// An input is not there, or what to learn by can't be used. A broken file among the input is no error.
+    pub(crate) async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, CaptureError> {
+        let learning = learn.learning(input)?;
+        let question = async |tables: &Tables| Ok((tables.learned().await?, tables.names().await?));
+        let (tables, (learned, names)) = Tables::ask::<_, CaptureError>(input, &learning, question).await?;
+        let population = Population::of_index(&tables.index);
+        Ok(Self { tables, learned, names, population })
+    }
+
+    /// Whether it tells what policies need: who the pods were, of the wanted namespaces. Some may have none, if all of the
+    /// cluster is known.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn check(&self, input: &InputArgs, namespaces: &BTreeSet<Arc<str>>) -> Result<(), CaptureError> {
+        if self.population.members.is_empty() {
+            return Err(CaptureError::NoInventory(input.told()));
+        }
+        let known: BTreeSet<&Arc<str>> =
+            self.population.members.iter().map(|member| &member.workload.namespace).collect();
+        let unknown: Vec<&str> = namespaces.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
+        if unknown.is_empty() || self.tables.index.is_covered() && unknown.len() < namespaces.len() {
+            return Ok(());
+        }
+        let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
+        Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") })
+    }
+
+    /// What is believed of all workloads.
+    pub(crate) fn sets(&self) -> &Sets {
+        &self.learned.0
+    }
+
+    /// Writes policies and replays what was observed over them.
+    ///
+    /// # Errors
+    /// They would deny what is stable, or are not valid.
+    pub(crate) fn propose<'a>(&'a self, wish: &'a Wish) -> Result<Proposal<'a>, ProposalError> {
+        let set = policy::synthesize(self.sets(), &self.tables.index, &self.population, &self.names, wish)?;
+        let policies = set.policies.iter().map(|written| &written.policy);
+        let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
+        let (verdict, invalid) = replay::replay(self.sets(), &self.population, policies, &terms);
+        if let Some(invalid) = invalid.first() {
+            return Err(ProposalError::Invalid(invalid.to_string()));
+        }
+        let wrong: Vec<String> = verdict.wrong().map(ToString::to_string).collect();
+        if !wrong.is_empty() {
+            return Err(ProposalError::Denies { count: wrong.len(), denied: wrong.join("\n") });
+        }
+        Ok(Proposal { set, verdict })
+    }
+
+    /// Policies as YAML documents, in their order.
+    ///
+    /// # Errors
+    /// One can't be written as YAML.
+    pub(crate) fn documents(
+        &self,
+        set: &PolicySet<'_>,
+        format: PolicyFormat,
+    ) -> Result<Vec<String>, serde_yaml::Error> {
+        let policies = set.policies.iter().map(|written| &written.policy);
+        match format {
+            PolicyFormat::Kubernetes => policies.map(serde_yaml::to_string).collect(),
+            PolicyFormat::Cilium => {
+                let nodes = cilium::Nodes::new(&self.tables.index);
+                policies.map(|policy| serde_yaml::to_string(&cilium::translate(policy, &nodes))).collect()
+            }
+        }
+    }
+}

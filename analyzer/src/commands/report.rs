@@ -1,0 +1,247 @@
+//! `flowscribe report` and `flowscribe explain`: policies on standard output or in files, what they rest on, and what a
+//! person should know on standard error.
+
+use std::{collections::BTreeSet, fmt::Write, path::Path};
+
+use schemas::capture::{Problem, ProblemKind};
+
+use super::{
+    explain::Explanation,
+    proposal::{Capture, CaptureError, Proposal, ProposalError},
+};
+use crate::{
+    capture::health::Run,
+    cli::{self, ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
+    communication::Workload,
+    netpol::replay::{Excuse, Verdict},
+    output::{self, OutputError},
+    policy::{PolicySet, Wish},
+    publish::directory::{self, TreeError},
+    tables::Tables,
+};
+
+/// Why a report can't be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReportError {
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Proposal(#[from] ProposalError),
+    #[error("nothing to explain: no capture in {0}")]
+    NoCapture(String),
+    #[error("no policy or workload {wanted}: there are {known}")]
+    NoSuchPolicy { wanted: String, known: String },
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+/// Reads captures, writes policies that were tried on what they are made of, and tells on standard error what they rest on.
+///
+/// # Errors
+/// An input is not there, or the output can't be written; a policy would deny what is stable. A broken file among the
+/// input is no error.
+pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
+    let ReportArgs { input, learn, policy, format, output, evidence, explain } = args;
+    let capture = Capture::read(input, learn).await?;
+    let wish = policy.wish();
+    let Proposal { set, verdict } = capture.propose(&wish)?;
+    let explained = || Explanation::new(capture.sets(), &set, &verdict, &wish);
+    let documents = capture.documents(&set, *format).map_err(OutputError::Yaml)?;
+    match output.as_deref().filter(|path| is_directory(path)) {
+        // Nothing is known: what a former run wrote stays.
+        Some(_) if capture.tables.files.is_empty() => {}
+        Some(directory) => {
+            capture.check(input, &wish.namespaces)?;
+            let named = set.policies.iter().map(|written| &written.policy.metadata).zip(documents);
+            directory::write(directory, &directory::files(named, explained().json())?)?;
+        }
+        None => output::write(&documents.join("---\n"), output.as_deref())?,
+    }
+    if let Some(path) = evidence {
+        output::write(&explained().json(), Some(path))?;
+    }
+    if capture.tables.files.is_empty() {
+        eprint!("{}", nothing(&capture.tables, input));
+        return Ok(());
+    }
+    eprint!("{}", remarks(&capture, &set, &verdict, &wish));
+    if *explain {
+        eprint!("\n{}", explained().text());
+    }
+    Ok(())
+}
+
+/// Tells what is behind the rules of one policy, and what is not in it.
+///
+/// # Errors
+/// As [`run`]; or there is no such policy.
+pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
+    let ExplainArgs { policy: wanted, input, learn, wish } = args;
+    let capture = Capture::read(input, learn).await?;
+    if capture.tables.files.is_empty() {
+        return Err(ReportError::NoCapture(input.told()));
+    }
+    let wish = wish.wish();
+    let Proposal { set, verdict } = capture.propose(&wish)?;
+    let explanation = Explanation::new(capture.sets(), &set, &verdict, &wish).of(wanted).map_err(|known| {
+        ReportError::NoSuchPolicy {
+            wanted: wanted.clone(),
+            known: if known.is_empty() { "none".into() } else { known.join(", ") },
+        }
+    })?;
+    eprint!("{}", capture.tables.overlaps.text());
+    Ok(output::write(&explanation.text(), None)?)
+}
+
+/// Whether a path is a directory, or is to be one.
+fn is_directory(path: &Path) -> bool {
+    path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/')
+}
+
+/// What to say where there is no capture: that an input is empty is said with it.
+fn nothing(tables: &Tables, input: &InputArgs) -> String {
+    let inputs = &input.input;
+    let is_empty_input = |problem: &&Problem| problem.kind == ProblemKind::Empty && inputs.contains(&problem.path);
+    let mut text = String::new();
+    for problem in tables.problems.iter().filter(|problem| !is_empty_input(problem)) {
+        let _ = writeln!(text, "skipped {problem}");
+    }
+    let _ = writeln!(text, "nothing to report: no capture in {}", input.told());
+    text
+}
+
+/// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
+fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: &Wish) -> String {
+    let Capture { tables, learned, .. } = capture;
+    let (sets, undirected) = &**learned;
+    let mut text = String::new();
+    for problem in &tables.problems {
+        let _ = writeln!(text, "skipped {problem}");
+    }
+    if !tables.index.is_covered() {
+        text += "no inventory of the whole cluster is in the input, so that no address can be told to be outside: record \
+                 one with flowscribe inventory\n";
+    }
+    for run in tables.runs.iter() {
+        remark(run, undirected.get(&run.run_id).copied().unwrap_or_default(), &mut text);
+    }
+    text += &tables.overlaps.text();
+    text += &sets.exposure.described_gaps();
+    for finding in &set.findings {
+        let _ = writeln!(text, "{finding}");
+    }
+    for edge in &verdict.let_through {
+        let _ = writeln!(text, "{edge}: forbidden, and allowed all the same");
+    }
+    text += &sets.remarks(|workload| wish.wants(workload));
+    // What is held, forbidden or unknown is told above, edge by edge.
+    for denied in verdict.denied.iter().filter(|denied| denied.explanation.is_none()) {
+        let _ = writeln!(text, "{denied}");
+    }
+    let beyond = beyond(verdict, &wished(set));
+    if !beyond.is_empty() {
+        let _ = writeln!(text, "allowed and never seen: {beyond}");
+    }
+    let established = sets.edges.values().map(|(evidence, _)| evidence).filter(|evidence| evidence.is_established());
+    let one_sided = established.clone().filter(|evidence| evidence.seen_by() != "both").count();
+    let _ = writeln!(text, "what was seen is {}", sets.completeness.told());
+    let _ = write!(
+        text,
+        "{} policies from {} communications ({one_sided} seen from one end only), {} rows of flows in {} files",
+        set.policies.len(),
+        established.count(),
+        tables.flow_rows(),
+        tables.files.len(),
+    );
+    let _ = match tables.problems.len() {
+        0 => writeln!(text),
+        skipped => writeln!(text, ", {skipped} skipped"),
+    };
+    text
+}
+
+/// The workloads that have a policy.
+fn wished(set: &PolicySet<'_>) -> BTreeSet<Workload> {
+    set.policies.iter().filter_map(|written| written.workload.clone()).collect()
+}
+
+/// What policies allow beyond what was seen, in words.
+fn beyond(verdict: &Verdict<'_>, workloads: &BTreeSet<Workload>) -> String {
+    let words = |excuse| match excuse {
+        Excuse::Pinned => "pinned",
+        Excuse::ViaService => "behind a Service that was dialled",
+        Excuse::Names => "the other transport of DNS",
+        Excuse::ServicePort => "ports of Services",
+        Excuse::Collateral => "by selectors that take in another workload",
+        Excuse::None => "without a reason",
+    };
+    let mut parts: Vec<String> =
+        verdict.unseen_edges().into_iter().map(|(excuse, count)| format!("{count} edges {}", words(excuse))).collect();
+    let outside = verdict.outside.iter().filter(|((workload, _), _)| workloads.contains(workload));
+    let (allowed, seen) =
+        outside.fold((0u128, 0), |sum, (_, (allowed, seen))| (sum.0.saturating_add(*allowed), sum.1 + seen));
+    if allowed > seen {
+        parts.push(format!("{} addresses outside beside the {seen} seen", allowed - seen));
+    }
+    parts.join(", ")
+}
+
+fn remark(run: &Run, undirected_rows: i64, text: &mut String) {
+    let Run { node, run_id, clean_shutdown, whole_until, missing_rows, lost, unidentified, filters, .. } = run;
+    let of = format!("run {run_id} on node {node}");
+    if !filters.is_empty() {
+        let filters = filters.iter().map(|filter| &**filter).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "{of} was limited to {filters}: the policies deny the rest");
+    }
+    if !clean_shutdown {
+        let _ = writeln!(
+            text,
+            "{of} has not ended cleanly (killed, or still recording): what it saw after {whole_until} is incomplete"
+        );
+    }
+    for (dataset, missing) in missing_rows.iter().filter(|(_, missing)| *missing > 0) {
+        let _ = writeln!(text, "{of}: {missing} rows of {dataset} are missing");
+    }
+    if *lost > 0 {
+        let _ = writeln!(text, "{of} lost {lost} ends of connections while recording");
+    }
+    if *unidentified > 0 {
+        let _ = writeln!(text, "{of}: {unidentified} ends of connections were in no known pod");
+    }
+    if undirected_rows > 0 {
+        let _ = writeln!(text, "{of}: {undirected_rows} rows of flows have no known direction and make no rule");
+    }
+}
+
+impl PolicyArgs {
+    /// What policies are wanted.
+    pub(crate) fn wish(&self) -> Wish {
+        let Self {
+            namespaces,
+            directions,
+            service_ports,
+            only_stable,
+            min_coverage,
+            max_cidrs,
+            min_prefix,
+            min_prefix_ipv6,
+            node_cidr,
+            open_ingress,
+            namespace_defaults,
+        } = self;
+        Wish {
+            namespaces: cli::names(namespaces),
+            directions: directions.iter().map(|direction| (*direction).into()).collect(),
+            service_ports: *service_ports,
+            only_stable: *only_stable,
+            min_coverage: *min_coverage,
+            max_cidrs: *max_cidrs as usize,
+            min_prefix: (*min_prefix, *min_prefix_ipv6),
+            node_cidrs: node_cidr.clone(),
+            open_ingress: open_ingress.iter().cloned().collect(),
+            namespace_defaults: *namespace_defaults,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! `flowscribe sql`: any query over the capture's tables.
+
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
+
+use datafusion::{common::ParamValues, error::DataFusionError, scalar::ScalarValue};
+use futures::StreamExt;
+
+use crate::{
+    cli::{Format, SqlArgs},
+    output::{self, OutputError, ResultWriter},
+    tables::{self, LearningError, Tables, TablesError},
+};
+
+/// Why a query can't be answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SqlError {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error("the query failed")]
+    Query(#[source] DataFusionError),
+    #[error("the query needs more memory: allow it with --memory-mib")]
+    Memory(#[source] DataFusionError),
+    #[error(transparent)]
+    Learning(#[from] LearningError),
+    #[error("cannot read the query {path}")]
+    QueryFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("a file and Parquet take one result: ask one query, or print to standard output")]
+    SeveralResults,
+    #[error("Parquet is not for terminals: name a file with --output")]
+    ParquetOnTerminal,
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[cfg(feature = "ballista")]
+    #[error(transparent)]
+    Ballista(#[from] tables::BallistaError),
+}
+
+/// Runs the queries and writes their results; files that can't be read are told on standard error.
+///
+/// # Errors
+/// An input is not there, the query is wrong, or the output can't be written.
+pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
+    let SqlArgs { input, learn, query, query_file, params, format, output, tables, .. } = args;
+    #[cfg(feature = "ballista")]
+    let SqlArgs { ballista, ballista_share, .. } = args;
+    if *tables {
+        return Ok(output::write(&tables::explain().await?, None)?);
+    }
+    if *format == Format::Parquet && output.is_none() && io::stdout().is_terminal() {
+        return Err(SqlError::ParquetOnTerminal);
+    }
+    let query = match query_file {
+        Some(path) => {
+            let file = path.clone();
+            // In a thread that nobody has to wait for after Ctrl-C: standard input may be a terminal.
+            let read = tokio::task::spawn_blocking(move || read(&file)).await.map_err(io::Error::other).flatten();
+            read.map_err(|source| SqlError::QueryFile { path: path.clone(), source })?
+        }
+        None => query.clone().unwrap_or_default(),
+    };
+    let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
+    let params = ParamValues::from(params);
+    let question = async |tables: &Tables| -> Result<Vec<ResultWriter>, SqlError> {
+        #[cfg(feature = "ballista")]
+        let (frames, _cluster) = match ballista {
+            Some(url) => {
+                let (frames, cluster) = tables.sql_on((url, ballista_share.as_deref()), &query, &params).await?;
+                (frames, Some(cluster))
+            }
+            None => (tables.sql(&query, &params).await?, None),
+        };
+        #[cfg(not(feature = "ballista"))]
+        let frames = tables.sql(&query, &params).await?;
+        if frames.len() > 1 && (output.is_some() || *format == Format::Parquet) {
+            return Err(SqlError::SeveralResults);
+        }
+        let mut writers = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let mut writer = ResultWriter::new(*format, frame.schema().inner(), output.as_deref())?;
+            let mut batches = frame.execute_stream().await?;
+            while let Some(batch) = batches.next().await {
+                writer.add(batch?)?;
+            }
+            writers.push(writer);
+        }
+        Ok(writers)
+    };
+    let learning = learn.learning(input)?;
+    let (tables, writers) = Tables::ask::<_, SqlError>(input, &learning, question).await?;
+    for problem in &tables.problems {
+        eprintln!("skipped {problem}");
+    }
+    for (number, writer) in writers.into_iter().enumerate() {
+        if number > 0 {
+            output::write("\n", None)?;
+        }
+        writer.finish()?;
+    }
+    Ok(())
+}
+
+impl From<DataFusionError> for SqlError {
+    fn from(error: DataFusionError) -> Self {
+        match error.find_root() {
+            DataFusionError::ResourcesExhausted(_) => Self::Memory(error),
+            _ => Self::Query(error),
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(path) }
+}
+
+/// A parameter's value: what looks like a number or a truth is one.
+fn value(text: &str) -> ScalarValue {
+    let number = || text.parse::<i64>().map(ScalarValue::from).ok();
+    let fraction = || text.parse::<f64>().map(ScalarValue::from).ok();
+    let truth = || text.parse::<bool>().map(ScalarValue::from).ok();
+    number().or_else(fraction).or_else(truth).unwrap_or_else(|| ScalarValue::from(text))
+}
