@@ -8,4 +8,6 @@ pub(crate) mod health;
 pub(crate) mod inventory;
 pub(crate) mod journal;
 pub(crate) mod object_store;
-pub(crate) mod open;
+mod open;
+
+pub(crate) use open::{Input, Names, OpenCapture, OpenError, understand};

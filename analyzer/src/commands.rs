@@ -2,6 +2,8 @@
 
 pub(crate) mod apply;
 pub(crate) mod backtest;
+#[cfg(feature = "ballista")]
+pub(crate) mod ballista;
 mod cluster;
 pub(crate) mod compact;
 pub(crate) mod connectivity;
@@ -9,9 +11,9 @@ pub(crate) mod diff;
 mod explain;
 pub(crate) mod import;
 pub(crate) mod inventory;
+mod learned;
 mod lease;
 pub(crate) mod monitor;
-mod proposal;
 pub(crate) mod receive;
 pub(crate) mod regenerate;
 pub(crate) mod report;

@@ -38,7 +38,7 @@ use fold::{EdgeKey, Folder};
 use hour::{HOUR_MS, Hour, HourEdge};
 pub(crate) use overlap::{Overlaps, Recorded};
 pub(crate) use unit::repeats;
-pub(crate) use work::{EdgeTable, Flows, Undirected, WorkError};
+pub(crate) use work::{Flows, Undirected, WorkError};
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both

@@ -20,6 +20,7 @@ mod cli;
 mod commands;
 mod communication;
 mod edge;
+mod logging;
 mod netpol;
 mod output;
 mod policy;
@@ -27,18 +28,13 @@ mod publish;
 mod sets;
 mod tables;
 
-use std::{
-    ffi::OsString,
-    io::{self, IsTerminal},
-    process::ExitCode,
-};
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Context;
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
 
 use cli::{Args, Command};
 use commands::regenerate::Ended;
@@ -99,9 +95,9 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
             Command::Sets(args) => commands::sets::run(args).await?,
             Command::Sql(args) => commands::sql::run(args).await?,
             #[cfg(feature = "ballista")]
-            Command::BallistaScheduler(args) => tables::schedule(args).await?,
+            Command::BallistaScheduler(args) => commands::ballista::schedule(args).await?,
             #[cfg(feature = "ballista")]
-            Command::BallistaExecutor(args) => tables::execute(args).await?,
+            Command::BallistaExecutor(args) => commands::ballista::execute(args).await?,
             Command::Connectivity(args) => commands::connectivity::run(args)?,
             Command::Explain(args) => commands::report::explain(args).await?,
             Command::Backtest(args) => commands::backtest::run(args).await?,
@@ -130,15 +126,6 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
     }
 }
 
-/// Logs what happens while the program runs on, such as to a receiver that is away.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    let _ = subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).try_init();
-}
-
-/// What is logged by default; of the API server, commands tell themselves.
-const LOGGED: &str = "info,kube_client=off,kube_runtime=off";
 /// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 /// A scheduled run changed the set, or another one is at it.

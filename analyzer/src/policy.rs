@@ -19,7 +19,6 @@ mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -31,6 +30,7 @@ use schemas::{
 };
 
 use crate::{
+    capture::Names,
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
     netpol::{is_sound, population::Population},
     sets::{Fate, Sets, Status},
@@ -88,9 +88,6 @@ pub(crate) struct Wish {
     /// Whether to deny by default, and allow DNS, once per namespace.
     pub(crate) namespace_defaults: bool,
 }
-
-/// DNS names that were seen for addresses.
-pub(crate) type Names = BTreeMap<IpAddr, BTreeSet<String>>;
 
 /// Writes the policies that are wanted.
 ///

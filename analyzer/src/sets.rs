@@ -13,6 +13,7 @@ mod completeness;
 mod decision;
 mod exposure;
 mod judge;
+mod learn;
 mod list;
 mod recurrence;
 mod row;
@@ -25,6 +26,7 @@ use schemas::{index::Index, table::TimestampMs};
 pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
 pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
+pub(crate) use learn::{Learn, Learned, Learning, learn};
 pub(crate) use list::EncodeError;
 pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
 

@@ -1,16 +1,19 @@
 //! Opening captures: which files there are, what agents' runs say of them, and who was who.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use indicatif::ProgressBar;
 use schemas::{
-    capture::{self, CaptureFile, Listing, Problem, ProblemKind},
+    capture::{self, CaptureFile, Listing, Problem, ProblemKind, Runs},
+    flow::FlowRecord,
     index::Index,
-    table::TimestampMs,
+    table::{Record, TimestampMs, decode_column},
 };
 
 use super::{
@@ -19,11 +22,28 @@ use super::{
     inventory,
     object_store::{self, Local, RemoteError},
 };
-use crate::cli::InputArgs;
+use crate::edge::{Flows, Overlaps, WorkError};
+
+/// Which capture to open, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    /// Directories, files and object stores.
+    pub(crate) paths: Vec<PathBuf>,
+    /// The cluster to look at, where they hold several.
+    pub(crate) cluster: Option<String>,
+    /// Directory that keeps what is fetched from an object store.
+    pub(crate) cache: Option<PathBuf>,
+    pub(crate) clock_skew_ms: u32,
+    /// What an earlier run remembers of it.
+    pub(crate) state: Option<Arc<State>>,
+    /// Whether reading flows is shown on a terminal.
+    pub(crate) progress: ProgressBar,
+}
 
 /// An open capture of one cluster.
 #[derive(Clone)]
-pub(crate) struct Opening {
+pub(crate) struct OpenCapture {
+    pub(crate) input: Input,
     /// What of the input is used.
     pub(crate) files: Vec<CaptureFile>,
     /// What has only rows that are in `files` too.
@@ -32,15 +52,21 @@ pub(crate) struct Opening {
     pub(crate) problems: Vec<Problem>,
     /// What agents say of their recording.
     pub(crate) runs: Arc<Vec<Run>>,
+    /// Which of them recorded one node at the same time.
+    pub(crate) overlaps: Arc<Overlaps>,
     /// Who was who.
     pub(crate) index: Arc<Index>,
+    pub(crate) flows: Arc<Flows>,
     /// Holds what came from an object store.
     _fetched: Arc<Local>,
 }
 
-/// Why a capture can't be opened.
+/// DNS names that clients had resolved to addresses.
+pub(crate) type Names = BTreeMap<IpAddr, BTreeSet<String>>;
+
+/// Why a capture can't be opened or read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpeningError {
+pub(crate) enum OpenError {
     /// An input is not there.
     #[error("cannot read input {path}")]
     Input {
@@ -60,116 +86,174 @@ pub(crate) enum OpeningError {
     /// A capture in an object store can't be fetched.
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    /// Its flows can't be read, whichever files are left out.
+    #[error("cannot read the capture")]
+    Flows(#[from] WorkError),
+    /// A file of it can't be read.
+    #[error("cannot read the capture: {0}")]
+    File(Problem),
     /// There is no thread.
     #[error("cannot read the capture")]
     System(#[from] io::Error),
 }
 
-impl Opening {
-    /// Opens the inputs; what can't be read is left out and told in [`Self::problems`]. Files that are removed meanwhile,
+impl OpenCapture {
+    /// Opens the inputs; what can't be read is left out, and is among [`Self::problems`]. Files that are removed meanwhile,
     /// as compaction does once what is in them is elsewhere, are looked for again.
     ///
     /// # Errors
     /// An input does not exist, or holds several clusters.
-    pub(crate) async fn new(args: &InputArgs, state: Option<&Arc<State>>) -> Result<Self, OpeningError> {
+    pub(crate) async fn new(input: Input) -> Result<Self, OpenError> {
         let mut tries = 1;
         loop {
-            let opening = Self::once(args, state).await?;
+            let opened = Self::once(input.clone()).await?;
             // What was unfinished and has its name by now is of the next time.
             let is_lost = |problem: &&Problem| problem.kind != ProblemKind::Unfinished && is_gone(&problem.path);
-            match opening.problems.iter().find(is_lost) {
-                None => return Ok(opening),
-                Some(problem) if tries == TRIES => return Err(OpeningError::Vanished { path: problem.path.clone() }),
+            match opened.problems.iter().find(is_lost) {
+                None => return Ok(opened),
+                Some(problem) if tries == TRIES => return Err(OpenError::Vanished { path: problem.path.clone() }),
                 Some(_) => tries += 1,
             }
         }
     }
 
-    async fn once(args: &InputArgs, state: Option<&Arc<State>>) -> Result<Self, OpeningError> {
-        let InputArgs { input, cluster_name: cluster, cache, .. } = args;
+    /// Reads something of the capture; where a file turns out to be damaged or gone meanwhile, of what is there without it.
+    ///
+    /// # Errors
+    /// What `read` says, if all files are whole; or the capture can't be opened again.
+    pub(crate) async fn read<T, E: From<OpenError>>(
+        &mut self,
+        read: impl AsyncFn(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut tries = 1;
+        loop {
+            let read = read(self).await;
+            self.input.progress.finish_and_clear();
+            match read {
+                Ok(read) => return Ok(read),
+                Err(error) if tries == READS => return Err(error),
+                // A file whose footer is whole may still be damaged, or was merged into another one meanwhile.
+                Err(error) => *self = self.again().await?.ok_or(error)?,
+            }
+            tries += 1;
+        }
+    }
+
+    /// The DNS names that clients had resolved to addresses.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub(crate) fn names(&self) -> Result<Names, OpenError> {
+        let mut names = Names::new();
+        // Every file says in its footer, which was read, whether it has any.
+        for file in self.files.iter().filter(|file| file.has_names) {
+            let wrong = |reason: String| OpenError::File(file.problem(ProblemKind::WrongColumns { reason }));
+            let columns = ["destination_address", "destination_name"];
+            for batch in capture::read_columns::<FlowRecord>(file, &columns).map_err(OpenError::File)? {
+                let batch = batch.map_err(OpenError::File)?;
+                let read = |name| decode_column::<Option<Arc<str>>>(&batch, FlowRecord::DATASET, name);
+                let [addresses, of_them] = columns.map(|name| read(name).map_err(|error| wrong(error.to_string())));
+                for (address, name) in addresses?.into_iter().zip(of_them?) {
+                    let address = address.and_then(|address| address.parse().ok());
+                    if let (Some(address), Some(name)) = (address, name) {
+                        names.entry(address).or_default().insert(name.to_string());
+                    }
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// Different rows of flows that there are, those that rollups sum up among them.
+    pub(crate) fn flow_rows(&self) -> i64 {
+        let is_of_flows = |file: &&CaptureFile| file.dataset == FlowRecord::DATASET || file.summary.is_some();
+        let mut runs = Runs::default();
+        let mut unnumbered = 0;
+        for file in self.files.iter().filter(is_of_flows) {
+            match (file.runs.is_empty(), file.rows) {
+                (true, rows) => unnumbered += rows,
+                // Of forgotten rows, only their numbers are there.
+                (false, 0) if file.summary.is_none() => {}
+                _ => runs.add(&file.runs),
+            }
+        }
+        unnumbered + runs.rows()
+    }
+
+    /// What runs had said, and who was known to be who, at a time.
+    pub(crate) fn as_of(&self, time: TimestampMs) -> (Vec<Run>, Index) {
+        let (runs, _) = health::read(&self.files, None, Some(time));
+        let heard = runs.iter().filter_map(Run::heard).collect();
+        let (index, _) = inventory::read(&self.files, heard, self.input.clock_skew_ms, None, Some(time));
+        (runs, index)
+    }
+
+    async fn once(input: Input) -> Result<Self, OpenError> {
         // What is remembered of files is worth little without them.
-        let cache = cache.clone().or(state.map(|state| state.cache()));
-        let fetched = Arc::new(object_store::fetch(input, cache.as_deref()).await?);
+        let cache = input.cache.clone().or(input.state.as_ref().map(|state| state.cache()));
+        let fetched = Arc::new(object_store::fetch(&input.paths, cache.as_deref()).await?);
         let Local { inputs: paths, problems, .. } = &*fetched;
         for path in paths {
-            fs::metadata(path).map_err(|source| OpeningError::Input { path: path.clone(), source })?;
+            fs::metadata(path).map_err(|source| OpenError::Input { path: path.clone(), source })?;
         }
-        let first = input.first().cloned().unwrap_or_default();
-        let (paths, known) = (paths.clone(), state.cloned());
+        let first = input.paths.first().cloned().unwrap_or_default();
+        let (paths, known) = (paths.clone(), input.state.clone());
         let list = move || {
             let file = |path: &Path, size, modified| known.as_ref().and_then(|state| state.file(path, size, modified));
             capture::list_known(&paths, file)
         };
         let listing = tokio::task::spawn_blocking(list).await.map_err(io::Error::other)?;
-        let mut listing = listing.map_err(|source| OpeningError::Input { path: first, source })?;
+        let mut listing = listing.map_err(|source| OpenError::Input { path: first, source })?;
         listing.problems.extend(problems.iter().cloned());
         let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
         let named = || clusters.iter().cloned().collect::<Vec<_>>().join(", ");
-        match cluster {
+        match &input.cluster {
             Some(wanted) if !clusters.is_empty() && !clusters.contains(wanted) => {
-                return Err(OpeningError::NoSuchCluster { wanted: wanted.clone(), clusters: named() });
+                return Err(OpenError::NoSuchCluster { wanted: wanted.clone(), clusters: named() });
             }
             Some(wanted) => {
                 listing.files.retain(|file| file.cluster == *wanted);
                 listing.superseded.retain(|file| file.cluster == *wanted);
             }
-            None if clusters.len() > 1 => return Err(OpeningError::SeveralClusters { clusters: named() }),
+            None if clusters.len() > 1 => return Err(OpenError::SeveralClusters { clusters: named() }),
             None => {}
         }
-        Self::of(listing, fetched, args.clock_skew_ms, state).await
+        Self::of(input, listing, fetched).await
     }
 
     /// The same without the files that turned out to be damaged when they were read; `None` when all are whole, so that
     /// what failed must have another cause. Files that are gone are looked for again.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub(crate) async fn again(
-        &self,
-        args: &InputArgs,
-        state: Option<&Arc<State>>,
-    ) -> Result<Option<Self>, OpeningError> {
+    async fn again(&self) -> Result<Option<Self>, OpenError> {
         if self.files.iter().any(|file| is_gone(&file.path)) {
-            return Self::new(args, state).await.map(Some);
+            return Self::new(self.input.clone()).await.map(Some);
         }
         let damaged: Vec<Problem> = self.files.iter().filter_map(|file| capture::verify(file).err()).collect();
         if damaged.is_empty() {
             return Ok(None);
         }
-        let Self { files, superseded, problems, .. } = self.clone();
-        let mut listing = Listing { files, superseded, problems };
+        let Self { files, superseded, problems, .. } = self;
+        let mut listing = Listing { files: files.clone(), superseded: superseded.clone(), problems: problems.clone() };
         leave_out(&mut listing, damaged);
-        Self::of(listing, Arc::clone(&self._fetched), args.clock_skew_ms, state).await.map(Some)
-    }
-
-    /// What runs had said, and who was known to be who, at a time.
-    pub(crate) fn as_of(&self, time: TimestampMs, clock_skew_ms: u32) -> (Vec<Run>, Index) {
-        let (runs, _) = health::read(&self.files, None, Some(time));
-        let heard = runs.iter().filter_map(Run::heard).collect();
-        let (index, _) = inventory::read(&self.files, heard, clock_skew_ms, None, Some(time));
-        (runs, index)
+        Self::of(self.input.clone(), listing, Arc::clone(&self._fetched)).await.map(Some)
     }
 
     /// Reads who was who, and what runs say, from the files of one cluster.
-    async fn of(
-        mut listing: Listing,
-        fetched: Arc<Local>,
-        clock_skew_ms: u32,
-        state: Option<&Arc<State>>,
-    ) -> Result<Self, OpeningError> {
-        let state = state.cloned();
-        let understood = move || {
-            let (runs, index) = read(&mut listing, clock_skew_ms, state.as_deref());
+    async fn of(input: Input, mut listing: Listing, fetched: Arc<Local>) -> Result<Self, OpenError> {
+        let work = move || {
+            let (runs, index) = understand(&mut listing, input.clock_skew_ms, input.state.as_deref());
             let Listing { files, superseded, problems } = listing;
-            Self { files, superseded, problems, runs: Arc::new(runs), index: Arc::new(index), _fetched: fetched }
+            let (index, overlaps) = (Arc::new(index), Arc::new(health::overlaps(&runs)));
+            let flows = Flows::new(&files, Arc::clone(&index), Arc::clone(&overlaps), input.progress.clone());
+            let (runs, flows) = (Arc::new(runs), Arc::new(flows));
+            Self { input, files, superseded, problems, runs, overlaps, index, flows, _fetched: fetched }
         };
         // In a thread that nobody has to wait for after Ctrl-C.
-        Ok(tokio::task::spawn_blocking(understood).await.map_err(io::Error::other)?)
+        Ok(tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?)
     }
 }
 
 /// What runs say, and who was who. Files that turn out to be damaged become problems.
-pub(crate) fn read(listing: &mut Listing, clock_skew_ms: u32, state: Option<&State>) -> (Vec<Run>, Index) {
+pub(crate) fn understand(listing: &mut Listing, clock_skew_ms: u32, state: Option<&State>) -> (Vec<Run>, Index) {
     loop {
         let (runs, mut damaged) = health::read(&listing.files, state, None);
         let heard = runs.iter().filter_map(Run::heard).collect();
@@ -202,3 +286,5 @@ fn is_gone(path: &Path) -> bool {
 
 /// How often is looked again, as a compaction removes many files at a time.
 const TRIES: usize = 8;
+/// How often a capture that changes meanwhile is read.
+const READS: usize = 4;

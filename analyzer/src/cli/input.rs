@@ -1,16 +1,11 @@
 //! Which captures are asked, what is believed of them, and which policies are wanted.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, ValueEnum};
 use ipnet::IpNet;
 
-use crate::{
-    capture::cache::State,
-    communication::Direction,
-    sets::{Decisions, Thresholds},
-    tables::{Learning, LearningError},
-};
+use crate::communication::Direction;
 
 /// Which policies are wanted.
 #[derive(Debug, ClapArgs)]
@@ -139,32 +134,9 @@ pub(crate) enum DirectionName {
     Egress,
 }
 
-impl LearnArgs {
-    /// What sets are learned by.
-    ///
-    /// # Errors
-    /// The decisions can't be read, or are not valid; the state can't be used.
-    pub(crate) fn learning(&self, input: &InputArgs) -> Result<Learning, LearningError> {
-        let Self { decisions, state, learn_for, stable_after, decay_after, hold_after } = self;
-        let hours = |duration: &Duration| duration.as_secs().div_ceil(3600);
-        let thresholds = Thresholds {
-            learn_hours: hours(learn_for),
-            stable_hours: hours(stable_after),
-            decay_hours: hours(decay_after),
-            hold_hours: hours(hold_after),
-        };
-        let state = state.as_deref().map(|state| State::open(state, input.clock_skew_ms)).transpose()?;
-        Ok(Learning {
-            decisions: Decisions::read(decisions.as_deref())?.into(),
-            thresholds,
-            state: state.map(Arc::new),
-        })
-    }
-}
-
 impl InputArgs {
     /// Some captures, with all else as it is by default.
-    pub(crate) const fn of(input: Vec<PathBuf>, cluster_name: Option<String>) -> Self {
+    pub(crate) const fn new(input: Vec<PathBuf>, cluster_name: Option<String>) -> Self {
         Self { input, cache: None, cluster_name, clock_skew_ms: CLOCK_SKEW_MS, memory_mib: MEMORY_MIB }
     }
 }

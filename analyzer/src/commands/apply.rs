@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
-use super::proposal::{Capture, CaptureError};
+use super::learned::{Capture, CaptureError};
 use crate::{
     cli::{self, ApplyArgs},
     communication::Edge,
@@ -77,10 +77,10 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     let reach = Reach { namespaces, ..Reach::default() };
     let plan = Plan::new(wanted, plan::policies(&client).await?, &reach);
     let capture = Capture::read(input, learn).await?;
-    if capture.tables.files.is_empty() {
+    if capture.open.files.is_empty() {
         return Err(ApplyError::NoCapture);
     }
-    for problem in &capture.tables.problems {
+    for problem in &capture.open.problems {
         eprintln!("skipped {problem}");
     }
     capture.check(input, &reach.namespaces)?;

@@ -13,12 +13,13 @@ use std::{
     sync::Arc,
 };
 
-use datafusion::error::DataFusionError;
 use roaring::RoaringBitmap;
 use schemas::{index::Index, table::TimestampMs};
 use serde::Serialize;
 
+use super::learned::{self, CaptureError};
 use crate::{
+    capture::{Names, OpenCapture, OpenError},
     cli::{BacktestArgs, BacktestFormat},
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
     edge::WorkError,
@@ -29,18 +30,15 @@ use crate::{
     output::{self, OutputError},
     policy::{self, PolicyError, Wish},
     sets::{Estimate, Fate, Sets},
-    tables::{LearningError, Tables, TablesError},
 };
 
 /// Why nothing can be tried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BacktestError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
+    Capture(#[from] CaptureError),
     #[error(transparent)]
-    Learning(#[from] LearningError),
-    #[error("cannot read the capture")]
-    Read(#[from] DataFusionError),
+    Open(#[from] OpenError),
     #[error("cannot read the capture")]
     Work(#[from] WorkError),
     #[error("there are no flows in the capture")]
@@ -126,11 +124,11 @@ struct UnusedEdge {
 /// The capture can't be read, or has nothing on one side of a split.
 pub(crate) async fn run(args: &BacktestArgs) -> Result<(), BacktestError> {
     let BacktestArgs { input, learn, policy, split, format, output } = args;
-    let learning = learn.learning(input)?;
+    let (mut capture, learning) = learned::open(input, learn).await?;
     let wish = policy.wish();
-    let question = async |tables: &Tables| {
-        let names = tables.names().await?;
-        let (first, last) = tables.flows.hours().ok_or(BacktestError::NoFlows)?;
+    let read = async |capture: &OpenCapture| {
+        let names = capture.names()?;
+        let (first, last) = capture.flows.hours().ok_or(BacktestError::NoFlows)?;
         let mut tried = Vec::new();
         for split in split {
             let at = split.hour(first, last);
@@ -139,25 +137,25 @@ pub(crate) async fn run(args: &BacktestArgs) -> Result<(), BacktestError> {
                 return Err(BacktestError::OneSided { split, first, last });
             }
             let time = TimestampMs(at * HOUR_MS);
-            let (runs, index) = tables.opening.as_of(time, input.clock_skew_ms);
+            let (runs, index) = capture.as_of(time);
             let index = Arc::new(index);
-            let past = tables.flows.as_known(Arc::clone(&index)).communications_in((first, at - 1))?;
+            let past = capture.flows.as_known(Arc::clone(&index)).communications_in((first, at - 1))?;
             let sets = Sets::learn(past, &index, &runs, &learning.decisions, learning.thresholds);
-            let later = tables.flows.communications_in((at, last))?;
-            let later = Sets::learn(later, &tables.index, &tables.runs, &learning.decisions, learning.thresholds);
+            let later = capture.flows.communications_in((at, last))?;
+            let later = Sets::learn(later, &capture.index, &capture.runs, &learning.decisions, learning.thresholds);
             let hours = (at - first, last + 1 - at);
             let trial = Trial { sets: &sets, index: &index, later: &later, wish: &wish, hours };
-            tried.push(trial.run(time, &names, &Population::of_index(&tables.index))?);
+            tried.push(trial.run(time, &names, &Population::of_index(&capture.index))?);
         }
         Ok(tried)
     };
-    let (tables, tried) = Tables::ask::<_, BacktestError>(input, &learning, question).await?;
+    let tried = capture.read(read).await?;
     let text = match format {
         BacktestFormat::Table => tried.iter().map(Backtest::text).collect::<Vec<_>>().join("\n"),
         BacktestFormat::Json => serde_json::to_string_pretty(&tried)? + "\n",
     };
     output::write(&text, output.as_deref())?;
-    for problem in &tables.problems {
+    for problem in &capture.problems {
         eprintln!("skipped {problem}");
     }
     Ok(())
@@ -175,12 +173,7 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn run(
-        &self,
-        split: TimestampMs,
-        names: &policy::Names,
-        population: &Population,
-    ) -> Result<Backtest, BacktestError> {
+    fn run(&self, split: TimestampMs, names: &Names, population: &Population) -> Result<Backtest, BacktestError> {
         let Self { sets, index, later, wish, hours } = self;
         let past_population = Population::of_index(index);
         let set = policy::synthesize(sets, index, &past_population, names, wish)?;

@@ -36,7 +36,7 @@ use crate::{
         health,
         journal::{Journal, JournalError},
         object_store::{self, RemoteError},
-        open,
+        understand,
     },
     cli::{CompactArgs, PruneArgs},
     edge::Flows,
@@ -267,7 +267,7 @@ impl Place {
         let (root, cluster) = (self.root.clone(), cluster.to_owned());
         let (sender, receiver) = mpsc::channel();
         let work = move || {
-            let (runs, index) = open::read(&mut listing, clock_skew_ms, None);
+            let (runs, index) = understand(&mut listing, clock_skew_ms, None);
             for problem in &listing.problems {
                 eprintln!("left {problem}");
             }

@@ -1,6 +1,7 @@
 //! `flowscribe diff`: compares two sets of policies, with the pods of a capture or of manifests, or those that they select.
 
 use crate::{
+    capture::{OpenCapture, OpenError},
     cli::{DiffArgs, DiffFormat, InputArgs},
     netpol::{
         self, DifferenceError,
@@ -8,7 +9,6 @@ use crate::{
         population::Population,
     },
     output::{self, OutputError},
-    tables::{Learning, Tables, TablesError},
 };
 
 /// Why policies can't be compared.
@@ -17,7 +17,7 @@ pub(crate) enum DiffError {
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
     #[error(transparent)]
-    Tables(#[from] TablesError),
+    Open(#[from] OpenError),
     #[error(transparent)]
     Difference(#[from] DifferenceError),
     #[error(transparent)]
@@ -38,10 +38,8 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
         Some(path) => Manifests::read(path)?.population,
         None if input.is_empty() => Population::default(),
         None => {
-            let input = InputArgs::of(input.clone(), cluster_name.clone());
-            let question = async |_: &Tables| Ok(());
-            let (tables, ()) = Tables::ask::<_, DiffError>(&input, &Learning::default(), question).await?;
-            Population::of_index(&tables.index)
+            let input = InputArgs::new(input.clone(), cluster_name.clone());
+            Population::of_index(&OpenCapture::new(input.of(None)).await?.index)
         }
     };
     if population.members.is_empty() {

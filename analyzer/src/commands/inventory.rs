@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::lease::{self, Lease};
-use crate::cli::InventoryArgs;
+use crate::{cli::InventoryArgs, logging::log_to_stderr};
 use ledger::{Ledger, Ways};
 use pulse::Pulse;
 
@@ -83,7 +83,7 @@ struct Term {
 /// # Errors
 /// There is no API, or the directory can't be written to.
 pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
-    crate::log_to_stderr();
+    log_to_stderr();
     let ways = Ways::open(args)?;
     let client = kubernetes::connect().await?;
     let mut stop = std::pin::pin!(stopped()?);

@@ -38,6 +38,7 @@ use super::inventory::{self, InventoryError};
 use crate::{
     capture::journal::{Journal, JournalConfig, JournalError},
     cli::{self, MonitorArgs},
+    logging::log_to_stderr,
     publish::plan::ClusterError,
 };
 use listener::{Listener, Tally};
@@ -103,7 +104,7 @@ type Agents = BTreeMap<String, (Place, Arc<Tally>)>;
 /// # Errors
 /// There are no agents, they refuse, or the directory can't be written to.
 pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
-    crate::log_to_stderr();
+    log_to_stderr();
     let config = args.of.config().await;
     // Agents that are named need no cluster.
     let config = if args.agent_url.is_empty() { Some(config?) } else { config.ok() };

@@ -29,6 +29,7 @@ use tokio::{
 use crate::{
     capture::journal::{Journal, JournalConfig, JournalError},
     cli::ReceiveArgs,
+    logging::log_to_stderr,
 };
 use server::{Bounds, Server};
 
@@ -54,7 +55,7 @@ pub(crate) enum ReceiveError {
 /// # Errors
 /// An address can't be listened on, or the directory not be written.
 pub(crate) async fn run(args: &ReceiveArgs) -> Result<(), ReceiveError> {
-    crate::log_to_stderr();
+    log_to_stderr();
     let security = security(args)?;
     let (grpc, http) =
         (open(args, &security, args.grpc_address).await?, open(args, &security, args.http_address).await?);

@@ -21,8 +21,8 @@ use tokio::{task::AbortHandle, time::timeout};
 use super::{
     apply::{self, ApplyError},
     explain::Explanation,
+    learned::{Capture, CaptureError, Proposal, ProposalError},
     lease::{self, EXPIRY, Lease},
-    proposal::{Capture, CaptureError, Proposal, ProposalError},
 };
 use crate::{
     cli::{Applied, PolicyFormat, RegenerateArgs},
@@ -166,10 +166,10 @@ async fn regenerate(
     let place = place(args, client)?;
     let last = place.read().await?;
     let capture = Capture::read(&args.input, &args.learn).await?;
-    for problem in &capture.tables.problems {
+    for problem in &capture.open.problems {
         eprintln!("skipped {problem}");
     }
-    if capture.tables.files.is_empty() {
+    if capture.open.files.is_empty() {
         return Err(RegenerateError::NoCapture(args.input.told()));
     }
     let wish = args.policy.wish();
@@ -192,7 +192,7 @@ async fn regenerate(
         files.insert(directory::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
         output::write(&format!("{}written to {place}\n", difference.text()), None)?;
-        eprint!("{}", capture.tables.overlaps.text());
+        eprint!("{}", capture.open.overlaps.text());
         for finding in &set.findings {
             eprintln!("{finding}");
         }

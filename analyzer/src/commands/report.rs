@@ -7,17 +7,16 @@ use schemas::capture::{Problem, ProblemKind};
 
 use super::{
     explain::Explanation,
-    proposal::{Capture, CaptureError, Proposal, ProposalError},
+    learned::{Capture, CaptureError, Proposal, ProposalError},
 };
 use crate::{
-    capture::health::Run,
+    capture::{OpenCapture, health::Run},
     cli::{self, ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
     communication::Workload,
     netpol::replay::{Excuse, Verdict},
     output::{self, OutputError},
     policy::{PolicySet, Wish},
     publish::directory::{self, TreeError},
-    tables::Tables,
 };
 
 /// Why a report can't be made.
@@ -51,7 +50,7 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     let documents = capture.documents(&set, *format).map_err(OutputError::Yaml)?;
     match output.as_deref().filter(|path| is_directory(path)) {
         // Nothing is known: what a former run wrote stays.
-        Some(_) if capture.tables.files.is_empty() => {}
+        Some(_) if capture.open.files.is_empty() => {}
         Some(directory) => {
             capture.check(input, &wish.namespaces)?;
             let named = set.policies.iter().map(|written| &written.policy.metadata).zip(documents);
@@ -62,8 +61,8 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     if let Some(path) = evidence {
         output::write(&explained().json(), Some(path))?;
     }
-    if capture.tables.files.is_empty() {
-        eprint!("{}", nothing(&capture.tables, input));
+    if capture.open.files.is_empty() {
+        eprint!("{}", nothing(&capture.open, input));
         return Ok(());
     }
     eprint!("{}", remarks(&capture, &set, &verdict, &wish));
@@ -80,7 +79,7 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
 pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
     let ExplainArgs { policy: wanted, input, learn, wish } = args;
     let capture = Capture::read(input, learn).await?;
-    if capture.tables.files.is_empty() {
+    if capture.open.files.is_empty() {
         return Err(ReportError::NoCapture(input.told()));
     }
     let wish = wish.wish();
@@ -91,7 +90,7 @@ pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
             known: if known.is_empty() { "none".into() } else { known.join(", ") },
         }
     })?;
-    eprint!("{}", capture.tables.overlaps.text());
+    eprint!("{}", capture.open.overlaps.text());
     Ok(output::write(&explanation.text(), None)?)
 }
 
@@ -101,11 +100,11 @@ fn is_directory(path: &Path) -> bool {
 }
 
 /// What to say where there is no capture: that an input is empty is said with it.
-fn nothing(tables: &Tables, input: &InputArgs) -> String {
+fn nothing(capture: &OpenCapture, input: &InputArgs) -> String {
     let inputs = &input.input;
     let is_empty_input = |problem: &&Problem| problem.kind == ProblemKind::Empty && inputs.contains(&problem.path);
     let mut text = String::new();
-    for problem in tables.problems.iter().filter(|problem| !is_empty_input(problem)) {
+    for problem in capture.problems.iter().filter(|problem| !is_empty_input(problem)) {
         let _ = writeln!(text, "skipped {problem}");
     }
     let _ = writeln!(text, "nothing to report: no capture in {}", input.told());
@@ -114,20 +113,19 @@ fn nothing(tables: &Tables, input: &InputArgs) -> String {
 
 /// Everything worth knowing, a line each: what is missing first, then what the policies leave out.
 fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: &Wish) -> String {
-    let Capture { tables, learned, .. } = capture;
-    let (sets, undirected) = &**learned;
+    let Capture { open, learned: (sets, undirected), .. } = capture;
     let mut text = String::new();
-    for problem in &tables.problems {
+    for problem in &open.problems {
         let _ = writeln!(text, "skipped {problem}");
     }
-    if !tables.index.is_covered() {
+    if !open.index.is_covered() {
         text += "no inventory of the whole cluster is in the input, so that no address can be told to be outside: record \
                  one with flowscribe inventory\n";
     }
-    for run in tables.runs.iter() {
+    for run in open.runs.iter() {
         remark(run, undirected.get(&run.run_id).copied().unwrap_or_default(), &mut text);
     }
-    text += &tables.overlaps.text();
+    text += &open.overlaps.text();
     text += &sets.exposure.described_gaps();
     for finding in &set.findings {
         let _ = writeln!(text, "{finding}");
@@ -152,10 +150,10 @@ fn remarks(capture: &Capture, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: 
         "{} policies from {} communications ({one_sided} seen from one end only), {} rows of flows in {} files",
         set.policies.len(),
         established.count(),
-        tables.flow_rows(),
-        tables.files.len(),
+        open.flow_rows(),
+        open.files.len(),
     );
-    let _ = match tables.problems.len() {
+    let _ = match open.problems.len() {
         0 => writeln!(text),
         skipped => writeln!(text, ", {skipped} skipped"),
     };

@@ -1,24 +1,21 @@
 //! `flowscribe sets`: the communication sets that a capture teaches, as text or as JSON.
 
-use datafusion::error::DataFusionError;
-
+use super::learned::{self, CaptureError};
 use crate::{
+    capture::{OpenCapture, OpenError},
     cli::{SetsArgs, SetsFormat},
     communication::Workload,
     output::{self, OutputError},
-    sets::EncodeError,
-    tables::{LearningError, Tables, TablesError},
+    sets::{self, EncodeError},
 };
 
 /// Why sets can't be listed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetsError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
-    #[error("cannot read the capture")]
-    Read(#[from] DataFusionError),
+    Capture(#[from] CaptureError),
     #[error(transparent)]
-    Learning(#[from] LearningError),
+    Open(#[from] OpenError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error("cannot write the sets as JSON")]
@@ -33,10 +30,8 @@ pub(crate) enum SetsError {
 /// An input is not there, decisions are not valid, or the output can't be written.
 pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     let SetsArgs { input, learn, namespaces, format, output } = args;
-    let learning = learn.learning(input)?;
-    let question = async |tables: &Tables| Ok(tables.learned().await?);
-    let (tables, learned) = Tables::ask::<_, SetsError>(input, &learning, question).await?;
-    let sets = &learned.0;
+    let (mut capture, learning) = learned::open(input, learn).await?;
+    let (sets, _) = capture.read(async |capture: &OpenCapture| sets::learn(capture, &learning).await).await?;
     let is_wanted = |workload: &Workload| {
         namespaces.is_empty() || namespaces.iter().any(|name| name.trim() == &*workload.namespace)
     };
@@ -45,9 +40,9 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
         SetsFormat::Json => format!("{}\n", serde_json::to_string_pretty(&sets.json(is_wanted)?)?),
     };
     output::write(&text, output.as_deref())?;
-    for problem in &tables.problems {
+    for problem in &capture.problems {
         eprintln!("skipped {problem}");
     }
-    eprint!("{}{}", tables.overlaps.text(), sets.idle_remarks());
+    eprint!("{}{}", capture.overlaps.text(), sets.idle_remarks());
     Ok(())
 }

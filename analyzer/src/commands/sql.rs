@@ -9,23 +9,27 @@ use std::{
 use datafusion::{common::ParamValues, error::DataFusionError, scalar::ScalarValue};
 use futures::StreamExt;
 
+use super::learned::{self, CaptureError};
 use crate::{
+    capture::{OpenCapture, OpenError},
     cli::{Format, SqlArgs},
     output::{self, OutputError, ResultWriter},
-    tables::{self, LearningError, Tables, TablesError},
+    tables::{self, Session, SessionError},
 };
 
 /// Why a query can't be answered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SqlError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
     #[error("the query failed")]
     Query(#[source] DataFusionError),
     #[error("the query needs more memory: allow it with --memory-mib")]
     Memory(#[source] DataFusionError),
-    #[error(transparent)]
-    Learning(#[from] LearningError),
     #[error("cannot read the query {path}")]
     QueryFile {
         path: PathBuf,
@@ -68,17 +72,19 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     };
     let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
     let params = ParamValues::from(params);
-    let question = async |tables: &Tables| -> Result<Vec<ResultWriter>, SqlError> {
+    let (mut capture, learning) = learned::open(input, learn).await?;
+    let read = async |capture: &OpenCapture| -> Result<Vec<ResultWriter>, SqlError> {
+        let session = Session::new(capture, &learning, input.memory_mib as usize * (1 << 20)).await?;
         #[cfg(feature = "ballista")]
         let (frames, _cluster) = match ballista {
             Some(url) => {
-                let (frames, cluster) = tables.sql_on((url, ballista_share.as_deref()), &query, &params).await?;
+                let (frames, cluster) = session.sql_on((url, ballista_share.as_deref()), &query, &params).await?;
                 (frames, Some(cluster))
             }
-            None => (tables.sql(&query, &params).await?, None),
+            None => (session.sql(&query, &params).await?, None),
         };
         #[cfg(not(feature = "ballista"))]
-        let frames = tables.sql(&query, &params).await?;
+        let frames = session.sql(&query, &params).await?;
         if frames.len() > 1 && (output.is_some() || *format == Format::Parquet) {
             return Err(SqlError::SeveralResults);
         }
@@ -93,9 +99,8 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         }
         Ok(writers)
     };
-    let learning = learn.learning(input)?;
-    let (tables, writers) = Tables::ask::<_, SqlError>(input, &learning, question).await?;
-    for problem in &tables.problems {
+    let writers = capture.read(read).await?;
+    for problem in &capture.problems {
         eprintln!("skipped {problem}");
     }
     for (number, writer) in writers.into_iter().enumerate() {

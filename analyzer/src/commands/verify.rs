@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use super::proposal::{Capture, CaptureError};
+use super::learned::{Capture, CaptureError};
 use crate::{
     cli::{VerifyArgs, VerifyFormat},
     communication::{Endpoint, Workload},
@@ -57,7 +57,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
         VerifyFormat::Json => format!("{:#}\n", as_json(&verdict)),
     };
     output::write(&text, output.as_deref())?;
-    for problem in problems.iter().cloned().chain(capture.tables.problems.iter().map(ToString::to_string)) {
+    for problem in problems.iter().cloned().chain(capture.open.problems.iter().map(ToString::to_string)) {
         eprintln!("skipped {problem}");
     }
     let is_judged = verdict.judged > 0;

@@ -11,11 +11,11 @@ use k8s_openapi::{
 };
 
 use super::{
-    Names,
     rule::{Peer, Port, Rule, Rules, api_ports, shortest},
     selector::non_empty,
 };
 use crate::{
+    capture::Names,
     communication::{Direction, Edge},
     netpol::marks,
 };

@@ -8,7 +8,13 @@
 //! What is derived of flows is small, and made here (from rollups in seconds); what is asked of the flows themselves is
 //! done where the executors are. They have to see the files under the same paths: a file system that all share.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use ballista::prelude::SessionContextExt as _;
@@ -39,8 +45,7 @@ use schemas::{
 use tempfile::TempDir;
 use url::Url;
 
-use super::{Tables, TablesError, function, register, session_config, statements};
-use crate::cli::{ExecutorArgs, SchedulerArgs};
+use super::{Session, SessionError, function, register, session_config, statements};
 
 /// A cluster with the tables of a capture.
 pub(crate) struct Distributed {
@@ -53,7 +58,7 @@ pub(crate) struct Distributed {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BallistaError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
+    Session(#[from] SessionError),
     #[error("cannot use the Ballista cluster at {url}")]
     Cluster {
         url: String,
@@ -72,7 +77,7 @@ pub(crate) enum BallistaError {
     Run(String),
 }
 
-impl Tables {
+impl Session {
     /// Registers what queries need at a cluster, and plans them there.
     ///
     /// # Errors
@@ -149,9 +154,7 @@ fn state(config: SessionConfig) -> SessionState {
 ///
 /// # Errors
 /// It can't listen.
-pub(crate) async fn schedule(args: &SchedulerArgs) -> Result<(), BallistaError> {
-    crate::log_to_stderr();
-    let address = args.address;
+pub(crate) async fn schedule(address: SocketAddr) -> Result<(), BallistaError> {
     let config = SchedulerConfig {
         bind_host: address.ip().to_string(),
         bind_port: address.port(),
@@ -166,26 +169,39 @@ pub(crate) async fn schedule(args: &SchedulerArgs) -> Result<(), BallistaError> 
     start_server(cluster, address, Arc::new(config)).await.map_err(run_error)
 }
 
+/// What an executor needs to know.
+pub(crate) struct Executor {
+    /// Host and port of its scheduler.
+    pub(crate) scheduler: (String, u16),
+    /// Where others fetch its results.
+    pub(crate) address: SocketAddr,
+    /// Where the scheduler reaches it.
+    pub(crate) control_address: SocketAddr,
+    /// Tasks at once; 0 is one per processor.
+    pub(crate) tasks: usize,
+    /// Directory for results that are under way; a temporary one if `None`.
+    pub(crate) work_dir: Option<PathBuf>,
+}
+
 /// Runs an executor until it is ended.
 ///
 /// # Errors
 /// It can't listen, or reach its scheduler.
-pub(crate) async fn execute(args: &ExecutorArgs) -> Result<(), BallistaError> {
-    crate::log_to_stderr();
-    let ExecutorArgs { scheduler, address, control_address, tasks, work_dir } = args;
+pub(crate) async fn execute(executor: Executor) -> Result<(), BallistaError> {
+    let Executor { scheduler, address, control_address, tasks, work_dir } = executor;
     let registry = BallistaFunctionRegistry::from(&state(session_config()));
     let host = |address: &SocketAddr| address.ip().to_string();
-    let (scheduler_host, scheduler_port) = scheduler.clone();
+    let (scheduler_host, scheduler_port) = scheduler;
     let config = ExecutorProcessConfig {
-        bind_host: host(address),
-        external_host: Some(host(address)),
+        bind_host: host(&address),
+        external_host: Some(host(&address)),
         port: address.port(),
         grpc_port: control_address.port(),
         scheduler_host,
         scheduler_port,
-        vcores: *tasks,
+        vcores: tasks,
         scheduler_connect_timeout_seconds: CONNECT_SECONDS,
-        work_dir: work_dir.as_ref().map(|path| path.to_string_lossy().into_owned()),
+        work_dir: work_dir.map(|path| path.to_string_lossy().into_owned()),
         override_function_registry: Some(Arc::new(registry)),
         ..ExecutorProcessConfig::default()
     };

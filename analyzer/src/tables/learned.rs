@@ -1,6 +1,6 @@
 //! The tables that are learned from the whole capture, once, when one of them is asked first.
 
-use std::{fmt, sync::Arc, thread};
+use std::{fmt, io, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -12,45 +12,30 @@ use datafusion::{
     physical_plan::ExecutionPlan,
     prelude::SessionContext,
 };
-use schemas::{capture::CaptureFile, index::Index, table::Table};
-use tokio::sync::OnceCell;
+use schemas::table::Table;
+use tokio::{sync::OnceCell, task};
 
-use super::Learning;
 use crate::{
-    capture::{health::Run, open::Opening},
-    edge::{Flows, Undirected},
-    sets::{CommunicationRow, CoverageRow, GapRow, SetRow, Sets, WorkloadRow},
+    capture::OpenCapture,
+    sets::{CommunicationRow, CoverageRow, GapRow, Learn, Learned, Learning, SetRow, Sets, WorkloadRow},
 };
 
 /// What is learned, and from what.
-pub(super) struct Learned {
-    flows: Arc<Flows>,
-    index: Arc<Index>,
-    runs: Arc<Vec<Run>>,
-    files: Arc<[CaptureFile]>,
+pub(super) struct LearnedTables {
+    capture: OpenCapture,
     learning: Learning,
-    answer: OnceCell<Arc<(Sets, Undirected)>>,
+    learned: OnceCell<Learned>,
 }
 
-/// One of its tables.
+/// One of the tables.
 struct LearnedTable<T> {
-    learned: Arc<Learned>,
+    of: Arc<LearnedTables>,
     rows: fn(&Sets) -> Vec<T>,
 }
 
-impl Learned {
-    pub(super) fn new(flows: Arc<Flows>, opening: &Opening, learning: Learning) -> Self {
-        let Opening { mut files, superseded, index, runs, .. } = opening.clone();
-        files.extend(superseded);
-        Self { flows, index, runs, files: files.into(), learning, answer: OnceCell::new() }
-    }
-
-    /// Learns, unless that was done.
-    ///
-    /// # Errors
-    /// A file can't be read.
-    pub(super) async fn get(&self) -> Result<Arc<(Sets, Undirected)>, DataFusionError> {
-        self.answer.get_or_try_init(|| self.learn()).await.cloned()
+impl LearnedTables {
+    pub(super) fn new(capture: &OpenCapture, learning: &Learning) -> Arc<Self> {
+        Arc::new(Self { capture: capture.clone(), learning: learning.clone(), learned: OnceCell::new() })
     }
 
     pub(super) fn register(self: &Arc<Self>, context: &SessionContext) -> Result<(), DataFusionError> {
@@ -66,34 +51,17 @@ impl Learned {
         context: &SessionContext,
         rows: fn(&Sets) -> Vec<T>,
     ) -> Result<(), DataFusionError> {
-        context.register_table(T::NAME, Arc::new(LearnedTable { learned: Arc::clone(self), rows })).map(drop)
+        context.register_table(T::NAME, Arc::new(LearnedTable { of: Arc::clone(self), rows })).map(drop)
     }
 
-    async fn learn(&self) -> Result<Arc<(Sets, Undirected)>, DataFusionError> {
-        let (flows, index, runs) = (Arc::clone(&self.flows), Arc::clone(&self.index), Arc::clone(&self.runs));
-        let Learning { decisions, thresholds, state } = self.learning.clone();
-        let files = Arc::clone(&self.files);
-        let learn = move || {
-            let learn = |communications| Sets::learn(communications, &index, &runs, &decisions, thresholds);
-            let Some(state) = state else {
-                let (communications, undirected) = flows.communications()?;
-                return Ok((learn(communications), undirected));
-            };
-            let (communications, undirected, blocks) = flows.communications_since(state.take_blocks())?;
-            let sets = thread::scope(|scope| {
-                scope.spawn(|| {
-                    // What is known is right even where it can't be kept for the next time.
-                    if let Err(error) = state.save(&files, blocks) {
-                        eprintln!("{:#}", anyhow::Error::from(error));
-                    }
-                });
-                learn(communications)
-            });
-            Ok((sets, undirected))
+    /// Learns, unless that was done.
+    async fn get(&self) -> Result<&Learned, DataFusionError> {
+        let learn = async || {
+            let learn = Learn::new(&self.capture, &self.learning);
+            let learned = task::spawn_blocking(move || learn.run()).await.map_err(io::Error::other)?;
+            learned.map_err(|error| DataFusionError::External(error.into()))
         };
-        let external = |error: Box<dyn std::error::Error + Send + Sync>| DataFusionError::External(error);
-        let learned = tokio::task::spawn_blocking(learn).await.map_err(|error| external(error.into()))?;
-        learned.map(Arc::new).map_err(|error: crate::edge::WorkError| external(error.into()))
+        self.learned.get_or_try_init(learn).await
     }
 }
 
@@ -120,8 +88,8 @@ impl<T: Table> TableProvider for LearnedTable<T> {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        let answer = self.learned.get().await?;
-        let rows = (self.rows)(&answer.0).chunks(BATCH_ROWS).map(T::encode).collect();
+        let (sets, _) = self.of.get().await?;
+        let rows = (self.rows)(sets).chunks(BATCH_ROWS).map(T::encode).collect();
         MemTable::try_new(T::schema(), vec![rows])?.scan(state, projection, filters, limit).await
     }
 }

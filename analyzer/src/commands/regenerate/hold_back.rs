@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::{
-    commands::proposal::Capture,
+    commands::learned::Capture,
     communication::{Direction, Workload},
     netpol::Enforcement,
     policy::{PolicySet, Wish},

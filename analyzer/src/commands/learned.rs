@@ -1,30 +1,35 @@
-//! Policies that are proposed: made of what a capture taught, and tried on it before anybody sees them.
+//! What most commands begin with: a capture is opened, and sets are learned from it. Policies that are made of them are
+//! tried on it before anybody sees them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use datafusion::error::DataFusionError;
+use indicatif::ProgressBar;
 
 use crate::{
+    capture::{
+        Input, Names, OpenCapture, OpenError,
+        cache::{State, StateError},
+    },
     cli::{InputArgs, LearnArgs, PolicyFormat},
-    edge::Undirected,
     netpol::{
         population::Population,
         replay::{self, Terms, Verdict},
     },
-    policy::{self, Names, PolicyError, PolicySet, Wish, cilium},
-    sets::Sets,
-    tables::{LearningError, Tables, TablesError},
+    policy::{self, PolicyError, PolicySet, Wish, cilium},
+    sets::{self, Decisions, DecisionsError, Learned, Learning, Sets, Thresholds},
 };
 
 /// Why nothing can be learned from a capture.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CaptureError {
     #[error(transparent)]
-    Tables(#[from] TablesError),
+    Open(#[from] OpenError),
+    /// The decisions can't be read, or are not valid.
     #[error(transparent)]
-    Learning(#[from] LearningError),
-    #[error("cannot read the capture")]
-    Read(#[from] DataFusionError),
+    Decisions(#[from] DecisionsError),
+    /// What is remembered can't be read or kept.
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("no inventory in {0}: nothing tells which pods there were, and what policies would mean for them")]
     NoInventory(String),
     #[error("no pod of {unknown} is known, only some of {known}")]
@@ -44,8 +49,8 @@ pub(crate) enum ProposalError {
 
 /// A capture that was learned from.
 pub(crate) struct Capture {
-    pub(crate) tables: Tables,
-    pub(crate) learned: Arc<(Sets, Undirected)>,
+    pub(crate) open: OpenCapture,
+    pub(crate) learned: Learned,
     names: Names,
     pub(crate) population: Population,
 }
@@ -56,17 +61,51 @@ pub(crate) struct Proposal<'a> {
     pub(crate) verdict: Verdict<'a>,
 }
 
+/// Opens a capture, and reads what is to be learned by.
+///
+/// # Errors
+/// An input is not there, the decisions can't be read or are not valid, or the state can't be used.
+pub(crate) async fn open(input: &InputArgs, learn: &LearnArgs) -> Result<(OpenCapture, Learning), CaptureError> {
+    let LearnArgs { decisions, state, learn_for, stable_after, decay_after, hold_after } = learn;
+    let hours = |duration: &Duration| duration.as_secs().div_ceil(3600);
+    let thresholds = Thresholds {
+        learn_hours: hours(learn_for),
+        stable_hours: hours(stable_after),
+        decay_hours: hours(decay_after),
+        hold_hours: hours(hold_after),
+    };
+    let state = state.as_deref().map(|state| State::open(state, input.clock_skew_ms)).transpose()?;
+    let decisions = Decisions::read(decisions.as_deref())?.into();
+    let capture = OpenCapture::new(input.of(state.map(Arc::new))).await?;
+    Ok((capture, Learning { decisions, thresholds }))
+}
+
+impl InputArgs {
+    /// What is to be opened, with what an earlier run remembers of it.
+    pub(crate) fn of(&self, state: Option<Arc<State>>) -> Input {
+        let Self { input, cache, cluster_name, clock_skew_ms, memory_mib: _ } = self;
+        Input {
+            paths: input.clone(),
+            cluster: cluster_name.clone(),
+            cache: cache.clone(),
+            clock_skew_ms: *clock_skew_ms,
+            state,
+            progress: ProgressBar::no_length(),
+        }
+    }
+}
+
 impl Capture {
     /// Reads captures and learns from them.
     ///
     /// # Errors
     /// An input is not there, or what to learn by can't be used. A broken file among the input is no error.
     pub(crate) async fn read(input: &InputArgs, learn: &LearnArgs) -> Result<Self, CaptureError> {
-        let learning = learn.learning(input)?;
-        let question = async |tables: &Tables| Ok((tables.learned().await?, tables.names().await?));
-        let (tables, (learned, names)) = Tables::ask::<_, CaptureError>(input, &learning, question).await?;
-        let population = Population::of_index(&tables.index);
-        Ok(Self { tables, learned, names, population })
+        let (mut open, learning) = open(input, learn).await?;
+        let read = async |open: &OpenCapture| Ok::<_, OpenError>((sets::learn(open, &learning).await?, open.names()?));
+        let (learned, names) = open.read(read).await?;
+        let population = Population::of_index(&open.index);
+        Ok(Self { open, learned, names, population })
     }
 
     /// Whether it tells what policies need: who the pods were, of the wanted namespaces. Some may have none, if all of the
@@ -81,7 +120,7 @@ impl Capture {
         let known: BTreeSet<&Arc<str>> =
             self.population.members.iter().map(|member| &member.workload.namespace).collect();
         let unknown: Vec<&str> = namespaces.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
-        if unknown.is_empty() || self.tables.index.is_covered() && unknown.len() < namespaces.len() {
+        if unknown.is_empty() || self.open.index.is_covered() && unknown.len() < namespaces.len() {
             return Ok(());
         }
         let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
@@ -98,7 +137,7 @@ impl Capture {
     /// # Errors
     /// They would deny what is stable, or are not valid.
     pub(crate) fn propose<'a>(&'a self, wish: &'a Wish) -> Result<Proposal<'a>, ProposalError> {
-        let set = policy::synthesize(self.sets(), &self.tables.index, &self.population, &self.names, wish)?;
+        let set = policy::synthesize(self.sets(), &self.open.index, &self.population, &self.names, wish)?;
         let policies = set.policies.iter().map(|written| &written.policy);
         let terms = Terms { own_node_exempt: true, overlaps: set.overlaps.clone() };
         let (verdict, invalid) = replay::replay(self.sets(), &self.population, policies, &terms);
@@ -125,7 +164,7 @@ impl Capture {
         match format {
             PolicyFormat::Kubernetes => policies.map(serde_yaml::to_string).collect(),
             PolicyFormat::Cilium => {
-                let nodes = cilium::Nodes::new(&self.tables.index);
+                let nodes = cilium::Nodes::new(&self.open.index);
                 policies.map(|policy| serde_yaml::to_string(&cilium::translate(policy, &nodes))).collect()
             }
         }
