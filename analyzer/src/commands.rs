@@ -12,7 +12,6 @@ mod explain;
 pub(crate) mod import;
 pub(crate) mod inventory;
 mod learned;
-mod lease;
 pub(crate) mod monitor;
 pub(crate) mod receive;
 pub(crate) mod regenerate;

@@ -15,14 +15,16 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use axum::{Router, body::Body, extract::State, http::Request, routing::post};
 use bytes::Bytes;
+use delivery::{
+    collector::{Collector, CollectorConfig},
+    listen::{self, Limits, Security},
+    live,
+};
 use futures::{TryStreamExt, stream};
 use nix::{time::clock_getcpuclockid, unistd::Pid};
 use schemas::{
     capture::{self, Runs},
     flow::FlowRecord,
-    listen::{self, Limits, Security},
-    live,
-    ship::collector::{Collector, CollectorConfig},
     table::{Record, TimestampMs},
 };
 use testdata::{

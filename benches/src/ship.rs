@@ -14,6 +14,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
+use delivery::{
+    collector::{Collector, CollectorConfig},
+    otlp::Encoder,
+};
 use nix::{
     time::{ClockId, clock_getcpuclockid},
     unistd::Pid,
@@ -21,8 +25,6 @@ use nix::{
 use schemas::{
     capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,
-    otlp::Encoder,
-    ship::collector::{Collector, CollectorConfig},
     table::TimestampMs,
 };
 use testdata::{
@@ -68,7 +70,7 @@ fn encode(scratch: &Path) -> Result<()> {
     let (mut requests, begun) = (Vec::new(), cpu_seconds(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
     for row in &rows {
         encoder.push(row, NOW);
-        if encoder.size_bytes() > schemas::otlp::REQUEST_BYTES / 2 {
+        if encoder.size_bytes() > delivery::otlp::REQUEST_BYTES / 2 {
             requests.extend(encoder.finish());
         }
     }

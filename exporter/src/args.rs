@@ -6,8 +6,9 @@ use clap::{
     Parser, Subcommand, ValueEnum,
     builder::{FalseyValueParser, NonEmptyStringValueParser},
 };
+use delivery::listen::Security;
 use ipnet::IpNet;
-use schemas::{capture::Roll, listen::Security};
+use schemas::capture::Roll;
 
 use crate::flow::SUMMED_WINDOW_MS;
 

@@ -19,13 +19,13 @@ use std::{
 };
 
 use ipnet::IpNet;
+use kubernetes::Change;
 use schemas::{
     capture::Origin,
     event::CgroupEvent,
     flow::FlowRecord,
     index::{Heard, Index, Owner, Span, UnknownReason, pod_name_as_uid},
     inventory::InventoryRecord,
-    kubernetes::Change,
     table::{RttHistogram, TimestampMs},
 };
 

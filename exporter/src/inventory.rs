@@ -2,9 +2,10 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
+use kubernetes::log::InventoryLog;
 use schemas::{
     capture::Origin,
-    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, log::InventoryLog},
+    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART},
     table::TimestampMs,
 };
 

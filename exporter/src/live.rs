@@ -1,4 +1,4 @@
-//! Who may listen to the live stream, and how it is served: see [`schemas::live`].
+//! Who may listen to the live stream, and how it is served: see [`delivery::live`].
 //!
 //! It is served on a loopback address only, which a port-forward reaches and nobody else. In a cluster, who may get the
 //! pods of a namespace may listen to its flows: the API server tells whose a token is, and then, again every minute, what
@@ -20,14 +20,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use futures::{TryStreamExt, stream};
-use schemas::{
-    capture::Origin,
-    kubernetes::{Access, AccessError, UserInfo},
+use delivery::{
     listen::{self, Guard, Limits, ListenError, Security},
     live,
-    table::TimestampMs,
 };
+use futures::{TryStreamExt, stream};
+use kubernetes::{Access, AccessError, UserInfo};
+use schemas::{capture::Origin, table::TimestampMs};
 use tokio::{
     sync::oneshot,
     task::JoinHandle,

@@ -21,22 +21,18 @@ use std::{
     time::Duration,
 };
 
+use delivery::{
+    Outbox, SpoolError, Target,
+    collector::{Collector, CollectorConfig, CollectorError, resource_attributes},
+    listen::ListenError,
+    store::{self, Store, StoreError},
+};
+use kubernetes::{Access, Change, ConnectError, Resource, Start};
 use nix::{
     sys::utsname::uname,
     time::{ClockId, clock_gettime},
 };
-use schemas::{
-    capture::Origin,
-    event::CgroupEvent,
-    kubernetes::{self, Access, Change, ConnectError, Resource, Start},
-    listen::ListenError,
-    ship::{
-        Outbox, SpoolError, Target,
-        collector::{Collector, CollectorConfig, CollectorError, resource_attributes},
-        store::{self, Store, StoreError},
-    },
-    table::TimestampMs,
-};
+use schemas::{capture::Origin, event::CgroupEvent, table::TimestampMs};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use observe::Observer;

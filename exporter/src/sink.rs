@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, ship, table::TimestampMs};
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
 
 use crate::telemetry::Telemetry;
 
@@ -287,7 +287,7 @@ impl Sink {
     }
 
     fn run(&mut self, receiver: &Receiver<(TimestampMs, Vec<Order>)>, telemetry: &Telemetry) {
-        let mut told = ship::Stats::default();
+        let mut told = delivery::Stats::default();
         while let Ok((now, orders)) = receiver.recv() {
             for order in orders {
                 if matches!(order, Order::Tick)
@@ -304,7 +304,7 @@ impl Sink {
         }
     }
 
-    fn stats(&self) -> Option<ship::Stats> {
+    fn stats(&self) -> Option<delivery::Stats> {
         match self {
             Self::Parquet(sink) => sink.stats(),
             Self::Otlp(sink) => Some(sink.stats()),

@@ -18,17 +18,17 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     routing::get,
 };
+use delivery::{
+    Stats,
+    listen::{self, Limits, ListenError, Security},
+};
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use schemas::{
-    health::HealthRecord,
-    listen::{self, Limits, ListenError, Security},
-    ship::Stats,
-};
+use schemas::health::HealthRecord;
 
 use crate::probe::{MapEntries, ProgramStats};
 

@@ -4,9 +4,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::table::{Port, TimestampMs, dataset};
 
-#[cfg(feature = "capture")]
-pub mod log;
-
 /// The object is there, or has changed.
 pub const EVENT_UPSERT: &str = "upsert";
 /// The object is gone.

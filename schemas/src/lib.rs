@@ -6,46 +6,40 @@
 //! ```
 //!
 //! Without features this crate is the kernel event ABI ([`event`]) and the list of the kernel programs ([`programs`]), and
-//! `no_std`. Feature `arrow` adds the three
-//! datasets, each defined by one table in [`flow`], [`inventory`] and [`health`], from which the Arrow schema, the
-//! conversion to and from record batches and this crate's README come. Feature `capture` adds the directory layout,
-//! its writer and its reader; feature `index` the time-aware index from addresses to their owners; feature `kubernetes`
-//! what the API server tells of the inventory, which agent and analyzer watch in the same way; feature `ship` delivery
-//! to collectors and object stores, and the live stream; feature `listen` how senders and listeners are let in. Rows as OpenTelemetry log records are in
-//! [`otlp`].
+//! `no_std`. Feature `std` adds the three datasets, each defined by one table in [`flow`], [`inventory`] and [`health`],
+//! from which the Arrow schema, the conversion to and from record batches, the OpenTelemetry attributes ([`attribute`]) and
+//! this crate's README come; what sums flows up ([`rollup`]); the directory of files, its writer and its reader
+//! ([`capture`]); and the time-aware index from addresses to their owners ([`index`]).
 //!
-//! There is nothing about eBPF loaders or query engines in here.
-#![cfg_attr(not(feature = "arrow"), no_std)]
+//! There is nothing about eBPF loaders, query engines, networks or clusters in here: crate `delivery` brings rows to
+//! collectors and object stores, crate `kubernetes` watches the API.
+#![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod event;
 pub mod programs;
 
-#[cfg(feature = "capture")]
+#[cfg(feature = "std")]
+pub mod attribute;
+#[cfg(feature = "std")]
 pub mod capture;
-#[cfg(feature = "arrow")]
+#[cfg(feature = "std")]
 pub mod flow;
-#[cfg(feature = "arrow")]
+#[cfg(feature = "std")]
 pub mod health;
-#[cfg(feature = "index")]
+#[cfg(feature = "std")]
 pub mod index;
-#[cfg(feature = "arrow")]
+#[cfg(feature = "std")]
 pub mod inventory;
-#[cfg(feature = "kubernetes")]
-pub mod kubernetes;
-#[cfg(feature = "listen")]
-pub mod listen;
-#[cfg(feature = "ship")]
-pub mod live;
-#[cfg(feature = "arrow")]
-pub mod otlp;
-#[cfg(feature = "arrow")]
+#[cfg(feature = "std")]
+pub mod protobuf;
+#[cfg(feature = "std")]
 pub mod rollup;
-#[cfg(feature = "ship")]
-pub mod ship;
-#[cfg(feature = "arrow")]
+#[cfg(feature = "std")]
 pub mod table;
+#[cfg(feature = "std")]
+pub mod value;
 
 /// Schema version, `major.minor`: a new column raises the minor, a changed meaning the major. Readers accept every
 /// minor of the majors they know.
-#[cfg(feature = "arrow")]
+#[cfg(feature = "std")]
 pub const SCHEMA_VERSION: (u32, u32) = (1, 0);

@@ -35,7 +35,7 @@ pub enum Pods {
 
 /// Programs that were not attached, and without which a recording is not complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "arrow", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
 pub struct Missing(u16);
 
 impl Program {

@@ -4,15 +4,15 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Result;
 use bytes::Bytes;
+use delivery::{
+    Outbox, Parcel, Target,
+    collector::{Collector, CollectorConfig},
+    otlp::Encoder,
+};
 use schemas::{
     capture::Origin,
     flow::FlowRecord,
     health::HealthRecord,
-    otlp::Encoder,
-    ship::{
-        Outbox, Parcel, Target,
-        collector::{Collector, CollectorConfig},
-    },
     table::{Record, RttHistogram, TimestampMs},
 };
 

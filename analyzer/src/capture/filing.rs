@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
+use delivery::otlp::Decoded;
 use schemas::{
     capture::{CaptureError, DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
-    otlp::Decoded,
     table::{Record, TimestampMs},
 };
 

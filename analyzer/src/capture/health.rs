@@ -9,13 +9,13 @@ use std::{
     thread,
 };
 
+use kubernetes::Resource;
 use schemas::{
     capture::{CaptureFile, Problem, RunRows, Runs, Seqs},
     flow::FlowRecord,
     health::HealthRecord,
     index::{Heard, Span},
     inventory::{InventoryRecord, WRITER},
-    kubernetes::Resource,
     programs::Missing,
     table::{Record, TimestampMs},
 };

@@ -19,10 +19,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use delivery::{
+    Outbox,
+    otlp::{Decoded, Decoder, Malformed},
+};
 use schemas::{
     capture::{CaptureError, JOURNAL, JOURNAL_LOCK, Origin, SEGMENT},
-    otlp::{Decoded, Decoder, Malformed},
-    ship::Outbox,
     table::TimestampMs,
 };
 use tokio::sync::oneshot;
@@ -507,8 +509,9 @@ const RETRY_SECONDS: u64 = 5;
 
 #[cfg(test)]
 mod tests {
+    use delivery::otlp::Encoder;
     use proptest::prelude::*;
-    use schemas::{flow::FlowRecord, otlp::Encoder};
+    use schemas::flow::FlowRecord;
 
     use super::*;
 

@@ -8,11 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use delivery::store::{self, Object, Store, StoreError};
 use futures::{StreamExt, TryStreamExt, stream};
-use schemas::{
-    capture::{Problem, ProblemKind},
-    ship::store::{self, Object, Store, StoreError},
-};
+use schemas::capture::{Problem, ProblemKind};
 use tempfile::TempDir;
 
 /// Inputs as directories.

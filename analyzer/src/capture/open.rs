@@ -281,7 +281,7 @@ fn leave_out(listing: &mut Listing, damaged: Vec<Problem>) {
 
 /// Whether something that was there is not any more. What is in an object store has no path.
 fn is_gone(path: &Path) -> bool {
-    !schemas::ship::store::is_url(path) && !path.exists()
+    !delivery::store::is_url(path) && !path.exists()
 }
 
 /// How often is looked again, as a compaction removes many files at a time.

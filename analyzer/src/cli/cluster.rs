@@ -178,7 +178,7 @@ pub(crate) struct MonitorArgs {
     pub(crate) agent_selector: String,
 
     /// Port on which agents serve what they record, within their pods.
-    #[arg(long, env = "FLOWSCRIBE_AGENT_PORT", value_name = "PORT", default_value_t = schemas::live::PORT)]
+    #[arg(long, env = "FLOWSCRIBE_AGENT_PORT", value_name = "PORT", default_value_t = delivery::live::PORT)]
     pub(crate) agent_port: u16,
 
     /// Ask this agent, such as http://127.0.0.1:9465, instead of those of a cluster by port-forward; may be repeated. Who is

@@ -18,15 +18,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use delivery::{
+    Failure,
+    store::{self, Store, StoreError},
+};
 use indicatif::ProgressBar;
 use schemas::{
     capture::{self, CaptureError, CaptureFile, Listing, MergeError, ProblemKind, Runs},
     flow::FlowRecord,
     rollup::RollupRow,
-    ship::{
-        Failure,
-        store::{self, Store, StoreError},
-    },
     table::{Record, Table, TimestampMs},
 };
 use tempfile::TempDir;

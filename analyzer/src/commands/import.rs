@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use schemas::{capture::CaptureError, otlp::Rejected, table::TimestampMs};
+use delivery::otlp::Rejected;
+use schemas::{capture::CaptureError, table::TimestampMs};
 
 use super::receive::server::from_json;
 use crate::{

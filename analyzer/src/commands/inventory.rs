@@ -13,14 +13,13 @@ mod pulse;
 
 use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
 
+use delivery::{SpoolError, collector::CollectorError, listen::ListenError, store::StoreError};
 use ipnet::IpNet;
+use kubernetes::{Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles, log::InventoryLog};
 use schemas::{
     capture::{CaptureError, Origin, Roll},
     health::HealthRecord,
-    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, WRITER, kind, log::InventoryLog},
-    kubernetes::{self, Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles},
-    listen::ListenError,
-    ship::{SpoolError, collector::CollectorError, store::StoreError},
+    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, WRITER, kind},
     table::TimestampMs,
 };
 use tokio::{
@@ -30,8 +29,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::lease::{self, Lease};
 use crate::{cli::InventoryArgs, logging::log_to_stderr};
+use kubernetes::lease::{self, Lease};
 use ledger::{Ledger, Ways};
 use pulse::Pulse;
 

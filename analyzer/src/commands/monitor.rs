@@ -24,9 +24,10 @@ use std::{
     time::Duration,
 };
 
+use delivery::live;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use kube::Client;
-use schemas::{capture::JOURNAL, live};
+use schemas::capture::JOURNAL;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},

@@ -12,14 +12,12 @@ pub(crate) mod server;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use schemas::{
-    capture::JOURNAL,
+use delivery::{
+    Outbox, SpoolError, Target,
     listen::{self, Limits, ListenError, Security},
-    ship::{
-        Outbox, SpoolError, Target,
-        store::{self, Store, StoreError},
-    },
+    store::{self, Store, StoreError},
 };
+use schemas::capture::JOURNAL;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},

@@ -16,13 +16,13 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::SystemTime};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
+use kubernetes::lease::{self, EXPIRY, Lease};
 use tokio::{task::AbortHandle, time::timeout};
 
 use super::{
     apply::{self, ApplyError},
     explain::Explanation,
     learned::{Capture, CaptureError, Proposal, ProposalError},
-    lease::{self, EXPIRY, Lease},
 };
 use crate::{
     cli::{Applied, PolicyFormat, RegenerateArgs},

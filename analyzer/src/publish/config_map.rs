@@ -7,7 +7,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use schemas::kubernetes::reason;
+use kubernetes::reason;
 
 use super::{directory::Files, plan::FIELD_MANAGER};
 use crate::netpol::{is_marked, marks};

@@ -14,7 +14,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
     core::Status,
 };
-use schemas::kubernetes::reason;
+use kubernetes::reason;
 
 use crate::netpol::is_marked;
 

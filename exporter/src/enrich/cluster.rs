@@ -3,10 +3,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use kubernetes::{Change, Problem, Resource, Trouble, Troubles};
 use schemas::{
     index::{Heard, Index},
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord, SCOPE_PART},
-    kubernetes::{Change, Problem, Resource, Trouble, Troubles},
     table::TimestampMs,
 };
 

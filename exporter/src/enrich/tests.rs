@@ -288,7 +288,7 @@ fn a_cgroup_of_another_pod_than_the_network_namespaces_counts_as_a_contradiction
 
 #[test]
 fn an_agent_that_names_remote_ends_waits_for_the_news_that_an_address_has_moved_on() {
-    let resources = vec![schemas::kubernetes::Resource::pods()];
+    let resources = vec![kubernetes::Resource::pods()];
     let mut enricher = on_kubernetes(Some(Cluster::new("run".into(), resources)));
     enricher.learn(InventoryRecord { uid: Some(UID.into()), scope: "part".into(), ..pod("web", "10.0.0.1") });
     let there = |name: &str| Change::There(pod(name, "10.0.0.2"));

@@ -2,14 +2,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use kubernetes::{Change, News, Problem, Trouble, Troubles};
 use nix::sys::utsname::uname;
-use schemas::{
-    capture::Origin,
-    health::HealthRecord,
-    inventory::InventoryRecord,
-    kubernetes::{Change, News, Problem, Trouble, Troubles},
-    table::TimestampMs,
-};
+use schemas::{capture::Origin, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
 use tokio::sync::mpsc;
 
 use super::{Message, RunError, RunSummary, WindowReport, now};

@@ -17,13 +17,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use delivery::{live, otlp::Encoder};
+use kubernetes::log::InventoryLog;
 use schemas::{
     capture::Origin,
     flow::FlowRecord,
     health::HealthRecord,
-    inventory::{EVENT_DELETE, InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, log::InventoryLog},
-    live,
-    otlp::Encoder,
+    inventory::{EVENT_DELETE, InventoryRecord, SCOPE_CLUSTER, SCOPE_PART},
     table::{Record, TimestampMs},
 };
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -399,7 +399,7 @@ const MOST_CLIENTS: usize = 8;
 /// What may wait for one client.
 const WAITING_FRAMES: usize = 1024;
 const WAITING_BYTES: usize = 8 << 20;
-const REQUEST_BYTES: usize = schemas::otlp::REQUEST_BYTES / 4;
+const REQUEST_BYTES: usize = delivery::otlp::REQUEST_BYTES / 4;
 /// A client that hears nothing for three times as long takes the agent for gone.
 const KEEP_ALIVE_MS: i64 = 10_000;
 

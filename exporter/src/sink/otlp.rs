@@ -1,12 +1,14 @@
 //! An OpenTelemetry collector: rows as log records.
 
 use bytes::Bytes;
+use delivery::{
+    Outbox, Parcel, Stats,
+    otlp::{Encoder, ResourceAttributes},
+};
 use schemas::{
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
-    otlp::{Encoder, ResourceAttributes},
-    ship::{Outbox, Parcel, Stats},
     table::{Record, TimestampMs},
 };
 
@@ -112,4 +114,4 @@ fn ship<R: Record>(encoder: &mut Encoder<R>, ends: i64, outbox: &Outbox) -> bool
 }
 
 /// A request is sent once it is as large: half of what receivers take, since its last row may be large too.
-const REQUEST_BYTES: usize = schemas::otlp::REQUEST_BYTES / 2;
+const REQUEST_BYTES: usize = delivery::otlp::REQUEST_BYTES / 2;

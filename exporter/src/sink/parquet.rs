@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use delivery::{Outbox, Stats};
 use schemas::{
     capture::{CaptureError, DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
-    ship::{Outbox, Stats},
     table::{Record, TimestampMs},
 };
 

@@ -1,6 +1,6 @@
 //! The contract, tested from outside: its tables, its README and its files.
 
 mod capture;
-mod otlp;
 mod readme;
+mod rows;
 mod table;

@@ -3,11 +3,12 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::Result;
+use kubernetes::log::InventoryLog;
 use schemas::{
     capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
-    inventory::{InventoryRecord, log::InventoryLog},
+    inventory::InventoryRecord,
     programs::{PROGRAMS, Program},
     table::TimestampMs,
 };

@@ -10,7 +10,8 @@ use std::{
     sync::Arc,
 };
 
-use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, kubernetes::Resource};
+use kubernetes::Resource;
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord};
 use serde_json::{Value, json};
 use testdata::{
     app::{App, RunningApp},

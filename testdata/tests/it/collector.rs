@@ -9,10 +9,8 @@ use std::{
 };
 
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, response::IntoResponse, routing::post};
-use schemas::{
-    otlp::{self, Decoder},
-    table::TimestampMs,
-};
+use delivery::otlp::{self, Decoder};
+use schemas::table::TimestampMs;
 use testdata::sender::Sender;
 use tokio::{net::TcpListener, runtime::Runtime};
 

@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use delivery::Parcel;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use schemas::{flow::FlowRecord, health::HealthRecord, ship::Parcel, table::TimestampMs};
+use schemas::{flow::FlowRecord, health::HealthRecord, table::TimestampMs};
 use testdata::{recording::Receiver, sender::Sender};
 
 use crate::{

@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
+use delivery::{
+    Outbox, Parcel, Target,
+    collector::{Collector, CollectorConfig, resource_attributes},
+    otlp::{Encoder, ResourceAttributes},
+    store::{self, Store},
+};
 use schemas::{
     capture::{CaptureError, DatasetWriter, Origin, Roll},
-    otlp::{Encoder, ResourceAttributes},
-    ship::{
-        Outbox, Parcel, Target,
-        collector::{Collector, CollectorConfig, resource_attributes},
-        store::{self, Store},
-    },
     table::{Record, TimestampMs},
 };
 
@@ -167,4 +167,4 @@ fn deliver(outbox: Option<&Outbox>, finished: Option<PathBuf>) {
 /// How long the end waits for a receiver.
 const SETTLE: Duration = Duration::from_secs(10);
 /// A request is sent once it is as large.
-const REQUEST_BYTES: usize = schemas::otlp::REQUEST_BYTES / 2;
+const REQUEST_BYTES: usize = delivery::otlp::REQUEST_BYTES / 2;

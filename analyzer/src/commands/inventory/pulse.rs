@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
-use schemas::listen::{self, Limits, ListenError, Security};
+use delivery::listen::{self, Limits, ListenError, Security};
 use tokio::time::{Instant, interval};
 
 /// When it was last seen at work.

@@ -11,11 +11,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use delivery::live::{self, Frames};
 use futures::{StreamExt, future, stream};
 use http::{Request, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use schemas::live::{self, Frames};
 use tokio::time::{sleep, timeout};
 
 use super::{Monitor, MonitorError, Phase, Place, place::Body};

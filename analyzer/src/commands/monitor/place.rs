@@ -14,7 +14,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, api::ListParams};
-use schemas::kubernetes::reason;
+use kubernetes::reason;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -68,7 +68,7 @@ impl Discovery {
             let bad = || MonitorError::BadUrl { url: text.clone() };
             let url = Url::parse(text).map_err(|_| bad())?;
             let host = url.host_str().filter(|_| url.scheme() == "http").ok_or_else(bad)?.to_owned();
-            Ok(Place::Address { host, port: url.port().unwrap_or(schemas::live::PORT) })
+            Ok(Place::Address { host, port: url.port().unwrap_or(delivery::live::PORT) })
         };
         Ok(Self::Addresses(args.agent_url.iter().map(address).collect::<Result<_, MonitorError>>()?))
     }

@@ -2,6 +2,7 @@
 
 use std::{fs, future, io, path::PathBuf, time::Duration};
 
+use delivery::live;
 use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
@@ -12,7 +13,7 @@ use kube::{
     api::PostParams,
     client::{Body, ConfigExt},
 };
-use schemas::{kubernetes::reason, live};
+use kubernetes::reason;
 use tokio::{sync::Mutex, time::Instant};
 use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxService};
 

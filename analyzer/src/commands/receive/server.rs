@@ -16,15 +16,15 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
+use delivery::{
+    listen::{Guard, Peer},
+    otlp::{self, GRPC_PATH, HTTP_PATH, Rejected},
+};
 use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use prometheus_client::{encoding::text::encode, metrics::counter::Counter, registry::Registry};
 use prost::Message;
-use schemas::{
-    listen::{Guard, Peer},
-    otlp::{self, GRPC_PATH, HTTP_PATH, Rejected},
-};
 use serde_json::json;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},

@@ -11,8 +11,8 @@ use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use kubernetes::reason;
 use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry::Registry};
-use schemas::kubernetes::reason;
 
 use crate::{
     netpol::Difference,

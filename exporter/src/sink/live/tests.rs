@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::sync_channel;
 
-use schemas::{live::Frames, otlp::Decoder};
+use delivery::{live::Frames, otlp::Decoder};
 
 use super::*;
 

@@ -7,6 +7,8 @@
 //! Of each object only what the inventory needs is ever in memory: the rest of the JSON is passed over while it is read.
 
 mod access;
+pub mod lease;
+pub mod log;
 mod object;
 mod trouble;
 mod watch;
@@ -23,7 +25,7 @@ pub use object::{ALLOWED_ANNOTATIONS, Object, Texts, record};
 pub use trouble::{News, Trouble, Troubles};
 pub use watch::{Start, watch};
 
-use crate::inventory::{InventoryRecord, kind};
+use schemas::inventory::{InventoryRecord, kind};
 
 /// A resource of the API that tells of objects of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

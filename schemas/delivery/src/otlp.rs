@@ -15,29 +15,12 @@
 
 mod decode;
 mod encode;
-mod value;
-mod wire;
 
 pub use decode::{Decoded, Decoder, Rejected, partial_success};
 pub use encode::{Encoder, ResourceAttributes, response, status};
-pub use value::{Attribute, Texts, Value};
-pub use wire::Malformed;
 
-use std::sync::Arc;
-
-use crate::table::Record;
-
-/// How a column goes to and comes from an attribute.
-pub struct Accessors<R> {
-    /// Appends it as an attribute with a key, unless it is null.
-    pub put: fn(&R, &str, &mut Vec<u8>),
-    /// Sets it; whether the value fits.
-    pub take: fn(&mut R, Value<'_>, &mut Texts) -> bool,
-    /// Its text, if it is text and not null.
-    pub text: fn(&R) -> Option<&Arc<str>>,
-    /// Whether a row can be without it.
-    pub is_optional: bool,
-}
+use schemas::table::Record;
+pub use schemas::{attribute::Texts, protobuf::Malformed};
 
 /// Name of the instrumentation scope of all records.
 pub const SCOPE: &str = "flowscribe";
@@ -83,6 +66,8 @@ const WORKLOAD: &str = "workload";
 
 /// Fields of the messages, by their numbers.
 mod field {
+    pub(super) use schemas::attribute::field::RECORD_ATTRIBUTES;
+
     pub(super) const REQUEST_RESOURCE_LOGS: u32 = 1;
     pub(super) const RESPONSE_PARTIAL_SUCCESS: u32 = 1;
     pub(super) const PARTIAL_REJECTED: u32 = 1;
@@ -99,19 +84,8 @@ mod field {
     pub(super) const SCOPE_ATTRIBUTES: u32 = 3;
     pub(super) const RECORD_TIME: u32 = 1;
     pub(super) const RECORD_SEVERITY: u32 = 2;
-    pub(super) const RECORD_ATTRIBUTES: u32 = 6;
     pub(super) const RECORD_OBSERVED_TIME: u32 = 11;
     pub(super) const RECORD_EVENT_NAME: u32 = 12;
-    pub(super) const KEY: u32 = 1;
-    pub(super) const VALUE: u32 = 2;
-    pub(super) const VALUE_TEXT: u32 = 1;
-    pub(super) const VALUE_BOOL: u32 = 2;
-    pub(super) const VALUE_INT: u32 = 3;
-    pub(super) const VALUE_DOUBLE: u32 = 4;
-    pub(super) const VALUE_LIST: u32 = 5;
-    pub(super) const VALUE_MAP: u32 = 6;
-    pub(super) const LIST_VALUES: u32 = 1;
-    pub(super) const MAP_VALUES: u32 = 1;
 }
 
 /// `SEVERITY_NUMBER_INFO`.

@@ -14,7 +14,7 @@ use kube::core::{ApiResource, DynamicResourceScope};
 use serde::{Deserialize, Deserializer};
 
 use super::Resource;
-use crate::{
+use schemas::{
     inventory::{InventoryRecord, kind},
     table::{Port, TimestampMs},
 };
@@ -411,7 +411,7 @@ fn moment(time: &Time) -> TimestampMs {
 }
 
 /// Annotations that are recorded.
-pub const ALLOWED_ANNOTATIONS: [&str; 1] = [crate::index::CONFIG_HASH];
+pub const ALLOWED_ANNOTATIONS: [&str; 1] = [schemas::index::CONFIG_HASH];
 /// Label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Change, Problem, Resource};
-use crate::table::TimestampMs;
+use schemas::table::TimestampMs;
 
 /// What can't be watched, as it is heard of.
 #[derive(Debug, Default)]

@@ -1,15 +1,40 @@
-//! Values of columns as values of attributes.
+//! Columns as OpenTelemetry attributes: values in OTLP's protobuf encoding (opentelemetry-proto 1.x, `common/v1`).
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{
-    field,
-    wire::{Malformed, Message, Wire, field_bytes, put_bytes, put_fixed64, put_length, put_varint, varint_bytes},
-};
 use crate::{
     event::RTT_BUCKETS,
-    table::{Port, RttHistogram, TimestampMs},
+    protobuf::{Malformed, Message, Wire, field_bytes, put_bytes, put_fixed64, put_length, put_varint, varint_bytes},
+    value::{Port, RttHistogram, TimestampMs},
 };
+
+/// Numbers of the messages' fields.
+pub mod field {
+    /// Of a `LogRecord`.
+    pub const RECORD_ATTRIBUTES: u32 = 6;
+    pub(super) const KEY: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+    pub(super) const VALUE_TEXT: u32 = 1;
+    pub(super) const VALUE_BOOL: u32 = 2;
+    pub(super) const VALUE_INT: u32 = 3;
+    pub(super) const VALUE_DOUBLE: u32 = 4;
+    pub(super) const VALUE_LIST: u32 = 5;
+    pub(super) const VALUE_MAP: u32 = 6;
+    pub(super) const LIST_VALUES: u32 = 1;
+    pub(super) const MAP_VALUES: u32 = 1;
+}
+
+/// How a column goes to and comes from an attribute.
+pub struct Accessors<R> {
+    /// Appends it as an attribute with a key, unless it is null.
+    pub put: fn(&R, &str, &mut Vec<u8>),
+    /// Sets it; whether the value fits.
+    pub take: fn(&mut R, Value<'_>, &mut Texts) -> bool,
+    /// Its text, if it is text and not null.
+    pub text: fn(&R) -> Option<&Arc<str>>,
+    /// Whether a row can be without it.
+    pub is_optional: bool,
+}
 
 /// An attribute's value, as it lies in a request.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,7 +94,7 @@ impl Texts {
 impl<'a> Value<'a> {
     /// Reads an `AnyValue`.
     #[inline]
-    pub(super) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
         let mut value = Value::Other;
         for field in Message(message) {
             value = match field? {
@@ -99,7 +124,7 @@ impl<'a> Value<'a> {
 
 /// Reads a `KeyValue`; the key may be no text, but then it is none that is known.
 #[inline]
-pub(super) fn key_value(message: &[u8]) -> Result<(&[u8], Value<'_>), Malformed> {
+pub fn key_value(message: &[u8]) -> Result<(&[u8], Value<'_>), Malformed> {
     let (mut key, mut value) = (&[][..], Value::Other);
     for field in Message(message) {
         match field? {
@@ -119,7 +144,7 @@ fn put_key(out: &mut Vec<u8>, number: u32, key: &str, value_bytes: usize) {
 }
 
 /// Appends a text with its key.
-pub(super) fn put_text(out: &mut Vec<u8>, number: u32, key: &str, text: &str) {
+pub fn put_text(out: &mut Vec<u8>, number: u32, key: &str, text: &str) {
     put_key(out, number, key, field_bytes(text.len()));
     put_bytes(out, field::VALUE_TEXT, text.as_bytes());
 }

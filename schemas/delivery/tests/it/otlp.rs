@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
+use delivery::otlp::{Decoded, Decoder, Encoder};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value},
@@ -13,11 +14,10 @@ use prost::Message;
 use schemas::{
     flow::FlowRecord,
     inventory::InventoryRecord,
-    otlp::{Decoded, Decoder, Encoder},
     table::{Record, TimestampMs},
 };
 
-use crate::table::{flow, health, inventory};
+use crate::rows::{flow, health, inventory};
 
 fn request<R: Record>(rows: &[R]) -> Vec<u8> {
     let attributes = vec![("service.name".into(), "agent".into()), ("k8s.node.name".into(), "not this".into())];

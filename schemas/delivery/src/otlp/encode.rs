@@ -2,14 +2,12 @@
 
 use std::{collections::HashMap, marker::PhantomData, sync::Arc};
 
-use super::{
-    INFO, OTHER_NAMES, SCHEMA_VERSION_KEY, SCOPE, WORKLOAD, Way, field,
-    value::put_text,
-    wire::{field_bytes, put_bytes, put_fixed64, put_length, put_varint},
-};
-use crate::{
+use super::{INFO, OTHER_NAMES, SCHEMA_VERSION_KEY, SCOPE, WORKLOAD, Way, field};
+use schemas::{
     SCHEMA_VERSION,
+    attribute::put_text,
     inventory::parse_labels,
+    protobuf::{field_bytes, put_bytes, put_fixed64, put_length, put_varint},
     table::{Record, TimestampMs},
 };
 

@@ -3,11 +3,11 @@
 /// Bytes that are no protobuf message, or none of the expected kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the bytes are not an OTLP logs request in protobuf: {0}")]
-pub struct Malformed(pub(super) &'static str);
+pub struct Malformed(pub &'static str);
 
 /// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Wire<'a> {
+pub enum Wire<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -16,19 +16,19 @@ pub(super) enum Wire<'a> {
 
 /// The fields of a message, with their numbers, in order.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a>(pub(super) &'a [u8]);
+pub struct Message<'a>(pub &'a [u8]);
 
 impl<'a> Wire<'a> {
     /// What is within a field that holds a message, text or bytes.
     #[inline]
-    pub(super) fn bytes(self) -> Result<&'a [u8], Malformed> {
+    pub fn bytes(self) -> Result<&'a [u8], Malformed> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
             _ => Err(Malformed("a message or text is of another type")),
         }
     }
 
-    pub(super) fn text(self) -> Result<&'a str, Malformed> {
+    pub fn text(self) -> Result<&'a str, Malformed> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Malformed("text is not UTF-8"))
     }
 }
@@ -110,36 +110,36 @@ impl<'a> Iterator for Message<'a> {
 }
 
 /// Appends a field that is a varint.
-pub(super) fn put_varint(out: &mut Vec<u8>, number: u32, value: u64) {
+pub fn put_varint(out: &mut Vec<u8>, number: u32, value: u64) {
     varint(out, u64::from(number) << 3);
     varint(out, value);
 }
 
 /// Appends a field of eight bytes.
-pub(super) fn put_fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
+pub fn put_fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
     varint(out, u64::from(number) << 3 | 1);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// Appends a field that is a message, text or bytes.
-pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_length(out, number, bytes.len());
     out.extend_from_slice(bytes);
 }
 
 /// Begins a field that is a message, text or bytes of a known length.
-pub(super) fn put_length(out: &mut Vec<u8>, number: u32, length: usize) {
+pub fn put_length(out: &mut Vec<u8>, number: u32, length: usize) {
     varint(out, u64::from(number) << 3 | 2);
     varint(out, length as u64);
 }
 
 /// Bytes that [`put_length`] and as many bytes take, of a field numbered up to 15.
-pub(super) const fn field_bytes(length: usize) -> usize {
+pub const fn field_bytes(length: usize) -> usize {
     1 + varint_bytes(length as u64) + length
 }
 
 /// Bytes that a varint takes.
-pub(super) const fn varint_bytes(value: u64) -> usize {
+pub const fn varint_bytes(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 

@@ -1,4 +1,5 @@
-//! Delivery of what was recorded to where it may not arrive at once: an OpenTelemetry collector or an object store.
+//! Delivery of what was recorded to where it may not arrive at once, an OpenTelemetry collector or an object store; and the
+//! other ways out and in: the live stream ([`live`]), and listening ([`listen`]).
 //!
 //! ```text
 //! rows ──Encoder──► parcel ──► Outbox ──────────────────► Collector (OTLP/gRPC, OTLP/HTTP)
@@ -10,6 +11,9 @@
 //! many, and are sent when it is back, or by the next process. Delivery is at least once.
 
 pub mod collector;
+pub mod listen;
+pub mod live;
+pub mod otlp;
 mod outbox;
 mod spool;
 pub mod store;

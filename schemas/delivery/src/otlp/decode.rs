@@ -8,16 +8,14 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-use super::{
-    EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, Value, WORKLOAD, Way, field,
-    value::key_value,
-    wire::{Message, Wire},
-};
-use crate::{
+use super::{EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, WORKLOAD, Way, field};
+use schemas::{
     SCHEMA_VERSION,
+    attribute::{Value, key_value},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
+    protobuf::{Message, Wire},
     table::{Column, Record},
 };
 

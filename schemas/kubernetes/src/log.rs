@@ -8,14 +8,19 @@ use std::{
     sync::Arc,
 };
 
-use super::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord};
-use crate::{capture::Origin, table::TimestampMs};
+use schemas::{
+    capture::Origin,
+    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord},
+    table::TimestampMs,
+};
+
+use super::Change;
 
 /// What a writer knows, and what it has told.
 #[derive(Debug)]
 pub struct InventoryLog {
     origin: Origin,
-    /// [`super::SCOPE_CLUSTER`] or [`super::SCOPE_PART`].
+    /// [`SCOPE_CLUSTER`](schemas::inventory::SCOPE_CLUSTER) or [`SCOPE_PART`](schemas::inventory::SCOPE_PART).
     scope: &'static str,
     known: BTreeMap<Key, InventoryRecord>,
     /// Of a list that is under way: what was known before and has not been named yet.
@@ -115,9 +120,7 @@ impl InventoryLog {
     }
 
     /// Takes in what the API server says, and returns rows that tell what is new.
-    #[cfg(feature = "kubernetes")]
-    pub fn learn(&mut self, change: crate::kubernetes::Change, now: TimestampMs) -> Vec<InventoryRecord> {
-        use crate::kubernetes::Change;
+    pub fn learn(&mut self, change: Change, now: TimestampMs) -> Vec<InventoryRecord> {
         match change {
             Change::Listing(resource) => {
                 self.begin_list(|record| resource.is_of(record));
@@ -131,9 +134,7 @@ impl InventoryLog {
     }
 
     /// Whether [`Self::learn`] would, or may, make rows of it.
-    #[cfg(feature = "kubernetes")]
-    pub fn is_news(&self, change: &crate::kubernetes::Change) -> bool {
-        use crate::kubernetes::Change;
+    pub fn is_news(&self, change: &Change) -> bool {
         match change {
             Change::There(record) => self.known.get(&key(record)) != Some(record),
             Change::Gone(record) => self.known.contains_key(&key(record)),
@@ -175,7 +176,7 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{SCOPE_PART, kind};
+    use schemas::inventory::{SCOPE_PART, kind};
 
     fn record(kind: &str, name: &str, address: &str) -> InventoryRecord {
         let addresses = vec![address.into()];

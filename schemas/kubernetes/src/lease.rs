@@ -9,11 +9,13 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
-use schemas::{capture::Origin, kubernetes};
+use schemas::capture::Origin;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::reason;
+
 /// A lease that this process may hold.
-pub(crate) struct Lease {
+pub struct Lease {
     api: Api<Object>,
     namespace: String,
     name: String,
@@ -33,26 +35,26 @@ enum Hold {
 
 impl Lease {
     /// In the client's own namespace unless another one is named.
-    pub(crate) fn new(client: Client, name: &str, namespace: Option<&str>, identity: &str) -> Self {
+    pub fn new(client: Client, name: &str, namespace: Option<&str>, identity: &str) -> Self {
         let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
         let api = Api::namespaced(client, &namespace);
         Self { api, namespace, name: name.into(), identity: identity.into(), seen: None, last_problem: None }
     }
 
     /// Waits until this process holds it. A lease of one that is gone is there for its duration, [`EXPIRY`].
-    pub(crate) async fn acquire(&mut self) {
+    pub async fn acquire(&mut self) {
         while !matches!(timeout(RENEW_DEADLINE, self.try_hold()).await, Ok(Hold::Mine)) {
             sleep(RETRY).await;
         }
     }
 
     /// Why it can't be told who holds it; `None` if that is known.
-    pub(crate) fn problem(&self) -> Option<&str> {
+    pub fn problem(&self) -> Option<&str> {
         self.last_problem.as_deref()
     }
 
     /// Renews it for as long as that works; completes when it is lost, before another one may take it.
-    pub(crate) fn keep(&self) -> impl Future<Output = ()> + use<> {
+    pub fn keep(&self) -> impl Future<Output = ()> + use<> {
         let mut lease = Self {
             api: self.api.clone(),
             namespace: self.namespace.clone(),
@@ -76,7 +78,7 @@ impl Lease {
     }
 
     /// Gives it up, so that another replica need not wait.
-    pub(crate) async fn release(&mut self) {
+    pub async fn release(&mut self) {
         if let Ok(Some(object)) = self.api.get_opt(&self.name).await
             && holder(&object) == self.identity
         {
@@ -106,7 +108,7 @@ impl Lease {
                     kube::Error::Api(status) if status.code == 403 => {
                         format!("add to a Role in {}: {RULE}", self.namespace)
                     }
-                    error => kubernetes::reason(error),
+                    error => reason(error),
                 };
                 if self.last_problem.as_ref() != Some(&problem) {
                     eprintln!("cannot hold the lease {self}: {problem}");
@@ -159,7 +161,7 @@ impl Lease {
 ///
 /// # Errors
 /// The system tells no name, or has no randomness.
-pub(crate) fn identity() -> io::Result<String> {
+pub fn identity() -> io::Result<String> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
     let origin = Origin::new("", "")?;
     Ok(format!("{}_{}", host.trim(), &origin.run_id[..8]))
@@ -180,6 +182,6 @@ const RULE: &str = "{ apiGroups: [\"coordination.k8s.io\"], resources: [leases],
 // As client-go recommends them.
 const DURATION_SECONDS: i32 = 15;
 /// How long it takes until one that nobody renews is taken for certain.
-pub(crate) const EXPIRY: Duration = Duration::from_secs(DURATION_SECONDS as u64 + 5);
+pub const EXPIRY: Duration = Duration::from_secs(DURATION_SECONDS as u64 + 5);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);

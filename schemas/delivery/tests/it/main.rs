@@ -1,0 +1,5 @@
+//! Delivery, tested from outside.
+
+mod otlp;
+#[path = "../../../tests/it/rows.rs"]
+mod rows;
