@@ -3,19 +3,17 @@
 set -uo pipefail
 # shellcheck source=env
 . "$(dirname "$0")/env"
-for node in "${nodes[@]}"; do
-  # Whatever else runs in a node ends with its first process.
-  [ ! -f "$state/$node/init" ] || kill -KILL "$(cat "$state/$node/init")" 2> /dev/null
-done
-# A group can be removed when the last of its processes has gone.
-for hierarchy in /sys/fs/cgroup/*/; do
-  for _ in $(seq 200); do
-    [ -d "$hierarchy$prefix" ] || break
-    find "$hierarchy$prefix" -depth -type d -exec rmdir {} + 2> /dev/null || sleep 0.1
-  done
+group=$hierarchy/$prefix
+# All that runs in a node is in its group, or ends with its first process, which is. The numbers are read anew each time.
+for _ in $(seq 300); do
+  [ -d "$group" ] || break
+  # shellcheck disable=SC2046 # they are numbers
+  kill -KILL $(find "$group" -name cgroup.procs -exec cat {} + 2> /dev/null) 2> /dev/null
+  # A group can be removed when the last of its processes has gone.
+  find "$group" -depth -type d -exec rmdir {} + 2> /dev/null || sleep 0.1
 done
 for name in "${nodes[@]}" lan; do
   ip netns delete "$prefix-$name" 2> /dev/null
 done
 rm -rf "$state"
-[ ! -e "$state" ]
+[ ! -e "$state" ] && [ ! -e "$group" ]

@@ -35,5 +35,6 @@ image localhost/app:1 65532 '' "$binaries/traffic"
 image localhost/coredns:1 0 '' "$programs/coredns"
 image localhost/otelcol:1 0 '' "$programs/otelcol"
 image localhost/versitygw:1 0 '' "$programs/versitygw"
-image localhost/flowscribe:0.1.0 65532 '' "$binaries/flowscribe" "$binaries/flowscribe-exporter"
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$cluster/../../Cargo.toml")
+image "localhost/flowscribe:$version" 65532 '' "$binaries/flowscribe" "$binaries/flowscribe-exporter"
 image "localhost/flowscribe:$release" 65532 '' "$before/flowscribe" "$before/flowscribe-exporter"

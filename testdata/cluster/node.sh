@@ -92,7 +92,10 @@ state = "/run/containerd"
         BinaryName = "$cluster/runc-without-limits"
 END
   start containerd --config /etc/containerd-node.toml
-  until ctr --address $socket version > /dev/null 2>&1; do sleep 0.1; done
+  for _ in $(seq 600); do
+    ! ctr --address $socket version > /dev/null 2>&1 || break
+    sleep 0.1
+  done
   for image in "$images"/*.tar; do
     ctr --address $socket --namespace k8s.io images import --all-platforms "$image" >> "$own/log/images" 2>&1
   done
@@ -136,6 +139,8 @@ mkdir -p "$own/log"
 mount_all
 hostname "$node"
 printf '127.0.0.1 localhost\n%s %s\n' "$(address "$node")" "$node" > /etc/hosts
+# It may be a link to what this node does not have.
+rm -f /etc/resolv.conf
 echo "nameserver $lan.1" > /etc/resolv.conf
 sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0
 [ "$node" != n1 ] || start_control_plane

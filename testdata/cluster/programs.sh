@@ -10,6 +10,7 @@ set -euo pipefail
 # shellcheck source=env
 . "$(dirname "$0")/env"
 libraries=v0.${kubernetes#1.}
+declare -A versions=([coredns]=1.12.4 [helm]=3.19.2 [kube-router]=2.1.0 [otelcol]=0.165.0 [versitygw]=1.8.0)
 # Not every module mirror has a checksum database.
 export GONOSUMDB='*' GOFLAGS=-mod=mod CGO_ENABLED=0
 
@@ -19,7 +20,8 @@ module() { go mod download -json "$1" | sed -n "s/^\t\"$2\": \"\(.*\)\",\?\$/\1/
 # Makes this directory the module that Kubernetes is built in.
 begin_kubernetes() {
   local cgroups
-  [ ! -f go.mod ] || return 0
+  [ ! -f ready ] || return 0
+  rm -rf cgroups go.mod go.sum
   cgroups=$(mktemp -d)
   (cd "$cgroups" && go mod init cgroups 2> /dev/null && cp -r "$(module github.com/opencontainers/cgroups@v0.0.3 Dir)/." .)
   chmod -R u+w "$cgroups"
@@ -31,6 +33,7 @@ begin_kubernetes() {
     "$(module "k8s.io/kubernetes@v$kubernetes" GoMod)" |
     while read -r replace; do go mod edit -replace "$replace"; done
   go mod edit -require "k8s.io/kubernetes@v$kubernetes" -replace "github.com/opencontainers/cgroups=./cgroups"
+  touch ready
 }
 
 # Makes this directory a module with the libraries of Kubernetes that the rest is built with, for whose sake its build is
@@ -50,7 +53,7 @@ begin() {
 
 # Builds a collector of these components by its own builder.
 build_collector() {
-  local version=v0.165.0
+  local version=v${versions[otelcol]}
   cat > builder.yaml << END
 dist: { name: otelcol, output_path: source }
 receivers: [{ gomod: go.opentelemetry.io/collector/receiver/otlpreceiver $version }]
@@ -76,23 +79,23 @@ build() {
   cd "$directory"
   case $1 in
     coredns)
-      begin coredns.go github.com/coredns/coredns@v1.12.4
+      begin coredns.go "github.com/coredns/coredns@v${versions[coredns]}"
       # Those of newer releases are not of one kind with the libraries.
       go mod edit -replace k8s.io/kube-openapi=k8s.io/kube-openapi@v0.0.0-20250318190949-c8a335a9a2ff \
         -replace github.com/google/gnostic-models=github.com/google/gnostic-models@v0.6.9
       go build -trimpath -ldflags '-s -w' -o "$programs/coredns.part" .
       ;;
     helm)
-      GOBIN=$PWD go install helm.sh/helm/v3/cmd/helm@v3.19.2
+      GOBIN=$PWD go install "helm.sh/helm/v3/cmd/helm@v${versions[helm]}"
       mv helm "$programs/helm.part"
       ;;
     kube-router)
-      begin kube-router.go github.com/cloudnativelabs/kube-router/v2@v2.1.0
+      begin kube-router.go "github.com/cloudnativelabs/kube-router/v2@v${versions[kube-router]}"
       go build -trimpath -ldflags '-s -w' -o "$programs/kube-router.part" .
       ;;
     otelcol) build_collector ;;
     versitygw)
-      GOBIN=$PWD go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+      GOBIN=$PWD go install "github.com/versity/versitygw/cmd/versitygw@v${versions[versitygw]}"
       mv versitygw "$programs/versitygw.part"
       ;;
     *)
@@ -102,14 +105,20 @@ build() {
         "k8s.io/kubernetes/cmd/$1"
       ;;
   esac
-  mv "$programs/$1.part" "$programs/$1"
+  mv "$programs/$1.part" "$2"
 }
 
 mkdir -p "$programs"
 for program in "$@"; do
-  [ -x "$programs/$program" ] && continue
+  # Those of Kubernetes are in a directory of its version.
+  built=$programs/$program
+  if [ -n "${versions[$program]:-}" ]; then
+    built=$programs/$program-${versions[$program]}
+    ln -sfn "$(basename "$built")" "$programs/$program"
+  fi
+  [ -x "$built" ] && continue
   begun=$SECONDS
-  (build "$program")
+  (build "$program" "$built")
   echo "built $program in $((SECONDS - begun)) s" >&2
 done
 echo "$programs"

@@ -4,7 +4,6 @@
 set -euo pipefail
 # shellcheck source=env
 . "$(dirname "$0")/env"
-hierarchy=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
 
 # Joins a namespace to the nodes' network: NODE
 join() {
@@ -43,7 +42,15 @@ retry() {
   done
 }
 
+# What the nodes' programs said last, where something does not start.
+explain() {
+  local result=$?
+  [ $result = 0 ] || tail -n 5 "$state"/*/console "$state"/*/log/* >&2
+  return $result
+}
+
 mkdir -p "$state"
+trap explain EXIT
 "$cluster/keys.sh"
 ip netns add "$prefix-lan"
 ip -n "$prefix-lan" link set lo up
@@ -56,12 +63,12 @@ for node in "${nodes[@]}"; do
   start "$node"
 done
 kubectl() { "$cluster/as-user" kubectl "$@"; }
+# Whether a node has a range of addresses for its pods: NODE
+has_range() { kubectl get node "$1" -o 'jsonpath={.spec.podCIDR}' | grep -q /; }
 for node in "${nodes[@]}"; do
   retry 180 kubectl get node "$node"
-  range=
-  until [ -n "$range" ]; do
-    range=$(kubectl get node "$node" -o 'jsonpath={.spec.podCIDR}')
-  done
+  retry 60 has_range "$node"
+  range=$(kubectl get node "$node" -o 'jsonpath={.spec.podCIDR}')
   "$cluster/in" "$node" "$cluster/pods.sh" "$node" "$range"
   for other in "${nodes[@]}" lan; do
     [ "$other" = "$node" ] || ip -n "$prefix-$other" route add "$range" via "$(address "$node")"

@@ -172,9 +172,10 @@ fn stand_in(container: &mut Value) {
         container["ports"].as_array().into_iter().flatten().map(|port| port["containerPort"].to_string()).collect();
     container["image"] = json!("localhost/app:1");
     container["imagePullPolicy"] = json!("Never");
-    container["args"] = json!(["service"]);
+    let undeclared = UNDECLARED_PORT.to_string();
+    container["args"] = json!(["service", "--listen", undeclared]);
     if let Some(first) = ports.first() {
-        container["args"] = json!(["service", "--listen", ports.join(",")]);
+        container["args"] = json!(["service", "--listen", format!("{},{undeclared}", ports.join(","))]);
         let probe = json!({ "tcpSocket": { "port": first.parse::<u16>().unwrap_or_default() }, "periodSeconds": 5 });
         container["livenessProbe"] = probe.clone();
         container["readinessProbe"] = probe;
@@ -250,6 +251,8 @@ fn calls(deployment: &Deployment) -> Vec<(String, u16)> {
         .collect()
 }
 
+/// What every stand-in answers on too, though nothing says so.
+pub const UNDECLARED_PORT: u16 = 9999;
 const CALL: Exchange = Exchange::new(120, 900);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
 const DOMAIN: &str = "svc.cluster.local";

@@ -120,6 +120,13 @@ pub(crate) fn ask(nodes: &Nodes, capture: &str, query: &str) -> Option<String> {
     text.lines().nth(1).map(str::to_owned)
 }
 
+/// The answer to a query of one number over what the receiver has in files, as the documentation asks it.
+pub(crate) fn ask_receiver(nodes: &Nodes, query: &str) -> Option<u64> {
+    let sql = ["/flowscribe", "sql", "--input", "/var/lib/flowscribe/capture", "--format", "csv", query];
+    let receiver = ["exec", "--namespace", RELEASE, "deployment/flowscribe-receive", "--"];
+    nodes.kubectl(&[&receiver[..], &sql].concat()).ok()?.lines().nth(1)?.parse().ok()
+}
+
 /// Whether a capture suffices for policies of these names: a recording of some seconds that began late does not.
 pub(crate) fn suffices<'n>(
     nodes: &Nodes,
@@ -141,6 +148,7 @@ pub(crate) fn report(nodes: &Nodes, namespace: &str, directory: &Path) -> (Strin
 
 /// A run of `flowscribe regenerate`.
 pub(crate) struct Regenerated {
+    pub(crate) is_complete: bool,
     pub(crate) log: String,
     /// The policies of the set that there is now.
     pub(crate) set: String,
@@ -154,10 +162,12 @@ pub(crate) fn regenerate(nodes: &Nodes) -> Regenerated {
     nodes
         .kubectl(&[&own[..], &["create", "job", "--from=cronjob/flowscribe-regenerate", &name]].concat())
         .expect("a job");
+    let mut is_complete = false;
     wait_until("the end of a run", || {
         let job = nodes.get(&[&own[..], &["job", &name]].concat()).expect("the job");
         let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.iter().any(|condition| condition["type"] == "Complete" || condition["type"] == "Failed")
+        is_complete = conditions.iter().any(|condition| condition["type"] == "Complete");
+        is_complete || conditions.iter().any(|condition| condition["type"] == "Failed")
     });
     let log =
         nodes.kubectl(&[&own[..], &["logs", "--all-containers", &format!("job/{name}")]].concat()).expect("its log");
@@ -167,7 +177,7 @@ pub(crate) fn regenerate(nodes: &Nodes) -> Regenerated {
     let data = map["data"].as_object().into_iter().flatten();
     let policies = data.filter(|(name, _)| name.ends_with(".yaml") && *name != "kustomization.yaml");
     let set: Vec<&str> = policies.filter_map(|(_, text)| text.as_str()).collect();
-    Regenerated { log, set: set.join("---\n") }
+    Regenerated { is_complete, log, set: set.join("---\n") }
 }
 
 /// Applies policies of a namespace, waits until they are in force, and returns the commands that go back.
@@ -179,7 +189,10 @@ pub(crate) fn apply(nodes: &Nodes, namespace: &str, directory: &Path, policies: 
         apply.args(["--namespaces", namespace]).args(extra);
         run_to_hear(apply.current_dir(directory)).expect("they are applied").1
     };
+    let there = || nodes.get(&["networkpolicies", "--all-namespaces"]).expect("policies")["items"].clone();
+    let before = there();
     apply(&["--dry-run"]);
+    assert_eq!(there(), before, "a dry run changes nothing");
     let said = apply(&[]);
     nodes.wait_for_policies();
     let lines = said.lines().skip_while(|line| !line.starts_with("to go back")).skip(1);
@@ -241,11 +254,25 @@ impl Drop for Outside {
     }
 }
 
-/// Notes that something does not hold yet, and fails when it does: then the defect of this number is mended, and its mark is
-/// to go.
-pub(crate) fn known(defect: u32, holds: bool) {
-    assert!(!holds, "defect {defect} is mended: check it without a mark from now on");
-    println!("KNOWN defect {defect}");
+/// Marks of defects that are known.
+#[derive(Default)]
+pub(crate) struct Marks {
+    mended: Vec<u32>,
+}
+
+impl Marks {
+    /// Notes whether what a defect breaks holds by now.
+    pub(crate) fn note(&mut self, defect: u32, holds: bool) {
+        println!("defect {defect}: {}", if holds { "mended" } else { "known" });
+        if holds {
+            self.mended.push(defect);
+        }
+    }
+
+    /// Fails where a defect is mended: its mark is to go.
+    pub(crate) fn end(self) {
+        assert!(self.mended.is_empty(), "check these without a mark from now on: {:?}", self.mended);
+    }
 }
 
 /// The agents' windows, which begin at whole multiples of it.

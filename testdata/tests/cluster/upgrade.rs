@@ -6,7 +6,7 @@ use testdata::nodes::{Nodes, run};
 
 use crate::{
     apps::{SERVES, deployment, service},
-    support::{Chart, RELEASE, regenerate, wait_until},
+    support::{Chart, RELEASE, ask_receiver, regenerate, wait_until},
 };
 
 tests![nothing_is_lost_over_an_upgrade];
@@ -31,6 +31,7 @@ fn nothing_is_lost_over_an_upgrade() {
     old.with(&format!("image.tag={BEFORE}")).install();
     call_times(&nodes, CALLS);
     wait_until("what was called before", || recorded(&nodes) == [CALLS; 2]);
+    let before = whole_set(&nodes);
 
     // Agents of the old release go on, and what receives and reads is of the new one.
     let new = Chart::new(&nodes, "receive").with(settings);
@@ -43,32 +44,47 @@ fn nothing_is_lost_over_an_upgrade() {
     assert_eq!(tags(&nodes, "exporter"), [BEFORE, BEFORE]);
     assert_eq!(tags(&nodes, "receive"), [NOW]);
 
-    // Agents of the new release, one after the other.
+    // Agents of the new release, one after the other: what the old ones have yet to send is sent, by them or in their place.
+    call_times(&nodes, CALLS);
     new.upgrade();
     new.wait();
     call_times(&nodes, CALLS);
-    wait_until("what new agents saw", || recorded(&nodes) == [4 * CALLS; 2]);
+    wait_until("what new agents saw", || recorded(&nodes) == [5 * CALLS; 2]);
     assert_eq!(tags(&nodes, "exporter"), [NOW, NOW]);
-    let run = regenerate(&nodes);
-    let lost = ["skipped", "missing", "cannot be read", "newer"];
-    assert!(!lost.iter().any(|word| run.log.contains(word)), "{}", run.log);
+    let after = whole_set(&nodes);
+    assert_eq!(spec(&after), spec(&before), "the same is learned of what both recorded");
+}
+
+/// The policies of both, once a set has them.
+fn whole_set(nodes: &Nodes) -> String {
+    let mut set = String::new();
+    wait_until("policies of both", || {
+        let run = regenerate(nodes);
+        assert!(run.is_complete, "{}", run.log);
+        set = run.set;
+        ["client", "server"].iter().all(|name| set.contains(&format!("name: {name}-network\n")))
+    });
+    set
+}
+
+/// What the server's policy says.
+fn spec(set: &str) -> &str {
+    let policy = set.split("---\n").find(|policy| policy.contains("name: server-network\n")).expect("it has one");
+    policy.split_once("\nspec:").expect("it says something").1
 }
 
 /// Has the client call the server so many times.
-fn call_times(nodes: &Nodes, times: usize) {
+fn call_times(nodes: &Nodes, times: u64) {
     let mut call = vec!["exec", "--namespace", NAMESPACE, "deployment/client", "--", "/traffic", "call", "--strict"];
-    call.resize(call.len() + times, "server:80");
+    call.resize(call.len() + times as usize, "server:80");
     nodes.kubectl(&call).expect("it answers");
 }
 
 /// How many connections from the client to the server the receiver has, as their nodes recorded each end.
-fn recorded(nodes: &Nodes) -> [usize; 2] {
+fn recorded(nodes: &Nodes) -> [u64; 2] {
     let sum = |of: &str| {
-        let query = format!("select coalesce(sum(connections), 0) from flows where {of}");
-        let sql = ["/flowscribe", "sql", "--input", "/var/lib/flowscribe/capture", "--format", "csv", &query];
-        let receiver = ["exec", "--namespace", RELEASE, "deployment/flowscribe-receive", "--"];
-        let text = nodes.kubectl(&[&receiver[..], &sql].concat()).unwrap_or_default();
-        text.lines().nth(1).and_then(|sum| sum.parse().ok()).unwrap_or(0)
+        let sum = ask_receiver(nodes, &format!("select coalesce(sum(connections), 0) from flows where {of}"));
+        sum.unwrap_or(0)
     };
     [
         "observer = 'client' and source_workload = 'client' and destination_port = 80",
@@ -95,4 +111,4 @@ fn extract_chart(directory: &Path) {
     run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(directory)).expect("it is extracted");
 }
 
-const CALLS: usize = 20;
+const CALLS: u64 = 20;
