@@ -1,7 +1,7 @@
 //! Edges: who talked to whom, per hour, both ends resolved at the time of the flow, the two observers of an edge made one.
 //!
 //! ```text
-//! files of flows ──unit──► units of hours ──work, fold──► Hour ──► rows of the table `edges`, rows of rollups
+//! files of flows ──unit──► units of hours ──work, fold──► HourEdges ──► rows of the table `edges`, rows of rollups
 //! rollups ─────────┘                                       └──► Total of every edge over all hours ──► Block
 //! ```
 //!
@@ -30,12 +30,12 @@ mod work;
 
 use std::sync::Arc;
 
-use schemas::table::TimestampMs;
+use schemas::{hour::Hour, table::TimestampMs};
 
 use crate::communication::seen_by;
 pub(crate) use block::Block;
 use fold::{EdgeKey, Folder};
-use hour::{HOUR_MS, Hour, HourEdge};
+use hour::{HourEdge, HourEdges};
 pub(crate) use overlap::{Overlaps, Recorded};
 pub(crate) use unit::repeats;
 pub(crate) use work::{Flows, Undirected, WorkError};
@@ -130,7 +130,7 @@ schemas::table! {
 }
 
 /// The rows of an hour.
-fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &Hour) -> Vec<EdgeRow> {
+fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &HourEdges) -> Vec<EdgeRow> {
     let some = |number| folder.texts.text(number).cloned();
     let text = |number| some(number).unwrap_or_default();
     let all = |numbers: &[u32]| -> Vec<Arc<str>> {
@@ -143,7 +143,7 @@ fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &Hour) -> Vec<EdgeRow> {
         let (source, destination) = (folder.ends.values[source as usize], folder.ends.values[destination as usize]);
         let counts = edge.counts();
         EdgeRow {
-            hour: TimestampMs(hour.number * HOUR_MS),
+            hour: Hour(hour.number).start(),
             cluster: Arc::clone(cluster),
             transport: text(transport),
             source_kind: text(source.kind),

@@ -39,6 +39,8 @@ use tokio::{
 use cli::{Args, Command};
 use commands::regenerate::Ended;
 
+use crate::output::note;
+
 /// The program: parses the command line and runs one command.
 ///
 /// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted; commands
@@ -54,7 +56,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("flowscribe: cannot start: {error}");
+            note!("flowscribe: cannot start: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -70,11 +72,11 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 }
                 _ => "nothing was written",
             };
-            eprintln!("flowscribe: interrupted, {wrote}");
+            note!("flowscribe: interrupted, {wrote}");
             ExitCode::from(INTERRUPTED)
         }
         Err(error) => {
-            eprintln!("flowscribe: {error:#}");
+            note!("flowscribe: {error:#}");
             if matches!(args.command, Command::Diff(_)) { ExitCode::from(NOT_COMPARED) } else { ExitCode::FAILURE }
         }
     }

@@ -1,9 +1,11 @@
-//! Results for the reader: policies as YAML, query results as a table, CSV, JSON or Parquet. What goes to a file is there
-//! whole or not at all.
+//! What is printed. Results go to standard output or to a file: policies as YAML, query results as a table, CSV, JSON or
+//! Parquet; what goes to a file is there whole or not at all. Notes, which a person should read, go to standard error. That
+//! nobody reads either is no error.
 
 use std::{
+    fmt,
     fs::{self, File, Permissions},
-    io::{self, BufWriter, Seek, Write},
+    io::{self, BufWriter, IsTerminal, Seek, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,6 +23,7 @@ use arrow::{
     },
 };
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
@@ -48,6 +51,39 @@ pub(crate) enum OutputError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Says a line to whoever runs a command, as `eprintln!` takes it.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::output::say(format_args!($($text)*), "\n") };
+}
+/// Says what has its own ends of lines, as `eprint!` takes it.
+macro_rules! notes {
+    ($($text:tt)*) => { $crate::output::say(format_args!($($text)*), "") };
+}
+pub(crate) use {note, notes};
+
+/// Writes a note and its end to standard error.
+pub(crate) fn say(text: fmt::Arguments<'_>, end: &str) {
+    let _ = write!(io::stderr(), "{text}{end}");
+}
+
+/// Whether notes are read at a terminal, which may be in colour and show what is under way.
+pub(crate) fn is_at_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Shows on a terminal how many rows of flows have been read.
+pub(crate) fn progress_of_rows() -> ProgressBar {
+    let template = "{bar:40} {percent:>3} % of {human_len} rows of flows, {per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::no_length().with_style(style)
+}
+
+/// Shows on a terminal a line that changes.
+pub(crate) fn progress_line() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style)
 }
 
 /// Writes text to standard output or to a file, as [`Output`] does.

@@ -230,16 +230,6 @@ impl Sets {
     }
 }
 
-/// Hours since the Unix epoch, in time.
-pub(crate) fn hour_start(hour: u32) -> TimestampMs {
-    TimestampMs(i64::from(hour) * HOUR_MS)
-}
-
-/// The hour that a moment is in.
-fn hour_of(time: TimestampMs) -> u32 {
-    u32::try_from(time.0.div_euclid(HOUR_MS)).unwrap_or_default()
-}
-
 /// Of some hours, how many there are from one on.
 fn hours_from(hours: &RoaringBitmap, first: u32) -> u64 {
     hours.len() - hours.range_cardinality(..first)
@@ -247,4 +237,3 @@ fn hours_from(hours: &RoaringBitmap, first: u32) -> u64 {
 
 /// The kind of workload that runs only now and then.
 pub(crate) const CRON_JOB: &str = "CronJob";
-const HOUR_MS: i64 = 3_600_000;

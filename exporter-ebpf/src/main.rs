@@ -17,6 +17,7 @@
 
 mod event;
 mod maps;
+mod memory;
 mod programs;
 mod socket;
 

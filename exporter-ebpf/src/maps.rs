@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use schemas::event::{EdgeCounts, EdgeKey, FlowEvent, Settings, SocketOffsets, control, counter};
 
-use crate::socket::copied;
+use crate::memory::copied;
 
 /// Events on their way to the exporter, which polls: records are submitted without a wake-up.
 ///

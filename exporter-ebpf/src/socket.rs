@@ -1,11 +1,12 @@
 //! Reading a kernel socket through offsets that the exporter took from BTF.
 
-use core::{mem::MaybeUninit, ptr};
-
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 use schemas::event::FlowEvent;
 
-use crate::maps::{Connection, exchange, field};
+use crate::{
+    maps::{Connection, exchange, field},
+    memory::load_from,
+};
 
 /// `BPF_SOCK_OPS_STATE_CB_FLAG` of the kernel's user API.
 pub(crate) const STATE_CALLBACK_FLAG: u8 = 1 << 2;
@@ -280,33 +281,4 @@ pub(crate) fn mapped(ipv4: u32) -> [u32; 4] {
 pub(crate) fn bytes(words: [u32; 4]) -> [u8; 16] {
     // SAFETY: both are sixteen bytes without invalid values.
     unsafe { core::mem::transmute(words) }
-}
-
-/// Reads a field through a helper that bears any pointer.
-#[inline(always)]
-pub(crate) fn copied<T: Copy>(base: *const u8, offset: u32) -> T {
-    load_from::<T, true>(base, offset)
-}
-
-#[inline(always)]
-fn load_from<T: Copy, const COPIED: bool>(base: *const u8, offset: u32) -> T {
-    if COPIED {
-        let mut value = MaybeUninit::<T>::zeroed();
-        // SAFETY: the helper bears any address, and writes as many bytes as the value has; every field is an integer or
-        // a pointer, for which zeros are valid.
-        unsafe {
-            let from = base.add(offset as usize).cast();
-            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from);
-            value.assume_init()
-        }
-    } else {
-        load(base, offset)
-    }
-}
-
-#[inline(always)]
-pub(crate) fn load<T: Copy>(base: *const u8, offset: u32) -> T {
-    // SAFETY: `base` is a BTF pointer and `offset` a constant from BTF: the kernel makes a fault in such a load read
-    // zero, and the verifier refuses anything else. Volatile, so that loads are neither merged nor moved.
-    unsafe { ptr::read_volatile(base.add(offset as usize).cast()) }
 }

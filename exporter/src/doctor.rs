@@ -1,6 +1,11 @@
 //! `flowscribe-exporter doctor`: what can be recorded here, and what is missing costs.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use serde::Serialize;
 
@@ -30,10 +35,12 @@ pub(crate) fn run(args: &Args, DoctorArgs { format, verbose }: DoctorArgs) -> Ex
     });
     report.look_at_namespaces(args.host_netns.as_deref(), probe.as_ref().ok().and_then(Probe::node_netns));
     report.look_at_programs(&probe);
-    match format {
-        DoctorFormat::Text => report.print(verbose || args.verbose),
-        DoctorFormat::Json => println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default()),
-    }
+    let text = match format {
+        DoctorFormat::Text => report.text(verbose || args.verbose),
+        DoctorFormat::Json => serde_json::to_string_pretty(&report).unwrap_or_default() + "\n",
+    };
+    // That nobody reads it is no error.
+    let _ = io::stdout().write_all(text.as_bytes());
     if report.records { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -170,21 +177,23 @@ impl Report {
         self.findings.push(Finding { what: what.into(), ok: false, detail, costs: Some(cost) });
     }
 
-    fn print(&self, verbose: bool) {
+    fn text(&self, verbose: bool) -> String {
+        let mut text = String::new();
         for Finding { what, detail, costs, .. } in &self.findings {
-            match costs {
-                None => println!("ok       {what}: {detail}"),
-                Some(costs) => println!("MISSING  {what}: {detail}\n         costs: {costs}"),
-            }
+            text += &match costs {
+                None => format!("ok       {what}: {detail}\n"),
+                Some(costs) => format!("MISSING  {what}: {detail}\n         costs: {costs}\n"),
+            };
         }
         for Program { name, sees, linux, reason, verifier_log, .. } in &self.programs {
             if let Some(reason) = reason.as_ref().filter(|_| *name != PROGRAMS[0].name) {
-                println!("MISSING  {name}: {reason}\n         costs: {sees}\n         needs: Linux {linux}");
+                text += &format!("MISSING  {name}: {reason}\n         costs: {sees}\n         needs: Linux {linux}\n");
             }
             if let Some(log) = verifier_log.as_ref().filter(|_| verbose) {
-                println!("the verifier on {name}:\n{log}");
+                text += &format!("the verifier on {name}:\n{log}\n");
             }
         }
+        text
     }
 }
 

@@ -24,7 +24,7 @@ mod telemetry;
 use std::{
     error::Error,
     ffi::OsString,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
@@ -48,7 +48,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
         Err(error) => {
-            eprintln!("flowscribe-exporter: {}", chain(&error));
+            say(&format!("flowscribe-exporter: {}", chain(&error)));
             return ExitCode::from(USAGE);
         }
     };
@@ -69,12 +69,17 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             if let RunError::Probe(error) = &error
                 && let Some(log) = error.verifier_log().filter(|_| verbose)
             {
-                eprintln!("{log}");
+                say(log);
             }
-            eprintln!("flowscribe-exporter: {}", chain(&error));
+            say(&format!("flowscribe-exporter: {}", chain(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says a line to whoever started the program; that nobody reads it is no error.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// What a wrong command line ends with.

@@ -22,10 +22,7 @@ use std::{
 };
 
 use delivery::{
-    Outbox, SpoolError, Target,
-    collector::{Collector, CollectorConfig, CollectorError, resource_attributes},
-    listen::ListenError,
-    store::{self, Store, StoreError},
+    DestinationError, FileDestination, RequestDestination, SpoolConfig, collector::CollectorConfig, listen::ListenError,
 };
 use kubernetes::{Access, Change, ConnectError, Resource, Start};
 use nix::{
@@ -80,15 +77,9 @@ pub enum RunError {
     /// Not even the beginning could be written.
     #[error("cannot write to {to}, as told above: make room, or name another directory with --output")]
     Unwritable { to: String },
-    /// There is no place for what can't be delivered.
+    /// What is to be written to can't be used.
     #[error(transparent)]
-    Spool(#[from] SpoolError),
-    /// The collector can't be reached as configured.
-    #[error("cannot send to the collector")]
-    Collector(#[from] CollectorError),
-    /// The object store can't be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    Destination(#[from] DestinationError),
     /// The node's own network namespace can't be told.
     #[error("cannot read {path}: name the node's network namespace with --host-netns")]
     HostNetns { path: PathBuf },
@@ -195,7 +186,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     for Degraded { program, cost, reason, since, log } in probe.degraded() {
         tracing::warn!(program, cost, reason, linux = since, "a part of the capture can't be had here");
         if let Some(log) = log.as_ref().filter(|_| args.verbose) {
-            eprintln!("{log}");
+            crate::say(log);
         }
     }
     let host = host_netns(args.host_netns.as_deref(), probe.node_netns())?;
@@ -259,33 +250,20 @@ fn receivers(args: &Args) -> String {
 /// The sinks that are asked for, ready to be started.
 fn sinks(args: &Args, origin: &Origin) -> Result<Vec<(Sink, Account)>, RunError> {
     let mut sinks = Vec::new();
-    let outbox = |of: &str, target: Target| -> Result<(PathBuf, Outbox), RunError> {
-        let folder = args.spool.join(of);
-        let outbox = Outbox::open(&folder, args.spool_size_mib << 20)?;
-        outbox.start(target).map_err(RunError::Recorder)?;
-        Ok((folder, outbox))
-    };
+    let spool = SpoolConfig { path: &args.spool, size_bytes: args.spool_size_mib << 20 };
     if let Some(output) = &args.output {
         let account = Account::default();
-        let (root, outbox) = if store::is_url(output) {
-            let target = Target::Store(Store::open(&output.to_string_lossy())?);
-            let (folder, outbox) = outbox("store", target)?;
-            (folder, Some(outbox))
-        } else {
-            (output.clone(), None)
-        };
-        let sink = ParquetSink::new(&root, origin, args.roll(), outbox, account.clone());
+        let sink = ParquetSink::new(FileDestination::open(output, spool)?, origin, args.roll(), account.clone());
         sinks.push((Sink::Parquet(Box::new(sink)), account));
     }
     if args.sends_otlp() {
-        let variable = |name: &str| std::env::var(name).ok();
         let (endpoint, protocol) = (args.otlp_endpoint.as_deref(), args.otlp_protocol.as_deref());
-        let config = CollectorConfig::new(endpoint, protocol, variable)?;
-        let attributes = resource_attributes("flowscribe-exporter", variable)?;
+        let config = CollectorConfig::new(endpoint, protocol, |name| std::env::var(name).ok());
+        let config = config.map_err(DestinationError::from)?;
         let account = Account::default();
         tracing::info!(endpoint = config.endpoint, protocol = ?config.protocol, "sending OTLP logs");
-        let (_, outbox) = outbox("otlp", Target::Collector(Collector::new(config)?))?;
-        sinks.push((Sink::Otlp(Box::new(OtlpSink::new(outbox, &attributes, account.clone()))), account));
+        let destination = RequestDestination::open(config, "flowscribe-exporter", spool)?;
+        sinks.push((Sink::Otlp(Box::new(OtlpSink::new(destination, account.clone()))), account));
     }
     Ok(sinks)
 }

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     flow::FlowRecord,
     health::HealthRecord,
+    hour::HourRange,
     inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
@@ -53,7 +54,7 @@ impl Origin {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// First and last hour, since the Unix epoch.
-    pub hours: (i64, i64),
+    pub hours: HourRange,
     /// First and last moment that was looked up in the inventory.
     pub looked_up: (TimestampMs, TimestampMs),
     /// What the inventory said of that, as a number.

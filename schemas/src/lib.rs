@@ -27,6 +27,8 @@ pub mod flow;
 #[cfg(feature = "std")]
 pub mod health;
 #[cfg(feature = "std")]
+pub mod hour;
+#[cfg(feature = "std")]
 pub mod index;
 #[cfg(feature = "std")]
 pub mod inventory;

@@ -27,7 +27,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::lab::PodSpec;
+use crate::lab::spec::PodSpec;
 
 /// A cluster's control plane; dropped, it ends and its files are removed.
 pub struct Cluster {

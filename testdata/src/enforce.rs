@@ -2,21 +2,13 @@
 //!
 //! For tests. What policies mean is put down here once more, on purpose: it has nothing of the analyzer in it.
 
-use std::{fmt::Write, net::IpAddr};
+use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::lab::{Lab, NODE_IPV4, NODE_IPV6, PodId};
-
-/// A pod, as policies see it.
-pub(crate) struct Subject {
-    pub(crate) pod: PodId,
-    pub(crate) namespace: String,
-    pub(crate) labels: Value,
-    pub(crate) addresses: [IpAddr; 2],
-}
+use crate::lab::{Lab, NODE_IPV4, NODE_IPV6, Subject};
 
 /// Puts policies, as YAML documents, in force.
 ///

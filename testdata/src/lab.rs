@@ -12,6 +12,7 @@
 //! lab by that moment.
 
 mod process;
+pub(crate) mod spec;
 
 use std::{
     env, fs,
@@ -32,9 +33,10 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{self, Cluster},
-    enforce::Subject,
     pod::{self, Exchange, Order},
 };
+pub(crate) use spec::Subject;
+pub use spec::{NODE_IPV4, NODE_IPV6, PodId, PodSpec};
 
 /// A lab; dropping it removes everything.
 pub struct Lab {
@@ -49,33 +51,6 @@ pub struct Lab {
     api: Option<Arc<Cluster>>,
     /// Last, so that it sees the pods end before it removes their cgroups.
     node: Process,
-}
-
-/// Number of a pod in its lab.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PodId(usize);
-
-/// What a pod is to be.
-#[derive(Clone, Debug, Default)]
-pub struct PodSpec {
-    /// Namespace in the sense of Kubernetes.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// Labels.
-    pub labels: Value,
-    /// Owner: kind, name and LabelSelector; `null` for a bare pod.
-    pub owner: Value,
-    /// Container ports, as in a manifest.
-    pub ports: Value,
-    /// Leave it out of the inventory: somebody outside the cluster, with an address of 203.0.113.0/24.
-    pub external: bool,
-    /// Let it share the node's network.
-    pub host_network: bool,
-    /// Hash of its manifest, if kubelet runs it from a file: then its cgroup is named after that.
-    pub static_hash: Option<String>,
-    /// Let its containers be in cgroups of version 1, which its sockets do not tell.
-    pub cgroup1: bool,
 }
 
 struct Pod {
@@ -519,10 +494,6 @@ pub fn own_executable() -> Result<PathBuf> {
 const CGROUP1: &str = "/sys/fs/cgroup/pids";
 /// Name of the lab's node, or of its first.
 pub const NODE: &str = "lab";
-/// The node's addresses, on the bridge.
-pub const NODE_IPV4: &str = "10.244.0.1";
-/// The other family's.
-pub const NODE_IPV6: &str = "fd00:10:244::1";
 const POD_CIDR_IPV4: &str = "10.244.0.0/16";
 const POD_CIDR_IPV6: &str = "fd00:10:244::/64";
 const SERVICE_CIDR: &str = "10.96.0.0/16";

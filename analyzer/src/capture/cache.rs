@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::claims::Claims;
 use crate::edge::Block;
+use crate::output::note;
 
 /// A directory with what is remembered.
 #[derive(Debug)]
@@ -103,7 +104,7 @@ impl State {
             Ok(file) => match read(file) {
                 Ok(saved) => Some(saved),
                 Err(error) => {
-                    eprintln!("{} is not used, and everything is read again: {error}", path.display());
+                    note!("{} is not used, and everything is read again: {error}", path.display());
                     None
                 }
             },

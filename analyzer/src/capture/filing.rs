@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use delivery::otlp::Decoded;
+use delivery::{FileWriter, GivenUp, otlp::Decoded};
 use schemas::{
-    capture::{CaptureError, DatasetWriter, Origin, Roll},
+    capture::{CaptureError, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
+    hour::Hour,
     inventory::InventoryRecord,
     table::{Record, TimestampMs},
 };
@@ -24,9 +25,9 @@ pub(crate) struct Sorted {
 
 /// Writes rows of one run.
 pub(crate) struct RunFiles {
-    flows: DatasetWriter<FlowRecord>,
-    inventory: DatasetWriter<InventoryRecord>,
-    health: DatasetWriter<HealthRecord>,
+    flows: FileWriter<FlowRecord>,
+    inventory: FileWriter<InventoryRecord>,
+    health: FileWriter<HealthRecord>,
     finished: Vec<PathBuf>,
 }
 
@@ -70,9 +71,9 @@ impl Sorted {
 impl RunFiles {
     pub(crate) fn new(root: &Path, origin: &Origin) -> Self {
         Self {
-            flows: DatasetWriter::new(root, origin, VERSION, ROLL),
-            inventory: DatasetWriter::new(root, origin, VERSION, ROLL),
-            health: DatasetWriter::new(root, origin, VERSION, ROLL),
+            flows: FileWriter::new(root, origin, VERSION, ROLL, None),
+            inventory: FileWriter::new(root, origin, VERSION, ROLL, None),
+            health: FileWriter::new(root, origin, VERSION, ROLL, None),
             finished: Vec::new(),
         }
     }
@@ -93,7 +94,9 @@ impl RunFiles {
     /// # Errors
     /// A file can't be written.
     pub(crate) fn finish(mut self) -> Result<Vec<PathBuf>, CaptureError> {
-        let last = [self.flows.finish()?, self.inventory.finish()?, self.health.finish()?];
+        let last = [self.flows.finish(), self.inventory.finish(), self.health.finish()];
+        let last: Vec<Option<PathBuf>> =
+            last.into_iter().collect::<Result<_, GivenUp>>().map_err(|lost| lost.source)?;
         self.finished.extend(last.into_iter().flatten());
         Ok(std::mem::take(&mut self.finished))
     }
@@ -109,24 +112,24 @@ impl Drop for RunFiles {
 }
 
 fn add<R: Record>(
-    writer: &mut DatasetWriter<R>,
+    writer: &mut FileWriter<R>,
     mut rows: Vec<R>,
     now: TimestampMs,
     finished: &mut Vec<PathBuf>,
 ) -> Result<(), CaptureError> {
     // What was kept while nobody took it comes late, between newer rows: an hour is one file even so.
-    rows.sort_by_key(|row| row.partition_time().0.div_euclid(HOUR_MS));
-    for row in rows {
-        finished.extend(writer.finish_other_hour(&row)?);
-        writer.push(row, now)?;
-    }
-    if writer.is_due(now) {
-        finished.extend(writer.finish()?);
-    }
-    Ok(())
+    rows.sort_by_key(|row| Hour::of(row.partition_time()));
+    let write = || {
+        for row in rows {
+            finished.extend(writer.finish_other_hour(&row)?);
+            writer.push(row, 0, now)?;
+        }
+        finished.extend(writer.finish_due(now)?);
+        Ok(())
+    };
+    write().map_err(|lost: GivenUp| lost.source)
 }
 
-const HOUR_MS: i64 = 3_600_000;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ROLL: Roll = Roll { size_bytes: 64 << 20, age: Duration::from_secs(u32::MAX as u64) };
 /// Rows that are in memory at once: some 45 MB.

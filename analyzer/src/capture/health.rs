@@ -14,6 +14,7 @@ use schemas::{
     capture::{CaptureFile, Problem, RunRows, Runs, Seqs},
     flow::FlowRecord,
     health::HealthRecord,
+    hour::Hour,
     index::{Heard, Span},
     inventory::{InventoryRecord, WRITER},
     programs::Missing,
@@ -97,7 +98,7 @@ pub(crate) fn read(
         // A run that was killed before its first word of health.
         for (run_id, RunRows { node, .. }) in file.runs.0.iter().filter(|_| file.rows > 0) {
             let run_id: Arc<str> = run_id.as_str().into();
-            let start = TimestampMs(file.first_time().0.saturating_sub(1).div_euclid(HOUR_MS).saturating_mul(HOUR_MS));
+            let start = Hour::ending(file.first_time()).start();
             let new =
                 || Run { whole_until: start, run_start: start, ..Run::new(node.as_str().into(), Arc::clone(&run_id)) };
             runs.entry(Arc::clone(&run_id)).or_insert_with(new);
@@ -253,6 +254,5 @@ fn read_all(files: &[&CaptureFile], state: Option<&State>) -> Vec<Result<Vec<Cla
     })
 }
 
-const HOUR_MS: i64 = 3_600_000;
 /// Files of health that are in memory at once.
 const FILES_AT_ONCE: usize = 256;

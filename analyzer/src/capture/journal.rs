@@ -25,6 +25,7 @@ use delivery::{
 };
 use schemas::{
     capture::{CaptureError, JOURNAL, JOURNAL_LOCK, Origin, SEGMENT},
+    hour::Hour,
     table::TimestampMs,
 };
 use tokio::sync::oneshot;
@@ -124,7 +125,7 @@ impl Of {
         rows.flows.iter().for_each(|row| add((&row.cluster, &row.node, &row.run_id)));
         rows.inventory.iter().for_each(|row| add((&row.cluster, &row.node, &row.run_id)));
         rows.health.iter().for_each(|row| add((&row.cluster, &row.node, &row.run_id)));
-        Self { origins, hour: time.0.div_euclid(3_600_000) }
+        Self { origins, hour: Hour::of(time).0 }
     }
 }
 

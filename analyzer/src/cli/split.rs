@@ -5,7 +5,10 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use schemas::table::TimestampMs;
+use schemas::{
+    hour::{Hour, HourRange},
+    table::TimestampMs,
+};
 
 /// Where the past ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,15 +22,15 @@ pub(crate) enum Split {
 }
 
 impl Split {
-    /// The first hour that is not of the past, of a capture's first and last hour.
-    pub(crate) fn hour(self, first: i64, last: i64) -> i64 {
-        match self {
-            Self::At(time) => time.0.div_euclid(HOUR_MS),
+    /// The first hour that is not of the past, of a capture of these hours.
+    pub(crate) fn hour(self, HourRange { first: Hour(first), last: Hour(last) }: HourRange) -> Hour {
+        Hour(match self {
+            Self::At(time) => Hour::of(time).0,
             Self::Last(duration) => {
                 last + 1 - i64::try_from(duration.as_secs().div_ceil(3600)).unwrap_or(i64::MAX).min(last + 1 - first)
             }
             Self::Share(share) => first + ((last + 1 - first) as f64 * share).round() as i64,
-        }
+        })
     }
 }
 
@@ -60,5 +63,3 @@ impl FromStr for Split {
         }
     }
 }
-
-const HOUR_MS: i64 = 3_600_000;

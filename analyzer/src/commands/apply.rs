@@ -13,7 +13,7 @@ use crate::{
         manifests::{Manifests, ManifestsError},
         replay::{self, Denied, Terms},
     },
-    output::{self, OutputError},
+    output::{self, OutputError, note},
     publish::{
         plan::{self, ClusterError, Manner, Name, Plan, Reach, Step},
         rollback::{Rollback, RollbackError},
@@ -81,7 +81,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
         return Err(ApplyError::NoCapture);
     }
     for problem in &capture.open.problems {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
     capture.check(input, &reach.namespaces)?;
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
@@ -95,7 +95,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
 pub(crate) fn tell_left(plan: &Plan, why: &str) {
     let left = plan::told(plan.left());
     if !left.is_empty() {
-        eprintln!("left as they are, of namespaces that {why}: {left}");
+        note!("left as they are, of namespaces that {why}: {left}");
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn verify(plan: &Plan, capture: &Capture, terms: &Terms) -> Result<()
         return Err(ApplyError::Invalid(invalid.to_string()));
     }
     if verdict.unjudged > 0 {
-        eprintln!("{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
+        note!("{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
     }
     let unexplained = verdict.denied.iter().filter(|denied| denied.explanation.is_none());
     // What is denied now, and by nothing that changes, is not for this to mend.
@@ -122,7 +122,7 @@ pub(crate) fn verify(plan: &Plan, capture: &Capture, terms: &Terms) -> Result<()
         let is_denied = |edge: &Edge| now.denied.iter().any(|denied| denied.edge == edge);
         let (old, new): (Vec<_>, Vec<_>) = others.into_iter().partition(|denied| is_denied(denied.edge));
         for denied in old {
-            eprintln!("already so, and left so: {denied}");
+            note!("already so, and left so: {denied}");
         }
         wrong.extend(new);
     }
@@ -150,12 +150,12 @@ pub(crate) async fn carry_out(
     // Before anything is changed, so that it is there whatever happens.
     if !manner.is_dry && (!before.is_empty() || plan.missing().next().is_some()) {
         let back = if before.is_empty() { None } else { Some(rollback.keep(&before, kubectl).await?) };
-        eprintln!("to go back from what follows:");
+        note!("to go back from what follows:");
         if let Some(back) = back {
-            eprintln!("  {back}");
+            note!("  {back}");
         }
         for (namespace, name) in plan.missing().map(plan::name) {
-            eprintln!("  {kubectl} delete networkpolicy --ignore-not-found --namespace {namespace} {name}");
+            note!("  {kubectl} delete networkpolicy --ignore-not-found --namespace {namespace} {name}");
         }
     }
     let dry = if manner.is_dry { " (dry run)" } else { "" };
@@ -169,14 +169,14 @@ pub(crate) async fn carry_out(
             }
             Err(error) => {
                 is_well = false;
-                eprintln!("{namespace}/{name}: {error}");
+                note!("{namespace}/{name}: {error}");
             }
         }
         Ok(())
     };
     plan.carry_out(client, manner, tell).await?;
     for namespace in &skipped {
-        eprintln!("skipped what is of {namespace}: there is no such namespace");
+        note!("skipped what is of {namespace}: there is no such namespace");
     }
     // Some may be gone; all are those of another cluster.
     let of_all: BTreeSet<Arc<str>> = plan.wanted().map(|policy| plan::name(policy).0).collect();

@@ -14,7 +14,11 @@ use std::{
 };
 
 use roaring::RoaringBitmap;
-use schemas::{index::Index, table::TimestampMs};
+use schemas::{
+    hour::{Hour, HourRange},
+    index::Index,
+    table::TimestampMs,
+};
 use serde::Serialize;
 
 use super::learned::{self, CaptureError};
@@ -27,7 +31,7 @@ use crate::{
         population::Population,
         replay::{self, Denied, Terms},
     },
-    output::{self, OutputError},
+    output::{self, OutputError, note},
     policy::{self, PolicyError, Wish},
     sets::{Estimate, Fate, Sets},
 };
@@ -128,22 +132,24 @@ pub(crate) async fn run(args: &BacktestArgs) -> Result<(), BacktestError> {
     let wish = policy.wish();
     let read = async |capture: &OpenCapture| {
         let names = capture.names()?;
-        let (first, last) = capture.flows.hours().ok_or(BacktestError::NoFlows)?;
+        let hours = capture.flows.hours().ok_or(BacktestError::NoFlows)?;
+        let HourRange { first, last } = hours;
         let mut tried = Vec::new();
         for split in split {
-            let at = split.hour(first, last);
+            let at = split.hour(hours);
             if at <= first || at > last {
-                let [split, first, last] = [at, first, last + 1].map(|hour| TimestampMs(hour * HOUR_MS));
+                let [split, first, last] = [at, first, last.next()].map(Hour::start);
                 return Err(BacktestError::OneSided { split, first, last });
             }
-            let time = TimestampMs(at * HOUR_MS);
+            let time = at.start();
             let (runs, index) = capture.as_of(time);
             let index = Arc::new(index);
-            let past = capture.flows.as_known(Arc::clone(&index)).communications_in((first, at - 1))?;
+            let past =
+                capture.flows.as_known(Arc::clone(&index)).communications_in(HourRange::new(first, Hour(at.0 - 1)))?;
             let sets = Sets::learn(past, &index, &runs, &learning.decisions, learning.thresholds);
-            let later = capture.flows.communications_in((at, last))?;
+            let later = capture.flows.communications_in(HourRange::new(at, last))?;
             let later = Sets::learn(later, &capture.index, &capture.runs, &learning.decisions, learning.thresholds);
-            let hours = (at - first, last + 1 - at);
+            let hours = (at.0 - first.0, last.0 + 1 - at.0);
             let trial = Trial { sets: &sets, index: &index, later: &later, wish: &wish, hours };
             tried.push(trial.run(time, &names, &Population::of_index(&capture.index))?);
         }
@@ -156,7 +162,7 @@ pub(crate) async fn run(args: &BacktestArgs) -> Result<(), BacktestError> {
     };
     output::write(&text, output.as_deref())?;
     for problem in &capture.problems {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
     Ok(())
 }
@@ -381,5 +387,3 @@ impl Backtest {
         text
     }
 }
-
-const HOUR_MS: i64 = 3_600_000;

@@ -26,11 +26,13 @@ use indicatif::ProgressBar;
 use schemas::{
     capture::{self, CaptureError, CaptureFile, Listing, MergeError, ProblemKind, Runs},
     flow::FlowRecord,
+    hour::Hour,
     rollup::RollupRow,
     table::{Record, Table, TimestampMs},
 };
 use tempfile::TempDir;
 
+use crate::output::note;
 use crate::{
     capture::{
         health,
@@ -117,7 +119,7 @@ pub(crate) async fn run(args: &CompactArgs) -> Result<(), CompactError> {
         }
     }
     let Tally { rollups, rolled_rows, merged, inputs, removed, removed_bytes } = &tally;
-    eprintln!(
+    note!(
         "{rollups} rollups of {rolled_rows} rows of flows; {inputs} files merged into {merged}; {removed} files removed, \
          {} MB",
         removed_bytes / 1_000_000,
@@ -136,7 +138,7 @@ pub(crate) async fn prune(args: &PruneArgs) -> Result<(), CompactError> {
     let (mut tally, mut unsummed, mut named) = (Tally::default(), 0, 0);
     for (cluster, Listing { files, superseded, problems }) in place.clusters()? {
         for problem in problems {
-            eprintln!("left {problem}");
+            note!("left {problem}");
         }
         let mut summed = Runs::default();
         files.iter().filter(|file| file.summary.is_some()).for_each(|rollup| summed.add(&rollup.runs));
@@ -179,12 +181,12 @@ pub(crate) async fn prune(args: &PruneArgs) -> Result<(), CompactError> {
         }
     }
     let verb = if *dry_run { "would remove" } else { "removed" };
-    eprintln!("{verb} {} files, {} MB", tally.removed, tally.removed_bytes / 1_000_000);
+    note!("{verb} {} files, {} MB", tally.removed, tally.removed_bytes / 1_000_000);
     if unsummed > 0 {
-        eprintln!("left {unsummed} files of flows that no rollup sums up: run flowscribe compact first");
+        note!("left {unsummed} files of flows that no rollup sums up: run flowscribe compact first");
     }
     if named > 0 {
-        eprintln!("left {named} files of flows with DNS names, which rollups do not keep");
+        note!("left {named} files of flows with DNS names, which rollups do not keep");
     }
     Ok(())
 }
@@ -269,12 +271,12 @@ impl Place {
         let work = move || {
             let (runs, index) = understand(&mut listing, clock_skew_ms, None);
             for problem in &listing.problems {
-                eprintln!("left {problem}");
+                note!("left {problem}");
             }
             let overlaps = Arc::new(health::overlaps(&runs));
             let flows = Flows::new(&listing.files, Arc::new(index), overlaps, ProgressBar::hidden());
             let left = flows.sum_up::<CompactError>(until, |batches, summary, runs, inputs| {
-                let hour = TimestampMs(summary.hours.1.saturating_mul(HOUR_MS));
+                let hour = summary.hours.last.start();
                 let folder = root.join(RollupRow::NAME).join(capture::partition(hour));
                 let names: Vec<&str> = inputs.iter().filter_map(|file| file.path.file_name()?.to_str()).collect();
                 let path = capture::write_rollup(batches, summary, runs, (&names, &cluster), &folder, VERSION)?;
@@ -282,7 +284,7 @@ impl Place {
                 Ok(())
             })?;
             for error in left {
-                eprintln!("left {:#}", anyhow::Error::from(error));
+                note!("left {:#}", anyhow::Error::from(error));
             }
             Ok::<_, CompactError>(())
         };
@@ -319,7 +321,7 @@ impl Place {
                         tally.inputs += files.len() as u64;
                     }
                     Err(MergeError::Input(problem)) => {
-                        eprintln!("left {problem}");
+                        note!("left {problem}");
                         files.retain(|file| file.path != problem.path);
                         files.extend(rest);
                         continue;
@@ -411,18 +413,17 @@ impl Place {
 /// The last hour that a file has rows of.
 fn last_hour(file: &CaptureFile) -> i64 {
     match &file.summary {
-        Some(summary) => summary.hours.1,
-        None => file.last_time().0.saturating_sub(1).div_euclid(HOUR_MS),
+        Some(summary) => summary.hours.last.0,
+        None => Hour::ending(file.last_time()).0,
     }
 }
 
 /// The first hour that did not end so long ago.
 fn hours_before(age: Duration) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.saturating_sub(age).as_millis()).unwrap_or(i64::MAX).div_euclid(HOUR_MS)
+    Hour::of(TimestampMs(i64::try_from(now.saturating_sub(age).as_millis()).unwrap_or(i64::MAX))).0
 }
 
-const HOUR_MS: i64 = 3_600_000;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Held by who compacts a directory.
 const LOCK: &str = ".compact";

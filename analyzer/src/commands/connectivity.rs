@@ -12,7 +12,7 @@ use crate::{
         manifests::{Manifests, ManifestsError},
         ranges,
     },
-    output::{self, OutputError},
+    output::{self, OutputError, note},
 };
 
 /// Why connectivity can't be listed.
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
     };
     output::write(&text, output.as_deref())?;
     for problem in manifests.problems.iter().chain(&invalid) {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
     if invalid.is_empty() && manifests.problems.is_empty() { Ok(()) } else { Err(ConnectivityError::Invalid) }
 }

@@ -10,6 +10,7 @@ use delivery::otlp::Rejected;
 use schemas::{capture::CaptureError, table::TimestampMs};
 
 use super::receive::server::from_json;
+use crate::output::note;
 use crate::{
     capture::{filing::Sorted, journal::decode},
     cli::ImportArgs,
@@ -63,14 +64,14 @@ pub(crate) fn run(args: &ImportArgs) -> Result<(), ImportError> {
     import.write(&args.output)?;
     let Import { rows, files, rejected, bad_lines, .. } = import;
     if rejected.records > 0 {
-        eprintln!("passed over {} log records that are no rows, such as: {}", rejected.records, rejected.reason);
+        note!("passed over {} log records that are no rows, such as: {}", rejected.records, rejected.reason);
     }
     if rows == 0 {
         return Err(ImportError::Nothing);
     }
-    eprintln!("imported {rows} rows into {files} files of {}", args.output.display());
+    note!("imported {rows} rows into {files} files of {}", args.output.display());
     if bad_lines > 0 {
-        eprintln!("{bad_lines} lines could not be read, as told above");
+        note!("{bad_lines} lines could not be read, as told above");
     }
     Ok(())
 }
@@ -103,7 +104,7 @@ impl Import {
                 }
                 Err(reason) => {
                     self.bad_lines += 1;
-                    eprintln!("skipped {}:{number}: {reason}", path.display());
+                    note!("skipped {}:{number}: {reason}", path.display());
                 }
             }
             if self.sorted.is_large() {

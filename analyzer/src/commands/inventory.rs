@@ -8,12 +8,14 @@
 //! Agents tell of their own nodes' pods; this tells of all pods too, because an agent that dies with its node can't tell
 //! of their end, and nodes may have no agent. The same pod told by two writers is one pod.
 
-mod ledger;
 mod pulse;
 
 use std::{collections::HashSet, io, path::Path, sync::Arc, time::Duration};
 
-use delivery::{SpoolError, collector::CollectorError, listen::ListenError, store::StoreError};
+use delivery::{
+    DestinationError, Destinations, FileDestination, GivenUp, RecordWriter, RequestDestination, SpoolConfig,
+    collector::CollectorConfig, listen::ListenError,
+};
 use ipnet::IpNet;
 use kubernetes::{Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles, log::InventoryLog};
 use schemas::{
@@ -31,7 +33,6 @@ use tokio::{
 
 use crate::{cli::InventoryArgs, logging::log_to_stderr};
 use kubernetes::lease::{self, Lease};
-use ledger::{Ledger, Ways};
 use pulse::Pulse;
 
 /// Why the inventory can't be written.
@@ -40,17 +41,13 @@ pub(crate) enum InventoryError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error("cannot write the inventory: make room, or name another directory with --output")]
-    Write(#[from] CaptureError),
+    Write(#[source] CaptureError),
     #[error("the API server did not tell of {missing} within {}s: {reason}", ONCE_TIMEOUT.as_secs())]
     Silent { missing: String, reason: String },
     #[error("nowhere to write to: give --output, --otlp, or both")]
     NoOutput,
     #[error(transparent)]
-    Spool(#[from] SpoolError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("cannot send to the collector")]
-    Collector(#[from] CollectorError),
+    Destination(#[from] DestinationError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("cannot catch signals")]
@@ -59,12 +56,18 @@ pub(crate) enum InventoryError {
     System(#[source] io::Error),
 }
 
+impl From<GivenUp> for InventoryError {
+    fn from(lost: GivenUp) -> Self {
+        Self::Write(lost.source)
+    }
+}
+
 /// One term of writing.
 struct Term {
     log: InventoryLog,
     origin: Origin,
-    rows: Ledger<InventoryRecord>,
-    health: Ledger<HealthRecord>,
+    rows: RecordWriter<InventoryRecord>,
+    health: RecordWriter<HealthRecord>,
     /// Resources of which nothing has been heard yet.
     awaited: HashSet<Resource>,
     troubles: Troubles,
@@ -83,13 +86,13 @@ struct Term {
 /// There is no API, or the directory can't be written to.
 pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
     log_to_stderr();
-    let ways = Ways::open(args)?;
+    let (destinations, shown) = destinations(args)?;
     let client = kubernetes::connect().await?;
     let mut stop = std::pin::pin!(stopped()?);
     if args.once {
         return tokio::select! {
-            written = once(args, &ways, client) => {
-                ways.close().await;
+            written = once(args, &destinations, &shown, client) => {
+                close(&destinations).await;
                 written
             }
             () = &mut stop => Ok(()),
@@ -106,7 +109,7 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
         pulse::serve(address, Arc::clone(&pulse)).await?;
     }
     loop {
-        eprintln!("waiting for the lease {lease}");
+        tracing::info!("waiting for the lease {lease}");
         pulse.set_ready(true);
         tokio::select! {
             () = lease.acquire() => {}
@@ -114,17 +117,17 @@ pub(crate) async fn run(args: &InventoryArgs) -> Result<(), InventoryError> {
             () = &mut stop => return Ok(()),
         }
         pulse.set_ready(false);
-        let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, &ways)?;
+        let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, &destinations)?;
         term.pulse = Arc::clone(&pulse);
-        eprintln!("writing the inventory of cluster {} to {}", args.cluster, ways);
+        tracing::info!("writing the inventory of cluster {} to {}", args.cluster, shown);
         let is_stopped = term.write(client.clone(), lease.keep(), stop.as_mut()).await?;
         if is_stopped {
             // A server that does not answer sees it run out.
             let _ = timeout(RELEASE_TIMEOUT, lease.release()).await;
-            ways.close().await;
+            close(&destinations).await;
             return Ok(());
         }
-        eprintln!("the lease {lease} is lost: another one writes");
+        tracing::warn!("the lease {lease} is lost: another one writes");
     }
 }
 
@@ -138,13 +141,20 @@ pub(crate) async fn record(
     client: kube::Client,
     stop: impl Future<Output = ()> + Unpin,
 ) -> Result<(), InventoryError> {
-    let mut term = Term::new(cluster, &[], RECORD_ROLL, &Ways::directory(output))?;
+    let files = FileDestination { root: output.into(), outbox: None };
+    let destinations = Destinations { files: Some(files), requests: None };
+    let mut term = Term::new(cluster, &[], RECORD_ROLL, &destinations)?;
     term.write(client, std::future::pending(), stop).await.map(drop)
 }
 
 /// Writes one snapshot.
-async fn once(args: &InventoryArgs, ways: &Ways, client: kube::Client) -> Result<(), InventoryError> {
-    let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, ways)?;
+async fn once(
+    args: &InventoryArgs,
+    destinations: &Destinations,
+    shown: &str,
+    client: kube::Client,
+) -> Result<(), InventoryError> {
+    let mut term = Term::new(&args.cluster, &args.cluster_cidrs, args.roll_interval, destinations)?;
     let (_watches, mut changes) = watch_all(client);
     let told = timeout(ONCE_TIMEOUT, async {
         let mut tick = interval(TICK);
@@ -161,8 +171,33 @@ async fn once(args: &InventoryArgs, ways: &Ways, client: kube::Client) -> Result
         Err(_) => return Err(term.silent()),
     }
     term.finish(now()?)?;
-    eprintln!("the inventory of cluster {} is in {}", args.cluster, ways);
+    tracing::info!("the inventory of cluster {} is in {}", args.cluster, shown);
     Ok(())
+}
+
+/// The destinations that are asked for, and how people know them.
+fn destinations(args: &InventoryArgs) -> Result<(Destinations, String), InventoryError> {
+    let spool = SpoolConfig { path: &args.spool, size_bytes: args.spool_size_mib << 20 };
+    let mut destinations = Destinations::default();
+    let mut shown = Vec::new();
+    if let Some(output) = &args.output {
+        destinations.files = Some(FileDestination::open(output, spool)?);
+        shown.push(output.display().to_string());
+    }
+    if args.otlp || args.otlp_endpoint.is_some() {
+        let (endpoint, protocol) = (args.otlp_endpoint.as_deref(), args.otlp_protocol.as_deref());
+        let config = CollectorConfig::new(endpoint, protocol, |name| std::env::var(name).ok());
+        let config = config.map_err(DestinationError::from)?;
+        destinations.requests = Some(RequestDestination::open(config, "flowscribe-inventory", spool)?);
+        shown.push("an OTLP receiver".into());
+    }
+    if shown.is_empty() { Err(InventoryError::NoOutput) } else { Ok((destinations, shown.join(" and "))) }
+}
+
+/// Waits a while for receivers; what they do not take stays in the spool.
+async fn close(destinations: &Destinations) {
+    let destinations = destinations.clone();
+    let _ = tokio::task::spawn_blocking(move || destinations.close(SETTLE)).await;
 }
 
 /// Watches everything; the watches end with the set.
@@ -180,7 +215,7 @@ impl Term {
         cluster: &str,
         cluster_cidrs: &[IpNet],
         roll_interval: Duration,
-        ways: &Ways,
+        destinations: &Destinations,
     ) -> Result<Self, InventoryError> {
         let now = now()?;
         let origin = Origin::new(cluster, WRITER).map_err(|error| InventoryError::System(error.into()))?;
@@ -191,8 +226,8 @@ impl Term {
         }
         let mut term = Self {
             log,
-            rows: ways.ledger(&origin, roll),
-            health: ways.ledger(&origin, roll),
+            rows: destinations.writer(&origin, VERSION, roll),
+            health: destinations.writer(&origin, VERSION, roll),
             origin,
             awaited: Resource::cluster().into_iter().collect(),
             troubles: Troubles::default(),
@@ -241,9 +276,8 @@ impl Term {
             Change::Unreadable(resource, _) | Change::Listed(resource) => drop(self.awaited.remove(resource)),
             _ => {}
         }
-        let opens_file = !self.rows.is_open() || self.log.is_new_hour(now);
-        if self.log.has_begun() && opens_file && self.log.is_news(&change) {
-            self.snapshot(now)?; // every file opens with what was known before
+        if self.log.opens_with(&change, self.rows.is_open(), now) {
+            self.snapshot(now)?;
         }
         let rows = self.log.learn(change, now);
         self.push(rows, now)?;
@@ -267,7 +301,7 @@ impl Term {
                 self.snapshot(now)?;
             }
         }
-        if self.log.has_begun() && (self.is_broken || self.log.is_new_day(now)) {
+        if self.log.is_due(self.is_broken, now) {
             self.snapshot(now)?;
         }
         self.rows.send();
@@ -301,7 +335,7 @@ impl Term {
             // What a crash from here on may lose is only what changes.
             let finished = self.rows.finish();
             self.judge_rows(finished);
-            eprintln!("{} objects are known", self.log.known().count());
+            tracing::info!("{} objects are known", self.log.known().count());
         }
         Ok(())
     }
@@ -319,22 +353,23 @@ impl Term {
     }
 
     /// A file that can't be written is given up; once there is room again, everything is told anew.
-    fn judge_rows(&mut self, written: Result<(), CaptureError>) {
+    fn judge_rows(&mut self, written: Result<(), GivenUp>) {
         if let Err(error) = written {
-            eprintln!("a file of the inventory is given up, all is told again: {:#}", anyhow::Error::new(error));
-            self.rows.abandon();
+            tracing::error!(
+                "a file of the inventory is given up, all is told again: {:#}",
+                anyhow::Error::new(error.source)
+            );
             self.is_broken = true;
         }
     }
 
-    fn judge_health(&mut self, written: Result<(), CaptureError>) {
+    fn judge_health(&mut self, written: Result<(), GivenUp>) {
         if let Err(error) = written {
-            eprintln!("a file of health is given up: {:#}", anyhow::Error::new(error));
-            self.health.abandon();
+            tracing::error!("a file of health is given up: {:#}", anyhow::Error::new(error.source));
         }
     }
 
-    fn tell_health(&mut self, now: TimestampMs, is_last: bool) -> Result<(), CaptureError> {
+    fn tell_health(&mut self, now: TimestampMs, is_last: bool) -> Result<(), GivenUp> {
         let row = HealthRecord {
             cluster: Arc::clone(&self.origin.cluster),
             node: Arc::clone(&self.origin.node),
@@ -378,10 +413,10 @@ fn tell(news: Option<News>, failures: usize) {
     let is_told = |trouble: &Trouble| trouble.problem != Problem::NotServed || trouble.resource.is_needed;
     match news {
         Some(News::Began(Trouble { problem: Problem::Failed(error), .. })) if failures == 1 => {
-            eprintln!("asking the API server again and again: {error}");
+            tracing::warn!("asking the API server again and again: {error}");
         }
         Some(News::Over(Trouble { problem: Problem::Failed(_), .. })) if failures == 0 => {
-            eprintln!("the API server answers again");
+            tracing::info!("the API server answers again");
         }
         Some(News::Began(trouble) | News::Over(trouble)) if matches!(trouble.problem, Problem::Failed(_)) => {}
         // That a custom resource is not installed is as it should be.
@@ -394,9 +429,9 @@ fn tell(news: Option<News>, failures: usize) {
                 kind::WORKLOAD => "pods count as those of what owns them at first hand",
                 _ => "what it tells is missing",
             };
-            eprintln!("cannot watch {resource}: {}\n  it costs: {cost}", problem.remedy(&resource));
+            tracing::warn!("cannot watch {resource}: {}; it costs: {cost}", problem.remedy(&resource));
         }
-        Some(News::Over(trouble)) if is_told(&trouble) => eprintln!("{} can be watched again", trouble.resource),
+        Some(News::Over(trouble)) if is_told(&trouble) => tracing::info!("{} can be watched again", trouble.resource),
         _ => {}
     }
 }
@@ -442,3 +477,5 @@ const ROLL_SIZE_BYTES: u64 = 64 << 20;
 /// How often a file is finished while a person records.
 const RECORD_ROLL: Duration = Duration::from_secs(60);
 const CHANGES: usize = 1024;
+/// How long the end waits for a receiver.
+const SETTLE: Duration = Duration::from_secs(10);

@@ -3,8 +3,6 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use indicatif::ProgressBar;
-
 use crate::{
     capture::{
         Input, Names, OpenCapture, OpenError,
@@ -15,6 +13,7 @@ use crate::{
         population::Population,
         replay::{self, Terms, Verdict},
     },
+    output,
     policy::{self, PolicyError, PolicySet, Wish, cilium},
     sets::{self, Decisions, DecisionsError, Learned, Learning, Sets, Thresholds},
 };
@@ -90,7 +89,7 @@ impl InputArgs {
             cache: cache.clone(),
             clock_skew_ms: *clock_skew_ms,
             state,
-            progress: ProgressBar::no_length(),
+            progress: output::progress_of_rows(),
         }
     }
 }

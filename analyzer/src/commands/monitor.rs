@@ -25,7 +25,7 @@ use std::{
 };
 
 use delivery::live;
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar};
 use kube::Client;
 use schemas::capture::JOURNAL;
 use tokio::{
@@ -36,6 +36,7 @@ use tokio::{
 };
 
 use super::inventory::{self, InventoryError};
+use crate::output::{note, progress_line};
 use crate::{
     capture::journal::{Journal, JournalConfig, JournalError},
     cli::{self, MonitorArgs},
@@ -127,8 +128,7 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
     let (phases, phase) = watch::channel(Phase::Recording);
     let (cluster, named) = watch::channel(args.cluster.as_deref().map(Arc::from));
     let (listed, there) = watch::channel(Vec::new());
-    let line = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let line = progress_line();
     let namespaces = cli::names(&args.namespaces);
     let query = live::query(namespaces.iter().map(|name| &**name));
     let monitor =
@@ -145,7 +145,7 @@ pub(crate) async fn run(args: &MonitorArgs) -> Result<(), MonitorError> {
     if let Some(inventory) = inventory
         && let Ok(Err(error)) = inventory.await
     {
-        eprintln!("who is who in the cluster is not in the capture: {:#}", anyhow::Error::new(error));
+        note!("who is who in the cluster is not in the capture: {:#}", anyhow::Error::new(error));
     }
     if let Some(Monitor { journal, .. }) = Arc::into_inner(monitor) {
         let _ = tokio::task::spawn_blocking(|| journal.end()).await;
@@ -257,7 +257,7 @@ async fn record(
 impl Monitor {
     /// Tells something, above the line that moves.
     fn say(&self, text: &str) {
-        self.line.suspend(|| eprintln!("{text}"));
+        self.line.suspend(|| note!("{text}"));
     }
 }
 
@@ -281,16 +281,16 @@ fn conclude(args: &MonitorArgs, agents: &Agents) -> Result<(), MonitorError> {
     for (place, tally) in agents.values() {
         let streams = tally.streams.load(Ordering::Relaxed);
         if streams == 0 {
-            eprintln!("{place} never answered: nothing that only it saw is in the capture");
+            note!("{place} never answered: nothing that only it saw is in the capture");
         } else if !tally.is_whole.load(Ordering::Relaxed) {
-            eprintln!("{place}: the end of what it saw is missing");
+            note!("{place}: the end of what it saw is missing");
         }
         if streams > 1 {
             let times = if streams == 2 { "once".into() } else { format!("{} times", streams - 1) };
-            eprintln!("{place} was away {times}: the report tells from when to when");
+            note!("{place} was away {times}: the report tells from when to when");
         }
         if tally.lost() > 0 {
-            eprintln!("{place}: {} ends of connections are lost", HumanCount(tally.lost()));
+            note!("{place}: {} ends of connections are lost", HumanCount(tally.lost()));
         }
     }
     let heard = agents.values().filter(|(_, tally)| tally.streams.load(Ordering::Relaxed) > 0).count();
@@ -298,8 +298,8 @@ fn conclude(args: &MonitorArgs, agents: &Agents) -> Result<(), MonitorError> {
         return Err(MonitorError::Silent);
     }
     let output = args.output.display();
-    eprintln!("{} flows of {} are in {output}", HumanCount(rows), agents_in_words(heard));
-    eprintln!("their policies: flowscribe report --input {output} > network-policy.yaml");
+    note!("{} flows of {} are in {output}", HumanCount(rows), agents_in_words(heard));
+    note!("their policies: flowscribe report --input {output} > network-policy.yaml");
     Ok(())
 }
 

@@ -10,12 +10,11 @@
 
 pub(crate) mod server;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use delivery::{
-    Outbox, SpoolError, Target,
+    DestinationError, FileDestination, SpoolConfig,
     listen::{self, Limits, ListenError, Security},
-    store::{self, Store, StoreError},
 };
 use schemas::capture::JOURNAL;
 use tokio::{
@@ -39,9 +38,7 @@ pub(crate) enum ReceiveError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
-    Spool(#[from] SpoolError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    Destination(#[from] DestinationError),
     #[error("--tls-cert and --tls-key belong together")]
     HalfTls,
     #[error("the system has no signals, threads or addresses")]
@@ -58,7 +55,10 @@ pub(crate) async fn run(args: &ReceiveArgs) -> Result<(), ReceiveError> {
     let (grpc, http) =
         (open(args, &security, args.grpc_address).await?, open(args, &security, args.http_address).await?);
     let guard = Arc::new(security.guard()?);
-    let (root, folder, outbox) = places(args)?;
+    let spool = SpoolConfig { path: &args.spool, size_bytes: args.spool_size_mib << 20 };
+    let FileDestination { root, outbox } = FileDestination::open(&args.output, spool)?;
+    // Beside the files, or in the spool where they are not here.
+    let folder = if outbox.is_some() { args.spool.join("journal") } else { args.output.join(JOURNAL) };
     let max_bytes = args.journal_size_mib << 20;
     let config = JournalConfig { folder, root, outbox: outbox.clone(), roll_interval: args.roll_interval, max_bytes };
     let bounds = Bounds {
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: &ReceiveArgs) -> Result<(), ReceiveError> {
     let server = Arc::new(Server::new(Journal::open(config)?, Arc::clone(&guard), bounds));
     let scheme = if security.certificate.is_some() { "https" } else { "http" };
     let address = |listener: &TcpListener| listener.local_addr().map_err(ReceiveError::System);
-    eprintln!(
+    tracing::info!(
         "receiving OTLP/gRPC on {scheme}://{} and OTLP/HTTP on {scheme}://{} into {}",
         address(&grpc)?,
         address(&http)?,
@@ -104,7 +104,7 @@ pub(crate) async fn run(args: &ReceiveArgs) -> Result<(), ReceiveError> {
         }
     };
     let _ = tokio::task::spawn_blocking(end).await;
-    eprintln!("everything that was acknowledged is in files");
+    tracing::info!("everything that was acknowledged is in files");
     Ok(())
 }
 
@@ -123,18 +123,6 @@ async fn open(args: &ReceiveArgs, security: &Security, address: SocketAddr) -> R
         security.check(address)?;
     }
     Ok(listen::bind(address).await?)
-}
-
-/// Where files go, where the journal is, and what takes files to an object store.
-fn places(args: &ReceiveArgs) -> Result<(PathBuf, PathBuf, Option<Outbox>), ReceiveError> {
-    if !store::is_url(&args.output) {
-        return Ok((args.output.clone(), args.output.join(JOURNAL), None));
-    }
-    let target = Target::Store(Store::open(&args.output.to_string_lossy())?);
-    let folder = args.spool.join("store");
-    let outbox = Outbox::open(&folder, args.spool_size_mib << 20)?;
-    outbox.start(target).map_err(ReceiveError::System)?;
-    Ok((folder, args.spool.join("journal"), Some(outbox)))
 }
 
 /// Requests at once on a connection.

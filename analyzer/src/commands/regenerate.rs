@@ -28,7 +28,7 @@ use crate::{
     cli::{Applied, PolicyFormat, RegenerateArgs},
     netpol::{self, DifferenceError},
     netpol::{manifests::Manifests, replay::Terms},
-    output::{self, OutputError},
+    output::{self, OutputError, note, notes},
     policy::Wish,
     publish::{
         config_map::OwnConfigMap,
@@ -65,8 +65,8 @@ pub(crate) enum RegenerateError {
     NotApplied,
     #[error("no capture in {0}, the last set stays: does anything record into it?")]
     NoCapture(String),
-    #[error("cannot hold the lease {0}, as told above")]
-    NoLease(String),
+    #[error("cannot hold the lease {lease}: {problem}")]
+    NoLease { lease: String, problem: String },
     #[error("the lease {0} was lost while this ran: another run has taken over")]
     LeaseLost(String),
     #[error(transparent)]
@@ -103,7 +103,7 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
         (Err(error), told) => {
             // What failed first is what the run ends with.
             if let Err(untold) = told {
-                eprintln!("{:#}", anyhow::Error::new(untold));
+                note!("{:#}", anyhow::Error::new(untold));
             }
             Err(error)
         }
@@ -122,10 +122,10 @@ async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Ended, Regene
     let mut lease = Lease::new(of.clone(), name, args.lease_namespace.as_deref(), &identity);
     // That of a run that was killed is there for a while.
     if timeout(EXPIRY, lease.acquire()).await.is_err() {
-        if lease.problem().is_some() {
-            return Err(RegenerateError::NoLease(lease.to_string()));
+        if let Some(problem) = lease.problem() {
+            return Err(RegenerateError::NoLease { lease: lease.to_string(), problem: problem.into() });
         }
-        eprintln!("another run holds the lease {lease}: nothing is done");
+        note!("another run holds the lease {lease}: nothing is done");
         return Ok(Ended::Busy);
     }
     // A task of its own, since making a set may take longer than the lease lasts.
@@ -167,7 +167,7 @@ async fn regenerate(
     let last = place.read().await?;
     let capture = Capture::read(&args.input, &args.learn).await?;
     for problem in &capture.open.problems {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
     if capture.open.files.is_empty() {
         return Err(RegenerateError::NoCapture(args.input.told()));
@@ -192,12 +192,12 @@ async fn regenerate(
         files.insert(directory::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
         output::write(&format!("{}written to {place}\n", difference.text()), None)?;
-        eprint!("{}", capture.open.overlaps.text());
+        notes!("{}", capture.open.overlaps.text());
         for finding in &set.findings {
-            eprintln!("{finding}");
+            note!("{finding}");
         }
         for edge in &verdict.let_through {
-            eprintln!("{edge}: forbidden, and allowed all the same");
+            note!("{edge}: forbidden, and allowed all the same");
         }
         if let Some(client) = client.filter(|_| args.events) {
             notify::changed(client, &before, &policies, &difference).await;
@@ -218,7 +218,7 @@ async fn regenerate(
             reach.held = match hold_back::too_short(capture.sets(), args.learn.stable_after) {
                 Some(why) => {
                     if !plan.is_in_force() {
-                        eprintln!("nothing is applied: {why} (--apply=all applies the set all the same)");
+                        note!("nothing is applied: {why} (--apply=all applies the set all the same)");
                     }
                     there.iter().chain(&policies).map(plan::name).collect()
                 }
@@ -258,7 +258,7 @@ fn reached<'a>(wish: &Wish, sets: &Sets, policies: impl Iterator<Item = &'a Netw
 fn tell_held(plan: &Plan, reach: &Reach) {
     let held = plan::told(plan.unmet().chain(plan.unwanted()).filter(|name| reach.held.contains(name)));
     if !held.is_empty() {
-        eprintln!(
+        note!(
             "left as it is, as not enough was seen of its pods, or of others of its namespace (--apply=all changes it all \
              the same): {held}"
         );
@@ -308,14 +308,14 @@ fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<
     }
     let missing = plan::told(plan.missing().map(plan::name));
     if !missing.is_empty() {
-        eprintln!("not in the cluster: {missing}");
+        note!("not in the cluster: {missing}");
     }
     let drifted = plan::told(plan.drifted().map(|(policy, _)| plan::name(policy)));
     if !drifted.is_empty() {
-        eprintln!("in the cluster, not as they should be: {drifted}");
+        note!("in the cluster, not as they should be: {drifted}");
     }
     if !drift.is_none() {
-        eprint!("the set would change what the cluster allows:\n{}", drift.text());
+        notes!("the set would change what the cluster allows:\n{}", drift.text());
     }
     Ok(())
 }

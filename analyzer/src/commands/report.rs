@@ -14,7 +14,7 @@ use crate::{
     cli::{self, ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
     communication::Workload,
     netpol::replay::{Excuse, Verdict},
-    output::{self, OutputError},
+    output::{self, OutputError, notes},
     policy::{PolicySet, Wish},
     publish::directory::{self, TreeError},
 };
@@ -62,12 +62,12 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
         output::write(&explained().json(), Some(path))?;
     }
     if capture.open.files.is_empty() {
-        eprint!("{}", nothing(&capture.open, input));
+        notes!("{}", nothing(&capture.open, input));
         return Ok(());
     }
-    eprint!("{}", remarks(&capture, &set, &verdict, &wish));
+    notes!("{}", remarks(&capture, &set, &verdict, &wish));
     if *explain {
-        eprint!("\n{}", explained().text());
+        notes!("\n{}", explained().text());
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
             known: if known.is_empty() { "none".into() } else { known.join(", ") },
         }
     })?;
-    eprint!("{}", capture.open.overlaps.text());
+    notes!("{}", capture.open.overlaps.text());
     Ok(output::write(&explanation.text(), None)?)
 }
 

@@ -5,7 +5,7 @@ use crate::{
     capture::{OpenCapture, OpenError},
     cli::{SetsArgs, SetsFormat},
     communication::Workload,
-    output::{self, OutputError},
+    output::{self, OutputError, note, notes},
     sets::{self, EncodeError},
 };
 
@@ -41,8 +41,8 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     };
     output::write(&text, output.as_deref())?;
     for problem in &capture.problems {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
-    eprint!("{}{}", capture.overlaps.text(), sets.idle_remarks());
+    notes!("{}{}", capture.overlaps.text(), sets.idle_remarks());
     Ok(())
 }

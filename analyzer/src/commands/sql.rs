@@ -13,7 +13,7 @@ use super::learned::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
     cli::{Format, SqlArgs},
-    output::{self, OutputError, ResultWriter},
+    output::{self, OutputError, ResultWriter, note},
     tables::{self, Session, SessionError},
 };
 
@@ -101,7 +101,7 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     };
     let writers = capture.read(read).await?;
     for problem in &capture.problems {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
     for (number, writer) in writers.into_iter().enumerate() {
         if number > 0 {

@@ -12,7 +12,7 @@ use crate::{
         manifests::{Manifests, ManifestsError},
         replay::{self, Denied, Excuse, Terms, Verdict},
     },
-    output::{self, OutputError},
+    output::{self, OutputError, note},
     publish::plan::{self, ClusterError},
     sets::Status,
 };
@@ -58,7 +58,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     };
     output::write(&text, output.as_deref())?;
     for problem in problems.iter().cloned().chain(capture.open.problems.iter().map(ToString::to_string)) {
-        eprintln!("skipped {problem}");
+        note!("skipped {problem}");
     }
     let is_judged = verdict.judged > 0;
     let is_wrong = match strict {

@@ -5,19 +5,19 @@ use std::{
     mem,
 };
 
-use schemas::{capture::Runs, index::Span, table::TimestampMs};
+use schemas::{capture::Runs, hour::HourRange, index::Span, table::TimestampMs};
 use serde::{Deserialize, Serialize};
 
 use super::{
     unit::Unit,
-    work::{EVER, Flows, Undirected, WorkError, add},
+    work::{Flows, Undirected, WorkError, add},
 };
 use crate::communication::{Communications, Endpoint};
 
 /// What is known of some hours.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Block {
-    hours: (i64, i64),
+    hours: HourRange,
     /// Rows that it is of.
     runs: Runs,
     /// What the inventory said, and which runs were known to overlap.
@@ -38,16 +38,17 @@ impl Flows {
         self.begin();
         let mut open: Vec<&Unit> = self.units.iter().collect();
         let mut blocks: BTreeMap<Age, Block> = BTreeMap::new();
-        let newest = self.units.last().map_or(0, |unit| unit.hours.1);
-        let mut keep = |block: Block| match blocks.entry(age(block.hours.1, newest)) {
+        let newest = self.units.last().map_or(0, |unit| unit.hours.last.0);
+        let mut keep = |block: Block| match blocks.entry(age(block.hours.last.0, newest)) {
             Entry::Vacant(entry) => drop(entry.insert(block)),
             Entry::Occupied(mut entry) => entry.get_mut().add(block),
         };
         for block in known {
             let (within, others): (Vec<&Unit>, Vec<&Unit>) =
-                open.iter().partition(|unit| unit.hours.0 <= block.hours.1 && block.hours.0 <= unit.hours.1);
-            let are_same = within.iter().all(|unit| block.hours.0 <= unit.hours.0 && unit.hours.1 <= block.hours.1)
-                && self.runs_of(&within).is_some_and(|runs| runs == block.runs);
+                open.iter().partition(|unit| unit.hours.overlaps(&block.hours));
+            let are_same =
+                within.iter().all(|unit| block.hours.first <= unit.hours.first && unit.hours.last <= block.hours.last)
+                    && self.runs_of(&within).is_some_and(|runs| runs == block.runs);
             if are_same && block.fingerprint == self.fingerprint_of(&block) {
                 keep(block);
                 open = others;
@@ -55,13 +56,13 @@ impl Flows {
         }
         let mut groups: BTreeMap<Age, Vec<&Unit>> = BTreeMap::new();
         for unit in open {
-            groups.entry(age(unit.hours.1, newest)).or_default().push(unit);
+            groups.entry(age(unit.hours.last.0, newest)).or_default().push(unit);
         }
         let mut untold = (Communications::new(), Undirected::new());
         for units in groups.into_values() {
-            let (communications, undirected) = self.total(&units, EVER)?;
-            let hours =
-                units.iter().fold((i64::MAX, i64::MIN), |(a, b), unit| (a.min(unit.hours.0), b.max(unit.hours.1)));
+            let (communications, undirected) = self.total(&units, HourRange::EVER)?;
+            let hours = units.iter().map(|unit| unit.hours).reduce(|a, b| a.hull(&b));
+            let Some(hours) = hours else { continue };
             match self.runs_of(&units) {
                 Some(runs) => {
                     keep(Block { hours, runs, fingerprint: String::new(), communications, undirected });
@@ -114,7 +115,7 @@ impl Flows {
 impl Block {
     /// Adds what is known of other hours.
     fn add(&mut self, other: Self) {
-        self.hours = (self.hours.0.min(other.hours.0), self.hours.1.max(other.hours.1));
+        self.hours = self.hours.hull(&other.hours);
         self.runs.add(&other.runs);
         let mut all = (mem::take(&mut self.communications), mem::take(&mut self.undirected));
         add(&mut all, (other.communications, other.undirected));

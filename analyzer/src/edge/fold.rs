@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use roaring::RoaringTreemap;
 use schemas::{
     capture::Seqs,
+    hour::{Hour, HourRange},
     index::{Holds, Index, Span},
     inventory::{InventoryRecord, kind},
     table::TimestampMs,
@@ -21,7 +22,7 @@ use schemas::{
 use smallvec::SmallVec;
 
 use super::{
-    hour::{Counts, HOUR_MS, Hour, HourEdge},
+    hour::{Counts, HourEdge, HourEdges},
     known::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
     overlap::Overlaps,
     resolve::{Destination, End, Resolver, Told, direct},
@@ -96,7 +97,7 @@ pub(super) struct Folder<'a> {
     rows: Vec<(u32, i64, RowKey)>,
     places: Vec<u32>,
     locals: Numbered<LocalKey>,
-    hours: Vec<Hour>,
+    hours: Vec<HourEdges>,
     /// Keeps the counts of agents apart that recorded one node at the same time.
     apart: Option<Apart<'a>>,
     pending: Vec<Pending>,
@@ -144,7 +145,7 @@ impl<'a> Folder<'a> {
 
     /// Takes in a batch; rows of other hours than `hours` are another unit's. `repeats` tells that rows may have been met
     /// before.
-    pub(super) fn add(&mut self, batch: &RecordBatch, hours: (i64, i64), repeats: bool) {
+    pub(super) fn add(&mut self, batch: &RecordBatch, hours: HourRange, repeats: bool) {
         for (column, name) in self.columns.iter_mut().zip(TEXTS) {
             let array = batch.column_by_name(name).expect("every column in TEXTS is read");
             column.load(array.as_dictionary(), &mut self.texts);
@@ -156,8 +157,8 @@ impl<'a> Folder<'a> {
         counted.clear();
         for row in 0..batch.num_rows() {
             let text = |column: Text| columns[column as usize].rows()[row];
-            let hour = rows.window_end[row].saturating_sub(1).div_euclid(HOUR_MS);
-            if hour < hours.0 || hour > hours.1 {
+            let hour = Hour::ending(TimestampMs(rows.window_end[row]));
+            if !hours.contains(hour) {
                 continue;
             }
             if repeats && !self.seen.entry(text(Text::RunId)).or_default().insert(rows.seq[row] as u64) {
@@ -170,8 +171,8 @@ impl<'a> Folder<'a> {
                 continue;
             }
             let hour = match &mut self.apart {
-                Some(apart) => apart.place(hour, text(Text::RunId), &self.texts),
-                None => hour,
+                Some(apart) => apart.place(hour.0, text(Text::RunId), &self.texts),
+                None => hour.0,
             };
             let is_client = text(Text::Observer) == self.client;
             let side = if is_client { SOURCE } else { DESTINATION };
@@ -215,7 +216,7 @@ impl<'a> Folder<'a> {
     }
 
     /// The edges of the hours since it was asked before, in order of time.
-    pub(super) fn finish(&mut self) -> Vec<Hour> {
+    pub(super) fn finish(&mut self) -> Vec<HourEdges> {
         let mut waiting = std::mem::take(&mut self.pending);
         waiting.sort_unstable_by_key(Pending::key);
         waiting.dedup_by(|pending, known| {
@@ -536,10 +537,10 @@ impl<K> Default for Numbered<K> {
     }
 }
 
-fn hour_of(hours: &mut Vec<Hour>, number: i64) -> &mut Hour {
+fn hour_of(hours: &mut Vec<HourEdges>, number: i64) -> &mut HourEdges {
     // Rows come mostly in order of time.
     let at = hours.iter().rposition(|hour| hour.number == number).unwrap_or_else(|| {
-        hours.push(Hour::new(number));
+        hours.push(HourEdges::new(number));
         hours.len() - 1
     });
     &mut hours[at]

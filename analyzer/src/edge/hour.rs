@@ -43,14 +43,14 @@ pub(super) struct HourEdge {
 
 /// The edges of one hour.
 #[derive(Debug)]
-pub(super) struct Hour {
+pub(super) struct HourEdges {
     /// Hours since the Unix epoch.
     pub(super) number: i64,
     pub(super) edges: Vec<HourEdge>,
     places: HashMap<u32, u32, RandomState>,
 }
 
-impl Hour {
+impl HourEdges {
     pub(super) fn new(number: i64) -> Self {
         Self { number, edges: Vec::new(), places: HashMap::default() }
     }
@@ -220,5 +220,3 @@ pub(super) fn insert<A: Array<Item: Ord>>(sorted: &mut SmallVec<A>, value: A::It
         sorted.insert(at, value);
     }
 }
-
-pub(super) const HOUR_MS: i64 = 3_600_000;

@@ -16,7 +16,12 @@ use std::{
 };
 
 use roaring::RoaringBitmap;
-use schemas::{capture, index::Span, table::TimestampMs};
+use schemas::{
+    capture,
+    hour::{Hour, HourRange},
+    index::Span,
+    table::TimestampMs,
+};
 
 /// When one agent's run recorded a node.
 #[derive(Clone, Debug)]
@@ -75,8 +80,7 @@ impl Overlaps {
             }
             let mut hours = RoaringBitmap::new();
             for Overlap { span, .. } in &found {
-                let hour = |time: i64| u32::try_from(time.div_euclid(HOUR_MS)).unwrap_or_default();
-                hours.insert_range(hour(span.from.0)..=hour(span.to.0 - 1));
+                hours.insert_range(Hour::of(span.from).bit()..=Hour::ending(span.to).bit());
             }
             let hours = Arc::new(hours);
             let places = places(&runs, &found);
@@ -102,13 +106,13 @@ impl Overlaps {
     }
 
     /// What counts of some runs in some hours depend on; empty where nothing overlaps.
-    pub(crate) fn fingerprint(&self, runs: &capture::Runs, hours: (i64, i64)) -> String {
+    pub(crate) fn fingerprint(&self, runs: &capture::Runs, hours: HourRange) -> String {
         // With fixed keys.
         let mut hasher = DefaultHasher::new();
         let mut is_empty = true;
         for run_id in runs.0.keys() {
             let Some(series) = self.by_run.get(run_id.as_str()) else { continue };
-            let [first, last] = [hours.0, hours.1].map(|hour| u32::try_from(hour.max(0)).unwrap_or(u32::MAX));
+            let [first, last] = [hours.first, hours.last].map(|hour| u32::try_from(hour.0.max(0)).unwrap_or(u32::MAX));
             for hour in series.hours.range(first..=last) {
                 is_empty = false;
                 hasher.write(run_id.as_bytes());
@@ -197,7 +201,6 @@ fn intersection(a: Span, b: Span) -> Option<Span> {
 /// One agent takes over from another within this time, and within half the time of either: a DaemonSet that is updated
 /// with `maxSurge` runs both until the new one is ready and the old one has ended.
 const HAND_OVER_MS: i64 = 5 * 60_000;
-const HOUR_MS: i64 = 3_600_000;
 
 #[cfg(test)]
 mod tests {

@@ -6,17 +6,17 @@ use arrow::{
     array::{Array as _, AsArray, ListArray, RecordBatch},
     datatypes::{DataType, Int32Type, Int64Type, TimestampMillisecondType, UInt16Type},
 };
-use schemas::{rollup::RollupRow, table::TimestampMs};
+use schemas::{hour::Hour, rollup::RollupRow, table::TimestampMs};
 use smallvec::SmallVec;
 
 use super::{
     fold::{EdgeKey, EndKey, Folder},
-    hour::{Counts, HOUR_MS, Hour, HourEdge},
+    hour::{Counts, HourEdge, HourEdges},
     text::{TextColumn, Texts},
 };
 
 /// The rows of an hour.
-pub(super) fn rows(folder: &Folder<'_>, hour: &Hour) -> Vec<RollupRow> {
+pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
     let some = |number| folder.texts.text(number).cloned();
     let text = |number| some(number).unwrap_or_default();
     let all = |numbers: &[u32]| -> Vec<Arc<str>> {
@@ -29,7 +29,7 @@ pub(super) fn rows(folder: &Folder<'_>, hour: &Hour) -> Vec<RollupRow> {
         let (source, destination) = (folder.ends.values[source as usize], folder.ends.values[destination as usize]);
         let HourEdge { client, server, .. } = edge;
         RollupRow {
-            hour: TimestampMs(hour.number * HOUR_MS),
+            hour: Hour(hour.number).start(),
             transport: text(transport),
             source_kind: text(source.kind),
             source_namespace: some(source.namespace),
@@ -161,7 +161,7 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
             last_seen: times[2][row],
             ..HourEdge::new(edge)
         };
-        folder.place(times[0][row].div_euclid(HOUR_MS), edge);
+        folder.place(Hour::of(TimestampMs(times[0][row])).0, edge);
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 
 use super::overlap::{Overlaps, Series};
 use super::{
-    hour::{Hour, HourEdge},
+    hour::{HourEdge, HourEdges},
     text::Texts,
 };
 
@@ -46,7 +46,7 @@ impl<'a> Apart<'a> {
 
     /// Takes the hours of series out: the edges of each node and hour, with the larger counts of its series, and whether a
     /// rollup has counted the same connections already, as another series of the node saw them.
-    pub(super) fn unite(&mut self, hours: &mut Vec<Hour>) -> Vec<(i64, HourEdge, bool)> {
+    pub(super) fn unite(&mut self, hours: &mut Vec<HourEdges>) -> Vec<(i64, HourEdge, bool)> {
         let counted = std::mem::take(&mut self.counted);
         let nodes: HashMap<u32, u32> = self.met.values().flatten().map(|series| (series.number, series.node)).collect();
         let mut by_node: BTreeMap<(i64, u32), Recorded> = BTreeMap::new();

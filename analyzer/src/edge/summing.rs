@@ -51,7 +51,7 @@ impl Flows {
         until: i64,
         write: impl Fn(&[RecordBatch], &Summary, &Runs, &[&CaptureFile]) -> Result<(), E> + Sync,
     ) -> Result<Vec<WorkError>, E> {
-        let is_due = |unit: &&Unit| unit.hours.1 < until && !unit.parts.is_empty();
+        let is_due = |unit: &&Unit| unit.hours.last.0 < until && !unit.parts.is_empty();
         let units: Vec<&Unit> = self.units.iter().filter(is_due).collect();
         let next = AtomicUsize::new(0);
         let work = || {

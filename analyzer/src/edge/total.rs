@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::{
     fold::{EdgeKey, EndKey, Folder},
-    hour::{Hour, insert},
+    hour::{HourEdges, insert},
     text::Texts,
 };
 use crate::communication::{Communications, Edge, Endpoint, Evidence, Workload};
@@ -37,7 +37,7 @@ type Pods = SmallVec<[u32; 8]>;
 
 impl Tally {
     /// Adds the edges of an hour.
-    pub(super) fn add(&mut self, folder: &Folder<'_>, hour: &Hour) {
+    pub(super) fn add(&mut self, folder: &Folder<'_>, hour: &HourEdges) {
         self.edges.resize_with(folder.edges.values.len(), || None);
         let scanning = scanning(folder, hour);
         let number = u32::try_from(hour.number).unwrap_or_default();
@@ -120,7 +120,7 @@ pub(super) fn merge(communications: &mut Communications, edge: Edge, evidence: E
 }
 
 /// The sources that scan in an hour: they try many edges, and almost all fail.
-fn scanning(folder: &Folder<'_>, hour: &Hour) -> BTreeSet<u32> {
+fn scanning(folder: &Folder<'_>, hour: &HourEdges) -> BTreeSet<u32> {
     let mut tried: HashMap<u32, (usize, usize)> = HashMap::new();
     for edge in &hour.edges {
         let (all, failed) = tried.entry(folder.edges.values[edge.edge as usize].source).or_default();

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 
 use schemas::capture::{CaptureFile, Runs};
+use schemas::hour::{Hour, HourRange};
 
 /// A file of flows.
 pub(super) struct FlowFile {
@@ -13,13 +14,13 @@ pub(super) struct FlowFile {
     /// Another file may hold some of its rows too.
     pub(super) repeats: bool,
     /// First and last hour of each row group.
-    pub(super) hours: Vec<(i64, i64)>,
+    pub(super) hours: Vec<HourRange>,
 }
 
 /// Hours, and the files and row groups that have rows of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unit {
-    pub(super) hours: (i64, i64),
+    pub(super) hours: HourRange,
     pub(super) parts: Vec<(usize, Vec<usize>)>,
     /// Rollups that sum up different rows of these hours, and for each others of the same rows.
     pub(super) rollups: Vec<Vec<usize>>,
@@ -57,11 +58,11 @@ pub(super) fn units(files: &[FlowFile], rollups: &[CaptureFile]) -> Vec<Unit> {
     // Runs of hours that files connect. Rollups are numbered after the files.
     let mut groups: Vec<(i64, i64, usize, usize)> = Vec::new();
     for (number, file) in files.iter().enumerate() {
-        groups.extend(file.hours.iter().enumerate().map(|(group, (first, last))| (*first, *last, number, group)));
+        groups.extend(file.hours.iter().enumerate().map(|(group, of)| (of.first.0, of.last.0, number, group)));
     }
     for (number, rollup) in rollups.iter().enumerate() {
-        let (first, last) = rollup.summary.as_ref().map(|summary| summary.hours).unwrap_or_default();
-        groups.push((first, last, files.len() + number, 0));
+        let hours = rollup.summary.as_ref().map(|summary| summary.hours).unwrap_or_default();
+        groups.push((hours.first.0, hours.last.0, files.len() + number, 0));
     }
     groups.sort_unstable();
     let mut units = Vec::new();
@@ -82,10 +83,11 @@ pub(super) fn units(files: &[FlowFile], rollups: &[CaptureFile]) -> Vec<Unit> {
             && connected.iter().fold(0i64, |sum, group| sum.saturating_add(slices(group))) <= end as i64;
         let mut from = first;
         while from <= last {
-            let hours = (from, if is_divided { last.min(from + UNIT_HOURS - 1) } else { last });
+            let to = if is_divided { last.min(from + UNIT_HOURS - 1) } else { last };
+            let hours = HourRange::new(Hour(from), Hour(to));
             let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
             let of_files = connected.iter().filter(|(.., number, _)| *number < files.len());
-            for (.., file, group) in of_files.filter(|(first, last, ..)| *first <= hours.1 && hours.0 <= *last) {
+            for (.., file, group) in of_files.filter(|(first, last, ..)| *first <= to && from <= *last) {
                 match parts.last_mut().filter(|(last, _)| last == file) {
                     Some((_, groups)) => groups.push(*group),
                     None => parts.push((*file, vec![*group])),
@@ -93,7 +95,7 @@ pub(super) fn units(files: &[FlowFile], rollups: &[CaptureFile]) -> Vec<Unit> {
             }
             let (rollups, source) = sources(files, rollups, &mut parts, &of_rollups);
             units.push(Unit { hours, parts, rollups, source });
-            let Some(next) = hours.1.checked_add(1) else { break };
+            let Some(next) = to.checked_add(1) else { break };
             from = next;
         }
     }
@@ -175,15 +177,20 @@ const UNIT_HOURS: i64 = 24;
 mod tests {
     use super::*;
 
+    fn range((first, last): (i64, i64)) -> HourRange {
+        HourRange::new(Hour(first), Hour(last))
+    }
+
     fn file(hours: &[(i64, i64)]) -> FlowFile {
-        FlowFile { file: CaptureFile::default(), repeats: false, hours: hours.to_vec() }
+        let hours = hours.iter().copied().map(range).collect();
+        FlowFile { file: CaptureFile::default(), repeats: false, hours }
     }
 
     #[test]
     fn units_share_no_hour_and_have_every_row_group_of_theirs() {
         let files = [file(&[(1, 1), (1, 2)]), file(&[(2, 2)]), file(&[(4, 4)])];
         let unit = |hours, parts: &[(usize, &[usize])]| Unit {
-            hours,
+            hours: range(hours),
             parts: parts.iter().map(|(file, groups)| (*file, groups.to_vec())).collect(),
             ..Unit::default()
         };

@@ -17,11 +17,12 @@ use arrow::{
     datatypes::SchemaRef,
     error::ArrowError,
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use parquet::errors::ParquetError;
 use schemas::{
     capture::{self, CaptureFile, Pages, Problem},
     flow::FlowRecord,
+    hour::{Hour, HourRange},
     index::{Fingerprints, Index},
     rollup::RollupRow,
     table::{Record, Table},
@@ -30,7 +31,6 @@ use schemas::{
 use super::{
     EdgeRow,
     fold::Folder,
-    hour::HOUR_MS,
     overlap::Overlaps,
     rollup, row, rows,
     total::{Tally, merge},
@@ -92,17 +92,19 @@ impl Flows {
         let (flows, rollups) = (of_dataset(FlowRecord::DATASET), of_dataset(RollupRow::NAME));
         let repeats = repeats(&flows.iter().collect::<Vec<_>>());
         let cluster = files.first().map(|file| file.cluster.as_str().into()).unwrap_or_default();
-        let hour = |time: i64| time.saturating_sub(1).div_euclid(HOUR_MS);
         let flow_file = |(file, repeats): (CaptureFile, bool)| FlowFile {
             repeats,
-            hours: file.times.iter().map(|(first, last)| (hour(first.0), hour(last.0))).collect(),
+            hours: file
+                .times
+                .iter()
+                .map(|(first, last)| HourRange::new(Hour::ending(*first), Hour::ending(*last)))
+                .collect(),
             file,
         };
         let files: Vec<FlowFile> = flows.into_iter().zip(repeats).map(flow_file).collect();
         let units = units(&files, &rollups);
         let rows = units.iter().map(|unit| unit.rows(&files, &rollups)).sum();
         let columns = row::columns().collect();
-        progress.set_style(style());
         let (schema, fingerprints, reads_ahead) = (FlowRecord::schema(), OnceLock::new(), AtomicBool::new(false));
         Self {
             cluster,
@@ -127,22 +129,22 @@ impl Flows {
     /// A file can't be read.
     pub(crate) fn communications(&self) -> Result<(Communications, Undirected), WorkError> {
         self.begin();
-        self.total(&self.units.iter().collect::<Vec<_>>(), EVER)
+        self.total(&self.units.iter().collect::<Vec<_>>(), HourRange::EVER)
     }
 
     /// As [`Self::communications`], of some hours only, from first to last.
     ///
     /// # Errors
     /// A file can't be read.
-    pub(crate) fn communications_in(&self, hours: (i64, i64)) -> Result<Communications, WorkError> {
+    pub(crate) fn communications_in(&self, hours: HourRange) -> Result<Communications, WorkError> {
         self.begin();
-        let units = self.units.iter().filter(|unit| unit.hours.0 <= hours.1 && hours.0 <= unit.hours.1);
+        let units = self.units.iter().filter(|unit| unit.hours.overlaps(&hours));
         Ok(self.total(&units.collect::<Vec<_>>(), hours)?.0)
     }
 
     /// First and last hour of flows, since the Unix epoch; `None` if there are none.
-    pub(crate) fn hours(&self) -> Option<(i64, i64)> {
-        Some((self.units.first()?.hours.0, self.units.last()?.hours.1))
+    pub(crate) fn hours(&self) -> Option<HourRange> {
+        Some(HourRange::new(self.units.first()?.hours.first, self.units.last()?.hours.last))
     }
 
     /// The same flows, with another knowledge of who was who.
@@ -152,7 +154,7 @@ impl Flows {
     }
 
     /// Folds hours of some units into one total per edge.
-    pub(super) fn total(&self, units: &[&Unit], hours: (i64, i64)) -> Result<(Communications, Undirected), WorkError> {
+    pub(super) fn total(&self, units: &[&Unit], hours: HourRange) -> Result<(Communications, Undirected), WorkError> {
         let workers = thread::available_parallelism().map_or(1, usize::from);
         // Where there are fewer units than processors, one can read while another one folds.
         self.reads_ahead.store(units.len() < workers, Ordering::Relaxed);
@@ -168,7 +170,7 @@ impl Flows {
                 shares.flat_map(|(units, next)| iter::from_fn(|| units.get(next.fetch_add(1, Ordering::Relaxed))));
             for unit in units {
                 self.fold(&mut folder, unit)?;
-                for hour in folder.finish().iter().filter(|hour| (hours.0..=hours.1).contains(&hour.number)) {
+                for hour in folder.finish().iter().filter(|hour| hours.contains(Hour(hour.number))) {
                     tally.add(&folder, hour);
                 }
             }
@@ -321,13 +323,6 @@ impl fmt::Debug for Flows {
     }
 }
 
-/// How work is shown to people; nothing is, where standard error is no terminal.
-fn style() -> ProgressStyle {
-    let template = "{bar:40} {percent:>3} % of {human_len} rows of flows, {per_sec}, {eta} left";
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
 const BATCH_ROWS: usize = 8192;
 /// Batches that are read before they are folded.
 const BATCHES_AHEAD: usize = 8;
-pub(super) const EVER: (i64, i64) = (i64::MIN, i64::MAX);

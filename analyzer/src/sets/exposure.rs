@@ -10,6 +10,7 @@ use std::{
 
 use roaring::RoaringBitmap;
 use schemas::{
+    hour::Hour,
     index::{Index, Span},
     inventory::{InventoryRecord, WRITER, kind},
     programs::Program,
@@ -18,7 +19,7 @@ use schemas::{
 
 pub(crate) use gaps::{GapRow, named};
 
-use super::{CRON_JOB, HOUR_MS, hour_of};
+use super::CRON_JOB;
 use crate::{
     capture::health::{Run, Watch},
     communication::{Communications, Direction, Endpoint, Workload},
@@ -116,9 +117,7 @@ impl Exposure {
         for list in watches.values_mut() {
             list.sort_by_key(|watch| (watch.span.from, watch.span.to));
             for watch in list.iter().filter(|watch| watch.gap.is_none()) {
-                exposure
-                    .watched
-                    .insert_range(hour_of(watch.span.from)..=hour_of(TimestampMs(watch.span.to.0.saturating_sub(1))));
+                exposure.watched.insert_range(Hour::of(watch.span.from).bit()..=Hour::ending(watch.span.to).bit());
             }
         }
         let mut last_uid: Option<(Workload, Arc<str>)> = None;
@@ -192,7 +191,7 @@ impl Exposure {
             namespace: Arc::clone(&workload.namespace),
             workload_kind: Arc::clone(&workload.kind),
             workload: Arc::clone(&workload.name),
-            hour: super::hour_start(hour),
+            hour: Hour::of_bit(hour).start(),
             pod_ms,
             observed_ms,
             observable,
@@ -239,9 +238,9 @@ impl Time {
         let mut each_hour = |from: i64, to: i64, is_observed: bool| {
             let mut start = from;
             while start < to {
-                let hour = start.div_euclid(HOUR_MS);
-                let end = to.min((hour + 1) * HOUR_MS);
-                let sums = self.hours.entry(u32::try_from(hour).unwrap_or_default()).or_default();
+                let hour = Hour::of(TimestampMs(start));
+                let end = to.min(hour.next().start().0);
+                let sums = self.hours.entry(hour.bit()).or_default();
                 *(if is_observed { &mut sums.1 } else { &mut sums.0 }) += end - start;
                 start = end;
             }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use roaring::RoaringBitmap;
-use schemas::{index::Index, inventory::kind, table::TimestampMs};
+use schemas::{hour::Hour, index::Index, inventory::kind, table::TimestampMs};
 
 use super::{
-    CRON_JOB, Completeness, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hour_of, hour_start, hours_from,
+    CRON_JOB, Completeness, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hours_from,
     recurrence::Recurrence,
 };
 use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
@@ -43,7 +43,7 @@ impl Judge<'_> {
         if evidence.source_pods.len() <= 1 && last - first < SESSION_HOURS && since >= hold {
             return Some(format!(
                 "one-off: one pod, at {}, and not in the {} in which it could have been seen again",
-                hour_start(first),
+                Hour::of_bit(first).start(),
                 hours_told(since)
             ));
         }
@@ -51,7 +51,7 @@ impl Judge<'_> {
             return Some(format!(
                 "burst: within {} from {}, and not in the {} in which it could have been seen again",
                 hours_told(u64::from(last - first) + 1),
-                hour_start(first),
+                Hour::of_bit(first).start(),
                 hours_told(since)
             ));
         }
@@ -104,7 +104,7 @@ impl Judge<'_> {
         });
         let directions = [&ingress, &egress].map(|change| self.set_status(workload, &exposed, change.as_ref()));
         let change = ingress.max(egress);
-        let since = change.as_ref().map(|(hour, _)| hour_start(*hour));
+        let since = change.as_ref().map(|(hour, _)| Hour::of_bit(*hour).start());
         let (status, reason) = self.set_status(workload, &exposed, change.as_ref());
         entries.sort_by(|a, b| (a.direction, &a.edge).cmp(&(b.direction, &b.edge)));
         let seen = entries.iter().filter(allowed).filter_map(|entry| edges.get(&entry.edge));
@@ -176,7 +176,10 @@ impl Judge<'_> {
         }
         let since_last = hours_from(exposed, last + 1);
         if since_last >= self.patience(recurrence) && !self.may_be_due(edge, last) {
-            return (Status::Decaying, format!("not seen in {}, last at {}", hours_told(since_last), hour_start(last)));
+            return (
+                Status::Decaying,
+                format!("not seen in {}, last at {}", hours_told(since_last), Hour::of_bit(last).start()),
+            );
         }
         if let Some(recurrence) = recurrence {
             let recurrence = recurrence.as_str();
@@ -222,7 +225,7 @@ impl Judge<'_> {
     /// Hours that the capture goes on after a moment.
     fn hours_since(&self, time: TimestampMs) -> u64 {
         let end = self.exposure.capture.map_or(time, |capture| capture.to);
-        u64::from(hour_of(end).saturating_sub(hour_of(time)))
+        u64::from(Hour::of(end).bit().saturating_sub(Hour::of(time).bit()))
     }
 
     /// Hours after the last one in which both ends were there, and one of them observable.

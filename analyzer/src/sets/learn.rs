@@ -3,6 +3,7 @@
 use std::{io, sync::Arc, thread};
 
 use super::{Decisions, Sets, Thresholds};
+use crate::output::note;
 use crate::{
     capture::{OpenCapture, OpenError},
     edge::{Undirected, WorkError},
@@ -56,7 +57,7 @@ impl Learn {
             scope.spawn(|| {
                 // What is known is right even where it can't be kept for the next time.
                 if let Err(error) = state.save(&files, blocks) {
-                    eprintln!("{:#}", anyhow::Error::from(error));
+                    note!("{:#}", anyhow::Error::from(error));
                 }
             });
             learn(communications)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use roaring::RoaringBitmap;
 
-use super::hour_start;
+use schemas::hour::Hour;
 
 /// How often an edge that is not always there comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Recurrence {
 /// Month since year 0, day of the month, and how many days the month has left.
 fn date(day: u32) -> (u32, u32, u32) {
     let parts = |day: u32| {
-        let text = hour_start(day * 24).to_string();
+        let text = Hour::of_bit(day * 24).start().to_string();
         let number =
             |at: std::ops::Range<usize>| text.get(at).and_then(|digits| digits.parse::<u32>().ok()).unwrap_or(0);
         (number(0..4) * 12 + number(5..7) - 1, number(8..10))

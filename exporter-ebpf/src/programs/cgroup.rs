@@ -8,7 +8,8 @@ use schemas::event::{CGROUP_PATH_BYTES, CgroupEvent, counter};
 
 use crate::{
     maps::{EVENTS, count, field},
-    socket::{cgroup_id, load},
+    memory::load,
+    socket::cgroup_id,
 };
 
 /// Tells the number and path of every new cgroup.

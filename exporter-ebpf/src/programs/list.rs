@@ -8,7 +8,7 @@ use schemas::event::ProgramEntry;
 use super::open::argument;
 use crate::{
     maps::field,
-    socket::{copied, load},
+    memory::{copied, load},
 };
 
 /// Writes number and name of every program. Asking the kernel for a program by its number takes CAP_SYS_ADMIN, which the

@@ -8,7 +8,7 @@ use schemas::event::control;
 use super::open::argument;
 use crate::{
     maps::{control, field, set_control},
-    socket::load,
+    memory::load,
 };
 
 /// Finds the network namespace of process 1, which is the node's own, and the exporter's process: who reads the iterator.

@@ -11,7 +11,8 @@ use crate::{
         CROSSING, Connection, FREE, OLDER, OWN, UNFLAGGED_SOCKETS, control, count, field, is_own_process, load_first,
         now_ns, remember_new, remembered, remove, replace,
     },
-    socket::{CLOSE, LISTEN, SYN_SENT, Socket, TCP, cookie, is_open, load, tell},
+    memory::load,
+    socket::{CLOSE, LISTEN, SYN_SENT, Socket, TCP, cookie, is_open, tell},
 };
 
 /// Takes the sockets of all processes into account that are open when the run begins, and tells which listen.

@@ -194,10 +194,9 @@ impl Recorder {
         }
         let is_broken = self.sinks.take_inventory_broken();
         let changed = self.inventory.reload();
-        // Every file and every day opens with what was known before the change.
+        // A file opens with what was known before the change.
         let opens_file = changed.is_some() && !self.sinks.has_open_inventory();
-        let is_due = opens_file || self.inventory.log.is_new_day(now) || is_broken;
-        if self.inventory.log.has_begun() && is_due {
+        if self.inventory.log.is_due(opens_file || is_broken, now) {
             self.record_snapshot(now);
         }
         if let Some(observations) = changed {
@@ -216,10 +215,7 @@ impl Recorder {
         self.enricher.learn_own(&change, now);
         let news = self.troubles.learn(&change, now);
         self.tell(news, "pods of this node have no names, only UIDs");
-        // Every file opens with what was known before.
-        let log = &self.inventory.log;
-        let opens_file = log.has_begun() && (!self.sinks.has_open_inventory() || log.is_new_hour(now));
-        if opens_file && self.inventory.log.is_news(&change) {
+        if self.inventory.log.opens_with(&change, self.sinks.has_open_inventory(), now) {
             self.record_snapshot(now);
         }
         let rows = self.inventory.log.learn(change, now);

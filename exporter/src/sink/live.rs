@@ -276,7 +276,7 @@ impl Client {
     }
 
     fn tick(&mut self, now: TimestampMs) {
-        if self.is_inventory_broken || self.log.is_new_day(now) {
+        if !self.log.has_begun() || self.log.is_due(self.is_inventory_broken, now) {
             self.tell_all(now);
         }
         self.send_flows(now);

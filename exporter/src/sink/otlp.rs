@@ -1,78 +1,60 @@
 //! An OpenTelemetry collector: rows as log records.
 
-use bytes::Bytes;
-use delivery::{
-    Outbox, Parcel, Stats,
-    otlp::{Encoder, ResourceAttributes},
-};
-use schemas::{
-    flow::FlowRecord,
-    health::HealthRecord,
-    inventory::InventoryRecord,
-    table::{Record, TimestampMs},
-};
+use delivery::{Outbox, RequestDestination, RequestWriter, Stats};
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord, table::TimestampMs};
 
 use super::{AGENT_VERSION, Account, Order, SETTLE_LAST, own_account};
 
 /// Makes requests of the rows of all datasets, at least one per dataset and second in which there are any.
 pub(crate) struct OtlpSink {
-    flows: Encoder<FlowRecord>,
-    inventory: Encoder<InventoryRecord>,
-    health: Encoder<HealthRecord>,
+    flows: RequestWriter<FlowRecord>,
+    inventory: RequestWriter<InventoryRecord>,
+    health: RequestWriter<HealthRecord>,
     outbox: Outbox,
     account: Account,
     told_lost: i64,
-    /// Ends of connections in the rows of the next request.
-    pending_ends: i64,
 }
 
 impl OtlpSink {
-    /// Prepares to send by `outbox`; `attributes` are those of the resource that rows do not have themselves.
-    pub(crate) fn new(outbox: Outbox, attributes: &ResourceAttributes, account: Account) -> Self {
+    /// Prepares to send to a receiver.
+    pub(crate) fn new(destination: RequestDestination, account: Account) -> Self {
         Self {
-            flows: Encoder::new(attributes.clone(), AGENT_VERSION),
-            inventory: Encoder::new(attributes.clone(), AGENT_VERSION),
-            health: Encoder::new(attributes.clone(), AGENT_VERSION),
-            outbox,
+            flows: destination.writer(AGENT_VERSION),
+            inventory: destination.writer(AGENT_VERSION),
+            health: destination.writer(AGENT_VERSION),
+            outbox: destination.outbox,
             account,
             told_lost: 0,
-            pending_ends: 0,
         }
     }
 
     pub(super) fn take(&mut self, order: Order, now: TimestampMs) {
         match order {
             Order::Flow(record, ends) => {
-                self.flows.push(&record, now);
-                self.pending_ends += ends;
-                if self.flows.size_bytes() >= REQUEST_BYTES {
-                    self.ship_flows();
-                }
+                self.flows.push(&record, ends, now);
             }
             Order::Inventory(record) => {
-                self.inventory.push(&record, now);
-                if self.inventory.size_bytes() >= REQUEST_BYTES {
-                    self.ship_inventory();
-                }
+                let is_kept = self.inventory.push(&record, 0, now);
+                self.lose_inventory(is_kept);
             }
-            Order::FinishInventory => self.ship_inventory(),
+            Order::FinishInventory => self.send_inventory(),
             Order::Health(record) => {
                 // What the row tells of goes first.
-                self.ship_flows();
-                self.ship_inventory();
+                self.flows.send();
+                self.send_inventory();
                 self.learn_losses();
                 let record = own_account(*record, &self.account, &mut self.told_lost);
-                self.health.push(&record, now);
-                ship(&mut self.health, 0, &self.outbox);
+                self.health.push(&record, 0, now);
+                self.health.send();
             }
             Order::Tick => {
-                self.ship_flows();
-                self.ship_inventory();
+                self.flows.send();
+                self.send_inventory();
                 self.learn_losses();
             }
             Order::Sync(answer, patience) => {
-                self.ship_flows();
-                self.ship_inventory();
+                self.flows.send();
+                self.send_inventory();
                 if !patience.is_zero() {
                     self.outbox.settle(patience);
                 }
@@ -90,13 +72,13 @@ impl OtlpSink {
         self.outbox.stats()
     }
 
-    fn ship_flows(&mut self) {
-        let ends = std::mem::take(&mut self.pending_ends);
-        ship(&mut self.flows, ends, &self.outbox);
+    fn send_inventory(&mut self) {
+        let is_kept = self.inventory.send();
+        self.lose_inventory(is_kept);
     }
 
-    fn ship_inventory(&mut self) {
-        if !ship(&mut self.inventory, 0, &self.outbox) {
+    fn lose_inventory(&self, is_kept: bool) {
+        if !is_kept {
             self.account.lose_inventory();
         }
     }
@@ -105,13 +87,3 @@ impl OtlpSink {
         self.account.lose(self.outbox.take_lost_ends());
     }
 }
-
-/// Hands over what was collected; whether it is not lost.
-fn ship<R: Record>(encoder: &mut Encoder<R>, ends: i64, outbox: &Outbox) -> bool {
-    let rows = encoder.rows() as i64;
-    let Some(request) = encoder.finish() else { return true };
-    outbox.put(Parcel { dataset: R::DATASET, rows, ends, body: Bytes::from(request) })
-}
-
-/// A request is sent once it is as large: half of what receivers take, since its last row may be large too.
-const REQUEST_BYTES: usize = delivery::otlp::REQUEST_BYTES / 2;

@@ -1,13 +1,10 @@
 //! A capture: Parquet files, on disk or on their way to an object store.
 
-use std::{
-    collections::VecDeque,
-    path::{Path, PathBuf},
-};
+use std::collections::VecDeque;
 
-use delivery::{Outbox, Stats};
+use delivery::{FileDestination, FileWriter, GivenUp, Outbox, Stats};
 use schemas::{
-    capture::{CaptureError, DatasetWriter, Origin, Roll},
+    capture::{Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
@@ -22,30 +19,26 @@ use super::{AGENT_VERSION, Account, Order, SETTLE_LAST, own_account};
 /// not be kept, not the run. Flows are then counted as lost, inventory is told again from the start, and health rows,
 /// which carry the counts, are kept until they are durable.
 pub(crate) struct ParquetSink {
-    flows: DatasetWriter<FlowRecord>,
-    inventory: DatasetWriter<InventoryRecord>,
-    health: DatasetWriter<HealthRecord>,
+    flows: FileWriter<FlowRecord>,
+    inventory: FileWriter<InventoryRecord>,
+    health: FileWriter<HealthRecord>,
     /// Takes finished files to an object store.
     outbox: Option<Outbox>,
     account: Account,
     told_lost: i64,
-    /// Ends of connections in rows that are not durable yet.
-    pending_ends: i64,
     pending_health: VecDeque<HealthRecord>,
 }
 
 impl ParquetSink {
-    /// Prepares to write below `root`; nothing is made before the first row. Files go on to an object store by `outbox`,
-    /// whose directory `root` is.
-    pub(crate) fn new(root: &Path, origin: &Origin, roll: Roll, outbox: Option<Outbox>, account: Account) -> Self {
+    /// Prepares to write to a destination; nothing is made before the first row.
+    pub(crate) fn new(destination: FileDestination, origin: &Origin, roll: Roll, account: Account) -> Self {
         Self {
-            flows: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
-            inventory: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
-            health: DatasetWriter::new(root, origin, AGENT_VERSION, roll),
-            outbox,
+            flows: destination.writer(origin, AGENT_VERSION, roll),
+            inventory: destination.writer(origin, AGENT_VERSION, roll),
+            health: destination.writer(origin, AGENT_VERSION, roll),
+            outbox: destination.outbox,
             account,
             told_lost: 0,
-            pending_ends: 0,
             pending_health: VecDeque::new(),
         }
     }
@@ -84,48 +77,34 @@ impl ParquetSink {
 
     fn flow(&mut self, record: FlowRecord, ends: i64, now: TimestampMs) {
         let finished = self.flows.finish_other_hour(&record);
-        self.flows_finished(finished);
-        self.pending_ends += ends;
-        if !push(&mut self.flows, record, now) {
-            self.account.lose(std::mem::take(&mut self.pending_ends));
-        }
+        self.lose_flows(finished);
+        let pushed = self.flows.push(record, ends, now);
+        self.lose_flows(pushed);
     }
 
-    /// Takes account of flows that were made durable, or could not be.
-    fn flows_finished(&mut self, finished: Result<Option<PathBuf>, CaptureError>) {
-        match judge(&mut self.flows, finished) {
-            None => self.account.lose(std::mem::take(&mut self.pending_ends)),
-            Some(None) => {}
-            Some(Some(path)) => {
-                let ends = std::mem::take(&mut self.pending_ends);
-                self.deliver(&path, ends);
-            }
-        }
-    }
-
-    /// Sends a finished file on its way, if it has one to go.
-    fn deliver(&self, path: &Path, ends: i64) {
-        if let Some(outbox) = &self.outbox {
-            outbox.adopt(path, 0, ends);
-        }
+    /// Takes account of flows that could not be written; whether all were.
+    fn lose_flows<T>(&self, written: Result<T, GivenUp>) -> bool {
+        let lost = given_up::<FlowRecord, T>(written);
+        self.account.lose(lost.unwrap_or_default());
+        lost.is_none()
     }
 
     fn inventory(&mut self, record: InventoryRecord, now: TimestampMs) {
-        if !self.inventory.is_same_hour(&record) {
-            self.finish_inventory();
-        }
+        let finished = self.inventory.finish_other_hour(&record);
+        self.lose_inventory(finished);
         // What follows a failure would look like all there is: it is told from the start soon.
-        if !push(&mut self.inventory, record, now) {
-            self.account.lose_inventory();
-        }
+        let pushed = self.inventory.push(record, 0, now);
+        self.lose_inventory(pushed);
     }
 
     fn finish_inventory(&mut self) {
         let finished = self.inventory.finish();
-        match judge(&mut self.inventory, finished) {
-            None => self.account.lose_inventory(),
-            Some(None) => {}
-            Some(Some(path)) => self.deliver(&path, 0),
+        self.lose_inventory(finished);
+    }
+
+    fn lose_inventory<T>(&self, written: Result<T, GivenUp>) {
+        if given_up::<InventoryRecord, T>(written).is_some() {
+            self.account.lose_inventory();
         }
     }
 
@@ -139,13 +118,8 @@ impl ParquetSink {
         let begin = if self.health.is_open() { self.pending_health.len() - 1 } else { 0 };
         for at in begin..self.pending_health.len() {
             let record = self.pending_health[at].clone();
-            if !self.health.is_same_hour(&record) {
-                let finished = self.health.finish();
-                if let Some(Some(path)) = judge(&mut self.health, finished) {
-                    self.deliver(&path, 0);
-                }
-            }
-            if !push(&mut self.health, record, now) {
+            let _ = given_up::<HealthRecord, _>(self.health.finish_other_hour(&record));
+            if given_up::<HealthRecord, _>(self.health.push(record, 0, now)).is_some() {
                 break;
             }
         }
@@ -156,10 +130,8 @@ impl ParquetSink {
         if let Some(outbox) = &self.outbox {
             self.account.lose(outbox.take_lost_ends());
         }
-        if self.flows.is_due(now) {
-            let finished = self.flows.finish();
-            self.flows_finished(finished);
-        }
+        let finished = self.flows.finish_due(now);
+        self.lose_flows(finished);
         if self.health.is_due(now) {
             self.finish_health();
         }
@@ -167,8 +139,7 @@ impl ParquetSink {
 
     fn sync(&mut self) -> bool {
         let finished = self.flows.finish();
-        let has_flows = finished.is_ok();
-        self.flows_finished(finished);
+        let has_flows = self.lose_flows(finished);
         self.finish_inventory();
         let is_broken = self.account.is_inventory_broken.load(std::sync::atomic::Ordering::Relaxed);
         self.finish_health() && has_flows && !is_broken
@@ -177,31 +148,18 @@ impl ParquetSink {
     /// Makes health durable. Returns whether it is.
     fn finish_health(&mut self) -> bool {
         // Where no file is open, what is pending was given up and waits for the next one.
-        if self.health.is_open() {
-            let finished = self.health.finish();
-            if let Some(path) = judge(&mut self.health, finished) {
-                self.pending_health.clear();
-                path.iter().for_each(|path| self.deliver(path, 0));
-            }
+        if self.health.is_open() && given_up::<HealthRecord, _>(self.health.finish()).is_none() {
+            self.pending_health.clear();
         }
         self.pending_health.is_empty()
     }
 }
 
-/// Whether the row is on its way; if not, the file is given up.
-fn push<R: Record>(writer: &mut DatasetWriter<R>, row: R, now: TimestampMs) -> bool {
-    let pushed = writer.push(row, now);
-    judge(writer, pushed).is_some()
-}
-
-/// What was written; where that failed, the file is given up.
-fn judge<R: Record, T>(writer: &mut DatasetWriter<R>, written: Result<T, CaptureError>) -> Option<T> {
-    written
-        .inspect_err(|error| {
-            tracing::error!(dataset = R::DATASET, error = error as &dyn std::error::Error, "a file is given up");
-            writer.abandon();
-        })
-        .ok()
+/// Ends of connections that were lost with a file that was given up; `None` if it was not.
+fn given_up<R: Record, T>(written: Result<T, GivenUp>) -> Option<i64> {
+    let GivenUp { ends, source } = written.err()?;
+    tracing::error!(dataset = R::DATASET, error = &source as &dyn std::error::Error, "a file is given up");
+    Some(ends)
 }
 
 /// Health rows that are kept while they can't be written: a day of the default windows.

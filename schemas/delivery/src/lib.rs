@@ -11,15 +11,19 @@
 //! many, and are sent when it is back, or by the next process. Delivery is at least once.
 
 pub mod collector;
+mod destination;
 pub mod listen;
 pub mod live;
 pub mod otlp;
 mod outbox;
 mod spool;
 pub mod store;
+mod writer;
 
+pub use destination::{DestinationError, Destinations, FileDestination, RequestDestination, SpoolConfig};
 pub use outbox::{Outbox, Parcel, Stats};
 pub use spool::SpoolError;
+pub use writer::{FileWriter, GivenUp, REQUEST_BYTES, RecordWriter, RequestWriter};
 
 use std::time::Duration;
 

@@ -111,7 +111,7 @@ impl Lease {
                     error => reason(error),
                 };
                 if self.last_problem.as_ref() != Some(&problem) {
-                    eprintln!("cannot hold the lease {self}: {problem}");
+                    tracing::warn!(lease = %self, problem, "cannot hold the lease");
                     self.last_problem = Some(problem);
                 }
                 Hold::Unclear

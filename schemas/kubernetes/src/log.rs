@@ -10,6 +10,7 @@ use std::{
 
 use schemas::{
     capture::Origin,
+    hour::Hour,
     inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord},
     table::TimestampMs,
 };
@@ -58,12 +59,19 @@ impl InventoryLog {
 
     /// Whether rows written now belong to another hour's file than the last ones.
     pub const fn is_new_hour(&self, now: TimestampMs) -> bool {
-        now.0.div_euclid(HOUR_MS) != self.written_at.0.div_euclid(HOUR_MS)
+        Hour::of(now).0 != Hour::of(self.written_at).0
     }
 
-    /// Whether the last rows are of another day.
-    pub const fn is_new_day(&self, now: TimestampMs) -> bool {
-        now.0.div_euclid(DAY_MS) != self.written_at.0.div_euclid(DAY_MS)
+    /// Whether a snapshot is due before rows of a change are written: a file, of which one `is_open` or not, and every hour,
+    /// opens with what was known before.
+    pub fn opens_with(&self, change: &Change, is_open: bool, now: TimestampMs) -> bool {
+        self.has_begun && (!is_open || self.is_new_hour(now)) && self.is_news(change)
+    }
+
+    /// Whether a snapshot is due without a change: every day opens with one, and so does what follows a file that
+    /// `is_broken`.
+    pub const fn is_due(&self, is_broken: bool, now: TimestampMs) -> bool {
+        self.has_begun && (is_broken || now.0.div_euclid(DAY_MS) != self.written_at.0.div_euclid(DAY_MS))
     }
 
     /// Whether the first snapshot was told.
@@ -170,8 +178,7 @@ fn key(record: &InventoryRecord) -> Key {
     (Arc::clone(kind), namespace.clone(), Arc::clone(name), uid.clone(), workload_kind.clone())
 }
 
-const HOUR_MS: i64 = 3_600_000;
-const DAY_MS: i64 = 24 * HOUR_MS;
+const DAY_MS: i64 = 24 * Hour::MS;
 
 #[cfg(test)]
 mod tests {

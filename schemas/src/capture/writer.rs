@@ -22,6 +22,7 @@ use parquet::{
 use super::{Origin, PARQUET, UNFINISHED, Utc, key};
 use crate::{
     SCHEMA_VERSION,
+    hour::Hour,
     table::{Record, Table, TimestampMs},
 };
 
@@ -244,7 +245,7 @@ fn join(ranges: &mut Vec<(i64, i64)>, more: impl IntoIterator<Item = (i64, i64)>
 
 /// Hours since the Unix epoch: a number per partition.
 const fn hour(time: TimestampMs) -> i64 {
-    time.0.div_euclid(3_600_000)
+    Hour::of(time).0
 }
 
 /// Removes what is given up; where that fails, readers name the file and skip it.

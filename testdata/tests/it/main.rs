@@ -16,6 +16,7 @@ mod demo;
 mod enforced;
 mod interop;
 mod kill;
+mod layout;
 mod live;
 mod loss;
 mod months;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         enforced::TESTS,
         interop::TESTS,
         kill::TESTS,
+        layout::TESTS,
         live::TESTS,
         loss::TESTS,
         months::TESTS,

@@ -16,7 +16,7 @@ use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry:
 
 use crate::{
     netpol::Difference,
-    output::{self, OutputError},
+    output::{self, OutputError, note},
     publish::plan::{self, Name, Plan, Step, is_ending, is_same},
 };
 
@@ -200,17 +200,17 @@ async fn publish(client: &Client, events: Vec<(ObjectReference, &'static str, Ev
             Ok(()) => {}
             // None of the others can be either.
             Err(kube::Error::Api(status)) if status.code == 403 && !is_ending(&status) => {
-                eprintln!("cannot publish Events: who runs this needs {RULE}");
+                note!("cannot publish Events: who runs this needs {RULE}");
                 return;
             }
             Err(error) => {
                 let name = of.name.unwrap_or_default();
-                eprintln!("cannot publish an Event of {name}: {}", reason(&error));
+                note!("cannot publish an Event of {name}: {}", reason(&error));
             }
         }
     }
     if dropped > 0 {
-        eprintln!("{dropped} more Events are not published");
+        note!("{dropped} more Events are not published");
     }
 }
 

@@ -203,7 +203,7 @@ fn owners_tell_their_kind_their_selector_and_their_own_owner() {
 
 #[test]
 fn the_rules_that_are_installed_are_those_of_what_is_watched() {
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests/receive.yaml");
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/manifests/receive.yaml");
     let manifests = std::fs::read_to_string(manifests).expect("they are there");
     let role = |name: &str| {
         let is_it = |text: &&str| {
