@@ -5,18 +5,18 @@ use std::{hint::black_box, net::IpAddr};
 use criterion::{Criterion, criterion_group, criterion_main};
 use schemas::{
     index::{Heard, Index, Span},
-    inventory::{EVENT_SNAPSHOT, InventoryRecord, kind},
+    inventory::{InventoryEvent, InventoryRecord, ObjectKind},
     table::{Port, TimestampMs},
 };
 
 const NOW: Span = Span::at(TimestampMs(5_000));
 
-fn record(kind: &str, name: String, address: String) -> InventoryRecord {
+fn record(kind: ObjectKind, name: String, address: String) -> InventoryRecord {
     InventoryRecord {
         node: "writer".into(),
         run_id: "run".into(),
         observed_at: TimestampMs(1_000),
-        event: EVENT_SNAPSHOT.into(),
+        event: InventoryEvent::Snapshot.into(),
         kind: kind.into(),
         namespace: Some("shop".into()),
         uid: Some(format!("uid-{name}").into()),
@@ -29,17 +29,17 @@ fn record(kind: &str, name: String, address: String) -> InventoryRecord {
 fn index() -> Index {
     let mut index = Index::new(0);
     for pod in 0..10_000 {
-        index.apply(record(kind::POD, format!("pod-{pod}"), format!("10.128.{}.{}", pod / 100, pod % 100 + 2)));
+        index.apply(record(ObjectKind::Pod, format!("pod-{pod}"), format!("10.128.{}.{}", pod / 100, pod % 100 + 2)));
     }
     for service in 0..2_000 {
         let port = Port { protocol: "tcp".into(), port: 80, ..Port::default() };
         let address = format!("10.96.{}.{}", service >> 8, service & 255);
-        let service = record(kind::SERVICE, format!("service-{service}"), address);
+        let service = record(ObjectKind::Service, format!("service-{service}"), address);
         index.apply(InventoryRecord { ports: vec![port], ..service });
     }
     for node in 0..100 {
         let cidrs = vec![format!("10.128.{node}.0/24").into()];
-        let node = record(kind::NODE, format!("node-{node}"), format!("192.168.0.{node}"));
+        let node = record(ObjectKind::Node, format!("node-{node}"), format!("192.168.0.{node}"));
         index.apply(InventoryRecord { cidrs, ..node });
     }
     index.settle();

@@ -319,7 +319,9 @@ impl Block {
 impl Port {
     fn new(port: &NetworkPolicyPort) -> Result<Self, String> {
         let NetworkPolicyPort { port, end_port, protocol } = port;
-        let transport = protocol.as_deref().unwrap_or("TCP").parse::<Transport>()?;
+        let protocol = protocol.as_deref().unwrap_or("TCP");
+        let transport = Transport::of_protocol(protocol);
+        let transport = transport.ok_or_else(|| format!("`{protocol}` is not a protocol of policies"))?;
         let number = |number: &i32| match u16::try_from(*number) {
             Ok(number) if number > 0 => Ok(number),
             _ => Err(format!("{number} is not a port")),

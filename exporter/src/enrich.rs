@@ -27,6 +27,7 @@ use schemas::{
     index::{Heard, Index, Owner, Span, UnknownReason, pod_name_as_uid},
     inventory::InventoryRecord,
     table::{RttHistogram, TimestampMs},
+    vocabulary::EndKind,
 };
 
 use cluster::Cluster;
@@ -103,7 +104,7 @@ pub(crate) struct Enricher {
 /// One end of a flow, named.
 #[derive(Clone, Default)]
 struct End {
-    kind: &'static str,
+    kind: EndKind,
     unknown_reason: Option<UnknownReason>,
     namespace: Option<Arc<str>>,
     pod: Option<Arc<str>>,
@@ -264,7 +265,8 @@ impl Enricher {
         };
         let is_unnamed = self.may_come(&local) || (self.cluster.is_some() && self.may_come(&remote));
         // The news that an address has moved on may be on its way.
-        let is_fresh = self.cluster.is_some() && remote.kind == "pod" && now.0 - sums.last_seen.0 < CLOCK_SKEW_MS;
+        let is_fresh =
+            self.cluster.is_some() && remote.kind == EndKind::Pod && now.0 - sums.last_seen.0 < CLOCK_SKEW_MS;
         if may_wait && (is_unnamed || is_fresh) {
             return Step::Wait;
         }
@@ -344,7 +346,7 @@ impl Enricher {
     /// Whether the metadata of an end may be on its way: the API server tells of pods later than they begin.
     fn may_come(&self, end: &End) -> bool {
         use UnknownReason::{NoInventory, NoOwner, UnmappedSocket};
-        let is_pod_without_name = end.kind == "pod" && end.pod.is_none();
+        let is_pod_without_name = end.kind == EndKind::Pod && end.pod.is_none();
         self.kubelet.is_some()
             && (is_pod_without_name || matches!(end.unknown_reason, Some(NoInventory | NoOwner | UnmappedSocket)))
     }
@@ -372,10 +374,10 @@ impl Enricher {
         {
             let (pod_uid, node) = (Some(Arc::clone(uid)), Some(Arc::clone(&self.origin.node)));
             let host_network = Some(self.sockets.is_host(socket));
-            return End { kind: "pod", pod_uid, node, host_network, ..End::default() };
+            return End { kind: EndKind::Pod, pod_uid, node, host_network, ..End::default() };
         }
         if self.sockets.is_host(socket) {
-            return End { kind: "node", node: Some(Arc::clone(&self.origin.node)), ..End::default() };
+            return End { kind: EndKind::Node, node: Some(Arc::clone(&self.origin.node)), ..End::default() };
         }
         End::unknown(UnknownReason::UnmappedSocket)
     }
@@ -387,15 +389,15 @@ impl Enricher {
         };
         match owner {
             Owner::Pod(pod) => End::pod(&self.index, pod),
-            Owner::Node(node) => End { kind: "node", node: Some(Arc::clone(&node.name)), ..End::default() },
+            Owner::Node(node) => End { kind: EndKind::Node, node: Some(Arc::clone(&node.name)), ..End::default() },
             Owner::Service(service) => End {
-                kind: "service",
+                kind: EndKind::Service,
                 namespace: service.namespace.clone(),
                 service: Some(Arc::clone(&service.name)),
                 target_port: self.target_port(service, transport, port, span).filter(|_| role != Role::Server),
                 ..End::default()
             },
-            Owner::External => End { kind: "external", ..End::default() },
+            Owner::External => End { kind: EndKind::External, ..End::default() },
             Owner::Unknown(reason) => End::unknown(reason),
         }
     }
@@ -429,7 +431,8 @@ impl Filter {
         let Self { namespaces, labels, cidrs, ports, loopback: _ } = self;
         let ends = [local, remote];
         let is_of_namespace = |end: &&End| end.namespace.as_ref().is_some_and(|name| namespaces.contains(name));
-        let is_unresolved = |end: &&End| end.unknown_reason.is_some() || (end.kind == "pod" && end.namespace.is_none());
+        let is_unresolved =
+            |end: &&End| end.unknown_reason.is_some() || (end.kind == EndKind::Pod && end.namespace.is_none());
         let addresses = [key.local_address, key.remote_address];
         let served = [Some(key.server_port), local.target_port, remote.target_port];
         (namespaces.is_empty() || ends.iter().any(|end| is_unresolved(end) || is_of_namespace(end)))
@@ -442,7 +445,7 @@ impl Filter {
 impl End {
     fn pod(index: &Index, pod: &InventoryRecord) -> Self {
         Self {
-            kind: "pod",
+            kind: EndKind::Pod,
             namespace: pod.namespace.clone(),
             pod: Some(Arc::clone(&pod.name)),
             pod_uid: Some(pod.uid.clone().unwrap_or_else(|| pod_name_as_uid(pod))),
@@ -461,7 +464,7 @@ impl End {
     }
 
     fn unknown(reason: UnknownReason) -> Self {
-        Self { kind: "unknown", unknown_reason: Some(reason), ..Self::default() }
+        Self { kind: EndKind::Unknown, unknown_reason: Some(reason), ..Self::default() }
     }
 }
 

@@ -17,6 +17,7 @@ use schemas::{
     table::{RttHistogram, TimestampMs},
 };
 
+pub(crate) use schemas::vocabulary::Transport;
 pub(crate) use table::{FlowTable, FlowTableLimits, SUMMED_WINDOW_MS, TableLoss};
 
 /// One edge and window, or one connection, as seen from its local end.
@@ -105,13 +106,6 @@ pub(crate) enum Role {
     Unknown,
 }
 
-/// What carries the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Transport {
-    Tcp,
-    Udp,
-}
-
 /// Why a connection failed to establish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Failure {
@@ -127,19 +121,9 @@ pub(crate) enum Failure {
     Aborted,
 }
 
-impl Transport {
-    /// The value of the `transport` column.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-
-    /// By its IP protocol number.
-    const fn from_protocol(number: u8) -> Self {
-        if number == UDP { Self::Udp } else { Self::Tcp }
-    }
+/// A transport by its IP protocol number.
+pub(crate) const fn transport(number: u8) -> Transport {
+    if number == UDP { Transport::Udp } else { Transport::Tcp }
 }
 
 impl Role {

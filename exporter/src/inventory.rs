@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 use kubernetes::log::InventoryLog;
 use schemas::{
     capture::Origin,
-    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART},
+    inventory::{InventoryRecord, Scope},
     table::TimestampMs,
 };
 
@@ -37,7 +37,7 @@ impl Inventory {
     pub(crate) fn of_file(path: PathBuf, origin: &Origin) -> Result<Self, InventoryError> {
         let read_at = fs::metadata(&path).ok().and_then(|metadata| metadata.modified().ok());
         let observations = file::read(&path, &origin.node)?;
-        let mut log = InventoryLog::new(origin.clone(), SCOPE_CLUSTER);
+        let mut log = InventoryLog::new(origin.clone(), Scope::Cluster);
         log.replace(records(&observations), TimestampMs(0));
         let file = Some(InventoryFile { path, node: Arc::clone(&origin.node), read_at });
         Ok(Self { log, file, observations })
@@ -45,7 +45,7 @@ impl Inventory {
 
     /// Knows what it is told of this node's pods.
     pub(crate) fn of_node(origin: &Origin) -> Self {
-        Self { log: InventoryLog::new(origin.clone(), SCOPE_PART), file: None, observations: Vec::new() }
+        Self { log: InventoryLog::new(origin.clone(), Scope::Part), file: None, observations: Vec::new() }
     }
 
     /// Whether it is told of this node's pods, rather than reading a file.

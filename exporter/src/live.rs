@@ -33,7 +33,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::sink::{Hub, Line, Scope};
+use crate::sink::{ClientScope, Hub, Line};
 
 /// Who says who may listen.
 pub(crate) enum Admission {
@@ -105,7 +105,7 @@ async fn stream_flows(State(server): State<Arc<Server>>, request: Request<Body>)
         Ok(user) => user,
         Err((code, reason)) => return (code, format!("{reason}\n")).into_response(),
     };
-    let scope = Scope { namespaces: namespaces.clone(), has_whole_inventory: user.is_none() };
+    let scope = ClientScope { namespaces: namespaces.clone(), has_whole_inventory: user.is_none() };
     let line = Arc::new(Line::default());
     let origin = match Origin::new(&server.cluster, &server.node) {
         Ok(origin) => origin,

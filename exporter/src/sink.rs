@@ -14,7 +14,7 @@ mod live;
 mod otlp;
 mod parquet;
 
-pub(crate) use live::{Hub, Line, LiveSink, Scope};
+pub(crate) use live::{ClientScope, Hub, Line, LiveSink};
 pub(crate) use otlp::OtlpSink;
 pub(crate) use parquet::ParquetSink;
 

@@ -26,7 +26,7 @@ use coverage::{Coverage, Ranges, SILENCE_MS};
 pub use fingerprint::Fingerprints;
 
 use crate::{
-    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, InventoryRecord, Labels, SCOPE_PART, kind, parse_labels},
+    inventory::{InventoryEvent, InventoryRecord, Labels, ObjectKind, Scope, parse_labels},
     table::TimestampMs,
 };
 
@@ -314,7 +314,7 @@ impl Index {
     /// Takes in one observation.
     pub fn apply(&mut self, record: InventoryRecord) {
         let record = Arc::new(record);
-        let is_snapshot = &*record.event == EVENT_SNAPSHOT;
+        let is_snapshot = *record.event == InventoryEvent::Snapshot;
         self.begin_or_settle_snapshot(&record, is_snapshot);
         self.coverage.hear(&record.node, &record.run_id, record.observed_at);
         let heard = self.last_heard.entry(Arc::clone(&record.node)).or_insert(record.observed_at);
@@ -324,7 +324,7 @@ impl Index {
         if is_snapshot && let Some(snapshot) = self.snapshots.get_mut(&record.node) {
             snapshot.named.insert(id);
         }
-        if &*record.event == EVENT_DELETE {
+        if *record.event == InventoryEvent::Delete {
             self.end(id, record.lease_end.unwrap_or(record.observed_at).min(record.observed_at));
             return;
         }
@@ -406,7 +406,7 @@ impl Index {
         if is_snapshot {
             let InventoryRecord { observed_at: time, node: writer, run_id, scope, .. } = (**record).clone();
             let heard = Heard { time, writer, run_id };
-            let is_part = &*scope == SCOPE_PART;
+            let is_part = *scope == Scope::Part;
             if is_part {
                 self.coverage.pause(&heard.writer, &heard.run_id, heard.time);
             } else {
@@ -455,7 +455,7 @@ impl Index {
 
     fn object_id(&mut self, record: &Arc<InventoryRecord>) -> usize {
         // Workloads of two kinds may share a name.
-        let told_apart = if &*record.kind == kind::WORKLOAD { &record.workload_kind } else { &record.uid };
+        let told_apart = if *record.kind == ObjectKind::Workload { &record.workload_kind } else { &record.uid };
         let key = (Arc::clone(&record.kind), record.namespace.clone(), Arc::clone(&record.name), told_apart.clone());
         if let Some(id) = self.ids.get(&key) {
             return *id;
@@ -464,7 +464,7 @@ impl Index {
             self.objects.push(Object::default());
             self.objects.len() - 1
         });
-        if &*record.kind == kind::POD {
+        if *record.kind == ObjectKind::Pod {
             // Where there are no UIDs, as on hosts without Kubernetes, the name takes their place.
             let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(record));
             self.pods_by_uid.insert(uid, id);
@@ -472,7 +472,7 @@ impl Index {
                 self.pods_by_uid.insert(hash, id);
             }
         }
-        if &*record.kind == kind::ENDPOINT_SLICE
+        if *record.kind == ObjectKind::EndpointSlice
             && let Some(service) = &record.owner
         {
             let service = (record.namespace.clone().unwrap_or_default(), Arc::clone(service));
@@ -488,9 +488,9 @@ impl Index {
 
     /// Opens leases for addresses that are new to the object and closes those it no longer has.
     fn move_leases(&mut self, id: usize, record: &InventoryRecord, since: TimestampMs) {
-        let holds = match &*record.kind {
-            kind::POD => record.host_network != Some(true),
-            kind::NODE | kind::SERVICE => true,
+        let holds = match record.kind.parse() {
+            Ok(ObjectKind::Pod) => record.host_network != Some(true),
+            Ok(ObjectKind::Node | ObjectKind::Service) => true,
             _ => false,
         };
         for port in record.ports.iter().filter_map(|port| port.node_port) {

@@ -4,33 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::table::{Port, TimestampMs, dataset};
 
-/// The object is there, or has changed.
-pub const EVENT_UPSERT: &str = "upsert";
-/// The object is gone.
-pub const EVENT_DELETE: &str = "delete";
-/// The object is there, told with all others of its writer at the same `observed_at`.
-pub const EVENT_SNAPSHOT: &str = "snapshot";
-
-/// The writer knows every pod, node and Service of the cluster: an address that is none of theirs is outside.
-pub const SCOPE_CLUSTER: &str = "cluster";
-/// The writer knows a part: a node's pods, or what it may read.
-pub const SCOPE_PART: &str = "part";
+pub use crate::vocabulary::{InventoryEvent, ObjectKind, Scope};
 
 /// Name of the writer that knows the whole cluster, in place of a node's: no node can have it.
 pub const WRITER: &str = "_cluster";
-
-/// Kinds of objects.
-pub mod kind {
-    pub const POD: &str = "Pod";
-    pub const SERVICE: &str = "Service";
-    pub const ENDPOINT_SLICE: &str = "EndpointSlice";
-    pub const NODE: &str = "Node";
-    pub const NAMESPACE: &str = "Namespace";
-    /// What pods are of, or what owns that: the kind is named in `workload_kind`.
-    pub const WORKLOAD: &str = "Workload";
-    /// A range that Service addresses are taken from.
-    pub const SERVICE_CIDR: &str = "ServiceCIDR";
-}
 
 /// Labels of an object.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;

@@ -40,6 +40,8 @@ pub mod rollup;
 pub mod table;
 #[cfg(feature = "std")]
 pub mod value;
+#[cfg(feature = "std")]
+pub mod vocabulary;
 
 /// Schema version, `major.minor`: a new column raises the minor, a changed meaning the major. Readers accept every
 /// minor of the majors they know.

@@ -13,7 +13,7 @@ use arrow::array::BooleanArray;
 use schemas::{
     capture::{self, CaptureFile, Problem, ProblemKind},
     index::{Heard, Index, IndexBuilder},
-    inventory::{EVENT_SNAPSHOT, InventoryRecord},
+    inventory::{InventoryEvent, InventoryRecord},
     table::{Record, SchemaError, TimestampMs, decode_column},
 };
 
@@ -163,7 +163,7 @@ fn snapshots(file: &CaptureFile) -> Result<Vec<Option<Snapshot>>, Problem> {
         let times = decode_column::<TimestampMs>(&batch, InventoryRecord::DATASET, "observed_at").map_err(wrong)?;
         let rows = events.iter().zip(times).zip(text("scope")?).zip(text("node")?).zip(text("run_id")?);
         snapshots.extend(rows.map(|((((event, time), scope), writer), run_id)| {
-            (**event == *EVENT_SNAPSHOT).then_some(Snapshot { heard: Heard { time, writer, run_id }, scope })
+            (**event == InventoryEvent::Snapshot).then_some(Snapshot { heard: Heard { time, writer, run_id }, scope })
         }));
     }
     Ok(snapshots)

@@ -94,7 +94,7 @@ fn line((from, to): &(Peer, Peer), allowed: &Connections) -> String {
 fn object(((from, to), allowed): (&(Peer, Peer), &Connections)) -> Value {
     let ranges = allowed
         .ranges()
-        .map(|(transport, first, last)| json!({ "protocol": transport.as_str(), "port": first, "end_port": last }));
+        .map(|(transport, first, last)| json!({ "protocol": transport.protocol(), "port": first, "end_port": last }));
     json!({ "source": from.to_string(), "destination": to.to_string(), "connections": ranges.collect::<Value>() })
 }
 

@@ -21,7 +21,7 @@ use kubernetes::{Change, ConnectError, News, Problem, Resource, Start, Trouble, 
 use schemas::{
     capture::{CaptureError, Origin, Roll},
     health::HealthRecord,
-    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, WRITER, kind},
+    inventory::{InventoryRecord, ObjectKind, Scope, WRITER},
     table::TimestampMs,
 };
 use tokio::{
@@ -220,7 +220,7 @@ impl Term {
         let now = now()?;
         let origin = Origin::new(cluster, WRITER).map_err(|error| InventoryError::System(error.into()))?;
         let roll = Roll { size_bytes: ROLL_SIZE_BYTES, age: roll_interval };
-        let mut log = InventoryLog::new(origin.clone(), SCOPE_PART);
+        let mut log = InventoryLog::new(origin.clone(), Scope::Part);
         if !cluster_cidrs.is_empty() {
             log.upsert(ranges(cluster_cidrs), now);
         }
@@ -327,7 +327,7 @@ impl Term {
 
     fn snapshot(&mut self, now: TimestampMs) -> Result<(), InventoryError> {
         self.is_broken = false;
-        self.log.set_scope(if self.knows_all() { SCOPE_CLUSTER } else { SCOPE_PART });
+        self.log.set_scope(if self.knows_all() { Scope::Cluster } else { Scope::Part });
         let is_first = !self.log.has_begun();
         let rows = self.log.snapshot(now);
         self.push(rows, now)?;
@@ -423,10 +423,10 @@ fn tell(news: Option<News>, failures: usize) {
         Some(News::Began(trouble)) if is_told(&trouble) => {
             let Trouble { resource, problem, .. } = trouble;
             let cost = match resource.kind {
-                kind::POD | kind::NODE | kind::SERVICE | kind::ENDPOINT_SLICE => {
+                ObjectKind::Pod | ObjectKind::Node | ObjectKind::Service | ObjectKind::EndpointSlice => {
                     "an address that is not known counts as unknown, not as outside the cluster"
                 }
-                kind::WORKLOAD => "pods count as those of what owns them at first hand",
+                ObjectKind::Workload => "pods count as those of what owns them at first hand",
                 _ => "what it tells is missing",
             };
             tracing::warn!("cannot watch {resource}: {}; it costs: {cost}", problem.remedy(&resource));
@@ -439,7 +439,7 @@ fn tell(news: Option<News>, failures: usize) {
 /// Ranges that an operator names, as a record.
 fn ranges(cidrs: &[IpNet]) -> InventoryRecord {
     InventoryRecord {
-        kind: kind::SERVICE_CIDR.into(),
+        kind: ObjectKind::ServiceCidr.into(),
         name: "--cluster-cidrs".into(),
         cidrs: cidrs.iter().map(|cidr| cidr.to_string().into()).collect(),
         ..InventoryRecord::default()

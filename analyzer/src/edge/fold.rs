@@ -16,8 +16,9 @@ use schemas::{
     capture::Seqs,
     hour::{Hour, HourRange},
     index::{Holds, Index, Span},
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::TimestampMs,
+    vocabulary::EndKind,
 };
 use smallvec::SmallVec;
 
@@ -119,7 +120,7 @@ impl<'a> Folder<'a> {
         let mut texts = Texts::default();
         let client = texts.number("client");
         let zone = |(node, _): (&InventoryRecord, _)| Some((texts.number(&node.name), Arc::clone(node.zone.as_ref()?)));
-        let zones = index.latest(kind::NODE).filter_map(zone).collect();
+        let zones = index.latest(ObjectKind::Node).filter_map(zone).collect();
         Self {
             index,
             texts,
@@ -430,7 +431,7 @@ impl<'a> Folder<'a> {
             _ => None,
         };
         let own = if is_client { Some(&source) } else { answered };
-        let own = own.filter(|end| matches!(end.kind, "pod" | "node")).map(|end| self.resolved(end));
+        let own = own.filter(|end| matches!(end.kind, EndKind::Pod | EndKind::Node)).map(|end| self.resolved(end));
         let source = self.resolved(&source);
         let mut targets = SmallVec::with_capacity(destinations.len());
         for Destination { end, port, service, sole } in &destinations {
@@ -488,11 +489,11 @@ impl<'a> Folder<'a> {
 
     fn resolved(&mut self, end: &End) -> Resolved {
         let End { kind, namespace, workload_kind, workload, pod_uid, node, address, unknown_reason } = end;
-        let is_node = *kind == "node";
+        let is_node = *kind == EndKind::Node;
         let texts = &mut self.texts;
         let host = texts.number_of(node.as_deref());
         let key = EndKey {
-            kind: texts.number(kind),
+            kind: texts.number(kind.as_str()),
             namespace: texts.number_of(namespace.as_deref()),
             workload_kind: texts.number_of(workload_kind.as_deref()),
             workload: texts.number_of(workload.as_deref()),

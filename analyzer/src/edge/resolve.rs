@@ -13,12 +13,13 @@ use schemas::{
     index::{Holds, Index, Owner, Span, UnknownReason, pod_name_as_uid},
     inventory::InventoryRecord,
     table::TimestampMs,
+    vocabulary::EndKind,
 };
 
 /// One end of an edge. What is reached by address has one; what is reached by label has a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct End {
-    pub(super) kind: &'static str,
+    pub(super) kind: EndKind,
     pub(super) namespace: Option<Arc<str>>,
     pub(super) workload_kind: Option<Arc<str>>,
     pub(super) workload: Option<Arc<str>>,
@@ -68,9 +69,9 @@ impl Resolver<'_> {
     pub(super) fn local(&self, told: &Told<'_>, observer_node: &Arc<str>) -> Option<End> {
         let node = || Some(Arc::clone(told.node.unwrap_or(observer_node)));
         let address = || Some(Arc::clone(told.address));
-        match told.kind {
-            "pod" if told.host_network => Some(End::node(node(), address())),
-            "pod" => {
+        match told.kind.parse() {
+            Ok(EndKind::Pod) if told.host_network => Some(End::node(node(), address())),
+            Ok(EndKind::Pod) => {
                 // The whole inventory knows owners of owners, and names of pods, that the agent may not have known.
                 let pod = |uid: &Arc<str>| self.index.pod_while(uid, self.span.to, self.holds);
                 let known = told.pod_uid.and_then(pod);
@@ -80,7 +81,7 @@ impl Resolver<'_> {
                 let named = told.workload_kind.cloned().zip(told.workload.cloned());
                 let (workload_kind, workload) = known.map(|pod| self.index.workload_of(pod)).or(named).unzip();
                 Some(End {
-                    kind: "pod",
+                    kind: EndKind::Pod,
                     namespace: Some(known.and_then(|pod| pod.namespace.clone()).or(told.namespace.cloned())?),
                     workload_kind,
                     workload,
@@ -89,7 +90,7 @@ impl Resolver<'_> {
                     ..End::default()
                 })
             }
-            "node" => Some(End::node(node(), address())),
+            Ok(EndKind::Node) => Some(End::node(node(), address())),
             _ => None,
         }
     }
@@ -134,7 +135,7 @@ impl Resolver<'_> {
             Owner::Node(node) => End::node(Some(Arc::clone(&node.name)), Some(text)),
             // Only what is dialled can be a Service; one that dials is a node that hides behind its address.
             Owner::Service(_) => End { address: Some(text), ..End::unknown("service_address") },
-            Owner::External => End { kind: "external", address: Some(text), ..End::default() },
+            Owner::External => End { kind: EndKind::External, address: Some(text), ..End::default() },
             Owner::Unknown(reason) => End { address: Some(text), ..End::unknown(reason.as_str()) },
         }
     }
@@ -142,7 +143,7 @@ impl Resolver<'_> {
     fn pod(&self, pod: &InventoryRecord) -> End {
         let (workload_kind, workload) = self.index.workload_of(pod);
         End {
-            kind: "pod",
+            kind: EndKind::Pod,
             namespace: pod.namespace.clone(),
             workload_kind: Some(workload_kind),
             workload: Some(workload),
@@ -162,7 +163,7 @@ impl Resolver<'_> {
         let mut found: BTreeMap<(End, u16), BTreeSet<Replica>> = BTreeMap::new();
         for backend in index.backends_while(service, transport, port, span, holds) {
             let mut end = self.owner(backend.owner, backend.address);
-            let is_pod = end.kind == "pod";
+            let is_pod = end.kind == EndKind::Pod;
             let replica = if is_pod { (end.pod_uid.take(), end.node.take()) } else { (None, end.node.clone()) };
             found.entry((end, backend.port)).or_default().insert(replica);
         }
@@ -186,11 +187,11 @@ impl Resolver<'_> {
 impl End {
     /// A node, or a pod that shares its network: from outside they are one.
     fn node(node: Option<Arc<str>>, address: Option<Arc<str>>) -> Self {
-        Self { kind: "node", node, address, ..Self::default() }
+        Self { kind: EndKind::Node, node, address, ..Self::default() }
     }
 
     fn unknown(reason: &'static str) -> Self {
-        Self { kind: "unknown", unknown_reason: Some(reason), ..Self::default() }
+        Self { kind: EndKind::Unknown, unknown_reason: Some(reason), ..Self::default() }
     }
 
     /// Whether the end is one that the other end of the connection may know better.

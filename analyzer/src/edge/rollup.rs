@@ -6,7 +6,7 @@ use arrow::{
     array::{Array as _, AsArray, ListArray, RecordBatch},
     datatypes::{DataType, Int32Type, Int64Type, TimestampMillisecondType, UInt16Type},
 };
-use schemas::{hour::Hour, rollup::RollupRow, table::TimestampMs};
+use schemas::{hour::Hour, rollup::RollupRow, table::TimestampMs, vocabulary::EndKind};
 use smallvec::SmallVec;
 
 use super::{
@@ -109,7 +109,8 @@ pub(super) fn mentions(batches: &[RecordBatch]) -> (BTreeSet<&str>, BTreeSet<IpA
             let read: Vec<Option<IpAddr>> =
                 addresses.values().as_string::<i32>().iter().map(|text| text?.parse().ok()).collect();
             let ends = kinds.keys().iter().zip(addresses.keys());
-            let is_outside = |kind: Option<i32>| kind.is_some_and(|kind| names[kind as usize] == Some("external"));
+            let is_outside =
+                |kind: Option<i32>| kind.is_some_and(|kind| names[kind as usize] == Some(EndKind::External.as_str()));
             outside
                 .extend(ends.filter(|(kind, _)| is_outside(*kind)).filter_map(|(_, address)| read[address? as usize]));
         }

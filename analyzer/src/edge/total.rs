@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use schemas::table::TimestampMs;
+use schemas::{table::TimestampMs, vocabulary::EndKind};
 use smallvec::SmallVec;
 
 use super::{
@@ -135,12 +135,13 @@ fn endpoint(texts: &Texts, end: EndKey) -> Endpoint {
     let EndKey { kind, namespace, workload_kind, workload, node, address, unknown_reason } = end;
     let text = |number| texts.text(number).cloned();
     let address = text(address).and_then(|address| address.parse::<IpAddr>().ok());
-    match (text(kind).as_deref(), text(namespace), text(workload), text(workload_kind), address) {
-        (Some("pod"), Some(namespace), Some(name), Some(kind), _) => {
+    match (text(kind).and_then(|kind| kind.parse().ok()), text(namespace), text(workload), text(workload_kind), address)
+    {
+        (Some(EndKind::Pod), Some(namespace), Some(name), Some(kind), _) => {
             Endpoint::Workload(Workload { namespace, name, kind })
         }
-        (Some("node"), .., Some(address)) => Endpoint::Node { name: text(node), address },
-        (Some("external"), .., Some(address)) => Endpoint::External { address },
+        (Some(EndKind::Node), .., Some(address)) => Endpoint::Node { name: text(node), address },
+        (Some(EndKind::External), .., Some(address)) => Endpoint::External { address },
         (.., address) => {
             Endpoint::Unknown { address, reason: text(unknown_reason).unwrap_or_else(|| "no_workload".into()) }
         }

@@ -3,50 +3,19 @@
 use std::{
     fmt,
     ops::{BitAnd, BitOrAssign, Sub},
-    str::FromStr,
 };
 
 use range_set_blaze::RangeSetBlaze;
-
-/// A transport that policies know, in the order in which they are listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Transport {
-    Sctp,
-    Tcp,
-    Udp,
-}
+pub(crate) use schemas::vocabulary::Transport;
 
 /// Ports, from 1 to 65535, of each transport.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Connections([RangeSetBlaze<u16>; 3]);
 
-impl Transport {
-    /// All of them.
-    const ALL: [Self; 3] = [Self::Sctp, Self::Tcp, Self::Udp];
-
-    /// As policies write it.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sctp => "SCTP",
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        }
-    }
-}
-
-impl FromStr for Transport {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter().find(|transport| text.eq_ignore_ascii_case(transport.as_str()));
-        known.ok_or_else(|| format!("`{text}` is not a protocol of policies"))
-    }
-}
-
 impl Connections {
     /// Everything.
     pub(crate) fn all() -> Self {
-        Self(Transport::ALL.map(|_| RangeSetBlaze::from_iter([1..=u16::MAX])))
+        Self(TRANSPORTS.map(|_| RangeSetBlaze::from_iter([1..=u16::MAX])))
     }
 
     /// Whether it is everything.
@@ -74,7 +43,7 @@ impl Connections {
         let of = |transport: Transport| {
             self.0[transport as usize].ranges().map(move |ports| (transport, *ports.start(), *ports.end()))
         };
-        Transport::ALL.into_iter().flat_map(of)
+        TRANSPORTS.into_iter().flat_map(of)
     }
 }
 
@@ -82,7 +51,7 @@ impl BitAnd for &Connections {
     type Output = Connections;
 
     fn bitand(self, other: Self) -> Connections {
-        Connections(Transport::ALL.map(|transport| &self.0[transport as usize] & &other.0[transport as usize]))
+        Connections(TRANSPORTS.map(|transport| &self.0[transport as usize] & &other.0[transport as usize]))
     }
 }
 
@@ -90,7 +59,7 @@ impl Sub for &Connections {
     type Output = Connections;
 
     fn sub(self, other: Self) -> Connections {
-        Connections(Transport::ALL.map(|transport| &self.0[transport as usize] - &other.0[transport as usize]))
+        Connections(TRANSPORTS.map(|transport| &self.0[transport as usize] - &other.0[transport as usize]))
     }
 }
 
@@ -116,7 +85,7 @@ impl fmt::Display for Connections {
                 write!(f, ",")?;
             }
             if before != Some(transport) {
-                write!(f, "{} ", transport.as_str())?;
+                write!(f, "{} ", transport.protocol())?;
             }
             before = Some(transport);
             write!(f, "{first}")?;
@@ -127,3 +96,6 @@ impl fmt::Display for Connections {
         Ok(())
     }
 }
+
+/// In the order in which they are listed.
+const TRANSPORTS: [Transport; 3] = [Transport::Sctp, Transport::Tcp, Transport::Udp];

@@ -313,7 +313,7 @@ impl Difference {
         let edges = |list: &BTreeMap<(End, End), Connections>| -> Value {
             let edge = |((from, to), connections): (&(End, End), &Connections)| {
                 let ranges = connections.ranges();
-                let ranges = ranges.map(|(transport, first, last)| json!({ "protocol": transport.as_str(), "port": first, "end_port": last }));
+                let ranges = ranges.map(|(transport, first, last)| json!({ "protocol": transport.protocol(), "port": first, "end_port": last }));
                 json!({ "source": from.to_string(), "destination": to.to_string(), "connections": ranges.collect::<Value>() })
             };
             list.iter().map(edge).collect()

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    DEFAULT_NAMESPACE, NamedPort, Subject,
+    DEFAULT_NAMESPACE, NamedPort, Subject, Transport,
     ownership::{MANAGED_BY, MANAGER},
     population::{Member, Population},
 };
@@ -151,7 +151,7 @@ impl Manifests {
         let workload = Workload { namespace: Arc::clone(&namespace), name: name.into(), kind: kind.into() };
         let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
         let named = ports.filter_map(|port| {
-            let transport = port.protocol.as_deref().unwrap_or("TCP").parse().ok()?;
+            let transport = Transport::of_protocol(port.protocol.as_deref().unwrap_or("TCP"))?;
             let number = u16::try_from(port.container_port).ok()?;
             Some(NamedPort { name: port.name.as_deref()?.into(), transport, port: number })
         });

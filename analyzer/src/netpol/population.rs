@@ -7,7 +7,7 @@ use std::{
 
 use schemas::{
     index::Index,
-    inventory::{InventoryRecord, Labels, kind},
+    inventory::{InventoryRecord, Labels, ObjectKind},
 };
 
 use super::{NamedPort, Subject};
@@ -64,7 +64,7 @@ impl Population {
         let labels = |(namespace, labels): (&InventoryRecord, &Labels)| (Arc::clone(&namespace.name), labels.clone());
         Self {
             members: found.into_iter().filter_map(member).collect(),
-            namespaces: index.latest(kind::NAMESPACE).map(labels).collect(),
+            namespaces: index.latest(ObjectKind::Namespace).map(labels).collect(),
         }
     }
 

@@ -10,7 +10,7 @@ use k8s_openapi::{
     api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
-use schemas::{index::Index, inventory::kind};
+use schemas::{index::Index, inventory::ObjectKind};
 use serde_json::{Value, json};
 
 use crate::netpol::NAMESPACE_NAME;
@@ -20,7 +20,7 @@ pub(crate) struct Nodes(BTreeSet<IpAddr>);
 
 impl Nodes {
     pub(crate) fn new(index: &Index) -> Self {
-        let addresses = index.latest(kind::NODE).flat_map(|(node, _)| &node.addresses);
+        let addresses = index.latest(ObjectKind::Node).flat_map(|(node, _)| &node.addresses);
         Self(addresses.filter_map(|address| address.parse().ok()).collect())
     }
 

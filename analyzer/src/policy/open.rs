@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemas::{
     index::{Owner, Span},
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::TimestampMs,
 };
 
@@ -21,7 +21,7 @@ impl Draft<'_> {
         let everybody = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
             .map(|cidr| Peer::Open { cidr, except: self.outside.inside(cidr.addr().is_ipv4()) });
         for service in &self.wish.open_ingress {
-            let record = self.index.latest(kind::SERVICE).find(|(record, _)| *service == path_of(record));
+            let record = self.index.latest(ObjectKind::Service).find(|(record, _)| *service == path_of(record));
             let behind = record.map(|(record, _)| self.behind(record)).unwrap_or_default();
             if behind.is_empty() {
                 self.findings.insert(Finding::NothingToOpen { service: service.clone() });

@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use schemas::{
     index::Index,
-    inventory::{InventoryRecord, Labels, kind},
+    inventory::{InventoryRecord, Labels, ObjectKind},
 };
 
 use super::finding::Finding;
@@ -58,7 +58,7 @@ impl<'a> Selectors<'a> {
             let namespace = record.namespace.clone().unwrap_or_default();
             Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
         };
-        let owners = index.latest(kind::WORKLOAD).filter_map(|(record, _)| owner(record)).collect();
+        let owners = index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
         Self { owners, common, members, found: HashMap::new() }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::{inventory::kind, programs::Program};
+use schemas::{inventory::ObjectKind, programs::Program};
 
 use super::{
     Draft, Finding, Wish, path_of,
@@ -131,7 +131,7 @@ impl Draft<'_> {
                 self.findings.insert(Finding::ManyAddresses { workload, ports: told, blocks });
                 continue;
             }
-            let services = self.index.latest(kind::SERVICE).filter(|(service, _)| {
+            let services = self.index.latest(ObjectKind::Service).filter(|(service, _)| {
                 let behind = self.behind(service);
                 ports.iter().any(|port| behind.contains(&(workload.clone(), port.clone())))
             });

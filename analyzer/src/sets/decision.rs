@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::{index::Index, inventory::kind};
+use schemas::{index::Index, inventory::ObjectKind};
 use serde::Deserialize;
 
 use super::Fate;
@@ -236,7 +236,7 @@ impl Party {
                     let workload = Workload { namespace: Arc::clone(namespace), name: workload, kind };
                     is_named.then_some(Endpoint::Workload(workload))
                 };
-                index.latest(kind::POD).filter_map(|(pod, _)| of(pod)).collect()
+                index.latest(ObjectKind::Pod).filter_map(|(pod, _)| of(pod)).collect()
             }
             Self::Addresses(addresses) if addresses.prefix_len() == addresses.max_prefix_len() => {
                 BTreeSet::from([Endpoint::External { address: addresses.addr() }])

@@ -12,7 +12,7 @@ use roaring::RoaringBitmap;
 use schemas::{
     hour::Hour,
     index::{Index, Span},
-    inventory::{InventoryRecord, WRITER, kind},
+    inventory::{InventoryRecord, ObjectKind, WRITER},
     programs::Program,
     table::TimestampMs,
 };
@@ -121,7 +121,7 @@ impl Exposure {
             }
         }
         let mut last_uid: Option<(Workload, Arc<str>)> = None;
-        for (pod, span) in index.intervals(kind::POD) {
+        for (pod, span) in index.intervals(ObjectKind::Pod) {
             let runs = matches!(pod.phase.as_deref(), None | Some("Running" | "Unknown"));
             if !runs || pod.host_network == Some(true) {
                 continue;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use roaring::RoaringBitmap;
-use schemas::{hour::Hour, index::Index, inventory::kind, table::TimestampMs};
+use schemas::{hour::Hour, index::Index, inventory::ObjectKind, table::TimestampMs};
 
 use super::{
     CRON_JOB, Completeness, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hours_from,
@@ -212,12 +212,12 @@ impl Judge<'_> {
     fn scans_only(&self, source: &Endpoint, scan_hours: &RoaringBitmap) -> bool {
         let Endpoint::Workload(workload) = source else { return true };
         let observable = self.exposure.of(workload).map(|time| &time.observable - scan_hours).unwrap_or_default();
-        &*workload.kind == kind::POD || observable.len() >= self.thresholds.hold_hours
+        *workload.kind == ObjectKind::Pod || observable.len() >= self.thresholds.hold_hours
     }
 
     /// The hours that a pod without an owner ran, if it was there once, for a while, and is gone.
     fn passing(&self, workload: &Workload) -> Option<u64> {
-        let time = self.exposure.of(workload).filter(|_| &*workload.kind == kind::POD)?;
+        let time = self.exposure.of(workload).filter(|_| *workload.kind == ObjectKind::Pod)?;
         let is_gone = self.hours_since(time.until) >= self.thresholds.hold_hours;
         (is_gone && time.ran.len() <= PASSING_HOURS).then(|| time.ran.len())
     }

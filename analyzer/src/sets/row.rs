@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use schemas::table::TimestampMs;
+use schemas::{table::TimestampMs, vocabulary::EndKind};
 
 use super::{Entry, Estimate, Set, Sets};
 use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
@@ -197,20 +197,20 @@ schemas::table! {
 }
 
 /// An end as columns: kind, namespace, workload kind, workload, node, address, reason.
-type End = (&'static str, [Option<Arc<str>>; 6]);
+type End = (EndKind, [Option<Arc<str>>; 6]);
 
 fn end(endpoint: &Endpoint) -> End {
     let address = |address: &std::net::IpAddr| Some(address.to_string().into());
     match endpoint {
         Endpoint::Workload(Workload { namespace, name, kind }) => {
             let [namespace, kind, name] = [namespace, kind, name].map(|text| Some(Arc::clone(text)));
-            ("pod", [namespace, kind, name, None, None, None])
+            (EndKind::Pod, [namespace, kind, name, None, None, None])
         }
-        Endpoint::Node { name, address: at } => ("node", [None, None, None, name.clone(), address(at), None]),
-        Endpoint::External { address: at } => ("external", [None, None, None, None, address(at), None]),
+        Endpoint::Node { name, address: at } => (EndKind::Node, [None, None, None, name.clone(), address(at), None]),
+        Endpoint::External { address: at } => (EndKind::External, [None, None, None, None, address(at), None]),
         Endpoint::Unknown { address: at, reason } => {
             let at = at.as_ref().and_then(address);
-            ("unknown", [None, None, None, None, at, Some(Arc::clone(reason))])
+            (EndKind::Unknown, [None, None, None, None, at, Some(Arc::clone(reason))])
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use schemas::{flow::FlowRecord, health::HealthRecord, inventory::kind, table::TimestampMs};
+use schemas::{flow::FlowRecord, health::HealthRecord, inventory::ObjectKind, table::TimestampMs};
 
 use crate::support::{Capture, DB, Report, START_MS, WEB, flowscribe, report};
 
@@ -125,7 +125,7 @@ fn hours_in_which_one_agent_recorded_are_counted_as_ever() {
 #[test]
 fn no_edge_is_lost_and_other_nodes_add_up() {
     let mut capture = recorded_by(&[("run-1", 0, 60)]);
-    capture.object(kind::NODE, None, "node-b").addresses = vec!["192.0.2.2".into()];
+    capture.object(ObjectKind::Node, None, "node-b").addresses = vec!["192.0.2.2".into()];
     capture.pod("demo/web", "10.244.0.12").object_node = Some("node-b".into());
     // The second agent of node-a sees another port only, and one on node-b a replica of the client.
     record(&mut capture, "node-a", "run-2", (0, 60), |capture| capture.talk(WEB, DB, 9187));

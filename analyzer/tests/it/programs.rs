@@ -1,7 +1,7 @@
 //! Kernel programs that an agent lacks: what they would have seen counts as not observed, of the workloads and directions
 //! concerned alone.
 
-use schemas::{health::HealthRecord, inventory::kind, programs::PROGRAMS, table::TimestampMs};
+use schemas::{health::HealthRecord, inventory::ObjectKind, programs::PROGRAMS, table::TimestampMs};
 
 use crate::support::{Capture, DB, START_MS, WEB, flowscribe, lines, report, web_and_db};
 
@@ -97,7 +97,7 @@ fn a_program_that_was_missing_for_a_moment_opens_nothing() {
 #[test]
 fn a_workload_whose_pods_run_elsewhere_is_not_concerned() {
     let mut capture = web_and_db();
-    capture.object(kind::NODE, None, "node-b").addresses = vec!["192.0.2.2".into()];
+    capture.object(ObjectKind::Node, None, "node-b").addresses = vec!["192.0.2.2".into()];
     let web = capture.inventory.iter_mut().find(|record| record.addresses.iter().any(|address| &**address == WEB));
     web.expect("the pod").object_node = Some("node-b".into());
     let mut other = capture.clean_end();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use schemas::{
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::TimestampMs,
 };
 use serde_json::json;
@@ -205,10 +205,10 @@ fn what_is_of_a_namespace_that_was_deleted_is_left_out() {
     capture.pod("shop/cart", CACHE);
     capture.talk(CACHE, DB, 5432);
     for name in ["demo", "shop"] {
-        capture.object(kind::NAMESPACE, None, name).uid = Some(name.into());
+        capture.object(ObjectKind::Namespace, None, name).uid = Some(name.into());
     }
     let is_shops = |row: &&InventoryRecord| {
-        row.namespace.as_deref() == Some("shop") || &*row.kind == kind::NAMESPACE && &*row.name == "shop"
+        row.namespace.as_deref() == Some("shop") || *row.kind == ObjectKind::Namespace && &*row.name == "shop"
     };
     let ends: Vec<InventoryRecord> = capture.inventory.iter().filter(is_shops).cloned().collect();
     assert_eq!(ends.len(), 3, "its pod, what owns that, and itself");
@@ -228,7 +228,7 @@ fn what_is_of_a_namespace_that_was_deleted_is_left_out() {
     assert!(report.yaml.contains("app: cart"), "what others allowed it is allowed");
     // Where nobody may see namespaces any more, none is taken for deleted.
     let mut blind = capture.clone();
-    let all = blind.inventory.iter().find(|row| &*row.kind == kind::NAMESPACE && &*row.name == "demo").cloned();
+    let all = blind.inventory.iter().find(|row| *row.kind == ObjectKind::Namespace && &*row.name == "demo").cloned();
     let all = all.expect("it is there");
     blind.inventory.push(InventoryRecord {
         event: "delete".into(),
@@ -238,7 +238,7 @@ fn what_is_of_a_namespace_that_was_deleted_is_left_out() {
     });
     assert_eq!(names(&blind).len(), 3);
     // And made again.
-    let again = capture.object(kind::NAMESPACE, None, "shop");
+    let again = capture.object(ObjectKind::Namespace, None, "shop");
     (again.uid, again.event) = (Some("again".into()), "upsert".into());
     (again.observed_at, again.seq) = (TimestampMs(START_MS + 90_000), 103);
     assert_eq!(names(&capture).len(), 3);

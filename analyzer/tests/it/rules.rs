@@ -2,7 +2,7 @@
 //! get wrong.
 
 use schemas::{
-    inventory::kind,
+    inventory::ObjectKind,
     table::{Port, TimestampMs},
 };
 
@@ -78,7 +78,7 @@ fn a_service_without_selector_becomes_the_addresses_of_its_endpoints() {
     let mut capture = Capture::new();
     capture.pod("demo/web", WEB);
     capture.service("default/kubernetes", "10.96.0.1", 443, "6443", None);
-    let slice = capture.object(kind::ENDPOINT_SLICE, Some("default"), "kubernetes");
+    let slice = capture.object(ObjectKind::EndpointSlice, Some("default"), "kubernetes");
     slice.owner_kind = Some("Service".into());
     slice.owner = Some("kubernetes".into());
     slice.addresses = vec!["192.0.2.1".into(), "198.51.100.9".into()];
@@ -181,7 +181,7 @@ fn loopback_and_a_pods_talk_with_itself_make_no_rule() {
 fn a_probe_of_the_own_node_makes_no_rule_and_that_of_another_node_is_its_address() {
     let mut capture = web_and_db();
     capture.accept(DB, "192.0.2.1", 8080);
-    let other = capture.object(kind::NODE, None, "node-b");
+    let other = capture.object(ObjectKind::Node, None, "node-b");
     other.addresses = vec!["192.0.2.2".into()];
     capture.accept(DB, "192.0.2.2", 8081);
     let expected = lines(["ingress app=web 5432/TCP", "ingress 192.0.2.2/32 8081/TCP"]);
@@ -209,7 +209,7 @@ fn a_host_network_pod_is_no_subject_and_is_allowed_by_its_nodes_address() {
     capture.pod("demo/db", DB);
     let agent = capture.pod("demo/agent", "192.0.2.1");
     agent.host_network = Some(true);
-    let other = capture.object(kind::NODE, None, "node-b");
+    let other = capture.object(ObjectKind::Node, None, "node-b");
     other.addresses = vec!["192.0.2.2".into()];
     capture.pod("demo/agent", "192.0.2.2").host_network = Some(true);
     let pod = capture.inventory.last_mut().expect("the agent's pod");

@@ -1,6 +1,6 @@
 //! Applications of different shapes, each with the policies that it must end in.
 
-use schemas::inventory::kind;
+use schemas::inventory::ObjectKind;
 
 use crate::support::{Capture, Report, tcp};
 
@@ -85,7 +85,7 @@ fn a_cron_job_whose_pods_come_and_go() {
 fn a_daemon_set_in_the_nodes_network_that_scrapes_pods() {
     let mut capture = cluster();
     for (node, address) in [("node-b", "192.0.2.2"), ("node-c", "192.0.2.3")] {
-        capture.object(kind::NODE, None, node).addresses = vec![address.into()];
+        capture.object(ObjectKind::Node, None, node).addresses = vec![address.into()];
         let agent = capture.bare_pod(&format!("app/agent-{node}"), address, r#"{"app":"agent"}"#);
         (agent.owner_kind, agent.owner) = (Some("DaemonSet".into()), Some("agent".into()));
         (agent.host_network, agent.object_node) = (Some(true), Some(node.into()));
@@ -104,7 +104,7 @@ fn a_daemon_set_in_the_nodes_network_that_scrapes_pods() {
 fn an_operator_that_calls_the_api_server() {
     let mut capture = cluster();
     capture.service("default/kubernetes", "10.96.0.1", 443, "6443", None);
-    let slice = capture.object(kind::ENDPOINT_SLICE, Some("default"), "kubernetes");
+    let slice = capture.object(ObjectKind::EndpointSlice, Some("default"), "kubernetes");
     (slice.owner_kind, slice.owner) = (Some("Service".into()), Some("kubernetes".into()));
     slice.addresses = vec!["203.0.113.1".into(), "203.0.113.2".into()];
     slice.ports = vec![tcp(6443, None)];

@@ -12,7 +12,7 @@ use schemas::{
     capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::{Port, Record, TimestampMs},
 };
 use serde::Deserialize;
@@ -55,15 +55,15 @@ pub(crate) struct Report {
 impl Capture {
     pub(crate) fn new() -> Self {
         let mut capture = Self { flows: Vec::new(), inventory: Vec::new(), health: Vec::new() };
-        let node = capture.object(kind::NODE, None, "node-a");
+        let node = capture.object(ObjectKind::Node, None, "node-a");
         node.addresses = vec!["192.0.2.1".into()];
         node.cidrs = vec!["10.244.0.0/16".into(), "fd00:10:244::/64".into()];
-        capture.object(kind::SERVICE_CIDR, None, "services").cidrs = vec!["10.96.0.0/16".into()];
+        capture.object(ObjectKind::ServiceCidr, None, "services").cidrs = vec!["10.96.0.0/16".into()];
         capture
     }
 
     /// A row of the snapshot that opens the inventory, to be filled in.
-    pub(crate) fn object(&mut self, kind: &str, namespace: Option<&str>, name: &str) -> &mut InventoryRecord {
+    pub(crate) fn object(&mut self, kind: ObjectKind, namespace: Option<&str>, name: &str) -> &mut InventoryRecord {
         self.inventory.push(InventoryRecord {
             cluster: "test".into(),
             node: "node-a".into(),
@@ -93,7 +93,7 @@ impl Capture {
     /// A pod without an owner.
     pub(crate) fn bare_pod(&mut self, path: &str, address: &str, labels: &str) -> &mut InventoryRecord {
         let (namespace, name) = split(path);
-        let pod = self.object(kind::POD, Some(namespace), name);
+        let pod = self.object(ObjectKind::Pod, Some(namespace), name);
         pod.uid = Some(format!("uid-{name}").into());
         pod.addresses = vec![address.into()];
         pod.labels = Some(labels.into());
@@ -106,7 +106,7 @@ impl Capture {
     /// A pod owner with its LabelSelector.
     pub(crate) fn workload(&mut self, kind: &str, path: &str, selector: &str) {
         let (namespace, name) = split(path);
-        let workload = self.object(kind::WORKLOAD, Some(namespace), name);
+        let workload = self.object(ObjectKind::Workload, Some(namespace), name);
         workload.workload_kind = Some(kind.into());
         workload.selector = Some(selector.into());
     }
@@ -114,7 +114,7 @@ impl Capture {
     /// A Service with one TCP port.
     pub(crate) fn service(&mut self, path: &str, address: &str, port: u16, target: &str, selector: Option<&str>) {
         let (namespace, name) = split(path);
-        let service = self.object(kind::SERVICE, Some(namespace), name);
+        let service = self.object(ObjectKind::Service, Some(namespace), name);
         service.addresses = vec![address.into()];
         service.ports = vec![tcp(port, Some(target))];
         service.selector = selector.map(Into::into);
@@ -227,8 +227,9 @@ impl Capture {
     }
 
     fn pod_at(&self, address: &str) -> InventoryRecord {
-        let has =
-            |record: &&InventoryRecord| &*record.kind == kind::POD && record.addresses.iter().any(|a| &**a == address);
+        let has = |record: &&InventoryRecord| {
+            *record.kind == ObjectKind::Pod && record.addresses.iter().any(|a| &**a == address)
+        };
         self.inventory.iter().rev().find(has).unwrap_or_else(|| panic!("a pod has {address}")).clone()
     }
 }

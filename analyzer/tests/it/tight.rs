@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use proptest::prelude::*;
+use schemas::inventory::ObjectKind;
 
 use crate::{
     oracle::{self, End},
@@ -89,7 +90,8 @@ impl Scene {
                 (pod.owner_kind, pod.owner) = (Some("Deployment".into()), Some(format!("app-{number}").into()));
             }
             for (port, (target, protocol)) in PORTS.iter().enumerate() {
-                let slice = capture.object("EndpointSlice", Some(&end.namespace), &format!("app-{number}-{port}"));
+                let slice =
+                    capture.object(ObjectKind::EndpointSlice, Some(&end.namespace), &format!("app-{number}-{port}"));
                 (slice.owner_kind, slice.owner) = (Some("Service".into()), Some(format!("app-{number}-{port}").into()));
                 slice.addresses = addresses.iter().map(|address| address.as_str().into()).collect();
                 slice.ports = vec![crate::support::tcp(*target, None)];

@@ -1,6 +1,6 @@
 //! What is left open because too little, or too much, is known; what is decided by flags; and what a policy says of itself.
 
-use schemas::{flow::FlowRecord, inventory::kind, table::TimestampMs};
+use schemas::{flow::FlowRecord, inventory::ObjectKind, table::TimestampMs};
 
 use crate::support::{Capture, DB, Report, START_MS, WEB, flowscribe, lines, tcp, web_and_db};
 
@@ -67,7 +67,7 @@ fn a_policy_says_of_itself_what_changes_with_its_set_only() {
 #[test]
 fn a_workload_of_which_too_little_was_watched_is_left_open() {
     let mut capture = web_and_db();
-    let node = capture.object(kind::NODE, None, "node-b");
+    let node = capture.object(ObjectKind::Node, None, "node-b");
     node.addresses = vec!["192.0.2.2".into()];
     let pod = capture.pod("demo/web", "10.244.0.12");
     pod.object_node = Some("node-b".into());
@@ -77,7 +77,7 @@ fn a_workload_of_which_too_little_was_watched_is_left_open() {
     assert!(report.said.contains(said), "{}", report.said);
     assert_eq!(capture.report_with(&["--min-coverage", "0.5"]).names().len(), 2);
     let mut capture = web_and_db();
-    capture.object(kind::NODE, None, "node-b").addresses = vec!["192.0.2.2".into()];
+    capture.object(ObjectKind::Node, None, "node-b").addresses = vec!["192.0.2.2".into()];
     capture.pod("demo/far", "10.244.0.13").object_node = Some("node-b".into());
     let report = capture.report();
     assert!(report.said.contains("demo/far: no policy, it was never observed"), "{}", report.said);
@@ -114,7 +114,7 @@ fn only_the_directions_that_are_wanted_are_limited() {
 fn addresses_of_nodes_can_be_ranges() {
     let mut capture = web_and_db();
     for (name, address) in [("node-b", "192.0.2.2"), ("node-c", "192.0.2.130")] {
-        capture.object(kind::NODE, None, name).addresses = vec![address.into()];
+        capture.object(ObjectKind::Node, None, name).addresses = vec![address.into()];
         capture.accept(DB, address, 5432);
     }
     let report = capture.report_with(&["--node-cidr", "192.0.2.0/25"]);
@@ -128,7 +128,7 @@ fn addresses_of_nodes_can_be_ranges() {
 #[test]
 fn many_addresses_outside_become_blocks_that_hold_few_others_and_none_of_the_cluster() {
     let mut capture = web_and_db();
-    capture.object(kind::NODE, None, "node-b").addresses = vec!["198.51.100.70".into()];
+    capture.object(ObjectKind::Node, None, "node-b").addresses = vec!["198.51.100.70".into()];
     for last in [1, 2, 3, 64, 71, 200] {
         capture.dial(WEB, &format!("198.51.100.{last}"), 443);
     }
@@ -246,7 +246,7 @@ fn defaults_of_a_namespace_stand_once_and_cut_nothing_off() {
 fn the_apis_service_becomes_the_address_of_its_endpoint_in_every_dialect() {
     let mut capture = web_and_db();
     capture.service("default/kubernetes", "10.96.0.1", 443, "6443", None);
-    let slice = capture.object(kind::ENDPOINT_SLICE, Some("default"), "kubernetes");
+    let slice = capture.object(ObjectKind::EndpointSlice, Some("default"), "kubernetes");
     (slice.owner_kind, slice.owner) = (Some("Service".into()), Some("kubernetes".into()));
     slice.addresses = vec!["192.0.2.1".into()];
     slice.ports = vec![tcp(6443, None)];

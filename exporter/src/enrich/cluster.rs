@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use kubernetes::{Change, Problem, Resource, Trouble, Troubles};
 use schemas::{
     index::{Heard, Index},
-    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord, SCOPE_PART},
+    inventory::{InventoryEvent, InventoryRecord, Scope},
     table::TimestampMs,
 };
 
@@ -30,7 +30,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Nothing is known yet of any of these.
     pub(crate) fn new(run_id: Arc<str>, resources: Vec<Resource>) -> Self {
-        let (part, events) = (SCOPE_PART.into(), [EVENT_SNAPSHOT, EVENT_UPSERT].map(Arc::from));
+        let (part, events) = (Scope::Part.into(), [InventoryEvent::Snapshot, InventoryEvent::Upsert].map(Arc::from));
         Self {
             run_id,
             part,
@@ -69,9 +69,9 @@ impl Cluster {
                 let event = Arc::clone(&self.events[usize::from(listed_at.is_none())]);
                 index.apply(self.slim(record, event, listed_at.unwrap_or(now)));
             }
-            Change::Gone(record) => index.apply(self.slim(record, EVENT_DELETE.into(), now)),
+            Change::Gone(record) => index.apply(self.slim(record, InventoryEvent::Delete.into(), now)),
             Change::Listed(resource) => {
-                self.listing.remove(resource.kind);
+                self.listing.remove(resource.kind.as_str());
                 index.settle_writer(&resource.kind.into());
                 let was_known = self.is_known();
                 self.unlisted.retain(|other| *other != resource);

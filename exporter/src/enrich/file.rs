@@ -10,8 +10,9 @@ use std::{
 
 use ipnet::IpNet;
 use schemas::{
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::Port,
+    vocabulary::Transport,
 };
 use serde::Deserialize;
 
@@ -185,11 +186,11 @@ fn observations(file: InventoryFile, here: &Arc<str>) -> Vec<Observation> {
     if !service_cidrs.is_empty() {
         records.push(InventoryRecord {
             cidrs: service_cidrs.into_iter().map(|cidr| cidr.to_string().into()).collect(),
-            ..record(kind::SERVICE_CIDR, None, "services")
+            ..record(ObjectKind::ServiceCidr, None, "services")
         });
     }
     for Namespace { name, labels } in namespaces {
-        records.push(InventoryRecord { labels: json(&labels), ..record(kind::NAMESPACE, None, &name) });
+        records.push(InventoryRecord { labels: json(&labels), ..record(ObjectKind::Namespace, None, &name) });
     }
     for service in services {
         service_records(service, &mut records);
@@ -201,7 +202,7 @@ fn observations(file: InventoryFile, here: &Arc<str>) -> Vec<Observation> {
             let workload = InventoryRecord {
                 workload_kind: Some(Arc::clone(kind)),
                 selector: Some(selector.to_string().into()),
-                ..record(kind::WORKLOAD, Some(&pod.namespace), name)
+                ..record(ObjectKind::Workload, Some(&pod.namespace), name)
             };
             workloads.insert((Arc::clone(&pod.namespace), Arc::clone(kind), Arc::clone(name)), workload);
         }
@@ -217,7 +218,7 @@ fn node_record(Node { name, addresses, pod_cidrs, zone }: Node) -> InventoryReco
         addresses: texts(&addresses),
         cidrs: pod_cidrs.into_iter().map(|cidr| cidr.to_string().into()).collect(),
         zone,
-        ..record(kind::NODE, None, &name)
+        ..record(ObjectKind::Node, None, &name)
     }
 }
 
@@ -227,7 +228,7 @@ fn service_records(service: Service, records: &mut Vec<InventoryRecord>) {
         .into_iter()
         .map(|ServicePort { name, port, target_port, protocol }| Port {
             name,
-            protocol: protocol.as_str().into(),
+            protocol: Transport::from(protocol).into(),
             port,
             target: target_port.map(|target| match target {
                 Target::Number(number) => number.to_string().into(),
@@ -239,18 +240,18 @@ fn service_records(service: Service, records: &mut Vec<InventoryRecord>) {
     if !endpoints.is_empty() {
         let target = |port: &Port| port.target.as_deref().and_then(|target| target.parse().ok()).unwrap_or(port.port);
         records.push(InventoryRecord {
-            owner_kind: Some(kind::SERVICE.into()),
+            owner_kind: Some(ObjectKind::Service.into()),
             owner: Some(Arc::clone(&name)),
             addresses: texts(&endpoints),
             ports: ports.iter().map(|port| Port { port: target(port), target: None, ..port.clone() }).collect(),
-            ..record(kind::ENDPOINT_SLICE, Some(&namespace), &name)
+            ..record(ObjectKind::EndpointSlice, Some(&namespace), &name)
         });
     }
     records.push(InventoryRecord {
         addresses: texts(&cluster_ips),
         ports,
         selector: if selector.is_empty() { None } else { json(&selector) },
-        ..record(kind::SERVICE, Some(&namespace), &name)
+        ..record(ObjectKind::Service, Some(&namespace), &name)
     });
 }
 
@@ -258,7 +259,7 @@ fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
     let Pod { namespace, name, uid, labels, owner, pod_ips, node, host_network, ports, netns, cgroup } = pod;
     let ports = ports.into_iter().map(|ContainerPort { name, container_port, protocol }| Port {
         name,
-        protocol: protocol.as_str().into(),
+        protocol: Transport::from(protocol).into(),
         port: container_port,
         target: None,
         node_port: None,
@@ -273,12 +274,12 @@ fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
         object_node: node.or_else(|| (netns.is_some() || cgroup.is_some()).then(|| Arc::clone(here))),
         host_network: Some(host_network),
         phase: Some("Running".into()),
-        ..record(kind::POD, Some(&namespace), &name)
+        ..record(ObjectKind::Pod, Some(&namespace), &name)
     };
     Observation { record, netns, cgroup }
 }
 
-fn record(kind: &str, namespace: Option<&Arc<str>>, name: &str) -> InventoryRecord {
+fn record(kind: ObjectKind, namespace: Option<&Arc<str>>, name: &str) -> InventoryRecord {
     InventoryRecord {
         kind: kind.into(),
         namespace: namespace.cloned(),
@@ -296,12 +297,12 @@ fn texts(addresses: &[IpAddr]) -> Vec<Arc<str>> {
     addresses.iter().map(|address| address.to_canonical().to_string().into()).collect()
 }
 
-impl Protocol {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
+impl From<Protocol> for Transport {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Sctp => Self::Sctp,
         }
     }
 }
@@ -327,26 +328,26 @@ services:
   - { namespace: demo, name: ext, endpoints: [198.51.100.1], ports: [{ name: x, port: 53, targetPort: 5353, protocol: UDP }] }
 ";
 
-    fn find<'a>(observations: &'a [Observation], kind: &str, name: &str) -> &'a Observation {
-        let wanted = |o: &&Observation| &*o.record.kind == kind && &*o.record.name == name;
+    fn find<'a>(observations: &'a [Observation], kind: ObjectKind, name: &str) -> &'a Observation {
+        let wanted = |o: &&Observation| *o.record.kind == kind && &*o.record.name == name;
         observations.iter().find(wanted).expect("the inventory has it")
     }
 
     #[test]
     fn every_object_of_the_file_becomes_a_record() {
         let all = observations(parse(INVENTORY).expect("it is valid"), &"here".into());
-        let pod = find(&all, kind::POD, "web-0");
+        let pod = find(&all, ObjectKind::Pod, "web-0");
         assert_eq!(pod.record.labels.as_deref(), Some(r#"{"app":"web","z":"last"}"#), "keys are sorted");
         assert_eq!(pod.record.addresses, [Arc::from("10.244.0.5"), Arc::from("10.244.0.6")], "mapped is IPv4");
         assert_eq!(pod.record.owner.as_deref(), Some("web"));
         assert_eq!(pod.netns.as_deref(), Some(Path::new("/run/netns/web")));
         assert_eq!(pod.record.object_node.as_deref(), Some("here"), "its sockets are");
-        let workload = find(&all, kind::WORKLOAD, "web");
+        let workload = find(&all, ObjectKind::Workload, "web");
         assert_eq!(workload.record.selector.as_deref(), Some(r#"{"matchLabels":{"app":"web"}}"#));
-        assert_eq!(find(&all, kind::NODE, "node-a").record.cidrs, [Arc::from("10.244.0.0/24")]);
-        assert_eq!(find(&all, kind::SERVICE, "web").record.ports[0].target.as_deref(), Some("http"));
-        assert_eq!(find(&all, kind::SERVICE, "ext").record.selector, None);
-        let slice = find(&all, kind::ENDPOINT_SLICE, "ext");
+        assert_eq!(find(&all, ObjectKind::Node, "node-a").record.cidrs, [Arc::from("10.244.0.0/24")]);
+        assert_eq!(find(&all, ObjectKind::Service, "web").record.ports[0].target.as_deref(), Some("http"));
+        assert_eq!(find(&all, ObjectKind::Service, "ext").record.selector, None);
+        let slice = find(&all, ObjectKind::EndpointSlice, "ext");
         assert_eq!((slice.record.ports[0].port, &*slice.record.ports[0].protocol), (5353, "udp"));
         assert_eq!(all.len(), 8, "and nothing else");
     }
@@ -357,7 +358,7 @@ services:
         let section = readme.split("### The inventory file\n").nth(1).expect("it has the section");
         let example = section.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
         let all = observations(parse(example.expect("it has an example")).expect("it is valid"), &"here".into());
-        assert_eq!(find(&all, kind::ENDPOINT_SLICE, "legacy").record.ports[0].port, 5432);
+        assert_eq!(find(&all, ObjectKind::EndpointSlice, "legacy").record.ports[0].port, 5432);
     }
 
     #[test]

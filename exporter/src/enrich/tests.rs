@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use schemas::{inventory::kind, table::TimestampMs};
+use schemas::{inventory::ObjectKind, table::TimestampMs};
 
 use super::{
     labels::Keys,
@@ -21,7 +21,7 @@ fn origin() -> Origin {
     Origin { cluster: "test".into(), node: "node-a".into(), run_id: "run".into() }
 }
 
-fn record(kind: &str, name: &str, address: &str) -> InventoryRecord {
+fn record(kind: ObjectKind, name: &str, address: &str) -> InventoryRecord {
     InventoryRecord {
         event: "snapshot".into(),
         kind: kind.into(),
@@ -33,7 +33,7 @@ fn record(kind: &str, name: &str, address: &str) -> InventoryRecord {
 }
 
 fn pod(name: &str, address: &str) -> InventoryRecord {
-    InventoryRecord { uid: Some(format!("uid-{name}").into()), ..record(kind::POD, name, address) }
+    InventoryRecord { uid: Some(format!("uid-{name}").into()), ..record(ObjectKind::Pod, name, address) }
 }
 
 /// An enricher that knows these objects; the first pod's network namespace is this process's.
@@ -177,7 +177,7 @@ fn a_cgroup_that_is_made_anew_is_found_again() {
 
 #[test]
 fn a_dialled_service_is_named_with_its_target_port() {
-    let mut service = record(kind::SERVICE, "web", "10.96.0.5");
+    let mut service = record(ObjectKind::Service, "web", "10.96.0.5");
     service.selector = Some(r#"{"app":"web"}"#.into());
     let port = |port, target: &str| schemas::table::Port {
         protocol: "tcp".into(),

@@ -14,6 +14,7 @@ use schemas::{
 use super::{
     Change, Clock, Failure, Flow, FlowKey, Role, SocketOwner, Sums, Transport,
     conversation::{Conversation, Conversations},
+    transport,
 };
 
 /// Bounds of a [`FlowTable`].
@@ -148,7 +149,7 @@ impl FlowTable {
         let in_window = |time: TimestampMs| TimestampMs(time.0.clamp(window.0, window.0 + self.window_ms - 1));
         let is_off = (first.0 - window.0).abs() > 2 * self.window_ms;
         let (first, last) = if is_off { (first, last) } else { (in_window(first), in_window(last)) };
-        if Transport::from_protocol(edge.transport) == Transport::Udp {
+        if transport(edge.transport) == Transport::Udp {
             return self.step_datagrams(edge, counts, first, last);
         }
         let event = FlowEvent {
@@ -425,7 +426,7 @@ impl FlowTable {
                 cgroup_id: event.cgroup_id,
             },
             role,
-            transport: Transport::from_protocol(event.transport),
+            transport: transport(event.transport),
             local_address: address(event.local_address),
             remote_address: address(event.remote_address),
             server_port,

@@ -23,7 +23,7 @@ use schemas::{
     capture::Origin,
     flow::FlowRecord,
     health::HealthRecord,
-    inventory::{EVENT_DELETE, InventoryRecord, SCOPE_CLUSTER, SCOPE_PART},
+    inventory::{InventoryEvent, InventoryRecord, Scope},
     table::{Record, TimestampMs},
 };
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -33,7 +33,7 @@ use crate::telemetry::Telemetry;
 
 /// What a client may see.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Scope {
+pub(crate) struct ClientScope {
     /// Flows with an end in one of these namespaces; all if `None`.
     pub(crate) namespaces: Option<BTreeSet<Arc<str>>>,
     /// All of the inventory even so.
@@ -71,7 +71,7 @@ pub(crate) struct LiveSink {
     /// What there is now; its rows are never written.
     known: InventoryLog,
     /// What the agent says that it knows: all of the cluster, or a part.
-    known_scope: &'static str,
+    known_scope: Scope,
     clients: Vec<Client>,
     account: Account,
     told_lost: i64,
@@ -81,7 +81,7 @@ pub(crate) struct LiveSink {
 struct Client {
     telemetry: Arc<Telemetry>,
     origin: Origin,
-    scope: Scope,
+    scope: ClientScope,
     line: Arc<Line>,
     frames: Sender<Bytes>,
     log: InventoryLog,
@@ -110,7 +110,7 @@ impl Hub {
     }
 
     /// Lets a client in: what it is told comes out of the receiver. `None` if there are too many.
-    pub(crate) fn join(&self, origin: Origin, scope: Scope, line: Arc<Line>) -> Option<Receiver<Bytes>> {
+    pub(crate) fn join(&self, origin: Origin, scope: ClientScope, line: Arc<Line>) -> Option<Receiver<Bytes>> {
         if self.clients.fetch_add(1, Ordering::Relaxed) >= MOST_CLIENTS {
             self.clients.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -132,8 +132,8 @@ impl Hub {
 
 impl LiveSink {
     pub(crate) fn new(hub: Arc<Hub>, account: Account) -> Self {
-        let known = InventoryLog::new(Origin::default(), SCOPE_PART);
-        Self { hub, known, known_scope: SCOPE_PART, clients: Vec::new(), account, told_lost: 0 }
+        let known = InventoryLog::new(Origin::default(), Scope::Part);
+        Self { hub, known, known_scope: Scope::Part, clients: Vec::new(), account, told_lost: 0 }
     }
 
     pub(super) fn take(&mut self, order: Order, now: TimestampMs) {
@@ -169,8 +169,8 @@ impl LiveSink {
     }
 
     fn learn(&mut self, record: InventoryRecord, now: TimestampMs) {
-        let is_gone = *record.event == *EVENT_DELETE;
-        self.known_scope = if *record.scope == *SCOPE_CLUSTER { SCOPE_CLUSTER } else { SCOPE_PART };
+        let is_gone = *record.event == InventoryEvent::Delete;
+        self.known_scope = if *record.scope == Scope::Cluster { Scope::Cluster } else { Scope::Part };
         // As an object alone, without who told of it when.
         let record = InventoryRecord {
             cluster: Arc::default(),
@@ -201,10 +201,16 @@ impl LiveSink {
 }
 
 impl Client {
-    fn new(telemetry: Arc<Telemetry>, origin: Origin, scope: Scope, line: Arc<Line>, frames: Sender<Bytes>) -> Self {
+    fn new(
+        telemetry: Arc<Telemetry>,
+        origin: Origin,
+        scope: ClientScope,
+        line: Arc<Line>,
+        frames: Sender<Bytes>,
+    ) -> Self {
         Self {
             telemetry,
-            log: InventoryLog::new(origin.clone(), SCOPE_PART),
+            log: InventoryLog::new(origin.clone(), Scope::Part),
             origin,
             scope,
             line,
@@ -226,7 +232,7 @@ impl Client {
     }
 
     /// Tells that the run has begun, and who is who.
-    fn begin(&mut self, known: &InventoryLog, known_scope: &'static str, now: TimestampMs) {
+    fn begin(&mut self, known: &InventoryLog, known_scope: Scope, now: TimestampMs) {
         self.since = now;
         self.log.set_scope(self.scope.of_inventory(known_scope));
         let row = HealthRecord { window_start: now, window_end: now, ..HealthRecord::default() };
@@ -257,7 +263,7 @@ impl Client {
         }
     }
 
-    fn learn(&mut self, record: &InventoryRecord, is_gone: bool, known_scope: &'static str, now: TimestampMs) {
+    fn learn(&mut self, record: &InventoryRecord, is_gone: bool, known_scope: Scope, now: TimestampMs) {
         if !self.scope.includes_object(record) {
             return;
         }
@@ -366,7 +372,7 @@ impl Client {
     }
 }
 
-impl Scope {
+impl ClientScope {
     /// A flow is that of a namespace if its end here is there, or its other end is known to be.
     fn includes_flow(&self, record: &FlowRecord) -> bool {
         let Some(namespaces) = &self.namespaces else { return true };
@@ -380,9 +386,9 @@ impl Scope {
     }
 
     /// How much of what an agent knows is told.
-    fn of_inventory(&self, known_scope: &'static str) -> &'static str {
+    fn of_inventory(&self, known_scope: Scope) -> Scope {
         let is_whole = self.namespaces.is_none() || self.has_whole_inventory;
-        if is_whole { known_scope } else { SCOPE_PART }
+        if is_whole { known_scope } else { Scope::Part }
     }
 
     /// The namespaces that are told of, of an agent that is limited to some itself.

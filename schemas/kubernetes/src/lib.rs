@@ -25,13 +25,13 @@ pub use object::{ALLOWED_ANNOTATIONS, Object, Texts, record};
 pub use trouble::{News, Trouble, Troubles};
 pub use watch::{Start, watch};
 
-use schemas::inventory::{InventoryRecord, kind};
+use schemas::inventory::{InventoryRecord, ObjectKind};
 
 /// A resource of the API that tells of objects of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Resource {
     /// Kind of inventory records.
-    pub kind: &'static str,
+    pub kind: ObjectKind,
     /// Where it is in the API.
     pub api: ApiResource,
     /// Addresses can't be told without it.
@@ -78,22 +78,22 @@ pub enum ConnectError {
 impl Resource {
     /// Pods.
     pub fn pods() -> Self {
-        Self::new(kind::POD, "", "v1", "Pod", "pods")
+        Self::new(ObjectKind::Pod, "", "v1", "Pod", "pods")
     }
 
     /// Services.
     pub fn services() -> Self {
-        Self::new(kind::SERVICE, "", "v1", "Service", "services")
+        Self::new(ObjectKind::Service, "", "v1", "Service", "services")
     }
 
     /// EndpointSlices.
     pub fn endpoint_slices() -> Self {
-        Self::new(kind::ENDPOINT_SLICE, "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
+        Self::new(ObjectKind::EndpointSlice, "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
     }
 
     /// Nodes.
     pub fn nodes() -> Self {
-        Self::new(kind::NODE, "", "v1", "Node", "nodes")
+        Self::new(ObjectKind::Node, "", "v1", "Node", "nodes")
     }
 
     /// Everything of cluster scope that the inventory tells of, with what owns pods and what owns that.
@@ -110,8 +110,8 @@ impl Resource {
             ("argoproj.io", "v1alpha1", "Rollout", "rollouts"),
         ];
         let others = [
-            Self::new(kind::NAMESPACE, "", "v1", "Namespace", "namespaces"),
-            Self::new(kind::SERVICE_CIDR, "networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs"),
+            Self::new(ObjectKind::Namespace, "", "v1", "Namespace", "namespaces"),
+            Self::new(ObjectKind::ServiceCidr, "networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs"),
         ];
         let owners = owners.map(|(group, version, kind, plural)| Self::workload(group, version, kind, plural));
         [Self::nodes(), Self::pods(), Self::services(), Self::endpoint_slices()]
@@ -122,15 +122,15 @@ impl Resource {
 
     /// A resource that owns pods, or what owns pods.
     pub fn workload(group: &str, version: &str, kind: &str, plural: &str) -> Self {
-        Self { is_needed: false, ..Self::new(kind::WORKLOAD, group, version, kind, plural) }
+        Self { is_needed: false, ..Self::new(ObjectKind::Workload, group, version, kind, plural) }
     }
 
     /// Whether a record is of this resource.
     pub fn is_of(&self, record: &InventoryRecord) -> bool {
         // What an operator adds has no UID.
-        *record.kind == *self.kind
+        *record.kind == self.kind
             && record.uid.is_some()
-            && (self.kind != kind::WORKLOAD || record.workload_kind.as_deref() == Some(&*self.api.kind))
+            && (self.kind != ObjectKind::Workload || record.workload_kind.as_deref() == Some(&*self.api.kind))
     }
 
     /// The rule of a ClusterRole that allows to watch it, in YAML.
@@ -139,7 +139,7 @@ impl Resource {
         format!("{{ apiGroups: [\"{group}\"], resources: [{plural}], verbs: [list, watch] }}")
     }
 
-    fn new(record_kind: &'static str, group: &str, version: &str, kind: &str, plural: &str) -> Self {
+    fn new(record_kind: ObjectKind, group: &str, version: &str, kind: &str, plural: &str) -> Self {
         let gvk = GroupVersionKind::gvk(group, version, kind);
         Self { kind: record_kind, api: ApiResource::from_gvk_with_plural(&gvk, plural), is_needed: true }
     }

@@ -11,7 +11,7 @@ use std::{
 use schemas::{
     capture::Origin,
     hour::Hour,
-    inventory::{EVENT_DELETE, EVENT_SNAPSHOT, EVENT_UPSERT, InventoryRecord},
+    inventory::{InventoryEvent, InventoryRecord, Scope},
     table::TimestampMs,
 };
 
@@ -21,8 +21,7 @@ use super::Change;
 #[derive(Debug)]
 pub struct InventoryLog {
     origin: Origin,
-    /// [`SCOPE_CLUSTER`](schemas::inventory::SCOPE_CLUSTER) or [`SCOPE_PART`](schemas::inventory::SCOPE_PART).
-    scope: &'static str,
+    scope: Scope,
     known: BTreeMap<Key, InventoryRecord>,
     /// Of a list that is under way: what was known before and has not been named yet.
     unnamed: BTreeSet<Key>,
@@ -37,7 +36,7 @@ type Key = (Arc<str>, Option<Arc<str>>, Arc<str>, Option<Arc<str>>, Option<Arc<s
 
 impl InventoryLog {
     /// The log of a writer that knows nothing yet.
-    pub fn new(origin: Origin, scope: &'static str) -> Self {
+    pub fn new(origin: Origin, scope: Scope) -> Self {
         let (known, unnamed) = (BTreeMap::new(), BTreeSet::new());
         Self { origin, scope, known, unnamed, has_begun: false, next_seq: 0, written_at: TimestampMs(0) }
     }
@@ -53,7 +52,7 @@ impl InventoryLog {
     }
 
     /// From now on the writer knows more, or less.
-    pub const fn set_scope(&mut self, scope: &'static str) {
+    pub const fn set_scope(&mut self, scope: Scope) {
         self.scope = scope;
     }
 
@@ -83,7 +82,7 @@ impl InventoryLog {
     pub fn snapshot(&mut self, now: TimestampMs) -> Vec<InventoryRecord> {
         self.has_begun = true;
         let known = std::mem::take(&mut self.known);
-        let rows = known.values().map(|record| self.row(EVENT_SNAPSHOT, record.clone(), now)).collect();
+        let rows = known.values().map(|record| self.row(InventoryEvent::Snapshot, record.clone(), now)).collect();
         self.known = known;
         rows
     }
@@ -96,7 +95,7 @@ impl InventoryLog {
             return None;
         }
         self.known.insert(key, record.clone());
-        self.has_begun.then(|| self.row(EVENT_UPSERT, record, now))
+        self.has_begun.then(|| self.row(InventoryEvent::Upsert, record, now))
     }
 
     /// An object is gone; its row if it was known. `last` is what it was at the end.
@@ -104,7 +103,7 @@ impl InventoryLog {
         let key = key(&last);
         self.unnamed.remove(&key);
         self.known.remove(&key)?;
-        self.has_begun.then(|| self.row(EVENT_DELETE, last, now))
+        self.has_begun.then(|| self.row(InventoryEvent::Delete, last, now))
     }
 
     /// A full list of objects of one sort begins.
@@ -124,7 +123,7 @@ impl InventoryLog {
         if !self.has_begun {
             return Vec::new();
         }
-        records.into_iter().map(|record| self.row(EVENT_DELETE, record, now)).collect()
+        records.into_iter().map(|record| self.row(InventoryEvent::Delete, record, now)).collect()
     }
 
     /// Takes in what the API server says, and returns rows that tell what is new.
@@ -163,7 +162,7 @@ impl InventoryLog {
         rows
     }
 
-    fn row(&mut self, event: &str, record: InventoryRecord, now: TimestampMs) -> InventoryRecord {
+    fn row(&mut self, event: InventoryEvent, record: InventoryRecord, now: TimestampMs) -> InventoryRecord {
         self.written_at = now;
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -183,9 +182,9 @@ const DAY_MS: i64 = 24 * Hour::MS;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::inventory::{SCOPE_PART, kind};
+    use schemas::inventory::{ObjectKind, Scope};
 
-    fn record(kind: &str, name: &str, address: &str) -> InventoryRecord {
+    fn record(kind: ObjectKind, name: &str, address: &str) -> InventoryRecord {
         let addresses = vec![address.into()];
         InventoryRecord { kind: kind.into(), name: name.into(), addresses, ..InventoryRecord::default() }
     }
@@ -196,32 +195,32 @@ mod tests {
 
     #[test]
     fn only_news_make_rows() {
-        let mut log = InventoryLog::new(Origin::default(), SCOPE_PART);
+        let mut log = InventoryLog::new(Origin::default(), Scope::Part);
         let at = TimestampMs(1);
-        assert_eq!(told(log.upsert(record(kind::POD, "a", "1.1.1.1"), at)), [""; 0], "not before the snapshot");
+        assert_eq!(told(log.upsert(record(ObjectKind::Pod, "a", "1.1.1.1"), at)), [""; 0], "not before the snapshot");
         assert_eq!(told(log.snapshot(at)), ["0 snapshot a"]);
-        assert_eq!(told(log.upsert(record(kind::POD, "a", "1.1.1.1"), at)), [""; 0]);
-        assert_eq!(told(log.upsert(record(kind::POD, "a", "1.1.1.2"), at)), ["1 upsert a"]);
+        assert_eq!(told(log.upsert(record(ObjectKind::Pod, "a", "1.1.1.1"), at)), [""; 0]);
+        assert_eq!(told(log.upsert(record(ObjectKind::Pod, "a", "1.1.1.2"), at)), ["1 upsert a"]);
         assert_eq!(told(log.snapshot(at)), ["2 snapshot a"]);
-        assert_eq!(told(log.delete(record(kind::POD, "b", ""), at)), [""; 0], "it was never told of");
-        assert_eq!(told(log.delete(record(kind::POD, "a", ""), at)), ["3 delete a"]);
+        assert_eq!(told(log.delete(record(ObjectKind::Pod, "b", ""), at)), [""; 0], "it was never told of");
+        assert_eq!(told(log.delete(record(ObjectKind::Pod, "a", ""), at)), ["3 delete a"]);
         assert_eq!((told(log.snapshot(at)).len(), log.next_seq()), (0, 4));
     }
 
     #[test]
     fn a_list_ends_what_it_does_not_name_and_nothing_of_another_sort() {
-        let mut log = InventoryLog::new(Origin::default(), SCOPE_PART);
+        let mut log = InventoryLog::new(Origin::default(), Scope::Part);
         let at = TimestampMs(1);
-        let all = [(kind::POD, "a"), (kind::POD, "b"), (kind::POD, "c"), (kind::NODE, "n")];
+        let all = [(ObjectKind::Pod, "a"), (ObjectKind::Pod, "b"), (ObjectKind::Pod, "c"), (ObjectKind::Node, "n")];
         log.snapshot(at);
         log.replace(all.map(|(kind, name)| record(kind, name, "1.1.1.1")).to_vec(), at);
-        let is_pod = |record: &InventoryRecord| &*record.kind == kind::POD;
+        let is_pod = |record: &InventoryRecord| *record.kind == ObjectKind::Pod;
         log.begin_list(is_pod);
-        assert_eq!(told(log.upsert(record(kind::POD, "a", "1.1.1.1"), at)), [""; 0]);
-        assert_eq!(told(log.delete(record(kind::POD, "c", "1.1.1.1"), at)), ["4 delete c"]);
+        assert_eq!(told(log.upsert(record(ObjectKind::Pod, "a", "1.1.1.1"), at)), [""; 0]);
+        assert_eq!(told(log.delete(record(ObjectKind::Pod, "c", "1.1.1.1"), at)), ["4 delete c"]);
         assert_eq!(told(log.end_list(is_pod, at)), ["5 delete b"]);
         assert_eq!(
-            told(log.replace(vec![record(kind::POD, "d", "1.1.1.1")], at)),
+            told(log.replace(vec![record(ObjectKind::Pod, "d", "1.1.1.1")], at)),
             ["6 delete n", "7 delete a", "8 upsert d"]
         );
     }

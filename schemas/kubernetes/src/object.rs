@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Resource;
 use schemas::{
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::{Port, TimestampMs},
 };
 
@@ -225,7 +225,7 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Invento
     // A static pod is owned by its node, which is no workload.
     let owner = owner.filter(|owner| owner.kind != "Node");
     let base = InventoryRecord {
-        kind: texts.share(resource.kind),
+        kind: texts.share(resource.kind.as_str()),
         namespace: metadata.namespace.as_deref().map(|namespace| texts.share(namespace)),
         name: metadata.name.as_deref().unwrap_or_default().into(),
         uid: metadata.uid.as_deref().map(Arc::from),
@@ -237,8 +237,8 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Invento
     };
     let created = metadata.creation_timestamp.as_ref().map(moment);
     let mut record = match resource.kind {
-        kind::POD => pod(base, spec, &status, texts),
-        kind::SERVICE => InventoryRecord {
+        ObjectKind::Pod => pod(base, spec, &status, texts),
+        ObjectKind::Service => InventoryRecord {
             addresses: addresses(
                 spec.cluster_ips
                     .iter()
@@ -255,15 +255,15 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Invento
             lease_start: created,
             ..base
         },
-        kind::ENDPOINT_SLICE => InventoryRecord {
+        ObjectKind::EndpointSlice => InventoryRecord {
             addresses: addresses(endpoints.iter().flatten().filter(|e| e.is_used()).flat_map(|e| &e.addresses)),
             ports: ports.iter().flatten().filter_map(|port| port.to_port(texts)).collect(),
-            owner_kind: Some(texts.share(kind::SERVICE)),
+            owner_kind: Some(texts.share(ObjectKind::Service.as_str())),
             owner: metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)).map(|name| texts.share(name)),
             labels: None,
             ..base
         },
-        kind::NODE => {
+        ObjectKind::Node => {
             let is_ip = |address: &&NodeAddress| address.r#type.ends_with("IP");
             let zone = metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
             InventoryRecord {
@@ -275,10 +275,10 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Invento
                 ..base
             }
         }
-        kind::SERVICE_CIDR => {
+        ObjectKind::ServiceCidr => {
             InventoryRecord { cidrs: spec.cidrs.into_iter().map(Arc::from).collect(), labels: None, ..base }
         }
-        kind::WORKLOAD => InventoryRecord {
+        ObjectKind::Workload => InventoryRecord {
             workload_kind: Some(texts.share(&resource.api.kind)),
             selector: spec.selector.map(|selector| json(as_label_selector(selector))),
             ..base

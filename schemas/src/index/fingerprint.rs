@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{Index, Span, Version, addresses, pod_name_as_uid, static_pod_hash};
-use crate::{inventory::kind, table::TimestampMs};
+use crate::{inventory::ObjectKind, table::TimestampMs};
 
 /// What an index says, by time: two indexes with the same fingerprint of a span answer alike within it.
 ///
@@ -53,7 +53,7 @@ impl Fingerprints {
             }
             // Before it was first told of, and after it is gone, a pod is taken for what it was then.
             if let Some(first) = object.versions.first()
-                && &*first.record.kind == kind::POD
+                && *first.record.kind == ObjectKind::Pod
             {
                 let uid = first.record.uid.clone().unwrap_or_else(|| pod_name_as_uid(&first.record));
                 let known: Arc<[_]> = object.versions.iter().map(|v| (v.from, said(index, v))).collect();
@@ -121,7 +121,7 @@ impl Sums {
 /// All that answers depend on, of one version of an object.
 fn said(index: &Index, version: &Version) -> u64 {
     let record = &*version.record;
-    let workload = (&*record.kind == kind::POD).then(|| index.workload_of(record));
+    let workload = (*record.kind == ObjectKind::Pod).then(|| index.workload_of(record));
     let addresses: BTreeSet<IpAddr> = addresses(record).collect();
     let ports: Vec<_> = record.ports.iter().map(|p| (&p.name, &p.protocol, p.port, &p.target, p.node_port)).collect();
     hash((

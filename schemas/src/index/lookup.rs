@@ -8,7 +8,7 @@ use std::{
 
 use super::{Backend, Holds, Index, Lease, Owner, Span, UnknownReason, Version, addresses, is_over};
 use crate::{
-    inventory::{InventoryRecord, Labels, kind, parse_labels},
+    inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
     table::{Port, TimestampMs},
 };
 
@@ -91,18 +91,23 @@ impl Index {
     /// none. Where a ReplicaSet is not known, the hash that its Deployment or Rollout gave it tells theirs.
     pub fn workload_of(&self, pod: &InventoryRecord) -> (Arc<str>, Arc<str>) {
         let Some(mut top) = pod.owner_kind.clone().zip(pod.owner.clone()) else {
-            return (Arc::from(kind::POD), Arc::clone(&pod.name));
+            return (Arc::from(ObjectKind::Pod), Arc::clone(&pod.name));
         };
         for _ in 0..OWNERS {
-            let key = (Arc::from(kind::WORKLOAD), pod.namespace.clone(), Arc::clone(&top.1), Some(Arc::clone(&top.0)));
+            let key =
+                (Arc::from(ObjectKind::Workload), pod.namespace.clone(), Arc::clone(&top.1), Some(Arc::clone(&top.0)));
             let Some(workload) = self.ids.get(&key).and_then(|id| self.object(*id).versions.last()) else {
                 return by_template_hash(pod, &top).unwrap_or(top);
             };
             let Some(owner) = workload.record.owner_kind.clone().zip(workload.record.owner.clone()) else { break };
             // What an operator made is a workload; the operator's own object, which no record tells of, is none.
             let is_made_for_it = matches!(&*top.0, "ReplicaSet" | "Job");
-            let key =
-                (Arc::from(kind::WORKLOAD), pod.namespace.clone(), Arc::clone(&owner.1), Some(Arc::clone(&owner.0)));
+            let key = (
+                Arc::from(ObjectKind::Workload),
+                pod.namespace.clone(),
+                Arc::clone(&owner.1),
+                Some(Arc::clone(&owner.0)),
+            );
             if !is_made_for_it && !self.ids.contains_key(&key) {
                 break;
             }
@@ -119,14 +124,14 @@ impl Index {
     /// Whether an owner of pods, by kind, namespace and name, is there for all that is known.
     pub fn is_there(&self, workload_kind: &Arc<str>, namespace: &Arc<str>, name: &Arc<str>) -> bool {
         let (namespace, told_apart) = (Some(Arc::clone(namespace)), Some(Arc::clone(workload_kind)));
-        let key = (Arc::from(kind::WORKLOAD), namespace, Arc::clone(name), told_apart);
+        let key = (Arc::from(ObjectKind::Workload), namespace, Arc::clone(name), told_apart);
         self.ids.get(&key).is_some_and(|id| self.object(*id).ended.is_none())
     }
 
     /// The namespaces that were deleted, and not made again, for all that is known. There is never none: where that would be
     /// so, somebody may not see them any more.
     pub fn gone_namespaces(&self) -> BTreeSet<Arc<str>> {
-        let objects = self.ids.iter().filter(|(key, _)| &*key.0 == kind::NAMESPACE);
+        let objects = self.ids.iter().filter(|(key, _)| *key.0 == ObjectKind::Namespace);
         let (gone, there): (Vec<_>, Vec<_>) = objects.partition(|(_, id)| self.object(**id).ended.is_some());
         let there: BTreeSet<&Arc<str>> = there.into_iter().map(|(key, _)| &key.2).collect();
         let gone = gone.into_iter().map(|(key, _)| &key.2);
@@ -135,16 +140,16 @@ impl Index {
 
     /// When every object of a kind was what: each of its versions with the first and last moment of it, in order of
     /// namespace, name, UID and time. One that goes on ends at the end of time.
-    pub fn intervals<'a>(&'a self, kind: &str) -> impl Iterator<Item = (&'a InventoryRecord, Span)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();
+    pub fn intervals(&self, kind: ObjectKind) -> impl Iterator<Item = (&InventoryRecord, Span)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| *key.0 == kind).collect();
         ids.sort();
         let versions = ids.into_iter().flat_map(|(_, id)| self.object(*id).intervals());
         versions.map(|(version, from, to)| (&*version.record, Span { from, to }))
     }
 
     /// Every object of a kind as it was last seen, with its labels, in order of namespace, name and UID.
-    pub fn latest<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a InventoryRecord, &'a Labels)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind).collect();
+    pub fn latest(&self, kind: ObjectKind) -> impl Iterator<Item = (&InventoryRecord, &Labels)> {
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| *key.0 == kind).collect();
         ids.sort();
         let versions = ids.into_iter().filter_map(|(_, id)| self.object(*id).versions.last());
         versions.map(|version| (&*version.record, version.labels()))
@@ -153,7 +158,7 @@ impl Index {
     /// Every pod as it was last seen, with its labels and whether it is still there, neither deleted nor completed; in
     /// order of namespace, name and UID.
     pub fn pods(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels, bool)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| *key.0 == ObjectKind::Pod).collect();
         ids.sort();
         let last = |id: &usize| {
             let object = self.object(*id);
@@ -165,7 +170,7 @@ impl Index {
 
     /// Every label set that pods had, with the pod, in order of namespace, name, UID and time.
     pub fn pod_versions(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels)> {
-        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| &*key.0 == kind::POD).collect();
+        let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| *key.0 == ObjectKind::Pod).collect();
         ids.sort();
         let versions = ids.into_iter().flat_map(|(_, id)| &self.object(*id).versions);
         versions.map(|version| (&*version.record, version.labels()))
@@ -199,9 +204,9 @@ impl Index {
             let Some((version, from, to)) = self.object(*object).version_at(span.to) else { continue };
             holds.narrow(from, to);
             let record = &*version.record;
-            let (slot, owner) = match &*record.kind {
-                kind::POD => (0, Owner::Pod(record)),
-                kind::NODE => (0, Owner::Node(record)),
+            let (slot, owner) = match record.kind.parse() {
+                Ok(ObjectKind::Pod) => (0, Owner::Pod(record)),
+                Ok(ObjectKind::Node) => (0, Owner::Node(record)),
                 _ if is_wanted(record) => (1, Owner::Service(record)),
                 _ => continue,
             };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{inventory::EVENT_UPSERT, table::Port};
+use crate::{inventory::InventoryEvent, table::Port};
 
 const POD_A: &str = "10.0.0.1";
 
@@ -14,7 +14,7 @@ struct Log {
 }
 
 impl Log {
-    fn say(&mut self, time: i64, event: &str, record: InventoryRecord) -> &mut Self {
+    fn say(&mut self, time: i64, event: InventoryEvent, record: InventoryRecord) -> &mut Self {
         let record = InventoryRecord {
             node: "node-a".into(),
             run_id: "run".into(),
@@ -34,7 +34,7 @@ impl Log {
 
 fn pod(name: &str, address: &str, labels: &str) -> InventoryRecord {
     InventoryRecord {
-        kind: kind::POD.into(),
+        kind: ObjectKind::Pod.into(),
         namespace: Some("demo".into()),
         name: name.into(),
         uid: Some(format!("uid-{name}").into()),
@@ -47,7 +47,7 @@ fn pod(name: &str, address: &str, labels: &str) -> InventoryRecord {
 
 fn service(address: &str, selector: Option<&str>, ports: Vec<Port>) -> InventoryRecord {
     InventoryRecord {
-        kind: kind::SERVICE.into(),
+        kind: ObjectKind::Service.into(),
         namespace: Some("demo".into()),
         name: "web".into(),
         addresses: vec![address.into()],
@@ -80,9 +80,9 @@ fn name<'a>(owner: Owner<'a>) -> &'a str {
 #[test]
 fn a_reused_address_names_its_owner_of_that_time_or_nobody() {
     let mut log = Log::default();
-    log.say(1_000, EVENT_SNAPSHOT, pod("a", POD_A, "{}"));
-    log.say(5_000, EVENT_DELETE, pod("a", POD_A, "{}"));
-    log.say(6_000, "upsert", pod("b", POD_A, "{}"));
+    log.say(1_000, InventoryEvent::Snapshot, pod("a", POD_A, "{}"));
+    log.say(5_000, InventoryEvent::Delete, pod("a", POD_A, "{}"));
+    log.say(6_000, InventoryEvent::Upsert, pod("b", POD_A, "{}"));
     let index = log.index(0);
     assert_eq!(name(index.resolve(ip(POD_A), at(999))), "no_inventory", "nobody watched before the first snapshot");
     assert_eq!(name(index.resolve(ip(POD_A), at(1_000))), "a");
@@ -98,9 +98,13 @@ fn a_reused_address_names_its_owner_of_that_time_or_nobody() {
 #[test]
 fn a_completed_pod_gives_up_its_address() {
     let mut log = Log::default();
-    log.say(1_000, EVENT_SNAPSHOT, pod("job", POD_A, "{}"));
-    log.say(2_000, "upsert", InventoryRecord { phase: Some("Succeeded".into()), ..pod("job", POD_A, "{}") });
-    log.say(3_000, "upsert", pod("next", POD_A, "{}"));
+    log.say(1_000, InventoryEvent::Snapshot, pod("job", POD_A, "{}"));
+    log.say(
+        2_000,
+        InventoryEvent::Upsert,
+        InventoryRecord { phase: Some("Succeeded".into()), ..pod("job", POD_A, "{}") },
+    );
+    log.say(3_000, InventoryEvent::Upsert, pod("next", POD_A, "{}"));
     let index = log.index(0);
     assert_eq!(name(index.resolve(ip(POD_A), at(1_500))), "job");
     assert_eq!(name(index.resolve(ip(POD_A), at(3_500))), "next");
@@ -109,11 +113,11 @@ fn a_completed_pod_gives_up_its_address() {
 #[test]
 fn what_a_later_snapshot_does_not_name_is_gone() {
     let mut log = Log::default();
-    log.say(1_000, EVENT_SNAPSHOT, pod("a", POD_A, "{}"));
-    log.say(1_000, EVENT_SNAPSHOT, pod("other", "10.0.0.9", "{}"));
+    log.say(1_000, InventoryEvent::Snapshot, pod("a", POD_A, "{}"));
+    log.say(1_000, InventoryEvent::Snapshot, pod("other", "10.0.0.9", "{}"));
     // The writer was away and comes back: a's address has moved to b in between.
-    log.say(9_000, EVENT_SNAPSHOT, pod("b", POD_A, "{}"));
-    log.say(9_000, EVENT_SNAPSHOT, pod("other", "10.0.0.9", "{}"));
+    log.say(9_000, InventoryEvent::Snapshot, pod("b", POD_A, "{}"));
+    log.say(9_000, InventoryEvent::Snapshot, pod("other", "10.0.0.9", "{}"));
     let index = log.index(0);
     assert_eq!(name(index.resolve(ip(POD_A), at(5_000))), "ambiguous", "nobody watched when it moved");
     assert_eq!(name(index.resolve(ip(POD_A), at(9_001))), "b");
@@ -133,9 +137,9 @@ fn workloads_of_two_kinds_may_share_a_name() {
         let selector = format!(r#"{{"matchLabels":{{"kind":"{kind}"}}}}"#);
         log.say(
             0,
-            EVENT_SNAPSHOT,
+            InventoryEvent::Snapshot,
             InventoryRecord {
-                kind: kind::WORKLOAD.into(),
+                kind: ObjectKind::Workload.into(),
                 name: "web".into(),
                 workload_kind: Some(kind.into()),
                 selector: Some(selector.into()),
@@ -143,16 +147,20 @@ fn workloads_of_two_kinds_may_share_a_name() {
             },
         );
     }
-    assert_eq!(log.index(0).latest(kind::WORKLOAD).count(), 2);
+    assert_eq!(log.index(0).latest(ObjectKind::Workload).count(), 2);
 }
 
 #[test]
 fn a_backend_learned_a_moment_late_is_found_within_the_tolerance_and_an_ended_one_never() {
     let mut log = Log::default();
     let labels = r#"{"app":"web"}"#;
-    log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(labels), vec![port(80, None, None)]));
-    log.say(1_000, "upsert", pod("late", POD_A, labels));
-    log.say(1_000, "upsert", InventoryRecord { phase: Some("Succeeded".into()), ..pod("over", "10.0.0.2", labels) });
+    log.say(0, InventoryEvent::Snapshot, service("10.96.0.1", Some(labels), vec![port(80, None, None)]));
+    log.say(1_000, InventoryEvent::Upsert, pod("late", POD_A, labels));
+    log.say(
+        1_000,
+        InventoryEvent::Upsert,
+        InventoryRecord { phase: Some("Succeeded".into()), ..pod("over", "10.0.0.2", labels) },
+    );
     let backends = |tolerance_ms, time| -> Vec<String> {
         let index = log.index(tolerance_ms);
         let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(time)) else { panic!("the service's") };
@@ -167,13 +175,13 @@ fn a_backend_learned_a_moment_late_is_found_within_the_tolerance_and_an_ended_on
 fn external_is_only_what_lies_outside_every_range_while_there_was_an_inventory() {
     let mut log = Log::default();
     let node = InventoryRecord {
-        kind: kind::NODE.into(),
+        kind: ObjectKind::Node.into(),
         name: "node-a".into(),
         addresses: vec!["192.0.2.1".into()],
         cidrs: vec!["10.0.0.0/8".into(), "fd00::/64".into()],
         ..InventoryRecord::default()
     };
-    log.say(1_000, EVENT_SNAPSHOT, node);
+    log.say(1_000, InventoryEvent::Snapshot, node);
     let index = log.index(100);
     assert_eq!(name(index.resolve(ip("198.51.100.7"), at(2_000))), "external");
     assert_eq!(name(index.resolve(ip("198.51.100.7"), at(500))), "no_inventory");
@@ -186,12 +194,16 @@ fn external_is_only_what_lies_outside_every_range_while_there_was_an_inventory()
 #[test]
 fn host_network_pods_do_not_own_their_nodes_address() {
     let mut log = Log::default();
-    log.say(0, EVENT_SNAPSHOT, InventoryRecord { host_network: Some(true), ..pod("proxy", "192.0.2.1", "{}") });
     log.say(
         0,
-        EVENT_SNAPSHOT,
+        InventoryEvent::Snapshot,
+        InventoryRecord { host_network: Some(true), ..pod("proxy", "192.0.2.1", "{}") },
+    );
+    log.say(
+        0,
+        InventoryEvent::Snapshot,
         InventoryRecord {
-            kind: kind::NODE.into(),
+            kind: ObjectKind::Node.into(),
             name: "node-a".into(),
             addresses: vec!["192.0.2.1".into()],
             ..InventoryRecord::default()
@@ -204,12 +216,12 @@ fn host_network_pods_do_not_own_their_nodes_address() {
 fn a_service_leads_to_the_target_ports_of_the_pods_it_selects() {
     let mut log = Log::default();
     let named = Port { port: 9090, ..port(9090, None, Some("admin")) };
-    log.say(0, EVENT_SNAPSHOT, InventoryRecord { ports: vec![named], ..pod("a", POD_A, r#"{"app":"web"}"#) });
-    log.say(0, EVENT_SNAPSHOT, pod("b", "10.0.0.2", r#"{"app":"web","tier":"x"}"#));
-    log.say(0, EVENT_SNAPSHOT, pod("c", "10.0.0.3", r#"{"app":"other"}"#));
+    log.say(0, InventoryEvent::Snapshot, InventoryRecord { ports: vec![named], ..pod("a", POD_A, r#"{"app":"web"}"#) });
+    log.say(0, InventoryEvent::Snapshot, pod("b", "10.0.0.2", r#"{"app":"web","tier":"x"}"#));
+    log.say(0, InventoryEvent::Snapshot, pod("c", "10.0.0.3", r#"{"app":"other"}"#));
     let ports =
         vec![port(80, Some("8080"), Some("http")), port(90, Some("admin"), Some("admin")), port(70, None, None)];
-    log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(r#"{"app":"web"}"#), ports));
+    log.say(0, InventoryEvent::Snapshot, service("10.96.0.1", Some(r#"{"app":"web"}"#), ports));
     let index = log.index(0);
     let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };
     let backends = |port| -> Vec<(String, u16)> {
@@ -227,18 +239,18 @@ fn a_service_leads_to_the_target_ports_of_the_pods_it_selects() {
 fn endpoint_slices_tell_the_backends_of_their_time() {
     let mut log = Log::default();
     let slice = |address: &str| InventoryRecord {
-        kind: kind::ENDPOINT_SLICE.into(),
+        kind: ObjectKind::EndpointSlice.into(),
         namespace: Some("demo".into()),
         name: "web-x".into(),
-        owner_kind: Some(kind::SERVICE.into()),
+        owner_kind: Some(ObjectKind::Service.into()),
         owner: Some("web".into()),
         addresses: vec![address.into()],
         ports: vec![port(6443, None, Some("https"))],
         ..InventoryRecord::default()
     };
-    log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", None, vec![port(443, None, Some("https"))]));
-    log.say(0, EVENT_SNAPSHOT, slice("198.51.100.1"));
-    log.say(1_000, "upsert", slice("198.51.100.2"));
+    log.say(0, InventoryEvent::Snapshot, service("10.96.0.1", None, vec![port(443, None, Some("https"))]));
+    log.say(0, InventoryEvent::Snapshot, slice("198.51.100.1"));
+    log.say(1_000, InventoryEvent::Upsert, slice("198.51.100.2"));
     let index = log.index(0);
     let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };
     let addresses = |span| -> Vec<String> {
@@ -255,9 +267,9 @@ fn endpoint_slices_tell_the_backends_of_their_time() {
         ports: vec![port(number, None, Some("https")), port(9_000, None, Some("other"))],
         ..slice(address)
     };
-    log.say(2_000, "upsert", more("web-y", "web", "198.51.100.3", 8443));
-    log.say(2_000, "upsert", more("api-z", "api", "198.51.100.4", 8443));
-    log.say(3_000, EVENT_DELETE, slice("198.51.100.2"));
+    log.say(2_000, InventoryEvent::Upsert, more("web-y", "web", "198.51.100.3", 8443));
+    log.say(2_000, InventoryEvent::Upsert, more("api-z", "api", "198.51.100.4", 8443));
+    log.say(3_000, InventoryEvent::Delete, slice("198.51.100.2"));
     let index = log.index(0);
     let Owner::Service(web) = index.resolve(ip("10.96.0.1"), at(1)) else { panic!("the address is the service's") };
     let addresses = |span| -> Vec<String> {
@@ -271,17 +283,17 @@ fn endpoint_slices_tell_the_backends_of_their_time() {
 fn a_pod_that_two_writers_tell_of_ends_when_neither_names_it_or_one_tells_its_end() {
     let by = |writer: &str, record| InventoryRecord { node: writer.into(), run_id: writer.into(), ..record };
     let mut index = Index::new(0);
-    let mut say = |time, event: &str, writer, record| {
+    let mut say = |time, event: InventoryEvent, writer, record| {
         index.apply(by(writer, InventoryRecord { observed_at: TimestampMs(time), event: event.into(), ..record }));
         name(index.resolve(ip(POD_A), at(time))).to_owned()
     };
-    assert_eq!(say(1_000, EVENT_SNAPSHOT, "agent", pod("a", POD_A, "{}")), "a");
-    assert_eq!(say(2_000, EVENT_SNAPSHOT, "cluster", pod("a", POD_A, "{}")), "a");
+    assert_eq!(say(1_000, InventoryEvent::Snapshot, "agent", pod("a", POD_A, "{}")), "a");
+    assert_eq!(say(2_000, InventoryEvent::Snapshot, "cluster", pod("a", POD_A, "{}")), "a");
     // The agent comes back and does not name it; the other writer goes on to.
-    say(3_000, EVENT_SNAPSHOT, "agent", pod("other", "10.0.0.9", "{}"));
-    assert_eq!(say(4_000, EVENT_UPSERT, "agent", pod("more", "10.0.0.8", "{}")), "a");
-    say(5_000, EVENT_SNAPSHOT, "cluster", pod("other", "10.0.0.9", "{}"));
-    say(6_000, EVENT_UPSERT, "cluster", pod("more", "10.0.0.8", "{}"));
+    say(3_000, InventoryEvent::Snapshot, "agent", pod("other", "10.0.0.9", "{}"));
+    assert_eq!(say(4_000, InventoryEvent::Upsert, "agent", pod("more", "10.0.0.8", "{}")), "a");
+    say(5_000, InventoryEvent::Snapshot, "cluster", pod("other", "10.0.0.9", "{}"));
+    say(6_000, InventoryEvent::Upsert, "cluster", pod("more", "10.0.0.8", "{}"));
     assert_eq!(name(index.resolve(ip(POD_A), at(6_000))), "no_owner", "nobody names it any more");
     assert_eq!(name(index.resolve(ip(POD_A), at(4_999))), "a");
 }
@@ -290,15 +302,19 @@ fn a_pod_that_two_writers_tell_of_ends_when_neither_names_it_or_one_tells_its_en
 fn a_writer_that_knows_less_than_before_ends_nothing_that_it_may_not_see() {
     let mut log = Log::default();
     let node = || InventoryRecord {
-        kind: kind::NODE.into(),
+        kind: ObjectKind::Node.into(),
         name: "n".into(),
         addresses: vec!["192.0.2.1".into()],
         ..InventoryRecord::default()
     };
-    log.say(0, EVENT_SNAPSHOT, pod("a", POD_A, "{}"));
-    log.say(0, EVENT_SNAPSHOT, node());
-    log.say(1_000, EVENT_SNAPSHOT, InventoryRecord { scope: SCOPE_PART.into(), ..node() });
-    log.say(2_000, EVENT_UPSERT, InventoryRecord { scope: SCOPE_PART.into(), zone: Some("z".into()), ..node() });
+    log.say(0, InventoryEvent::Snapshot, pod("a", POD_A, "{}"));
+    log.say(0, InventoryEvent::Snapshot, node());
+    log.say(1_000, InventoryEvent::Snapshot, InventoryRecord { scope: Scope::Part.into(), ..node() });
+    log.say(
+        2_000,
+        InventoryEvent::Upsert,
+        InventoryRecord { scope: Scope::Part.into(), zone: Some("z".into()), ..node() },
+    );
     let index = log.index(0);
     assert_eq!(name(index.resolve(ip(POD_A), at(2_000))), "a", "it may not see pods any more");
     assert_eq!(name(index.resolve(ip("198.51.100.7"), at(900))), "external");
@@ -309,18 +325,18 @@ fn a_writer_that_knows_less_than_before_ends_nothing_that_it_may_not_see() {
 fn what_only_a_dead_agent_told_of_ends_with_the_next_full_snapshot() {
     let by = |writer: &str, record| InventoryRecord { node: writer.into(), run_id: writer.into(), ..record };
     let mut index = Index::new(0);
-    let mut say = |time, writer: &str, scope: &str, record| {
+    let mut say = |time, writer: &str, scope: Scope, record| {
         let record = InventoryRecord {
             observed_at: TimestampMs(time),
-            event: EVENT_SNAPSHOT.into(),
+            event: InventoryEvent::Snapshot.into(),
             scope: scope.into(),
             ..record
         };
         index.apply(by(writer, record));
     };
-    say(0, "agent", SCOPE_PART, pod("a", POD_A, "{}"));
-    say(500_000, "cluster", "cluster", pod("other", "10.0.0.9", "{}"));
-    say(1_200_000, "cluster", "cluster", pod("other", "10.0.0.9", "{}"));
+    say(0, "agent", Scope::Part, pod("a", POD_A, "{}"));
+    say(500_000, "cluster", Scope::Cluster, pod("other", "10.0.0.9", "{}"));
+    say(1_200_000, "cluster", Scope::Cluster, pod("other", "10.0.0.9", "{}"));
     index.settle();
     assert_eq!(name(index.resolve(ip(POD_A), at(600_000))), "a", "the agent was heard of late");
     assert_eq!(name(index.resolve(ip(POD_A), at(1_300_000))), "no_owner");
@@ -329,9 +345,9 @@ fn what_only_a_dead_agent_told_of_ends_with_the_next_full_snapshot() {
 #[test]
 fn only_who_knows_the_whole_cluster_can_say_that_an_address_is_outside() {
     let mut log = Log::default();
-    log.say(0, EVENT_SNAPSHOT, InventoryRecord { scope: SCOPE_PART.into(), ..pod("a", POD_A, "{}") });
+    log.say(0, InventoryEvent::Snapshot, InventoryRecord { scope: Scope::Part.into(), ..pod("a", POD_A, "{}") });
     assert_eq!(name(log.index(0).resolve(ip("198.51.100.7"), at(1))), "no_inventory");
-    log.say(1_000, EVENT_SNAPSHOT, InventoryRecord { scope: "cluster".into(), ..pod("a", POD_A, "{}") });
+    log.say(1_000, InventoryEvent::Snapshot, InventoryRecord { scope: "cluster".into(), ..pod("a", POD_A, "{}") });
     assert_eq!(name(log.index(0).resolve(ip("198.51.100.7"), at(999))), "no_inventory");
     assert_eq!(name(log.index(0).resolve(ip("198.51.100.7"), at(1_000))), "external");
     assert_eq!(
@@ -345,20 +361,20 @@ fn only_who_knows_the_whole_cluster_can_say_that_an_address_is_outside() {
 fn a_service_is_dialled_by_address_and_port_whoever_else_has_the_address() {
     let mut log = Log::default();
     let node = InventoryRecord {
-        kind: kind::NODE.into(),
+        kind: ObjectKind::Node.into(),
         name: "node-a".into(),
         addresses: vec!["192.0.2.1".into()],
         ..InventoryRecord::default()
     };
-    log.say(0, EVENT_SNAPSHOT, node);
+    log.say(0, InventoryEvent::Snapshot, node);
     let of = |name: &str, ports| InventoryRecord { name: name.into(), ..service("192.0.2.50", None, ports) };
     let exposed = Port { node_port: Some(30_080), ..port(80, Some("8080"), None) };
     // Two load balancers share an address, and one Service has the node's as an external address.
-    log.say(0, EVENT_SNAPSHOT, of("web", vec![exposed]));
-    log.say(0, EVENT_SNAPSHOT, of("mail", vec![port(25, None, None)]));
+    log.say(0, InventoryEvent::Snapshot, of("web", vec![exposed]));
+    log.say(0, InventoryEvent::Snapshot, of("mail", vec![port(25, None, None)]));
     log.say(
         0,
-        EVENT_SNAPSHOT,
+        InventoryEvent::Snapshot,
         InventoryRecord { addresses: vec!["192.0.2.1".into()], ..of("ext", vec![port(443, None, None)]) },
     );
     let index = log.index(0);
@@ -379,19 +395,23 @@ fn a_pod_is_of_its_top_owner_as_far_as_owners_are_known() {
         ..record
     };
     let workload = |kind: &str, name: &str| InventoryRecord {
-        kind: kind::WORKLOAD.into(),
+        kind: ObjectKind::Workload.into(),
         namespace: Some("demo".into()),
         name: name.into(),
         workload_kind: Some(kind.into()),
         ..InventoryRecord::default()
     };
     let mut log = Log::default();
-    log.say(0, EVENT_SNAPSHOT, owned("Deployment", "web", workload("ReplicaSet", "web-6d5f")));
-    log.say(0, EVENT_SNAPSHOT, owned("CronJob", "nightly", workload("Job", "nightly-1")));
-    log.say(0, EVENT_SNAPSHOT, workload("ReplicaSet", "bare-6d5f"));
-    log.say(0, EVENT_SNAPSHOT, owned("ArgoCD", "argo", workload("Deployment", "argo-server")));
-    log.say(0, EVENT_SNAPSHOT, owned("Deployment", "argo-server", workload("ReplicaSet", "argo-server-6d5f")));
-    log.say(0, EVENT_SNAPSHOT, owned("Job", "circle", workload("Job", "circle")));
+    log.say(0, InventoryEvent::Snapshot, owned("Deployment", "web", workload("ReplicaSet", "web-6d5f")));
+    log.say(0, InventoryEvent::Snapshot, owned("CronJob", "nightly", workload("Job", "nightly-1")));
+    log.say(0, InventoryEvent::Snapshot, workload("ReplicaSet", "bare-6d5f"));
+    log.say(0, InventoryEvent::Snapshot, owned("ArgoCD", "argo", workload("Deployment", "argo-server")));
+    log.say(
+        0,
+        InventoryEvent::Snapshot,
+        owned("Deployment", "argo-server", workload("ReplicaSet", "argo-server-6d5f")),
+    );
+    log.say(0, InventoryEvent::Snapshot, owned("Job", "circle", workload("Job", "circle")));
     let index = log.index(0);
     let of = |kind: &str, name: &str, labels: &str| {
         let (kind, name) = index.workload_of(&owned(kind, name, pod("p", POD_A, labels)));
@@ -413,10 +433,22 @@ fn a_pod_is_of_its_top_owner_as_far_as_owners_are_known() {
 #[test]
 fn a_lease_begins_when_the_object_says_so_and_what_is_over_is_forgotten() {
     let mut log = Log::default();
-    log.say(0, EVENT_SNAPSHOT, InventoryRecord { addresses: vec![], ..pod("a", POD_A, "{}") });
-    log.say(5_000, EVENT_UPSERT, InventoryRecord { lease_start: Some(TimestampMs(3_000)), ..pod("a", POD_A, "{}") });
-    log.say(9_000, EVENT_UPSERT, InventoryRecord { labels: Some("{}".into()), ..pod("stays", "10.0.0.2", "{}") });
-    log.say(9_500, EVENT_DELETE, InventoryRecord { lease_end: Some(TimestampMs(8_000)), ..pod("a", POD_A, "{}") });
+    log.say(0, InventoryEvent::Snapshot, InventoryRecord { addresses: vec![], ..pod("a", POD_A, "{}") });
+    log.say(
+        5_000,
+        InventoryEvent::Upsert,
+        InventoryRecord { lease_start: Some(TimestampMs(3_000)), ..pod("a", POD_A, "{}") },
+    );
+    log.say(
+        9_000,
+        InventoryEvent::Upsert,
+        InventoryRecord { labels: Some("{}".into()), ..pod("stays", "10.0.0.2", "{}") },
+    );
+    log.say(
+        9_500,
+        InventoryEvent::Delete,
+        InventoryRecord { lease_end: Some(TimestampMs(8_000)), ..pod("a", POD_A, "{}") },
+    );
     let mut index = log.index(0);
     assert_eq!(name(index.resolve(ip(POD_A), at(2_999))), "no_owner");
     assert_eq!(name(index.resolve(ip(POD_A), at(3_000))), "a", "before the news of it");
@@ -430,7 +462,7 @@ fn a_lease_begins_when_the_object_says_so_and_what_is_over_is_forgotten() {
     // Its place is taken by another object.
     index.apply(InventoryRecord {
         observed_at: TimestampMs(11_000),
-        event: EVENT_UPSERT.into(),
+        event: InventoryEvent::Upsert.into(),
         ..pod("b", POD_A, "{}")
     });
     assert_eq!(name(index.resolve(ip(POD_A), at(11_000))), "b");
@@ -445,13 +477,13 @@ proptest! {
         length in 0_i64..60,
     ) {
         let mut log = Log::default();
-        log.say(0, EVENT_SNAPSHOT, pod("resident", "10.0.0.99", "{}"));
+        log.say(0, InventoryEvent::Snapshot, pod("resident", "10.0.0.99", "{}"));
         let (mut time, mut truth) = (0, Vec::new());
         for (number, (gap, stay)) in tenancies.into_iter().enumerate() {
             let tenant = format!("pod-{number}");
             let (start, end) = (time + gap, time + gap + stay);
-            log.say(start, "upsert", pod(&tenant, POD_A, "{}"));
-            log.say(end, EVENT_DELETE, pod(&tenant, POD_A, "{}"));
+            log.say(start, InventoryEvent::Upsert, pod(&tenant, POD_A, "{}"));
+            log.say(end, InventoryEvent::Delete, pod(&tenant, POD_A, "{}"));
             truth.push((start, end, tenant));
             time = end;
         }
@@ -479,12 +511,12 @@ proptest! {
         tolerance_ms in 0_i64..8,
     ) {
         let mut log = Log::default();
-        log.say(0, EVENT_SNAPSHOT, service("10.96.0.1", Some(r#"{"app":"web"}"#), vec![port(80, Some("8080"), None)]));
+        log.say(0, InventoryEvent::Snapshot, service("10.96.0.1", Some(r#"{"app":"web"}"#), vec![port(80, Some("8080"), None)]));
         let mut time = 0;
         for (number, (gap, stay)) in tenancies.into_iter().enumerate() {
             let tenant = pod(&format!("pod-{number}"), POD_A, r#"{"app":"web"}"#);
-            log.say(time + gap, EVENT_UPSERT, tenant.clone());
-            log.say(time + gap + stay, EVENT_DELETE, tenant);
+            log.say(time + gap, InventoryEvent::Upsert, tenant.clone());
+            log.say(time + gap + stay, InventoryEvent::Delete, tenant);
             time += gap + stay;
         }
         let index = log.index(tolerance_ms);
@@ -524,12 +556,12 @@ proptest! {
         let service = service("10.96.0.1", Some(r#"{"app":"web"}"#), vec![port(80, Some("8080"), None)]);
         let (mut time, mut said, mut uids) = (0, 0, Vec::new());
         for log in [&mut log, &mut before] {
-            log.say(0, EVENT_SNAPSHOT, service.clone());
+            log.say(0, InventoryEvent::Snapshot, service.clone());
         }
         for (number, (gap, stay)) in tenancies.into_iter().enumerate() {
             let tenant = pod(&format!("pod-{number}"), POD_A, r#"{"app":"web"}"#);
             uids.extend(tenant.uid.clone());
-            for (at, event) in [(time + gap, EVENT_UPSERT), (time + gap + stay, EVENT_DELETE)] {
+            for (at, event) in [(time + gap, InventoryEvent::Upsert), (time + gap + stay, InventoryEvent::Delete)] {
                 log.say(at * TICK_MS, event, tenant.clone());
                 if said < told {
                     before.say(at * TICK_MS, event, tenant.clone());

@@ -8,7 +8,7 @@ use schemas::{
     capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
-    inventory::InventoryRecord,
+    inventory::{InventoryRecord, Scope},
     programs::{PROGRAMS, Program},
     table::TimestampMs,
 };
@@ -31,7 +31,7 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    pub(super) fn new(plan: &Plan, directory: &Path, node: &str, run: u32, time: i64, scope: &'static str) -> Self {
+    pub(super) fn new(plan: &Plan, directory: &Path, node: &str, run: u32, time: i64, scope: Scope) -> Self {
         let run_id = format!("{run:08x}{:024x}", plan.seed).into();
         let origin = Origin { cluster: "generated".into(), node: node.into(), run_id };
         let roll = Roll { size_bytes: u64::MAX, age: Duration::MAX };

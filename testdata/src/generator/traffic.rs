@@ -6,7 +6,7 @@ use anyhow::Result;
 use fastrand::Rng;
 use schemas::{
     flow::FlowRecord,
-    inventory::{InventoryRecord, SCOPE_CLUSTER, SCOPE_PART, kind},
+    inventory::{InventoryRecord, ObjectKind, Scope},
     table::{RttHistogram, TimestampMs},
 };
 
@@ -87,7 +87,7 @@ impl<'a> Traffic<'a> {
         let mut world = World::new(plan);
         let mut rng = Rng::with_seed(plan.seed);
         let calls = calls(plan, &world, &mut rng);
-        let inventory = Agent::new(plan, directory, "_cluster", 0, plan.start.0, SCOPE_CLUSTER);
+        let inventory = Agent::new(plan, directory, "_cluster", 0, plan.start.0, Scope::Cluster);
         // What is there from the start is in the first snapshot.
         world.news.sort_by_key(|(time, ..)| *time);
         Ok(Self {
@@ -230,7 +230,7 @@ impl<'a> Traffic<'a> {
                 (true, false) => {
                     self.runs += 1;
                     let node = &self.world.nodes[usize::from(number)];
-                    let mut new = Agent::new(self.plan, self.directory, node, self.runs, start, SCOPE_PART);
+                    let mut new = Agent::new(self.plan, self.directory, node, self.runs, start, Scope::Part);
                     let known: Vec<InventoryRecord> =
                         self.inventory.log.known().filter(|record| is_of(record, node)).cloned().collect();
                     new.log.replace(known, TimestampMs(start));
@@ -507,7 +507,7 @@ impl<'a> Traffic<'a> {
 }
 
 fn is_of(record: &InventoryRecord, node: &Arc<str>) -> bool {
-    &*record.kind == kind::POD && record.object_node.as_ref() == Some(node)
+    *record.kind == ObjectKind::Pod && record.object_node.as_ref() == Some(node)
 }
 
 /// Whether a CronJob runs in the hour that starts then.

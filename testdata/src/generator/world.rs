@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use schemas::{
-    inventory::{InventoryRecord, kind},
+    inventory::{InventoryRecord, ObjectKind},
     table::{Port, TimestampMs},
 };
 
@@ -241,26 +241,26 @@ impl World {
                 }],
                 cidrs: vec![format!("10.{}.0.0/16", 100 + number).into()],
                 zone: Some(format!("zone-{}", number % ZONES).into()),
-                ..object(kind::NODE, None, name)
+                ..object(ObjectKind::Node, None, name)
             };
             self.tell(time, node, true);
         }
         let services =
-            InventoryRecord { cidrs: vec!["10.96.0.0/16".into()], ..object(kind::SERVICE_CIDR, None, "services") };
+            InventoryRecord { cidrs: vec!["10.96.0.0/16".into()], ..object(ObjectKind::ServiceCidr, None, "services") };
         self.tell(time, services, true);
         let port = |port| Port { name: Some("https".into()), protocol: "tcp".into(), port, ..Port::default() };
         let api = InventoryRecord {
             addresses: vec![API_SERVICE.into()],
             ports: vec![Port { target: Some("6443".into()), ..port(443) }],
             service_type: Some("ClusterIP".into()),
-            ..object(kind::SERVICE, Some("default"), "kubernetes")
+            ..object(ObjectKind::Service, Some("default"), "kubernetes")
         };
         let endpoints = InventoryRecord {
             addresses: vec![CONTROL.into()],
             ports: vec![port(6443)],
             owner_kind: Some("Service".into()),
             owner: Some("kubernetes".into()),
-            ..object(kind::ENDPOINT_SLICE, Some("default"), "kubernetes")
+            ..object(ObjectKind::EndpointSlice, Some("default"), "kubernetes")
         };
         self.tell(time, api, true);
         self.tell(time, endpoints, true);
@@ -277,7 +277,7 @@ impl World {
             ports: vec![Port { protocol: workload.transport.into(), port: workload.port, ..Port::default() }],
             owner_kind: Some("Service".into()),
             owner: Some(Arc::clone(&workload.name)),
-            ..object(kind::ENDPOINT_SLICE, Some(&workload.namespace), &format!("{}-1", workload.name))
+            ..object(ObjectKind::EndpointSlice, Some(&workload.namespace), &format!("{}-1", workload.name))
         };
         self.tell(time, record, !workload.is_removed);
     }
@@ -318,7 +318,7 @@ impl Pod {
     }
 }
 
-fn object(kind: &str, namespace: Option<&str>, name: &str) -> InventoryRecord {
+fn object(kind: ObjectKind, namespace: Option<&str>, name: &str) -> InventoryRecord {
     InventoryRecord {
         kind: kind.into(),
         namespace: namespace.map(Into::into),
@@ -338,7 +338,7 @@ fn pod_record(pod: &Pod, namespace: &str, node: &Arc<str>) -> InventoryRecord {
         host_network: Some(false),
         phase: Some("Running".into()),
         lease_start: Some(TimestampMs(pod.start)),
-        ..object(kind::POD, Some(namespace), &pod.name)
+        ..object(ObjectKind::Pod, Some(namespace), &pod.name)
     }
 }
 
@@ -349,7 +349,7 @@ fn owner_record(of_kind: &str, name: &str, namespace: &str, owner: Option<(&str,
         owner_kind: owner.map(|(kind, _)| kind.into()),
         owner: owner.map(|(_, name)| Arc::clone(name)),
         selector: Some(format!(r#"{{"matchLabels":{{"app":"{app}"}}}}"#).into()),
-        ..object(kind::WORKLOAD, Some(namespace), name)
+        ..object(ObjectKind::Workload, Some(namespace), name)
     }
 }
 
@@ -365,7 +365,7 @@ fn service_record(workload: &Workload) -> InventoryRecord {
         ports: vec![port],
         selector: Some(format!(r#"{{"app":"{}"}}"#, workload.name).into()),
         service_type: Some("ClusterIP".into()),
-        ..object(kind::SERVICE, Some(&workload.namespace), &workload.name)
+        ..object(ObjectKind::Service, Some(&workload.namespace), &workload.name)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use schemas::{
     index::{Index, Span},
-    inventory::{EVENT_SNAPSHOT, kind},
+    inventory::{InventoryEvent, ObjectKind},
     programs::{PROGRAMS, Pods, Program},
     table::TimestampMs,
 };
@@ -52,9 +52,9 @@ impl Gaps {
     /// Those of the capture in which nodes were there.
     pub(super) fn new(index: &Index, watches: &HashMap<&str, Vec<&Watch>>, capture: Span) -> Self {
         let mut nodes: BTreeMap<&Arc<str>, Vec<Span>> = BTreeMap::new();
-        for (node, span) in index.intervals(kind::NODE) {
+        for (node, span) in index.intervals(ObjectKind::Node) {
             // What a list names may have been there before.
-            let from = if &*node.event == EVENT_SNAPSHOT { capture.from } else { span.from.max(capture.from) };
+            let from = if *node.event == InventoryEvent::Snapshot { capture.from } else { span.from.max(capture.from) };
             let span = Span { from, to: span.to.min(capture.to) };
             if span.from >= span.to {
                 continue;

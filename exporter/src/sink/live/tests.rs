@@ -37,7 +37,7 @@ struct Listening {
     receiver: Receiver<Bytes>,
 }
 
-fn listening(scope: Scope) -> Listening {
+fn listening(scope: ClientScope) -> Listening {
     let hub = Arc::new(Hub::new(Arc::new(Telemetry::new())));
     let mut sink = LiveSink::new(Arc::clone(&hub), Account::default());
     sink.take(Order::Inventory(Box::new(pod("demo", "web"))), NOW);
@@ -50,7 +50,7 @@ fn listening(scope: Scope) -> Listening {
 }
 
 fn pod(namespace: &str, name: &str) -> InventoryRecord {
-    let (kind, event, scope) = ("Pod".into(), "upsert".into(), SCOPE_CLUSTER.into());
+    let (kind, event, scope) = ("Pod".into(), "upsert".into(), Scope::Cluster.into());
     InventoryRecord {
         kind,
         event,
@@ -90,7 +90,7 @@ const NOW: TimestampMs = TimestampMs(1_772_359_200_000);
 
 #[test]
 fn what_a_client_does_not_take_is_counted_in_its_own_health() {
-    let Listening { mut sink, line, mut receiver } = listening(Scope::default());
+    let Listening { mut sink, line, mut receiver } = listening(ClientScope::default());
     let rows = 20_000;
     for number in 0..rows {
         sink.take(flow("demo", number), NOW);
@@ -115,7 +115,7 @@ fn what_a_client_does_not_take_is_counted_in_its_own_health() {
 #[test]
 fn a_client_sees_its_namespaces_and_no_others() {
     let namespaces = Some(BTreeSet::from(["demo".into()]));
-    let Listening { mut sink, line, mut receiver } = listening(Scope { namespaces, has_whole_inventory: false });
+    let Listening { mut sink, line, mut receiver } = listening(ClientScope { namespaces, has_whole_inventory: false });
     sink.take(flow("demo", 0), NOW);
     sink.take(flow("other", 1), NOW);
     sink.take(Order::Inventory(Box::new(pod("other", "late"))), NOW);
@@ -138,18 +138,18 @@ fn a_client_sees_its_namespaces_and_no_others() {
 #[test]
 fn who_is_told_all_of_the_inventory_knows_all_that_the_agent_does() {
     for (namespaces, has_whole_inventory, expected) in
-        [(None, false, SCOPE_CLUSTER), (Some("demo"), true, SCOPE_CLUSTER), (Some("demo"), false, SCOPE_PART)]
+        [(None, false, Scope::Cluster), (Some("demo"), true, Scope::Cluster), (Some("demo"), false, Scope::Part)]
     {
         let namespaces = namespaces.map(|name| BTreeSet::from([name.into()]));
-        let Listening { line, mut receiver, .. } = listening(Scope { namespaces, has_whole_inventory });
+        let Listening { line, mut receiver, .. } = listening(ClientScope { namespaces, has_whole_inventory });
         let told = take(&mut receiver, &line).inventory;
-        assert!(!told.is_empty() && told.iter().all(|row| &*row.scope == expected), "{expected}: {told:?}");
+        assert!(!told.is_empty() && told.iter().all(|row| *row.scope == expected), "{expected}: {told:?}");
     }
 }
 
 #[test]
 fn a_stream_ends_with_the_window_that_the_client_ended_in() {
-    let Listening { mut sink, line, mut receiver } = listening(Scope::default());
+    let Listening { mut sink, line, mut receiver } = listening(ClientScope::default());
     line.finish_at_ms.store(NOW.0 + 1500, Ordering::Relaxed);
     sink.take(health(NOW.0 + 1000), NOW);
     sink.take(flow("demo", 0), NOW);

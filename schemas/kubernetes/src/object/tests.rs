@@ -195,7 +195,8 @@ fn owners_tell_their_kind_their_selector_and_their_own_owner() {
         Some(r#"{"matchLabels":{"app":"old"}}"#),
         "a map becomes a LabelSelector"
     );
-    let range = Resource::cluster().into_iter().find(|resource| resource.kind == kind::SERVICE_CIDR).expect("watched");
+    let range =
+        Resource::cluster().into_iter().find(|resource| resource.kind == ObjectKind::ServiceCidr).expect("watched");
     let range =
         recorded(&range, &json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": ["10.96.0.0/16"] } }));
     assert_eq!(texts(&range.cidrs), ["10.96.0.0/16"]);
