@@ -1,5 +1,7 @@
 //! Communications: who talked to whom on which port, over the whole capture, with the evidence.
 
+mod direction;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -10,6 +12,8 @@ use std::{
 use roaring::RoaringBitmap;
 use schemas::{index::Index, inventory::InventoryRecord, table::TimestampMs};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use direction::{Direction, PerDirection};
 
 /// All communications of a capture, ordered by who talks to whom.
 pub(crate) type Communications = BTreeMap<Edge, Evidence>;
@@ -189,25 +193,6 @@ pub(crate) struct Workload {
     pub(crate) name: Arc<str>,
     /// Its kind.
     pub(crate) kind: Arc<str>,
-}
-
-/// A side of a communication, as a workload and its policy see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Direction {
-    Ingress,
-    Egress,
-}
-
-impl Direction {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
-
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        }
-    }
 }
 
 impl Workload {

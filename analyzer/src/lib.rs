@@ -1,19 +1,23 @@
 //! Flowscribe's batch analyzer.
 //!
 //! ```text
-//! *.parquet ──identity──► Index ──┐
-//!           ──runs──► Vec<Run> ───┤
-//!           ──edge──► Communications ──sets──► Sets ──policy──► PolicySet ──report──► YAML, files, evidence
-//!           │                                                       └──regenerate──► directory, ConfigMap, Git
-//!           │                                    └──► replay ◄─┘ what would be denied, what was never seen
-//!           └───────────────── tables: all of it in SQL
-//!
-//! manifests ──► NetworkPolicies, Population ──netpol──► connectivity, diff, verify
+//! cli ──► commands ──► publish   a directory, ConfigMap, Git, a cluster
+//!            │ └─────► tables    everything in SQL
+//!            ▼
+//!          policy                what a policy may say
+//!            ▼
+//!          netpol                what policies mean, whoever wrote them; what they would deny
+//!            ▼
+//!           sets                 what is believed of the communications of every workload
+//!            ▼
+//!          capture               files, what agents say of their recording, and who had which address when
+//!            ▼
+//!           edge                 who talked to whom, from rows of flows
 //! ```
 //!
-//! `edge` reads the flows, `sets` tells what is believed of them, `policy` what a policy may say; a capture is all they
-//! know. `netpol` knows what policies mean, whoever wrote them, and nothing of how ours are made. `inventory` talks to a
-//! cluster, `receive` and `import` take what agents sent by OTLP; they only write. Only `apply` changes a cluster.
+//! Each imports what is below it and nothing above. Most commands begin in `commands::learned`: a capture is opened, sets
+//! are learned, and policies of them are tried on the capture before anybody sees them. Only `apply` and `regenerate`
+//! change a cluster; `inventory`, `monitor`, `receive` and `import` write captures.
 
 mod capture;
 mod cli;

@@ -33,7 +33,7 @@ use k8s_openapi::{
 use roaring::RoaringBitmap;
 use schemas::inventory::Labels;
 
-use crate::communication::Direction;
+use crate::communication::{Direction, PerDirection};
 pub(crate) use blocks::{ranges, size};
 pub(crate) use connections::{Connections, Transport};
 pub(crate) use difference::{Difference, DifferenceError, compare, is_valid, supposed, with_former};
@@ -71,7 +71,7 @@ pub(crate) struct Enforcement<'a> {
     subjects: &'a [Subject],
     policies: Vec<Policy>,
     /// By subject: the policies that isolate it, for ingress and for egress.
-    isolating: Vec<[Vec<usize>; 2]>,
+    isolating: Vec<PerDirection<Vec<usize>>>,
 }
 
 /// Why a policy can't be in force: the API server would refuse it.
@@ -93,7 +93,7 @@ pub(crate) struct Denial {
 
 struct Policy {
     path: Arc<str>,
-    rules: [Vec<Rule>; 2],
+    rules: PerDirection<Vec<Rule>>,
 }
 
 struct Rule {
@@ -156,7 +156,7 @@ impl<'a> Enforcement<'a> {
                     for direction in directions {
                         for subject in &selected {
                             let number = enforcement.policies.len();
-                            enforcement.isolating[subject as usize][direction as usize].push(number);
+                            enforcement.isolating[subject as usize][direction].push(number);
                         }
                     }
                     enforcement.policies.push(compiled);
@@ -181,7 +181,7 @@ impl<'a> Enforcement<'a> {
         let sides = [(Direction::Egress, from, to), (Direction::Ingress, to, from)];
         let denial = |(direction, own, peer): (Direction, Party, Party)| {
             let isolating = self.isolating(direction, own);
-            let mut rules = isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction as usize]);
+            let mut rules = isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction]);
             let allows = |rule: &Rule| {
                 rule.concerns(peer)
                     && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(|p| p.has(transport, port, self.of(to))))
@@ -218,12 +218,12 @@ impl<'a> Enforcement<'a> {
 
     /// The subjects that some rule about an isolated subject names as peers in a direction; `None` where it is open.
     fn named(&self, subject: usize, direction: Direction) -> Option<RoaringBitmap> {
-        let isolating = &self.isolating[subject][direction as usize];
+        let isolating = &self.isolating[subject][direction];
         if isolating.is_empty() {
             return None;
         }
         let mut peers = RoaringBitmap::new();
-        for rule in isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction as usize]) {
+        for rule in isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction]) {
             match &rule.peers {
                 Some(named) => peers |= &named.subjects,
                 None => return Some((0..self.subjects.len() as u32).collect()),
@@ -233,32 +233,32 @@ impl<'a> Enforcement<'a> {
     }
 
     /// The directions in which any policy isolates a subject.
-    pub(crate) fn isolated(&self, subject: usize) -> [bool; 2] {
-        Direction::ALL.map(|direction| !self.isolating[subject][direction as usize].is_empty())
+    pub(crate) fn isolated(&self, subject: usize) -> PerDirection<bool> {
+        PerDirection::new(|direction| !self.isolating[subject][direction].is_empty())
     }
 
     /// The policies that limit a subject, as namespace/name; those that do so in both directions twice.
     pub(crate) fn selecting(&self, subject: usize) -> impl Iterator<Item = &str> {
-        self.isolating[subject].iter().flatten().map(|policy| &*self.policies[*policy].path)
+        self.isolating[subject].values().flatten().map(|policy| &*self.policies[*policy].path)
     }
 
     /// The address blocks, without their exceptions, that the rules about a subject name in a direction.
     pub(crate) fn blocks_of(&self, subject: usize, direction: Direction) -> impl Iterator<Item = IpNet> {
-        let isolating = self.isolating[subject][direction as usize].iter();
-        let rules = isolating.flat_map(move |policy| &self.policies[*policy].rules[direction as usize]);
+        let isolating = self.isolating[subject][direction].iter();
+        let rules = isolating.flat_map(move |policy| &self.policies[*policy].rules[direction]);
         rules.filter_map(|rule| rule.peers.as_ref()).flat_map(|peers| peers.blocks.iter().map(|block| block.cidr))
     }
 
     /// Every address range that a policy in force tells apart from others in a direction.
     pub(crate) fn blocks(&self, direction: Direction) -> impl Iterator<Item = IpNet> {
-        let rules = self.policies.iter().flat_map(move |policy| &policy.rules[direction as usize]);
+        let rules = self.policies.iter().flat_map(move |policy| &policy.rules[direction]);
         let blocks = rules.filter_map(|rule| rule.peers.as_ref()).flat_map(|peers| &peers.blocks);
         blocks.flat_map(|block| block.except.iter().chain([&block.cidr]).copied())
     }
 
     fn isolating(&self, direction: Direction, party: Party) -> &[usize] {
         match party {
-            Party::Subject(subject) => &self.isolating[subject][direction as usize],
+            Party::Subject(subject) => &self.isolating[subject][direction],
             Party::Address(_) => &[],
         }
     }
@@ -270,7 +270,7 @@ impl<'a> Enforcement<'a> {
             return Connections::all();
         }
         let mut allowed = Connections::default();
-        for rule in isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction as usize]) {
+        for rule in isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction]) {
             if !rule.concerns(peer) {
                 continue;
             }
@@ -373,11 +373,11 @@ impl Scope<'_> {
         let egress = spec.egress.iter().flatten().map(|rule| (&rule.to, &rule.ports));
         let rule =
             |(peers, ports): (&Option<Vec<_>>, &Option<Vec<_>>)| self.rule(namespace, peers.as_ref(), ports.as_ref());
-        let rules =
-            [ingress.map(rule).collect::<Result<Vec<_>, _>>()?, egress.map(rule).collect::<Result<Vec<_>, _>>()?];
+        let rules: PerDirection<Vec<Rule>> =
+            PerDirection::of(ingress.map(rule).collect::<Result<_, _>>()?, egress.map(rule).collect::<Result<_, _>>()?);
         // What the API server fills in where the types are left out.
         let directions = match spec.policy_types.as_deref() {
-            None | Some([]) if rules[1].is_empty() => vec![Direction::Ingress],
+            None | Some([]) if rules[Direction::Egress].is_empty() => vec![Direction::Ingress],
             None | Some([]) => vec![Direction::Ingress, Direction::Egress],
             Some(types) => types.iter().map(|name| direction(name)).collect::<Result<Vec<_>, _>>()?,
         };

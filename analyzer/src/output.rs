@@ -63,6 +63,11 @@ macro_rules! notes {
 }
 pub(crate) use {note, notes};
 
+/// Says what of an input is not used, and why, a line each.
+pub(crate) fn skipped(problems: impl IntoIterator<Item: fmt::Display>) {
+    problems.into_iter().for_each(|problem| note!("skipped {problem}"));
+}
+
 /// Writes a note and its end to standard error.
 pub(crate) fn say(text: fmt::Arguments<'_>, end: &str) {
     let _ = write!(io::stderr(), "{text}{end}");

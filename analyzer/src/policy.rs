@@ -31,7 +31,7 @@ use schemas::{
 
 use crate::{
     capture::Names,
-    communication::{Direction, Edge, Endpoint, Evidence, Workload},
+    communication::{Direction, Edge, Endpoint, Evidence, PerDirection, Workload},
     netpol::{is_sound, population::Population},
     sets::{Fate, Sets, Status},
 };
@@ -159,7 +159,7 @@ struct Draft<'a> {
     /// Whom names are asked of.
     dns: BTreeSet<(Peer, Port)>,
     asks_names: BTreeSet<Workload>,
-    rules: BTreeMap<Workload, [Rules<'a>; 2]>,
+    rules: BTreeMap<Workload, PerDirection<Rules<'a>>>,
     /// Namespaces that were deleted: no server takes a policy of them.
     gone: BTreeSet<Arc<str>>,
 }
@@ -253,7 +253,7 @@ impl<'a> Draft<'a> {
             self.withhold(workload, direction, format!("{end} has no usable labels to select it by"));
             return None;
         };
-        let known = rules[direction as usize].entry(peer.clone()).or_default();
+        let known = rules[direction].entry(peer.clone()).or_default();
         for port in ports {
             known.entry(port.clone()).or_default().insert(edge);
         }
@@ -302,7 +302,7 @@ impl<'a> Draft<'a> {
             if self.wish.namespace_defaults && !open.contains_key(&workload.namespace) {
                 let shared = shared.entry(Arc::clone(&workload.namespace)).or_default();
                 if directions.contains(&Direction::Egress) {
-                    add(shared, take(&mut rules[Direction::Egress as usize], &self.dns));
+                    add(shared, take(&mut rules[Direction::Egress], &self.dns));
                 }
             }
             let subject =
@@ -330,7 +330,10 @@ impl<'a> Draft<'a> {
     }
 
     /// The workloads that anything is left open for, by namespace: what holds for all of it would cut them off.
-    fn left_open(&mut self, rules: &BTreeMap<Workload, [Rules<'a>; 2]>) -> BTreeMap<Arc<str>, BTreeSet<Workload>> {
+    fn left_open(
+        &mut self,
+        rules: &BTreeMap<Workload, PerDirection<Rules<'a>>>,
+    ) -> BTreeMap<Arc<str>, BTreeSet<Workload>> {
         let silent = self.silent(rules).into_iter().filter(|workload| self.is_unsure(workload));
         let mut open: Vec<Workload> = silent.cloned().collect();
         for workload in rules.keys() {
@@ -346,7 +349,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The workloads of wanted namespaces that have no rules.
-    fn silent(&self, rules: &BTreeMap<Workload, [Rules<'a>; 2]>) -> BTreeSet<&'a Workload> {
+    fn silent(&self, rules: &BTreeMap<Workload, PerDirection<Rules<'a>>>) -> BTreeSet<&'a Workload> {
         let members = self.population.members.iter().filter(|member| member.is_current);
         let workloads = members.map(|member| &member.workload);
         workloads.filter(|workload| self.wish.wants(workload) && !rules.contains_key(workload)).collect()
@@ -360,13 +363,13 @@ impl<'a> Draft<'a> {
     }
 
     /// What a person should know of workloads that have rules, and of those that have none.
-    fn tell(&mut self, rules: &BTreeMap<Workload, [Rules<'a>; 2]>) {
+    fn tell(&mut self, rules: &BTreeMap<Workload, PerDirection<Rules<'a>>>) {
         for (source, attempts) in std::mem::take(&mut self.failed) {
             self.findings.insert(Finding::FailedOnly { source: source.to_string(), attempts });
         }
         for (workload, directions) in rules {
             let egress = (workload.clone(), Direction::Egress);
-            let sends = !directions[Direction::Egress as usize].is_empty() && !self.withheld.contains_key(&egress);
+            let sends = !directions[Direction::Egress].is_empty() && !self.withheld.contains_key(&egress);
             if sends && !self.asks_names.contains(workload) {
                 self.findings.insert(Finding::NoNames { workload: workload.clone() });
             }
@@ -404,12 +407,12 @@ impl<'a> Draft<'a> {
     fn annotations(
         &self,
         workload: &Workload,
-        rules: &[Rules<'a>; 2],
+        rules: &PerDirection<Rules<'a>>,
         directions: &[Direction],
     ) -> BTreeMap<String, String> {
         let told = directions.iter().flat_map(|direction| {
             let edges: BTreeSet<&Edge> =
-                rules[*direction as usize].values().flat_map(BTreeMap::values).flatten().copied().collect();
+                rules[*direction].values().flat_map(BTreeMap::values).flatten().copied().collect();
             let lines = edges.into_iter().map(|edge| format!("{} {edge}\n", direction.as_str()));
             [format!("{}\n", direction.as_str())].into_iter().chain(lines).collect::<Vec<_>>()
         });
@@ -436,11 +439,11 @@ impl<'a> Draft<'a> {
         for (namespace, dns) in shared {
             let of_all = |name| Subject { name, namespace: &namespace, selector: LabelSelector::default() };
             if !dns.is_empty() {
-                let both = [Rules::new(), dns];
+                let both = PerDirection::of(Rules::new(), dns);
                 let (policy, rules) = policy(of_all("allow-dns"), &both, &[Direction::Egress], BTreeMap::new());
                 policies.push(Written { workload: None, policy, rules });
             }
-            let none = [Rules::new(), Rules::new()];
+            let none = PerDirection::default();
             let directions: Vec<Direction> = self.wish.directions.iter().copied().collect();
             let (policy, rules) = policy(of_all("default-deny"), &none, &directions, BTreeMap::new());
             policies.push(Written { workload: None, policy, rules });

@@ -32,7 +32,7 @@ pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
 
 use crate::{
     capture::health::Run,
-    communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload},
+    communication::{Communications, Direction, Edge, Endpoint, Evidence, PerDirection, Workload},
 };
 use exposure::Exposure;
 
@@ -70,7 +70,7 @@ pub(crate) struct Set {
     pub(crate) status: Status,
     pub(crate) reason: String,
     /// The same of its ingress and of its egress.
-    pub(crate) directions: [(Status, String); 2],
+    pub(crate) directions: PerDirection<(Status, String)>,
     /// How much of what it does has been seen.
     pub(crate) completeness: Completeness,
     /// Since when the set is what it is.

@@ -80,9 +80,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     if capture.open.files.is_empty() {
         return Err(ApplyError::NoCapture);
     }
-    for problem in &capture.open.problems {
-        note!("skipped {problem}");
-    }
+    output::skipped(&capture.open.problems);
     capture.check(input, &reach.namespaces)?;
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };
     verify(&plan, &capture, &terms)?;

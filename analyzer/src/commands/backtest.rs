@@ -31,7 +31,7 @@ use crate::{
         population::Population,
         replay::{self, Denied, Terms},
     },
-    output::{self, OutputError, note},
+    output::{self, OutputError},
     policy::{self, PolicyError, Wish},
     sets::{Estimate, Fate, Sets},
 };
@@ -161,9 +161,7 @@ pub(crate) async fn run(args: &BacktestArgs) -> Result<(), BacktestError> {
         BacktestFormat::Json => serde_json::to_string_pretty(&tried)? + "\n",
     };
     output::write(&text, output.as_deref())?;
-    for problem in &capture.problems {
-        note!("skipped {problem}");
-    }
+    output::skipped(&capture.problems);
     Ok(())
 }
 

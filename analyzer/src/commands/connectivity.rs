@@ -12,7 +12,7 @@ use crate::{
         manifests::{Manifests, ManifestsError},
         ranges,
     },
-    output::{self, OutputError, note},
+    output::{self, OutputError},
 };
 
 /// Why connectivity can't be listed.
@@ -51,9 +51,7 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
         ConnectivityFormat::Json => format!("{:#}\n", list.iter().map(object).collect::<Value>()),
     };
     output::write(&text, output.as_deref())?;
-    for problem in manifests.problems.iter().chain(&invalid) {
-        note!("skipped {problem}");
-    }
+    output::skipped(manifests.problems.iter().chain(&invalid));
     if invalid.is_empty() && manifests.problems.is_empty() { Ok(()) } else { Err(ConnectivityError::Invalid) }
 }
 

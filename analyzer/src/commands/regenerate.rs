@@ -166,9 +166,7 @@ async fn regenerate(
     let place = place(args, client)?;
     let last = place.read().await?;
     let capture = Capture::read(&args.input, &args.learn).await?;
-    for problem in &capture.open.problems {
-        note!("skipped {problem}");
-    }
+    output::skipped(&capture.open.problems);
     if capture.open.files.is_empty() {
         return Err(RegenerateError::NoCapture(args.input.told()));
     }

@@ -5,7 +5,7 @@ use crate::{
     capture::{OpenCapture, OpenError},
     cli::{SetsArgs, SetsFormat},
     communication::Workload,
-    output::{self, OutputError, note, notes},
+    output::{self, OutputError, notes},
     sets::{self, EncodeError},
 };
 
@@ -40,9 +40,7 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
         SetsFormat::Json => format!("{}\n", serde_json::to_string_pretty(&sets.json(is_wanted)?)?),
     };
     output::write(&text, output.as_deref())?;
-    for problem in &capture.problems {
-        note!("skipped {problem}");
-    }
+    output::skipped(&capture.problems);
     notes!("{}{}", capture.overlaps.text(), sets.idle_remarks());
     Ok(())
 }

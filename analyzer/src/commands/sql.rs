@@ -13,7 +13,7 @@ use super::learned::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
     cli::{Format, SqlArgs},
-    output::{self, OutputError, ResultWriter, note},
+    output::{self, OutputError, ResultWriter},
     tables::{self, Session, SessionError},
 };
 
@@ -100,9 +100,7 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         Ok(writers)
     };
     let writers = capture.read(read).await?;
-    for problem in &capture.problems {
-        note!("skipped {problem}");
-    }
+    output::skipped(&capture.problems);
     for (number, writer) in writers.into_iter().enumerate() {
         if number > 0 {
             output::write("\n", None)?;

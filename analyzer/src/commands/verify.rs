@@ -12,7 +12,7 @@ use crate::{
         manifests::{Manifests, ManifestsError},
         replay::{self, Denied, Excuse, Terms, Verdict},
     },
-    output::{self, OutputError, note},
+    output::{self, OutputError},
     publish::plan::{self, ClusterError},
     sets::Status,
 };
@@ -57,9 +57,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
         VerifyFormat::Json => format!("{:#}\n", as_json(&verdict)),
     };
     output::write(&text, output.as_deref())?;
-    for problem in problems.iter().cloned().chain(capture.open.problems.iter().map(ToString::to_string)) {
-        note!("skipped {problem}");
-    }
+    output::skipped(problems.iter().cloned().chain(capture.open.problems.iter().map(ToString::to_string)));
     let is_judged = verdict.judged > 0;
     let is_wrong = match strict {
         true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),

@@ -165,9 +165,9 @@ pub(crate) fn compare(
     let mut difference = Difference::default();
     let workload = |subject: usize| &population.members[subject].workload;
     for subject in 0..subjects.len() {
-        for (direction, (was, is)) in
-            Direction::ALL.into_iter().zip(old.isolated(subject).into_iter().zip(new.isolated(subject)))
-        {
+        let [was, is] = [&old, &new].map(|enforcement| enforcement.isolated(subject));
+        for direction in Direction::ALL {
+            let (was, is) = (was[direction], is[direction]);
             if was != is {
                 let changed = if is { &mut difference.closed } else { &mut difference.opened };
                 changed.insert((workload(subject).clone(), direction));
@@ -175,8 +175,7 @@ pub(crate) fn compare(
         }
     }
     let is_open = |enforcement: &Enforcement<'_>, source: usize, destination: usize| {
-        !enforcement.isolated(source)[Direction::Egress as usize]
-            && !enforcement.isolated(destination)[Direction::Ingress as usize]
+        !enforcement.isolated(source)[Direction::Egress] && !enforcement.isolated(destination)[Direction::Ingress]
     };
     let mut ends: BTreeMap<(End, End), [Connections; 2]> = BTreeMap::new();
     let mut add = |from: End, to: End, allowed: [Connections; 2]| {
@@ -196,7 +195,7 @@ pub(crate) fn compare(
     for direction in Direction::ALL {
         for (first, last) in ranges(old.blocks(direction).chain(new.blocks(direction))) {
             for subject in 0..subjects.len() {
-                if [&old, &new].map(|e| e.isolated(subject)[direction as usize]) != [true, true] {
+                if [&old, &new].map(|e| e.isolated(subject)[direction]) != [true, true] {
                     continue;
                 }
                 let own = End::Workload(workload(subject).clone());

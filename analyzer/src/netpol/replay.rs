@@ -218,7 +218,8 @@ impl<'a> Replay<'a, '_> {
     fn workloads(&self) -> (usize, usize) {
         let mut limited: BTreeMap<&Workload, bool> = BTreeMap::new();
         for (number, member) in self.population.members.iter().enumerate().filter(|(_, member)| member.is_current) {
-            *limited.entry(&member.workload).or_default() |= self.enforcement.isolated(number).contains(&true);
+            *limited.entry(&member.workload).or_default() |=
+                self.enforcement.isolated(number).values().any(|is_isolated| *is_isolated);
         }
         (limited.len(), limited.values().filter(|is_limited| !**is_limited).count())
     }

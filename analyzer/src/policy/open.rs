@@ -30,7 +30,7 @@ impl Draft<'_> {
                 if !self.wants(&workload) {
                     continue;
                 }
-                let rules = &mut self.rules.entry(workload).or_default()[Direction::Ingress as usize];
+                let rules = &mut self.rules.entry(workload).or_default()[Direction::Ingress];
                 let mut edges = BTreeSet::new();
                 rules.retain(|peer, ports| {
                     if matches!(peer, Peer::Block { is_node: false, .. }) {

@@ -46,7 +46,7 @@ impl Draft<'_> {
                     self.withhold(workload, direction, reason);
                     continue;
                 }
-                let (status, reason) = &set.directions[direction as usize];
+                let (status, reason) = &set.directions[direction];
                 if *status == Status::Stable || !self.wish.directions.contains(&direction) {
                     continue;
                 }
@@ -95,7 +95,7 @@ impl Draft<'_> {
         let mut crowded = Vec::new();
         for (workload, directions) in &mut self.rules {
             for direction in Direction::ALL {
-                let rules = &mut directions[direction as usize];
+                let rules = &mut directions[direction];
                 let mut by_ports: BTreeMap<BTreeSet<Port>, BTreeSet<IpAddr>> = BTreeMap::new();
                 for (peer, ports) in rules.iter() {
                     if let Peer::Block { cidr, is_node: false } = peer {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     capture::Names,
-    communication::{Direction, Edge},
+    communication::{Direction, Edge, PerDirection},
     netpol::marks,
 };
 
@@ -30,14 +30,14 @@ pub(super) struct Subject<'s> {
 /// A policy of some directions, and what was observed for each of its rules.
 pub(super) fn policy<'a>(
     subject: Subject<'_>,
-    rules: &[Rules<'a>; 2],
+    rules: &PerDirection<Rules<'a>>,
     directions: &[Direction],
     annotations: BTreeMap<String, String>,
 ) -> (NetworkPolicy, Vec<(Direction, BTreeSet<&'a Edge>)>) {
     let Subject { name, namespace, selector } = subject;
     let mut observed = Vec::new();
     let mut list = |direction: Direction| -> Vec<_> {
-        let rules = Some(&rules[direction as usize]).filter(|_| directions.contains(&direction));
+        let rules = Some(&rules[direction]).filter(|_| directions.contains(&direction));
         let mut written = Vec::new();
         for Rule { ports, peers } in rules.map(shortest).unwrap_or_default() {
             let edges = rules.into_iter().flatten().filter(|(peer, _)| peers.contains(peer)).flat_map(|(_, of)| of);
@@ -96,9 +96,9 @@ pub(super) fn add<'a>(rules: &mut Rules<'a>, more: Rules<'a>) {
 }
 
 /// The names that were seen for the blocks of rules.
-pub(super) fn names_of(rules: &[Rules<'_>; 2], names: &Names) -> BTreeMap<String, BTreeSet<String>> {
+pub(super) fn names_of(rules: &PerDirection<Rules<'_>>, names: &Names) -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for peer in rules.iter().flat_map(BTreeMap::keys) {
+    for peer in rules.values().flat_map(BTreeMap::keys) {
         let Peer::Block { cidr, is_node: false } = peer else { continue };
         let within = names.range(cidr.network()..=cidr.broadcast()).flat_map(|(_, names)| names.iter().cloned());
         let within: BTreeSet<String> = within.collect();

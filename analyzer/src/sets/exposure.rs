@@ -22,7 +22,7 @@ pub(crate) use gaps::{GapRow, named};
 use super::CRON_JOB;
 use crate::{
     capture::health::{Run, Watch},
-    communication::{Communications, Direction, Endpoint, Workload},
+    communication::{Communications, Direction, Endpoint, PerDirection, Workload},
 };
 use gaps::{Gaps, covered};
 
@@ -80,7 +80,7 @@ pub(crate) struct Time {
     pub(crate) until: TimestampMs,
     pub(crate) pods: u64,
     /// By direction, how much of the time observed was without all programs, in milliseconds.
-    incomplete_ms: [i64; 2],
+    incomplete_ms: PerDirection<i64>,
     /// Why, by name of the program.
     unrecorded: BTreeMap<&'static str, Unrecorded>,
 }
@@ -218,12 +218,12 @@ impl Time {
     /// Part of its pods' time in which all of a direction was observed; `None` if none ran.
     pub(crate) fn coverage_of(&self, direction: Direction) -> Option<f64> {
         let (ran, observed) = self.sums();
-        (ran > 0).then(|| (observed - self.incomplete_ms[direction as usize]) as f64 / ran as f64)
+        (ran > 0).then(|| (observed - self.incomplete_ms[direction]) as f64 / ran as f64)
     }
 
     /// Whether some of a direction was not recorded while its pods were observed.
-    pub(crate) const fn is_incomplete(&self, direction: Direction) -> bool {
-        self.incomplete_ms[direction as usize] > 0
+    pub(crate) fn is_incomplete(&self, direction: Direction) -> bool {
+        self.incomplete_ms[direction] > 0
     }
 
     /// Traffic of a direction that was not recorded, as programs were missing, each with the part of its pods' time.
@@ -273,7 +273,7 @@ impl Time {
             observed_ms - length_ms(covered(span, recorded().filter(|watch| !lacks(watch))))
         };
         for direction in Direction::ALL {
-            self.incomplete_ms[direction as usize] += without(&|program| is_of(program, direction));
+            self.incomplete_ms[direction] += without(&|program| is_of(program, direction));
         }
         for program in missing.values().copied() {
             let time_ms = without(&|other| other.name == program.name);

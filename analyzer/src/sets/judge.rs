@@ -9,7 +9,7 @@ use super::{
     CRON_JOB, Completeness, Entry, Fate, Set, Status, Thresholds, exposure::Exposure, hours_from,
     recurrence::Recurrence,
 };
-use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
+use crate::communication::{Direction, Edge, Endpoint, Evidence, PerDirection, Workload};
 
 pub(super) struct Judge<'a> {
     pub(super) index: &'a Index,
@@ -98,12 +98,13 @@ impl Judge<'_> {
             });
             appeared.into_iter().chain(decayed)
         };
-        let [ingress, egress] = Direction::ALL.map(|direction| {
+        let changed = PerDirection::new(|direction| {
             let learned = entries.iter().filter(allowed).filter(|entry| entry.direction == direction);
             learned.flat_map(changes).max()
         });
-        let directions = [&ingress, &egress].map(|change| self.set_status(workload, &exposed, change.as_ref()));
-        let change = ingress.max(egress);
+        let directions =
+            PerDirection::new(|direction| self.set_status(workload, &exposed, changed[direction].as_ref()));
+        let change = changed.values().max().cloned().flatten();
         let since = change.as_ref().map(|(hour, _)| Hour::of_bit(*hour).start());
         let (status, reason) = self.set_status(workload, &exposed, change.as_ref());
         entries.sort_by(|a, b| (a.direction, &a.edge).cmp(&(b.direction, &b.edge)));

@@ -46,7 +46,7 @@ pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &
             selected.entry(policy).or_default().insert(&member.workload);
         }
         let (isolated, stays) = (now.isolated(number), then.isolated(number));
-        if wish.directions.iter().any(|direction| isolated[*direction as usize] && !stays[*direction as usize]) {
+        if wish.directions.iter().any(|direction| isolated[*direction] && !stays[*direction]) {
             opened.insert(&member.workload);
         }
         if member.is_there || &*member.workload.kind == CRON_JOB {
@@ -57,7 +57,7 @@ pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &
         let known = capture.sets().workloads.get(workload);
         let is_sure = |direction: &Direction| {
             set.withheld.contains_key(&(workload.clone(), *direction))
-                || known.is_some_and(|known| known.directions[*direction as usize].0 == Status::Stable)
+                || known.is_some_and(|known| known.directions[*direction].0 == Status::Stable)
         };
         !opened.contains(workload) && wish.directions.iter().all(is_sure)
     };
