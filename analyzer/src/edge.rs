@@ -13,32 +13,32 @@
 //! This is the one place where rows of flows are not left to SQL: a plan of joins and distinct counts took five times as
 //! long, and memory by the row.
 
-mod block;
+mod all_hours;
+mod dictionary;
+mod flows;
 mod fold;
 mod hour;
-mod known;
+mod hour_cache;
 mod overlap;
+mod overlap_counts;
 mod resolve;
 mod rollup;
 mod row;
-mod series;
-mod summing;
-mod text;
-mod total;
-mod unit;
-mod work;
+mod row_cache;
+mod summing_up;
+mod work_unit;
 
 use std::sync::Arc;
 
 use schemas::{hour::Hour, table::TimestampMs};
 
 use crate::communication::seen_by;
-pub(crate) use block::Block;
+pub(crate) use flows::{Flows, Undirected, WorkError};
 use fold::{EdgeKey, Folder};
 use hour::{HourEdge, HourEdges};
+pub(crate) use hour_cache::Block;
 pub(crate) use overlap::{Overlaps, Recorded};
-pub(crate) use unit::repeats;
-pub(crate) use work::{Flows, Undirected, WorkError};
+pub(crate) use work_unit::repeats;
 
 schemas::table! {
     /// Who talked to whom, one row per edge and hour: both ends are looked up at the time of the flow, and where both

@@ -15,7 +15,7 @@
 //!           edge                 who talked to whom, from rows of flows
 //! ```
 //!
-//! Each imports what is below it and nothing above. Most commands begin in `commands::learned`: a capture is opened, sets
+//! Each imports what is below it and nothing above. Most commands begin in `commands::shared`: a capture is opened, sets
 //! are learned, and policies of them are tried on the capture before anybody sees them. Only `apply` and `regenerate`
 //! change a cluster; `inventory`, `monitor`, `receive` and `import` write captures.
 
@@ -105,7 +105,7 @@ async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
             #[cfg(feature = "ballista")]
             Command::BallistaExecutor(args) => commands::ballista::execute(args).await?,
             Command::Connectivity(args) => commands::connectivity::run(args)?,
-            Command::Explain(args) => commands::report::explain(args).await?,
+            Command::Explain(args) => commands::explain::run(args).await?,
             Command::Backtest(args) => commands::backtest::run(args).await?,
             Command::Verify(args) => return judged(commands::verify::run(args).await?),
             Command::Diff(args) => return judged(commands::diff::run(args).await?),

@@ -8,9 +8,10 @@
 
 mod check;
 pub(crate) mod cilium;
+pub(crate) mod explanation;
 mod finding;
 mod name;
-mod open;
+mod open_ingress;
 mod outside;
 mod rule;
 mod selector;

@@ -14,9 +14,9 @@ mod decision;
 mod exposure;
 mod judge;
 mod learn;
-mod list;
 mod recurrence;
-mod row;
+mod table_rows;
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,8 +27,8 @@ pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
 pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
 pub(crate) use learn::{Learn, Learned, Learning, learn};
-pub(crate) use list::EncodeError;
-pub(crate) use row::{CommunicationRow, SetRow, WorkloadRow};
+pub(crate) use table_rows::{CommunicationRow, SetRow, WorkloadRow};
+pub(crate) use text::EncodeError;
 
 use crate::{
     capture::health::Run,

@@ -6,6 +6,7 @@ mod edges;
 mod function;
 mod help;
 mod learned;
+mod views;
 
 use std::{collections::VecDeque, io, path::PathBuf, sync::Arc};
 
@@ -98,7 +99,7 @@ impl Session {
         register(&context, HealthRecord::DATASET, HealthRecord::schema(), files).await?;
         context.register_table("edges", Arc::new(EdgeTable(Arc::clone(&capture.flows))))?;
         LearnedTables::new(capture, learning).register(&context)?;
-        for (name, _, query) in help::VIEWS {
+        for (name, _, query) in views::VIEWS {
             view(&context, name, query).await?;
         }
         Ok(Self {
@@ -188,4 +189,4 @@ fn table_url(file: &CaptureFile) -> Result<ListingTableUrl, SessionError> {
     Ok(ListingTableUrl::try_new(Url::from_file_path(path).map_err(not_a_path)?, None)?)
 }
 
-const DEDUPLICATED: &str = include_str!("sql/deduplicated.sql");
+const DEDUPLICATED: &str = include_str!("tables/deduplicated.sql");

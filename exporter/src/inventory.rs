@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
-use kubernetes::log::InventoryLog;
+use kubernetes::inventory_log::InventoryLog;
 use schemas::{
     capture::Origin,
     inventory::{InventoryRecord, Scope},

@@ -7,12 +7,12 @@ mod calls;
 mod counters;
 mod error;
 mod heap;
+mod hooks;
 pub(crate) mod host;
 mod load;
 mod neighbour;
 pub(crate) mod netns;
 mod offsets;
-mod program;
 mod syscall;
 mod walk;
 
@@ -43,10 +43,10 @@ use counters::fdinfo;
 pub(crate) use counters::{MapEntries, ProbeCounters, ProgramStats};
 pub(crate) use error::{ProbeError, Refusal};
 pub(crate) use heap::{return_memory, share_heap};
+use hooks::{CLOSE, TCP};
+pub(crate) use hooks::{PROGRAMS, Spec};
 pub(crate) use neighbour::Suspects;
 use neighbour::{Names, Neighbours};
-use program::{CLOSE, TCP};
-pub(crate) use program::{PROGRAMS, Spec};
 
 /// The programs, attached for as long as this lives, or until [`Probe::detach`].
 pub(crate) struct Probe {

@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args as ClapArgs, ValueEnum};
 use ipnet::IpNet;
 
-use crate::communication::Direction;
+use super::names;
+use crate::{communication::Direction, policy::Wish};
 
 /// Which policies are wanted.
 #[derive(Debug, ClapArgs)]
@@ -119,6 +120,37 @@ pub(crate) struct InputArgs {
     /// Memory that sorts, joins and groups of a query may take before they use temporary files, in MiB.
     #[arg(long, env = "FLOWSCRIBE_MEMORY_MIB", value_name = "MIB", default_value_t = MEMORY_MIB)]
     pub(crate) memory_mib: u32,
+}
+
+impl PolicyArgs {
+    /// What policies are wanted.
+    pub(crate) fn wish(&self) -> Wish {
+        let Self {
+            namespaces,
+            directions,
+            service_ports,
+            only_stable,
+            min_coverage,
+            max_cidrs,
+            min_prefix,
+            min_prefix_ipv6,
+            node_cidr,
+            open_ingress,
+            namespace_defaults,
+        } = self;
+        Wish {
+            namespaces: names(namespaces),
+            directions: directions.iter().map(|direction| (*direction).into()).collect(),
+            service_ports: *service_ports,
+            only_stable: *only_stable,
+            min_coverage: *min_coverage,
+            max_cidrs: *max_cidrs as usize,
+            min_prefix: (*min_prefix, *min_prefix_ipv6),
+            node_cidrs: node_cidr.clone(),
+            open_ingress: open_ingress.iter().cloned().collect(),
+            namespace_defaults: *namespace_defaults,
+        }
+    }
 }
 
 impl InputArgs {

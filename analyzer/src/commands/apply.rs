@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 
-use super::learned::{Capture, CaptureError};
+use super::shared::capture::{Capture, CaptureError};
 use crate::{
     cli::{self, ApplyArgs},
     communication::Edge,
@@ -15,7 +15,7 @@ use crate::{
     },
     output::{self, OutputError, note},
     publish::{
-        plan::{self, ClusterError, Manner, Name, Plan, Reach, Step},
+        cluster::{self, ClusterError, Manner, Name, Plan, Reach, Step},
         rollback::{Rollback, RollbackError},
     },
 };
@@ -64,8 +64,8 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     if wanted.is_empty() {
         return Err(ApplyError::NoPolicies(policies.clone()));
     }
-    let there: BTreeSet<Arc<str>> = wanted.iter().map(|policy| plan::name(policy).0).collect();
-    let is_wanted = |policy: &NetworkPolicy| namespaces.is_empty() || namespaces.contains(&plan::name(policy).0);
+    let there: BTreeSet<Arc<str>> = wanted.iter().map(|policy| cluster::name(policy).0).collect();
+    let is_wanted = |policy: &NetworkPolicy| namespaces.is_empty() || namespaces.contains(&cluster::name(policy).0);
     let wanted: Vec<NetworkPolicy> = wanted.into_iter().filter(is_wanted).collect();
     if wanted.is_empty() {
         let told = |names: BTreeSet<Arc<str>>| names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
     let client = of.connect().await?;
     let namespaces = if namespaces.is_empty() { there } else { namespaces };
     let reach = Reach { namespaces, ..Reach::default() };
-    let plan = Plan::new(wanted, plan::policies(&client).await?, &reach);
+    let plan = Plan::new(wanted, cluster::policies(&client).await?, &reach);
     let capture = Capture::read(input, learn).await?;
     if capture.open.files.is_empty() {
         return Err(ApplyError::NoCapture);
@@ -91,7 +91,7 @@ pub(crate) async fn run(args: &ApplyArgs) -> Result<bool, ApplyError> {
 
 /// Tells of policies that flowscribe applied in other namespaces.
 pub(crate) fn tell_left(plan: &Plan, why: &str) {
-    let left = plan::told(plan.left());
+    let left = cluster::told(plan.left());
     if !left.is_empty() {
         note!("left as they are, of namespaces that {why}: {left}");
     }
@@ -152,7 +152,7 @@ pub(crate) async fn carry_out(
         if let Some(back) = back {
             note!("  {back}");
         }
-        for (namespace, name) in plan.missing().map(plan::name) {
+        for (namespace, name) in plan.missing().map(cluster::name) {
             note!("  {kubectl} delete networkpolicy --ignore-not-found --namespace {namespace} {name}");
         }
     }
@@ -177,6 +177,6 @@ pub(crate) async fn carry_out(
         note!("skipped what is of {namespace}: there is no such namespace");
     }
     // Some may be gone; all are those of another cluster.
-    let of_all: BTreeSet<Arc<str>> = plan.wanted().map(|policy| plan::name(policy).0).collect();
+    let of_all: BTreeSet<Arc<str>> = plan.wanted().map(|policy| cluster::name(policy).0).collect();
     Ok(is_well && (skipped.is_empty() || skipped != of_all))
 }

@@ -21,7 +21,7 @@ use schemas::{
 };
 use serde::Serialize;
 
-use super::learned::{self, CaptureError};
+use super::shared::capture::{self, CaptureError};
 use crate::{
     capture::{Names, OpenCapture, OpenError},
     cli::{BacktestArgs, BacktestFormat},
@@ -128,7 +128,7 @@ struct UnusedEdge {
 /// The capture can't be read, or has nothing on one side of a split.
 pub(crate) async fn run(args: &BacktestArgs) -> Result<(), BacktestError> {
     let BacktestArgs { input, learn, policy, split, format, output } = args;
-    let (mut capture, learning) = learned::open(input, learn).await?;
+    let (mut capture, learning) = capture::open(input, learn).await?;
     let wish = policy.wish();
     let read = async |capture: &OpenCapture| {
         let names = capture.names()?;

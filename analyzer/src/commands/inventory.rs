@@ -17,7 +17,9 @@ use delivery::{
     collector::CollectorConfig, listen::ListenError,
 };
 use ipnet::IpNet;
-use kubernetes::{Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles, log::InventoryLog};
+use kubernetes::{
+    Change, ConnectError, News, Problem, Resource, Start, Trouble, Troubles, inventory_log::InventoryLog,
+};
 use schemas::{
     capture::{CaptureError, Origin, Roll},
     health::HealthRecord,

@@ -41,7 +41,7 @@ use crate::{
     capture::journal::{Journal, JournalConfig, JournalError},
     cli::{self, MonitorArgs},
     logging::log_to_stderr,
-    publish::plan::ClusterError,
+    publish::cluster::ClusterError,
 };
 use listener::{Listener, Tally};
 use place::{Discovery, Place};

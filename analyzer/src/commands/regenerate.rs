@@ -21,21 +21,20 @@ use tokio::{task::AbortHandle, time::timeout};
 
 use super::{
     apply::{self, ApplyError},
-    explain::Explanation,
-    learned::{Capture, CaptureError, Proposal, ProposalError},
+    shared::capture::{Capture, CaptureError, Proposal, ProposalError},
 };
+use crate::policy::explanation::Explanation;
 use crate::{
     cli::{Applied, PolicyFormat, RegenerateArgs},
-    netpol::{self, DifferenceError},
-    netpol::{manifests::Manifests, replay::Terms},
+    netpol::{self, DifferenceError, manifests::Manifests, replay::Terms},
     output::{self, OutputError, note, notes},
     policy::Wish,
     publish::{
+        cluster::{self, ClusterError, Manner, Plan, Reach},
         config_map::OwnConfigMap,
         destination::{Place, PlaceError},
         directory::{self, Files, TreeError},
         git::Branch,
-        plan::{self, ClusterError, Manner, Plan, Reach},
         rollback::Rollback,
     },
     sets::Sets,
@@ -204,7 +203,7 @@ async fn regenerate(
     if let Some(client) = client
         && (args.cluster || args.apply.is_some())
     {
-        let there = plan::policies(client).await?;
+        let there = cluster::policies(client).await?;
         let mut reach =
             Reach { namespaces: reached(&wish, capture.sets(), before.iter().chain(&policies)), ..Reach::default() };
         let mut plan = Plan::new(policies.clone(), there.clone(), &reach);
@@ -218,7 +217,7 @@ async fn regenerate(
                     if !plan.is_in_force() {
                         note!("nothing is applied: {why} (--apply=all applies the set all the same)");
                     }
-                    there.iter().chain(&policies).map(plan::name).collect()
+                    there.iter().chain(&policies).map(cluster::name).collect()
                 }
                 None => hold_back::held(&capture, &set, &wish, &there),
             };
@@ -249,12 +248,12 @@ fn reached<'a>(wish: &Wish, sets: &Sets, policies: impl Iterator<Item = &'a Netw
         return wish.namespaces.clone();
     }
     let known = sets.workloads.keys().map(|workload| Arc::clone(&workload.namespace));
-    policies.map(|policy| plan::name(policy).0).chain(known).collect()
+    policies.map(|policy| cluster::name(policy).0).chain(known).collect()
 }
 
 /// Tells what of a plan is not carried out.
 fn tell_held(plan: &Plan, reach: &Reach) {
-    let held = plan::told(plan.unmet().chain(plan.unwanted()).filter(|name| reach.held.contains(name)));
+    let held = cluster::told(plan.unmet().chain(plan.unwanted()).filter(|name| reach.held.contains(name)));
     if !held.is_empty() {
         note!(
             "left as it is, as not enough was seen of its pods, or of others of its namespace (--apply=all changes it all \
@@ -304,11 +303,11 @@ fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<
     if !plan.was_applied() {
         return Ok(());
     }
-    let missing = plan::told(plan.missing().map(plan::name));
+    let missing = cluster::told(plan.missing().map(cluster::name));
     if !missing.is_empty() {
         note!("not in the cluster: {missing}");
     }
-    let drifted = plan::told(plan.drifted().map(|(policy, _)| plan::name(policy)));
+    let drifted = cluster::told(plan.drifted().map(|(policy, _)| cluster::name(policy)));
     if !drifted.is_empty() {
         note!("in the cluster, not as they should be: {drifted}");
     }

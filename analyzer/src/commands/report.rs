@@ -5,13 +5,11 @@ use std::{collections::BTreeSet, fmt::Write, path::Path};
 
 use schemas::capture::{Problem, ProblemKind};
 
-use super::{
-    explain::Explanation,
-    learned::{Capture, CaptureError, Proposal, ProposalError},
-};
+use super::shared::capture::{Capture, CaptureError, Proposal, ProposalError};
+use crate::policy::explanation::Explanation;
 use crate::{
     capture::{OpenCapture, health::Run},
-    cli::{self, ExplainArgs, InputArgs, PolicyArgs, ReportArgs},
+    cli::{InputArgs, ReportArgs},
     communication::Workload,
     netpol::replay::{Excuse, Verdict},
     output::{self, OutputError, notes},
@@ -70,28 +68,6 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
         notes!("\n{}", explained().text());
     }
     Ok(())
-}
-
-/// Tells what is behind the rules of one policy, and what is not in it.
-///
-/// # Errors
-/// As [`run`]; or there is no such policy.
-pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), ReportError> {
-    let ExplainArgs { policy: wanted, input, learn, wish } = args;
-    let capture = Capture::read(input, learn).await?;
-    if capture.open.files.is_empty() {
-        return Err(ReportError::NoCapture(input.told()));
-    }
-    let wish = wish.wish();
-    let Proposal { set, verdict } = capture.propose(&wish)?;
-    let explanation = Explanation::new(capture.sets(), &set, &verdict, &wish).of(wanted).map_err(|known| {
-        ReportError::NoSuchPolicy {
-            wanted: wanted.clone(),
-            known: if known.is_empty() { "none".into() } else { known.join(", ") },
-        }
-    })?;
-    notes!("{}", capture.open.overlaps.text());
-    Ok(output::write(&explanation.text(), None)?)
 }
 
 /// Whether a path is a directory, or is to be one.
@@ -210,36 +186,5 @@ fn remark(run: &Run, undirected_rows: i64, text: &mut String) {
     }
     if undirected_rows > 0 {
         let _ = writeln!(text, "{of}: {undirected_rows} rows of flows have no known direction and make no rule");
-    }
-}
-
-impl PolicyArgs {
-    /// What policies are wanted.
-    pub(crate) fn wish(&self) -> Wish {
-        let Self {
-            namespaces,
-            directions,
-            service_ports,
-            only_stable,
-            min_coverage,
-            max_cidrs,
-            min_prefix,
-            min_prefix_ipv6,
-            node_cidr,
-            open_ingress,
-            namespace_defaults,
-        } = self;
-        Wish {
-            namespaces: cli::names(namespaces),
-            directions: directions.iter().map(|direction| (*direction).into()).collect(),
-            service_ports: *service_ports,
-            only_stable: *only_stable,
-            min_coverage: *min_coverage,
-            max_cidrs: *max_cidrs as usize,
-            min_prefix: (*min_prefix, *min_prefix_ipv6),
-            node_cidrs: node_cidr.clone(),
-            open_ingress: open_ingress.iter().cloned().collect(),
-            namespace_defaults: *namespace_defaults,
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! `flowscribe sets`: the communication sets that a capture teaches, as text or as JSON.
 
-use super::learned::{self, CaptureError};
+use super::shared::capture::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
     cli::{SetsArgs, SetsFormat},
@@ -30,7 +30,7 @@ pub(crate) enum SetsError {
 /// An input is not there, decisions are not valid, or the output can't be written.
 pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     let SetsArgs { input, learn, namespaces, format, output } = args;
-    let (mut capture, learning) = learned::open(input, learn).await?;
+    let (mut capture, learning) = capture::open(input, learn).await?;
     let (sets, _) = capture.read(async |capture: &OpenCapture| sets::learn(capture, &learning).await).await?;
     let is_wanted = |workload: &Workload| {
         namespaces.is_empty() || namespaces.iter().any(|name| name.trim() == &*workload.namespace)

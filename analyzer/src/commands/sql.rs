@@ -9,7 +9,7 @@ use std::{
 use datafusion::{common::ParamValues, error::DataFusionError, scalar::ScalarValue};
 use futures::StreamExt;
 
-use super::learned::{self, CaptureError};
+use super::shared::capture::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
     cli::{Format, SqlArgs},
@@ -72,7 +72,7 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
     };
     let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
     let params = ParamValues::from(params);
-    let (mut capture, learning) = learned::open(input, learn).await?;
+    let (mut capture, learning) = capture::open(input, learn).await?;
     let read = async |capture: &OpenCapture| -> Result<Vec<ResultWriter>, SqlError> {
         let session = Session::new(capture, &learning, input.memory_mib as usize * (1 << 20)).await?;
         #[cfg(feature = "ballista")]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use super::learned::{Capture, CaptureError};
+use super::shared::capture::{Capture, CaptureError};
 use crate::{
     cli::{VerifyArgs, VerifyFormat},
     communication::{Endpoint, Workload},
@@ -13,7 +13,7 @@ use crate::{
         replay::{self, Denied, Excuse, Terms, Verdict},
     },
     output::{self, OutputError},
-    publish::plan::{self, ClusterError},
+    publish::cluster::{self, ClusterError},
     sets::Status,
 };
 
@@ -46,7 +46,7 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
             }
             (policies, problems)
         }
-        None => (plan::policies(&of.connect().await?).await?, Vec::new()),
+        None => (cluster::policies(&of.connect().await?).await?, Vec::new()),
     };
     let capture = Capture::read(input, learn).await?;
     let terms = Terms { own_node_exempt: !no_own_node, ..Terms::default() };

@@ -23,13 +23,13 @@ use schemas::{
 use smallvec::SmallVec;
 
 use super::{
+    dictionary::{TextColumn, Texts},
     hour::{Counts, HourEdge, HourEdges},
-    known::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
     overlap::Overlaps,
+    overlap_counts::Apart,
     resolve::{Destination, End, Resolver, Told, direct},
     row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
-    series::Apart,
-    text::{TextColumn, Texts},
+    row_cache::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
 };
 
 /// What an edge is, by numbers.

@@ -6,7 +6,7 @@ use foldhash::fast::RandomState;
 use schemas::index::Span;
 use smallvec::{Array, SmallVec};
 
-use super::{known::Marks, text::Texts};
+use super::{dictionary::Texts, row_cache::Marks};
 
 /// Everything that is counted of an edge, from one of its ends.
 #[derive(Clone, Copy, Debug, Default)]

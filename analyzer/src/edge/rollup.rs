@@ -10,9 +10,9 @@ use schemas::{hour::Hour, rollup::RollupRow, table::TimestampMs, vocabulary::End
 use smallvec::SmallVec;
 
 use super::{
+    dictionary::{TextColumn, Texts},
     fold::{EdgeKey, EndKey, Folder},
     hour::{Counts, HourEdge, HourEdges},
-    text::{TextColumn, Texts},
 };
 
 /// The rows of an hour.

@@ -9,7 +9,7 @@ use kube::{
 };
 use kubernetes::reason;
 
-use super::{directory::Files, plan::FIELD_MANAGER};
+use super::{cluster::FIELD_MANAGER, directory::Files};
 use crate::netpol::{is_marked, marks};
 
 /// Why a ConfigMap can't be used.

@@ -9,9 +9,9 @@ use std::{
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::{
+    cluster::FIELD_MANAGER,
     config_map::{CONFIG_MAP_BYTES, ConfigMapError, OwnConfigMap, size},
     directory::Files,
-    plan::FIELD_MANAGER,
 };
 use crate::output::{self, OutputError};
 

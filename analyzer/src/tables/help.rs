@@ -11,25 +11,11 @@ use schemas::{
     table::{Column, Table},
 };
 
-use super::function::FUNCTIONS;
+use super::{function::FUNCTIONS, views::VIEWS};
 use crate::{
     edge::EdgeRow,
     sets::{CommunicationRow, CoverageRow, GapRow, SetRow, WorkloadRow},
 };
-
-/// Views that are a query over the tables: name, meaning and query.
-pub(super) const VIEWS: [(&str, &str, &str); 2] = [
-    (
-        "failed_attempts",
-        "Edges on which nothing ever passed: who tried what, how often, and why it failed.",
-        include_str!("../sql/failed_attempts.sql"),
-    ),
-    (
-        "external_peers",
-        "Edges with the outside of the cluster: the workload inside, the address outside.",
-        include_str!("../sql/external_peers.sql"),
-    ),
-];
 
 /// Explains everything that a query can use.
 ///

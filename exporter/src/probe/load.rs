@@ -17,11 +17,9 @@ use aya::{
 
 use super::{
     Degraded, ProbeError, Refusal,
+    hooks::{ADDRESSED, ADOPT, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN, RECEIVED, SENT, Spec, TCP, spec},
     neighbour::Names,
     offsets::Kernel,
-    program::{
-        ADDRESSED, ADOPT, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN, RECEIVED, SENT, Spec, TCP, spec,
-    },
     walk,
 };
 

@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use delivery::{live, otlp::Encoder};
-use kubernetes::log::InventoryLog;
+use kubernetes::inventory_log::InventoryLog;
 use schemas::{
     capture::Origin,
     flow::FlowRecord,

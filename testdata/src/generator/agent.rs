@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::Result;
-use kubernetes::log::InventoryLog;
+use kubernetes::inventory_log::InventoryLog;
 use schemas::{
     capture::{DatasetWriter, Origin, Roll},
     flow::FlowRecord,

@@ -9,11 +9,11 @@ use std::{
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::{
-    commands::learned::Capture,
+    commands::shared::capture::Capture,
     communication::{Direction, Workload},
     netpol::Enforcement,
     policy::{PolicySet, Wish},
-    publish::plan::{self, Name},
+    publish::cluster::{self, Name},
     sets::{CRON_JOB, Sets, Status},
 };
 
@@ -35,7 +35,7 @@ pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &
     let population = &capture.population;
     let subjects = population.subjects();
     let wanted: Vec<&NetworkPolicy> = set.policies.iter().map(|written| &written.policy).collect();
-    let ours: Vec<&NetworkPolicy> = there.iter().filter(|policy| plan::has_label(policy)).collect();
+    let ours: Vec<&NetworkPolicy> = there.iter().filter(|policy| cluster::has_label(policy)).collect();
     let force =
         |policies: &[&NetworkPolicy]| Enforcement::new(policies.iter().copied(), &subjects, &population.namespaces).0;
     let (then, now) = (force(&wanted), force(&ours));
@@ -70,13 +70,13 @@ pub(super) fn held(capture: &Capture, set: &PolicySet<'_>, wish: &Wish, there: &
     // Of pods that are there.
     let spreads = |name: &Name| unsettled(name).iter().flatten().any(|workload| there_now.contains(workload));
     let own: BTreeMap<Name, Option<&Workload>> =
-        set.policies.iter().map(|written| (plan::name(&written.policy), written.workload.as_ref())).collect();
+        set.policies.iter().map(|written| (cluster::name(&written.policy), written.workload.as_ref())).collect();
     let is_held = |name: &Name| match (own.get(name), unsettled(name)) {
         (Some(own), Some(workloads)) => workloads.iter().any(|of| there_now.contains(of) || *own == Some(*of)),
         (None, Some(workloads)) => !workloads.is_empty(),
         (own, None) => own.is_none(),
     };
-    let all = || wanted.iter().chain(&ours).map(|policy| (plan::name(policy), *policy));
+    let all = || wanted.iter().chain(&ours).map(|policy| (cluster::name(policy), *policy));
     let mut held: BTreeSet<Name> = all().map(|(name, _)| name).filter(is_held).collect();
     let shared: BTreeSet<_> =
         all().filter(|(_, policy)| selects_all(policy)).map(|((namespace, _), _)| namespace).collect();

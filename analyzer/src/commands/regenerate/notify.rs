@@ -17,7 +17,7 @@ use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry:
 use crate::{
     netpol::Difference,
     output::{self, OutputError, note},
-    publish::plan::{self, Name, Plan, Step, is_ending, is_same},
+    publish::cluster::{self, Name, Plan, Step, is_ending, is_same},
 };
 
 /// Why metrics can't be told.
@@ -135,12 +135,12 @@ fn set(gauges: &[Gauge; 2], difference: &Difference) {
 /// being the set before it.
 pub(super) async fn drifted(client: &Client, plan: &Plan, last: &[NetworkPolicy]) {
     let last = by_name(last);
-    let is_of_last = |policy: &NetworkPolicy| last.get(&plan::name(policy)).is_some_and(|of| is_same(of, policy));
+    let is_of_last = |policy: &NetworkPolicy| last.get(&cluster::name(policy)).is_some_and(|of| is_same(of, policy));
     let there = plan.drifted().filter(|(policy, _)| !is_of_last(policy)).map(|(policy, step)| match step {
         Step::Pruned => (policy, "the set has no such policy any more"),
         _ => (policy, "it is not what the set has: flowscribe apply makes it so"),
     });
-    let missing = plan.missing().filter(|policy| plan.was_applied() && last.contains_key(&plan::name(policy)));
+    let missing = plan.missing().filter(|policy| plan.was_applied() && last.contains_key(&cluster::name(policy)));
     let missing = missing.map(|policy| (policy, "it is not in the cluster: flowscribe apply makes it"));
     let told = |(policy, note): (&NetworkPolicy, &str)| {
         (policy.object_ref(&()), "PolicyDrift", EventType::Warning, note.to_owned())
@@ -167,7 +167,7 @@ pub(super) async fn changed(client: &Client, last: &[NetworkPolicy], new: &[Netw
 }
 
 fn by_name(policies: &[NetworkPolicy]) -> BTreeMap<Name, &NetworkPolicy> {
-    policies.iter().map(|policy| (plan::name(policy), policy)).collect()
+    policies.iter().map(|policy| (cluster::name(policy), policy)).collect()
 }
 
 /// The lines of a difference that a policy is about, as many as an Event takes.

@@ -10,9 +10,9 @@ use schemas::{table::TimestampMs, vocabulary::EndKind};
 use smallvec::SmallVec;
 
 use super::{
+    dictionary::Texts,
     fold::{EdgeKey, EndKey, Folder},
     hour::{HourEdges, insert},
-    text::Texts,
 };
 use crate::communication::{Communications, Edge, Endpoint, Evidence, Workload};
 

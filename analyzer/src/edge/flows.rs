@@ -30,11 +30,11 @@ use schemas::{
 
 use super::{
     EdgeRow,
+    all_hours::{Tally, merge},
     fold::Folder,
     overlap::Overlaps,
     rollup, row, rows,
-    total::{Tally, merge},
-    unit::{FlowFile, Source, Unit, repeats, units},
+    work_unit::{FlowFile, Source, Unit, repeats, units},
 };
 use crate::communication::Communications;
 

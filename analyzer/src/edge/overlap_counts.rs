@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 
 use super::overlap::{Overlaps, Series};
 use super::{
+    dictionary::Texts,
     hour::{HourEdge, HourEdges},
-    text::Texts,
 };
 
 /// The series of the runs that were met in a unit of work.

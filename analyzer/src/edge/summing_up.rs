@@ -15,10 +15,10 @@ use schemas::{
 };
 
 use super::{
+    flows::{Flows, WorkError},
     fold::Folder,
     rollup,
-    unit::{Source, Unit},
-    work::{Flows, WorkError},
+    work_unit::{Source, Unit},
 };
 
 impl Flows {

@@ -6,7 +6,7 @@ use foldhash::fast::RandomState;
 use schemas::index::Span;
 use smallvec::SmallVec;
 
-use super::text::Texts;
+use super::dictionary::Texts;
 
 /// What rows are told apart by: port and whether the client observed it, in one; both addresses; and the number of what
 /// the row says of its transport and its local end.

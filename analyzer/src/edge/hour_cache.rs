@@ -9,8 +9,8 @@ use schemas::{capture::Runs, hour::HourRange, index::Span, table::TimestampMs};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    unit::Unit,
-    work::{Flows, Undirected, WorkError, add},
+    flows::{Flows, Undirected, WorkError, add},
+    work_unit::Unit,
 };
 use crate::communication::{Communications, Endpoint};
 

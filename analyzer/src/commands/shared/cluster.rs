@@ -7,7 +7,7 @@ use kube::{
 
 use crate::{
     cli::ClusterArgs,
-    publish::{plan::ClusterError, rollback::quoted},
+    publish::{cluster::ClusterError, rollback::quoted},
 };
 
 impl ClusterArgs {
