@@ -1,20 +1,77 @@
-//! What `flowscribe` can be asked to do: a file, or a folder, for each command, and `shared` for what several do.
+//! What `flowscribe` can be asked to do: a file, or a folder, for each command (`prune` is in `compact`), and `shared` for
+//! what several do.
 
-pub(crate) mod apply;
-pub(crate) mod backtest;
+mod apply;
+mod backtest;
 #[cfg(feature = "ballista")]
-pub(crate) mod ballista;
-pub(crate) mod compact;
-pub(crate) mod connectivity;
-pub(crate) mod diff;
-pub(crate) mod explain;
-pub(crate) mod import;
-pub(crate) mod inventory;
-pub(crate) mod monitor;
-pub(crate) mod receive;
-pub(crate) mod regenerate;
-pub(crate) mod report;
-pub(crate) mod sets;
+mod ballista;
+mod compact;
+mod connectivity;
+mod diff;
+mod explain;
+mod import;
+mod inventory;
+mod monitor;
+mod receive;
+mod regenerate;
+mod report;
+mod sets;
 mod shared;
-pub(crate) mod sql;
-pub(crate) mod verify;
+mod sql;
+mod verify;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{Args, Command};
+use regenerate::Ended;
+
+/// Runs a command; what to exit with, and `None` if it was interrupted.
+pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
+    let judged = |is_well: bool| Ok(Some(u8::from(!is_well)));
+    let command = async {
+        match &args.command {
+            Command::Monitor(args) => monitor::run(args).await?,
+            Command::Report(args) => report::run(args).await?,
+            Command::Inventory(args) => inventory::run(args).await?,
+            Command::Receive(args) => receive::run(args).await?,
+            Command::Import(args) => import::run(args)?,
+            Command::Compact(args) => compact::run(args).await?,
+            Command::Prune(args) => compact::prune(args).await?,
+            Command::Sets(args) => sets::run(args).await?,
+            Command::Sql(args) => sql::run(args).await?,
+            #[cfg(feature = "ballista")]
+            Command::BallistaScheduler(args) => ballista::schedule(args).await?,
+            #[cfg(feature = "ballista")]
+            Command::BallistaExecutor(args) => ballista::execute(args).await?,
+            Command::Connectivity(args) => connectivity::run(args)?,
+            Command::Explain(args) => explain::run(args).await?,
+            Command::Backtest(args) => backtest::run(args).await?,
+            Command::Verify(args) => return judged(verify::run(args).await?),
+            Command::Diff(args) => return judged(diff::run(args).await?),
+            Command::Apply(args) => return judged(apply::run(args).await?),
+            Command::Regenerate(args) => {
+                return Ok(Some(match regenerate::run(args).await? {
+                    Ended::Changed if args.exit_code => CHANGED,
+                    Ended::Changed | Ended::Unchanged => 0,
+                    Ended::Busy => BUSY,
+                }));
+            }
+        }
+        anyhow::Ok(Some(0))
+    };
+    // Recording ends by itself, with what it has yet to write.
+    if matches!(args.command, Command::Inventory(_) | Command::Receive(_) | Command::Monitor(_)) {
+        return command.await;
+    }
+    // Listens before the command begins, so that Ctrl-C is heard whatever that does first.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to Ctrl-C")?;
+    tokio::select! {
+        done = Box::pin(command) => done,
+        _ = interrupt.recv() => Ok(None),
+    }
+}
+
+/// A scheduled run changed the set, or another one is at it.
+const CHANGED: u8 = 3;
+const BUSY: u8 = 4;

@@ -10,7 +10,12 @@ use std::{
 };
 
 use roaring::RoaringBitmap;
-use schemas::{index::Index, inventory::InventoryRecord, table::TimestampMs};
+use schemas::{
+    index::Index,
+    inventory::InventoryRecord,
+    table::TimestampMs,
+    vocabulary::{Transport, Word},
+};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use direction::{Direction, PerDirection};
@@ -25,8 +30,7 @@ pub(crate) struct Edge {
     pub(crate) source: Endpoint,
     /// Who answered, or was meant to.
     pub(crate) destination: Endpoint,
-    /// `tcp` or `udp`.
-    pub(crate) transport: Arc<str>,
+    pub(crate) transport: Word<Transport>,
     /// Port at the destination itself, behind any Service.
     pub(crate) port: u16,
     /// The source is the destination's own node.
@@ -215,7 +219,7 @@ pub(crate) const fn seen_by(client: bool, server: bool) -> &'static str {
 impl fmt::Display for Edge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { source, destination, transport, port, own_node: _ } = self;
-        write!(f, "{source} → {destination} {port}/{}", transport.to_uppercase())
+        write!(f, "{source} → {destination} {port}/{}", transport.protocol())
     }
 }
 

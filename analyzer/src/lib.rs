@@ -34,14 +34,9 @@ mod tables;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use anyhow::Context;
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::runtime::Runtime;
 
 use cli::{Args, Command};
-use commands::regenerate::Ended;
 
 use crate::output::note;
 
@@ -64,7 +59,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(run(&args));
+    let done = runtime.block_on(commands::run(&args));
     // What still reads for an answer that nobody waits for ends with the process.
     runtime.shutdown_background();
     match done {
@@ -86,56 +81,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Runs a command; what to exit with, and `None` if it was interrupted.
-async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
-    let judged = |is_well: bool| Ok(Some(u8::from(!is_well)));
-    let command = async {
-        match &args.command {
-            Command::Monitor(args) => commands::monitor::run(args).await?,
-            Command::Report(args) => commands::report::run(args).await?,
-            Command::Inventory(args) => commands::inventory::run(args).await?,
-            Command::Receive(args) => commands::receive::run(args).await?,
-            Command::Import(args) => commands::import::run(args)?,
-            Command::Compact(args) => commands::compact::run(args).await?,
-            Command::Prune(args) => commands::compact::prune(args).await?,
-            Command::Sets(args) => commands::sets::run(args).await?,
-            Command::Sql(args) => commands::sql::run(args).await?,
-            #[cfg(feature = "ballista")]
-            Command::BallistaScheduler(args) => commands::ballista::schedule(args).await?,
-            #[cfg(feature = "ballista")]
-            Command::BallistaExecutor(args) => commands::ballista::execute(args).await?,
-            Command::Connectivity(args) => commands::connectivity::run(args)?,
-            Command::Explain(args) => commands::explain::run(args).await?,
-            Command::Backtest(args) => commands::backtest::run(args).await?,
-            Command::Verify(args) => return judged(commands::verify::run(args).await?),
-            Command::Diff(args) => return judged(commands::diff::run(args).await?),
-            Command::Apply(args) => return judged(commands::apply::run(args).await?),
-            Command::Regenerate(args) => {
-                return Ok(Some(match commands::regenerate::run(args).await? {
-                    Ended::Changed if args.exit_code => CHANGED,
-                    Ended::Changed | Ended::Unchanged => 0,
-                    Ended::Busy => BUSY,
-                }));
-            }
-        }
-        anyhow::Ok(Some(0))
-    };
-    // Recording ends by itself, with what it has yet to write.
-    if matches!(args.command, Command::Inventory(_) | Command::Receive(_) | Command::Monitor(_)) {
-        return command.await;
-    }
-    // Listens before the command begins, so that Ctrl-C is heard whatever that does first.
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to Ctrl-C")?;
-    tokio::select! {
-        done = Box::pin(command) => done,
-        _ = interrupt.recv() => Ok(None),
-    }
-}
-
 /// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
-/// A scheduled run changed the set, or another one is at it.
-const CHANGED: u8 = 3;
-const BUSY: u8 = 4;
 /// As diff(1) says that it could not compare.
 const NOT_COMPARED: u8 = 2;

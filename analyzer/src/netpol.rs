@@ -13,7 +13,7 @@ mod blocks;
 mod connections;
 mod difference;
 mod expressible;
-mod labels;
+mod label_index;
 pub(crate) mod manifests;
 mod ownership;
 pub(crate) mod population;
@@ -32,13 +32,14 @@ use k8s_openapi::{
 };
 use roaring::RoaringBitmap;
 use schemas::inventory::Labels;
+use serde::Serialize;
 
 use crate::communication::{Direction, PerDirection};
 pub(crate) use blocks::{ranges, size};
 pub(crate) use connections::{Connections, Transport};
-pub(crate) use difference::{Difference, DifferenceError, compare, is_valid, supposed, with_former};
-pub(crate) use expressible::{is_dns_label, is_sound};
-pub(crate) use labels::LabelIndex;
+pub(crate) use difference::{Allowed, Difference, DifferenceError, compare, is_valid, supposed, with_former};
+pub(crate) use expressible::{is_dns_label, is_expressible};
+pub(crate) use label_index::LabelIndex;
 pub(crate) use ownership::{MANAGED_BY, MANAGER, is_marked, marks};
 
 /// Pods that are alike: of one namespace, with the same labels and named ports.
@@ -84,7 +85,7 @@ pub(crate) struct InvalidPolicy {
 }
 
 /// A side that refuses a connection, and the policies that could have allowed it there.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Denial {
     pub(crate) direction: Direction,
     /// As namespace/name.

@@ -30,6 +30,7 @@ use parquet::{
     errors::ParquetError,
     file::properties::WriterProperties,
 };
+use serde::{Serialize, Serializer};
 use tempfile::NamedTempFile;
 
 /// Why a result could not be written.
@@ -41,6 +42,9 @@ pub(crate) enum OutputError {
     /// A result can't be printed in the wanted format.
     #[error("cannot print the result")]
     Print(#[from] ArrowError),
+    /// A result can't be printed as JSON.
+    #[error("cannot print the result as JSON")]
+    Json(#[from] serde_json::Error),
     /// A result can't be written as Parquet.
     #[error("cannot write the result as Parquet")]
     Parquet(#[from] ParquetError),
@@ -89,6 +93,19 @@ pub(crate) fn progress_of_rows() -> ProgressBar {
 pub(crate) fn progress_line() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::new_spinner().with_style(style)
+}
+
+/// A value as JSON for people and programs, keys in order.
+///
+/// # Errors
+/// It can't be JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<String, OutputError> {
+    Ok(format!("{:#}\n", serde_json::to_value(value)?))
+}
+
+/// Serializes what a value says of itself.
+pub(crate) fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 /// Writes text to standard output or to a file, as [`Output`] does.

@@ -15,8 +15,8 @@ mod open_ingress;
 mod outside;
 mod rule;
 mod selector;
+mod to_api;
 mod withhold;
-mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,12 +28,13 @@ use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::m
 use schemas::{
     index::{Index, UnknownReason},
     inventory::InventoryRecord,
+    vocabulary::Transport,
 };
 
 use crate::{
     capture::Names,
     communication::{Direction, Edge, Endpoint, Evidence, PerDirection, Workload},
-    netpol::{is_sound, population::Population},
+    netpol::{is_expressible, population::Population},
     sets::{Fate, Sets, Status},
 };
 pub(crate) use check::PolicyError;
@@ -41,7 +42,7 @@ pub(crate) use finding::Finding;
 pub(crate) use outside::Outside;
 use rule::{Peer, Port, Rules};
 use selector::Selectors;
-use write::{Subject, add, names_of, policy, take};
+use to_api::{Subject, add, names_of, policy, take};
 
 /// Policies, and what a person should know about them.
 #[derive(Debug)]
@@ -177,7 +178,7 @@ impl<'a> Draft<'a> {
             Fate::Failed if evidence.failed > 0 => {
                 let failures = evidence.failures.iter().map(|failure| &**failure).collect::<Vec<_>>().join(", ");
                 let failures = if failures.is_empty() { "failed" } else { &failures };
-                let what = format!("{destination} {port}/{}", transport.to_uppercase());
+                let what = format!("{destination} {port}/{}", transport.protocol());
                 let attempt = format!("{what} ({} × {failures})", evidence.failed);
                 return self.failed.entry(source).or_default().push(attempt);
             }
@@ -203,19 +204,19 @@ impl<'a> Draft<'a> {
             }
             return;
         }
-        if !is_sound(edge) {
+        let Some(transport) = transport.known().filter(|_| is_expressible(edge)) else {
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
             return;
-        }
+        };
         let is_dns = evidence.asks_names(edge);
         // Who asks over UDP asks again over TCP when the answer is too long (RFC 7766).
-        let transports: &[&str] = match destination {
+        let transports: &[Transport] = match destination {
             Endpoint::Workload(_) | Endpoint::Node { .. } if is_dns && !self.sets.narrow.contains(edge) => {
-                &["tcp", "udp"]
+                &[Transport::Tcp, Transport::Udp]
             }
             _ => &[transport],
         };
-        let allowed = |port: u16| transports.iter().map(move |transport| (Arc::from(*transport), port));
+        let allowed = |port: u16| transports.iter().map(move |transport| (*transport, port));
         if let Endpoint::Workload(workload) = source
             && self.wants(workload)
         {
@@ -256,7 +257,7 @@ impl<'a> Draft<'a> {
         };
         let known = rules[direction].entry(peer.clone()).or_default();
         for port in ports {
-            known.entry(port.clone()).or_default().insert(edge);
+            known.entry(*port).or_default().insert(edge);
         }
         Some(peer)
     }
@@ -454,7 +455,7 @@ impl<'a> Draft<'a> {
 }
 
 fn told((transport, port): &Port) -> String {
-    format!("{port}/{}", transport.to_uppercase())
+    format!("{port}/{}", transport.protocol())
 }
 
 fn path_of(record: &InventoryRecord) -> String {

@@ -21,7 +21,12 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use roaring::RoaringBitmap;
-use schemas::{index::Index, table::TimestampMs};
+use schemas::{
+    index::Index,
+    table::TimestampMs,
+    vocabulary::{Transport, Word},
+};
+use serde::Serialize;
 
 pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
@@ -94,7 +99,8 @@ pub(crate) struct Entry {
 }
 
 /// How sure an edge or a set is; in order of how much it needs attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
     /// Not seen any more.
     Decaying,
@@ -127,7 +133,7 @@ impl Entry {
     /// Direction, peer and port in words.
     pub(crate) fn told(&self) -> String {
         let Edge { source, destination, transport, port, .. } = &self.edge;
-        let transport = transport.to_uppercase();
+        let transport = transport.protocol();
         match self.direction {
             Direction::Ingress => format!("ingress from {source} {port}/{transport}"),
             Direction::Egress => format!("egress to {destination} {port}/{transport}"),
@@ -187,8 +193,9 @@ impl Sets {
                 _ => judge.held(&edge, &evidence).map_or(Fate::Learned, Fate::Held),
             };
             if evidence.asks_names(&edge) {
-                let transport = if &*edge.transport == "udp" { "tcp" } else { "udp" };
-                let other = Edge { transport: transport.into(), ..edge.clone() };
+                let is_udp = edge.transport.known() == Some(Transport::Udp);
+                let transport = Word::Known(if is_udp { Transport::Tcp } else { Transport::Udp });
+                let other = Edge { transport, ..edge.clone() };
                 if matches!(decisions.of(&other, &mut concerned), Some(Fate::Forbidden(_))) {
                     narrow.insert(edge.clone());
                 }

@@ -1,4 +1,6 @@
-//! One module per hook.
+//! The programs, by what they watch: TCP connections as they begin and fail (`sock_ops`), end (`close`) and go on (`open`),
+//! UDP (`udp`), and cgroups (`cgroup`). Beside them, what the loader asks: which programs the machine has (`list`), and
+//! which network is the node's own (`node`).
 
 mod cgroup;
 mod close;

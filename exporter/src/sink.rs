@@ -10,13 +10,13 @@
 //! observing waits, and the kernel sums. One beside others may keep them waiting for a tenth of the time; what does not
 //! fit its queue is lost to it alone, and counted in its own health rows. Nobody ever waits for those who listen.
 
+mod capture_files;
 mod live;
 mod otlp;
-mod parquet;
 
+pub(crate) use capture_files::ParquetSink;
 pub(crate) use live::{ClientScope, Hub, Line, LiveSink};
 pub(crate) use otlp::OtlpSink;
-pub(crate) use parquet::ParquetSink;
 
 use std::{
     io,

@@ -23,6 +23,8 @@ pub mod attribute;
 #[cfg(feature = "std")]
 pub mod capture;
 #[cfg(feature = "std")]
+pub mod edge_columns;
+#[cfg(feature = "std")]
 pub mod flow;
 #[cfg(feature = "std")]
 pub mod health;

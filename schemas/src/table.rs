@@ -1,11 +1,12 @@
 //! How a dataset is defined: one table of columns, from which everything else about it is derived.
 //!
 //! `table!` takes the table and makes the type of its rows, its list of [`Column`]s and its conversion to Arrow;
-//! `dataset!` makes a table that is kept in captures. A column's Arrow type follows from its Rust type through [`Cell`].
+//! `columns!` does so for columns that several tables have, and `dataset!` for a table that is kept in captures. A
+//! column's Arrow type follows from its Rust type through [`Cell`].
 
 mod cell;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
@@ -18,29 +19,44 @@ use crate::attribute::Accessors;
 pub use crate::value::{Origin, Port, RttHistogram, TimestampMs};
 pub use cell::Cell;
 
+/// Columns that belong together, as a value for each row: all columns of a table, or those that several tables have.
+pub trait Columns: Sized {
+    /// How many there are.
+    const WIDTH: usize;
+
+    /// The columns, in order. In a table they are of a part of it: `{}` in their meanings stands for its name, and each of
+    /// their names follows a prefix.
+    fn list() -> Vec<Column>;
+
+    /// Makes the array of one column, of those that `rows` yields.
+    ///
+    /// # Panics
+    /// There is no such column.
+    fn encode_one<'a>(rows: impl Iterator<Item = &'a Self>, column: usize) -> ArrayRef
+    where
+        Self: 'a;
+}
+
 /// One row of a table, whose columns all have a meaning.
-pub trait Table: Clone + Sized + Send + 'static {
+pub trait Table: Columns + Clone + Send + 'static {
     /// The table's name in SQL.
     const NAME: &'static str;
     /// What the table holds, in a sentence or two.
     const MEANING: &'static str;
-    /// The columns, in order.
-    const COLUMNS: &'static [Column];
 
-    /// What makes the array of each column.
-    const ENCODERS: &'static [fn(&[Self]) -> ArrayRef];
+    /// The columns, in order.
+    fn columns() -> &'static [Column];
 
     /// Converts rows to a batch of [`Self::schema`].
     fn encode(rows: &[Self]) -> RecordBatch {
-        let columns = Self::ENCODERS.iter().map(|encode| encode(rows)).collect();
+        let columns = (0..Self::WIDTH).map(|column| Self::encode_one(rows.iter(), column)).collect();
         RecordBatch::try_new(Self::schema(), columns).expect("schema and columns come from the same table")
     }
 
     /// The Arrow schema of the table.
     fn schema() -> SchemaRef {
-        let fields: Vec<Field> =
-            Self::COLUMNS.iter().map(|c| Field::new(c.name, (c.data_type)(), c.nullable)).collect();
-        Arc::new(Schema::new(fields))
+        let field = |c: &Column| Field::new(&*c.name, (c.data_type)(), c.nullable);
+        Arc::new(Schema::new(Self::columns().iter().map(field).collect::<Vec<_>>()))
     }
 }
 
@@ -78,10 +94,10 @@ pub trait Record: Table {
 }
 
 /// One column of a table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Column {
     /// Name in Arrow, Parquet and SQL.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Arrow type.
     pub data_type: fn() -> DataType,
     /// Whether the value may be absent.
@@ -91,7 +107,16 @@ pub struct Column {
     /// UCUM unit, empty for none.
     pub unit: &'static str,
     /// What the value means.
-    pub meaning: &'static str,
+    pub meaning: Cow<'static, str>,
+}
+
+impl Column {
+    /// The same column of a part of a table.
+    #[must_use]
+    pub fn of(self, part: &str, prefix: &str) -> Self {
+        let name = format!("{prefix}{}", self.name).into();
+        Self { name, meaning: self.meaning.replace("{}", part).into(), ..self }
+    }
 }
 
 /// Why a batch is not of the expected dataset.
@@ -128,36 +153,100 @@ pub fn decode_column<T: Cell>(
     cells.filter(|cells| cells.len() == batch.num_rows()).ok_or(SchemaError::UnexpectedNull { dataset, column })
 }
 
-/// Defines a table: the type of its rows and its [`Table`] from one list of columns.
+/// Defines columns that several tables have: the type of their values, and its [`Columns`].
 ///
-/// A column is `/// meaning`, then `name: type => "OpenTelemetry attribute", "unit";`.
+/// A column is `/// meaning`, then `name: type => "OpenTelemetry attribute", "unit";`. A part of a table, whose columns are
+/// defined elsewhere, is `name: type as "prefix of the names";`.
 #[macro_export]
-macro_rules! table {
+macro_rules! columns {
     (
-        $(#[doc = $about:literal])+
-        $row:ident, $name:literal;
-        $($(#[doc = $meaning:literal])+ $field:ident: $type:ty => $attribute:literal, $unit:literal;)+
+        $(#[$about:meta])+
+        $row:ident;
+        $(
+            $(#[doc = $meaning:literal])+
+            $field:ident: $type:ty $(=> $attribute:literal, $unit:literal)? $(as $prefix:literal)?;
+        )+
     ) => {
-        $(#[doc = $about])+
+        $(#[$about])+
         #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         pub struct $row {
             $($(#[doc = $meaning])+ pub $field: $type,)+
         }
 
+        impl $crate::table::Columns for $row {
+            const WIDTH: usize = 0 $(+ $crate::part!(@width $type; $($attribute)? $(as $prefix)?))+;
+
+            fn list() -> Vec<$crate::table::Column> {
+                let mut list = Vec::with_capacity(Self::WIDTH);
+                $($crate::part!(@list list $field $type, concat!($($meaning),+); $($attribute, $unit)? $(as $prefix)?);)+
+                list
+            }
+
+            fn encode_one<'a>(rows: impl Iterator<Item = &'a Self>, mut column: usize) -> arrow::array::ArrayRef {
+                $($crate::part!(@encode rows column $field $type; $($attribute)? $(as $prefix)?);)+
+                panic!("{} has no column {column} beyond its last", stringify!($row))
+            }
+        }
+    };
+}
+
+/// What [`columns!`] does for a column or a part: lists it, counts it, or makes its array.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! part {
+    (@list $list:ident $field:ident $type:ty, $meaning:expr; $attribute:literal, $unit:literal) => {
+        $list.push($crate::table::Column {
+            name: stringify!($field).into(),
+            data_type: <$type as $crate::table::Cell>::data_type,
+            nullable: <$type as $crate::table::Cell>::NULLABLE,
+            attribute: $attribute,
+            unit: $unit,
+            meaning: $meaning.into(),
+        })
+    };
+    (@list $list:ident $field:ident $type:ty, $meaning:expr; as $prefix:literal) => {
+        let columns = <$type as $crate::table::Columns>::list().into_iter();
+        $list.extend(columns.map(|column| column.of(stringify!($field), $prefix)))
+    };
+    (@encode $rows:ident $column:ident $field:ident $type:ty; $attribute:literal) => {
+        if $column == 0 {
+            return <$type as $crate::table::Cell>::encode($rows.map(|row| &row.$field));
+        }
+        $column -= 1
+    };
+    (@encode $rows:ident $column:ident $field:ident $type:ty; as $prefix:literal) => {
+        if $column < <$type as $crate::table::Columns>::WIDTH {
+            return <$type as $crate::table::Columns>::encode_one($rows.map(|row| &row.$field), $column);
+        }
+        $column -= <$type as $crate::table::Columns>::WIDTH
+    };
+    (@width $type:ty; $attribute:literal) => {
+        1
+    };
+    (@width $type:ty; as $prefix:literal) => {
+        <$type as $crate::table::Columns>::WIDTH
+    };
+}
+
+/// Defines a table: [`columns!`](crate::columns!), and its [`Table`].
+#[macro_export]
+macro_rules! table {
+    (
+        $(#[doc = $about:literal])+
+        $row:ident, $name:literal;
+        $($columns:tt)+
+    ) => {
+        $crate::columns! { $(#[doc = $about])+ $row; $($columns)+ }
+
         impl $crate::table::Table for $row {
             const NAME: &'static str = $name;
             const MEANING: &'static str = concat!($($about),+);
-            const COLUMNS: &'static [$crate::table::Column] = &[$($crate::table::Column {
-                name: stringify!($field),
-                data_type: <$type as $crate::table::Cell>::data_type,
-                nullable: <$type as $crate::table::Cell>::NULLABLE,
-                attribute: $attribute,
-                unit: $unit,
-                meaning: concat!($($meaning),+),
-            }),+];
 
-            const ENCODERS: &'static [fn(&[Self]) -> arrow::array::ArrayRef] =
-                &[$(|rows| <$type as $crate::table::Cell>::encode(rows.iter().map(|row| &row.$field))),+];
+            fn columns() -> &'static [$crate::table::Column] {
+                static LIST: std::sync::LazyLock<Vec<$crate::table::Column>> =
+                    std::sync::LazyLock::new(<$row as $crate::table::Columns>::list);
+                &LIST
+            }
         }
     };
 }

@@ -1,6 +1,6 @@
 //! Words that columns have, as types. A column itself holds text: who reads may meet a word of a later version.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +149,51 @@ impl Transport {
     }
 }
 
+/// A word of a column: of the vocabulary `T`, or one that this version does not know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "Arc<str>", into = "Arc<str>", bound = "T: Copy + FromStr + Into<Arc<str>>")]
+pub enum Word<T> {
+    /// Of the vocabulary.
+    Known(T),
+    /// Another one.
+    Other(Arc<str>),
+}
+
+impl<T: Copy> Word<T> {
+    /// The word, if this version knows it.
+    pub const fn known(&self) -> Option<T> {
+        match self {
+            Self::Known(word) => Some(*word),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl Word<Transport> {
+    /// As objects of Kubernetes have it: `TCP`.
+    pub fn protocol(&self) -> Cow<'static, str> {
+        match self {
+            Self::Known(transport) => transport.protocol().into(),
+            Self::Other(other) => other.to_uppercase().into(),
+        }
+    }
+}
+
+impl<T: FromStr> From<Arc<str>> for Word<T> {
+    fn from(text: Arc<str>) -> Self {
+        text.parse().map_or(Self::Other(text), Self::Known)
+    }
+}
+
+impl<T: Into<Self>> From<Word<T>> for Arc<str> {
+    fn from(word: Word<T>) -> Self {
+        match word {
+            Word::Known(word) => word.into(),
+            Word::Other(other) => other,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +206,14 @@ mod tests {
         }
         assert!(ObjectKind::ALL.is_sorted_by_key(|kind| kind.as_str()));
         assert!(*"upsert" == InventoryEvent::Upsert && *"Upsert" != InventoryEvent::Upsert);
+        for text in ["tcp", "quic"] {
+            let word = Word::<Transport>::from(Arc::from(text));
+            assert_eq!(word.known(), text.parse().ok());
+            assert_eq!(word.protocol(), text.to_uppercase());
+            let json = serde_json::to_string(&word).expect("JSON");
+            assert_eq!(json, format!("\"{text}\""));
+            assert_eq!(serde_json::from_str::<Word<Transport>>(&json).expect("JSON"), word);
+        }
         assert_eq!("pods".parse::<EndKind>(), Err(UnknownWord("external node pod service unknown ")));
     }
 }

@@ -2,13 +2,11 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use serde_json::{Value, json};
-
 use crate::{
     cli::{ConnectivityArgs, ConnectivityFormat},
     communication::{Direction, Workload},
     netpol::{
-        Connections, Enforcement, Party,
+        Allowed, Connections, Enforcement, Party,
         manifests::{Manifests, ManifestsError},
         ranges,
     },
@@ -48,7 +46,7 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
             lines.sort();
             lines.concat()
         }
-        ConnectivityFormat::Json => format!("{:#}\n", list.iter().map(object).collect::<Value>()),
+        ConnectivityFormat::Json => output::json(&Allowed::list(&list))?,
     };
     output::write(&text, output.as_deref())?;
     output::skipped(manifests.problems.iter().chain(&invalid));
@@ -87,13 +85,6 @@ fn list(manifests: &Manifests) -> (BTreeMap<(Peer, Peer), Connections>, Vec<Stri
 
 fn line((from, to): &(Peer, Peer), allowed: &Connections) -> String {
     format!("{from} => {to} : {allowed}\n")
-}
-
-fn object(((from, to), allowed): (&(Peer, Peer), &Connections)) -> Value {
-    let ranges = allowed
-        .ranges()
-        .map(|(transport, first, last)| json!({ "protocol": transport.protocol(), "port": first, "end_port": last }));
-    json!({ "source": from.to_string(), "destination": to.to_string(), "connections": ranges.collect::<Value>() })
 }
 
 impl fmt::Display for Peer {

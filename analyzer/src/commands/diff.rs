@@ -47,9 +47,9 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
     }
     let difference = netpol::compare(&population, &old.policies, &new.policies)?;
     let text = match format {
-        DiffFormat::Text => difference.text(),
+        DiffFormat::Text => difference.to_string(),
         DiffFormat::Markdown => difference.markdown(),
-        DiffFormat::Json => format!("{:#}\n", difference.json()),
+        DiffFormat::Json => output::json(&difference)?,
     };
     output::write(&text, output.as_deref())?;
     Ok(difference.is_none())

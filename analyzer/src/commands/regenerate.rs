@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! capture ──► Proposal ──► Files ─┐
-//! Place (directory, ConfigMap, Git) ──► last Files ─┴─ the same: silence
-//!                                                   └─ not: new Files, Difference ──► Place, Events, cluster (--apply)
+//! Destination (directory, ConfigMap, Git) ──► last Files ─┴─ the same: silence
+//!                                                   └─ not: new Files, Difference ──► Destination, Events, cluster (--apply)
 //! ```
 //!
 //! What there is in the place is the last set: nothing else remembers it. A set is written whole, with the evidence of its
@@ -32,7 +32,7 @@ use crate::{
     publish::{
         cluster::{self, ClusterError, Manner, Plan, Reach},
         config_map::OwnConfigMap,
-        destination::{Place, PlaceError},
+        destination::{Destination, DestinationError},
         directory::{self, Files, TreeError},
         git::Branch,
         rollback::Rollback,
@@ -51,7 +51,7 @@ pub(crate) enum RegenerateError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
-    Place(#[from] PlaceError),
+    Destination(#[from] DestinationError),
     #[error(transparent)]
     Tree(#[from] TreeError),
     #[error("cannot compare with the last set")]
@@ -188,7 +188,7 @@ async fn regenerate(
     if is_changed {
         files.insert(directory::DIFFERENCE.into(), difference.markdown());
         place.write(&last, &files, &difference).await?;
-        output::write(&format!("{}written to {place}\n", difference.text()), None)?;
+        output::write(&format!("{difference}written to {place}\n"), None)?;
         notes!("{}", capture.open.overlaps.text());
         for finding in &set.findings {
             note!("{finding}");
@@ -312,7 +312,7 @@ fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<
         note!("in the cluster, not as they should be: {drifted}");
     }
     if !drift.is_none() {
-        notes!("the set would change what the cluster allows:\n{}", drift.text());
+        notes!("the set would change what the cluster allows:\n{drift}");
     }
     Ok(())
 }
@@ -321,14 +321,14 @@ fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<
 ///
 /// # Errors
 /// It is no Git repository.
-fn place(args: &RegenerateArgs, client: Option<&Client>) -> Result<Place, PlaceError> {
+fn place(args: &RegenerateArgs, client: Option<&Client>) -> Result<Destination, DestinationError> {
     if let Some(repository) = &args.git {
-        return Ok(Place::Git(Branch::open(repository, &args.git_branch, &args.git_path)?));
+        return Ok(Destination::Git(Branch::open(repository, &args.git_branch, &args.git_path)?));
     }
     match (&args.config_map, client) {
         (Some((namespace, name)), Some(client)) => {
-            Ok(Place::ConfigMap(Box::new(OwnConfigMap::new(client.clone(), namespace, name))))
+            Ok(Destination::ConfigMap(Box::new(OwnConfigMap::new(client.clone(), namespace, name))))
         }
-        _ => Ok(Place::Directory(args.output.clone().unwrap_or_default())),
+        _ => Ok(Destination::Directory(args.output.clone().unwrap_or_default())),
     }
 }

@@ -1,5 +1,5 @@
-//! `flowscribe report` and `flowscribe explain`: policies on standard output or in files, what they rest on, and what a
-//! person should know on standard error.
+//! `flowscribe report`: policies on standard output or in files, what they rest on, and what a person should know on
+//! standard error.
 
 use std::{collections::BTreeSet, fmt::Write, path::Path};
 

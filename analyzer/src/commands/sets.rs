@@ -3,7 +3,7 @@
 use super::shared::capture::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
-    cli::{SetsArgs, SetsFormat},
+    cli::{self, SetsArgs, SetsFormat},
     communication::Workload,
     output::{self, OutputError, notes},
     sets::{self, EncodeError},
@@ -18,8 +18,6 @@ pub(crate) enum SetsError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    #[error("cannot write the sets as JSON")]
-    Json(#[from] serde_json::Error),
     #[error(transparent)]
     Output(#[from] OutputError),
 }
@@ -32,12 +30,11 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     let SetsArgs { input, learn, namespaces, format, output } = args;
     let (mut capture, learning) = capture::open(input, learn).await?;
     let (sets, _) = capture.read(async |capture: &OpenCapture| sets::learn(capture, &learning).await).await?;
-    let is_wanted = |workload: &Workload| {
-        namespaces.is_empty() || namespaces.iter().any(|name| name.trim() == &*workload.namespace)
-    };
+    let namespaces = cli::names(namespaces);
+    let is_wanted = |workload: &Workload| namespaces.is_empty() || namespaces.contains(&workload.namespace);
     let text = match format {
         SetsFormat::Table => sets.told(is_wanted),
-        SetsFormat::Json => format!("{}\n", serde_json::to_string_pretty(&sets.json(is_wanted)?)?),
+        SetsFormat::Json => output::json(&sets.json(is_wanted)?)?,
     };
     output::write(&text, output.as_deref())?;
     output::skipped(&capture.problems);

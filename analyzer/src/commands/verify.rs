@@ -1,18 +1,23 @@
 //! `flowscribe verify`: what of a capture policies would deny, and what they allow beyond it.
 
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::shared::capture::{Capture, CaptureError};
 use crate::{
     cli::{VerifyArgs, VerifyFormat},
-    communication::{Endpoint, Workload},
+    communication::{Direction, Edge, Endpoint, Workload},
     netpol::{
+        Connections, Denial,
         manifests::{Manifests, ManifestsError},
         replay::{self, Denied, Excuse, Terms, Verdict},
     },
-    output::{self, OutputError},
+    output::{self, OutputError, as_text},
     publish::cluster::{self, ClusterError},
     sets::Status,
 };
@@ -53,8 +58,8 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     let (verdict, invalid) = replay::replay(capture.sets(), &capture.population, &policies, &terms);
     problems.extend(invalid.iter().map(ToString::to_string));
     let text = match format {
-        VerifyFormat::Text => text(&verdict),
-        VerifyFormat::Json => format!("{:#}\n", as_json(&verdict)),
+        VerifyFormat::Text => verdict.to_string(),
+        VerifyFormat::Json => output::json(&VerdictJson::new(&verdict))?,
     };
     output::write(&text, output.as_deref())?;
     output::skipped(problems.iter().cloned().chain(capture.open.problems.iter().map(ToString::to_string)));
@@ -79,101 +84,152 @@ fn by_workload<'v>(verdict: &'v Verdict<'_>) -> BTreeMap<&'v Workload, [usize; 2
     counts
 }
 
-fn text(verdict: &Verdict<'_>) -> String {
-    let mut text = String::new();
-    let (explained, denied): (Vec<_>, Vec<_>) = verdict.denied.iter().partition(|denied| denied.explanation.is_some());
-    let (stable, unstable): (Vec<_>, Vec<_>) = denied.into_iter().partition(|denied| denied.status == Status::Stable);
-    if !verdict.let_through.is_empty() {
-        let _ = writeln!(text, "FORBIDDEN, and allowed all the same:");
-    }
-    for edge in &verdict.let_through {
-        let _ = writeln!(text, "  {edge}");
-    }
-    let mut tell = |title: &str, list: Vec<&Denied<'_>>| {
-        if !list.is_empty() {
-            let _ = writeln!(text, "{title}");
+impl fmt::Display for Verdict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (explained, denied): (Vec<_>, Vec<_>) = self.denied.iter().partition(|denied| denied.explanation.is_some());
+        let (stable, unstable): (Vec<_>, Vec<_>) =
+            denied.into_iter().partition(|denied| denied.status == Status::Stable);
+        list(f, "FORBIDDEN, and allowed all the same:", &self.let_through)?;
+        list(f, "DENIED, and stable:", &stable)?;
+        list(f, "denied, and not stable:", &unstable)?;
+        list(f, "denied with an explanation:", &explained)?;
+        let unseen = self.unseen.iter().flat_map(|((source, destination), excuses)| {
+            excuses.iter().map(move |(excuse, connections)| {
+                let why = if *excuse == Excuse::None { String::new() } else { format!(" ({})", excuse.as_str()) };
+                format!("{source} → {destination} {connections}{why}")
+            })
+        });
+        list(f, "allowed and never seen:", &unseen.collect::<Vec<_>>())?;
+        let beyond = self.outside.iter().filter(|(_, (allowed, seen))| allowed > seen);
+        for ((workload, direction), (allowed, seen)) in beyond {
+            writeln!(f, "  {workload} {}: {allowed} addresses outside, {seen} of them seen", direction.as_str())?;
         }
-        for denied in list {
-            let _ = writeln!(text, "  {denied}");
+        writeln!(
+            f,
+            "{} observed edges allowed, {} denied ({} of them stable and unexplained); {} edges allowed and never seen",
+            self.allowed,
+            self.denied.len(),
+            self.wrong().count(),
+            self.unseen_edges().values().sum::<usize>(),
+        )?;
+        if self.judged == 0 {
+            writeln!(f, "nothing is judged: the capture has no connection between ends whose pods are known")?;
         }
-    };
-    tell("DENIED, and stable:", stable);
-    tell("denied, and not stable:", unstable);
-    tell("denied with an explanation:", explained);
-    if !verdict.unseen.is_empty() {
-        text += "allowed and never seen:\n";
-    }
-    for ((source, destination), excuses) in &verdict.unseen {
-        for (excuse, connections) in excuses {
-            let why = if *excuse == Excuse::None { String::new() } else { format!(" ({})", excuse.as_str()) };
-            let _ = writeln!(text, "  {source} → {destination} {connections}{why}");
+        if self.unjudged > 0 {
+            writeln!(f, "{} observed edges are not judged: no pods of an end are known", self.unjudged)?;
         }
+        let (workloads, open) = self.workloads;
+        if open > 0 {
+            writeln!(f, "{open} of {workloads} workloads are limited by no policy")?;
+        }
+        Ok(())
     }
-    let beyond = verdict.outside.iter().filter(|(_, (allowed, seen))| allowed > seen);
-    for ((workload, direction), (allowed, seen)) in beyond {
-        let _ = writeln!(text, "  {workload} {}: {allowed} addresses outside, {seen} of them seen", direction.as_str());
-    }
-    let _ = writeln!(
-        text,
-        "{} observed edges allowed, {} denied ({} of them stable and unexplained); {} edges allowed and never seen",
-        verdict.allowed,
-        verdict.denied.len(),
-        verdict.wrong().count(),
-        verdict.unseen_edges().values().sum::<usize>(),
-    );
-    if verdict.judged == 0 {
-        let _ = writeln!(text, "nothing is judged: the capture has no connection between ends whose pods are known");
-    }
-    if verdict.unjudged > 0 {
-        let _ = writeln!(text, "{} observed edges are not judged: no pods of an end are known", verdict.unjudged);
-    }
-    let (workloads, open) = verdict.workloads;
-    if open > 0 {
-        let _ = writeln!(text, "{open} of {workloads} workloads are limited by no policy");
-    }
-    text
 }
 
-fn as_json(verdict: &Verdict<'_>) -> Value {
-    let denied = verdict.denied.iter().map(|denied| {
-        let by = denied.by.iter().map(|denial| {
-            json!({ "direction": denial.direction.as_str(), "policies": denial.policies.iter().map(|p| &**p).collect::<Vec<_>>() })
-        });
-        json!({
-            "edge": denied.edge.to_string(),
-            "status": denied.status.as_str(),
-            "connections": denied.evidence.connections,
-            "by": by.collect::<Value>(),
-            "explanation": denied.explanation,
-        })
-    });
-    let unseen = verdict.unseen.iter().flat_map(|((source, destination), excuses)| {
-        excuses.iter().map(move |(excuse, connections)| {
-            json!({
-                "source": source.to_string(),
-                "destination": destination.to_string(),
-                "connections": connections.to_string(),
-                "reason": excuse.as_str(),
+/// Writes a title and a line for each of a list, unless there is none.
+fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, title: &str, list: &[T]) -> fmt::Result {
+    if !list.is_empty() {
+        writeln!(f, "{title}")?;
+    }
+    list.iter().try_for_each(|item| writeln!(f, "  {item}"))
+}
+
+/// A verdict as JSON has it.
+#[derive(Serialize)]
+struct VerdictJson<'v> {
+    allowed: usize,
+    not_judged: usize,
+    forbidden_and_allowed: Vec<String>,
+    workloads_there: usize,
+    workloads_without_policy: usize,
+    denied: Vec<DeniedJson<'v>>,
+    unseen: Vec<UnseenJson<'v>>,
+    outside: Vec<OutsideJson<'v>>,
+    workloads: Vec<WorkloadJson<'v>>,
+    stable_denied: usize,
+}
+
+#[derive(Serialize)]
+struct DeniedJson<'v> {
+    #[serde(serialize_with = "as_text")]
+    edge: &'v Edge,
+    status: Status,
+    connections: i64,
+    by: &'v BTreeSet<Denial>,
+    explanation: Option<&'v str>,
+}
+
+#[derive(Serialize)]
+struct UnseenJson<'v> {
+    #[serde(serialize_with = "as_text")]
+    source: &'v Workload,
+    #[serde(serialize_with = "as_text")]
+    destination: &'v Workload,
+    #[serde(serialize_with = "as_text")]
+    connections: &'v Connections,
+    reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct OutsideJson<'v> {
+    #[serde(serialize_with = "as_text")]
+    workload: &'v Workload,
+    direction: Direction,
+    // Beyond 2⁵³ numbers in JSON are not exact everywhere.
+    #[serde(serialize_with = "as_text")]
+    allowed: u128,
+    #[serde(serialize_with = "as_text")]
+    seen: u128,
+}
+
+#[derive(Serialize)]
+struct WorkloadJson<'v> {
+    #[serde(serialize_with = "as_text")]
+    workload: &'v Workload,
+    denied_explained: usize,
+    denied: usize,
+}
+
+impl<'v> VerdictJson<'v> {
+    fn new(verdict: &'v Verdict<'_>) -> Self {
+        let denied = |Denied { edge, evidence, status, by, explanation }: &'v Denied<'_>| DeniedJson {
+            edge,
+            status: *status,
+            connections: evidence.connections,
+            by,
+            explanation: explanation.as_deref(),
+        };
+        let unseen = verdict.unseen.iter().flat_map(|((source, destination), excuses)| {
+            excuses.iter().map(move |(excuse, connections)| UnseenJson {
+                source,
+                destination,
+                connections,
+                reason: excuse.as_str(),
             })
-        })
-    });
-    let outside = verdict.outside.iter().map(|((workload, direction), (allowed, seen))| {
-        // Beyond 2⁵³ numbers in JSON are not exact everywhere.
-        json!({ "workload": workload.to_string(), "direction": direction.as_str(), "allowed": allowed.to_string(), "seen": seen.to_string() })
-    });
-    let workloads = by_workload(verdict).into_iter().map(|(workload, [explained, unexplained])| {
-        json!({ "workload": workload.to_string(), "denied_explained": explained, "denied": unexplained })
-    });
-    json!({
-        "allowed": verdict.allowed,
-        "not_judged": verdict.unjudged,
-        "forbidden_and_allowed": verdict.let_through.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "workloads_there": verdict.workloads.0,
-        "workloads_without_policy": verdict.workloads.1,
-        "denied": denied.collect::<Value>(),
-        "unseen": unseen.collect::<Value>(),
-        "outside": outside.collect::<Value>(),
-        "workloads": workloads.collect::<Value>(),
-        "stable_denied": verdict.wrong().count(),
-    })
+        });
+        let outside = verdict.outside.iter();
+        let (workloads_there, workloads_without_policy) = verdict.workloads;
+        Self {
+            allowed: verdict.allowed,
+            not_judged: verdict.unjudged,
+            forbidden_and_allowed: verdict.let_through.iter().map(ToString::to_string).collect(),
+            workloads_there,
+            workloads_without_policy,
+            denied: verdict.denied.iter().map(denied).collect(),
+            unseen: unseen.collect(),
+            outside: outside
+                .map(|((workload, direction), (allowed, seen))| OutsideJson {
+                    workload,
+                    direction: *direction,
+                    allowed: *allowed,
+                    seen: *seen,
+                })
+                .collect(),
+            workloads: by_workload(verdict)
+                .into_iter()
+                .map(|(workload, [denied_explained, denied])| WorkloadJson { workload, denied_explained, denied })
+                .collect(),
+            stable_denied: verdict.wrong().count(),
+        }
+    }
 }

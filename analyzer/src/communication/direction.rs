@@ -2,8 +2,11 @@
 
 use std::ops::{Index, IndexMut};
 
+use serde::Serialize;
+
 /// A direction of traffic, as policies have it: seen from the pods that they select.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Direction {
     Ingress,
     Egress,

@@ -47,8 +47,8 @@ impl Tally {
             let Sums { evidence, services, failures, source_pods, destination_pods } = &mut **sums;
             evidence.via_service |= edge.via_service;
             evidence.answered |= edge.answered;
-            evidence.seen_by_client |= edge.client.is_seen;
-            evidence.seen_by_server |= edge.server.is_seen;
+            evidence.seen_by_client |= edge.seen_by_client;
+            evidence.seen_by_server |= edge.seen_by_server;
             if edge.via_service {
                 evidence.service_ports.extend(&edge.dialled_ports);
             }
@@ -87,7 +87,7 @@ impl Tally {
             let edge = Edge {
                 source: ends[key.source as usize].clone(),
                 destination: ends[key.destination as usize].clone(),
-                transport: texts.text(key.transport).cloned().unwrap_or_default(),
+                transport: texts.text(key.transport).cloned().unwrap_or_default().into(),
                 port: key.port,
                 own_node: key.own_node,
             };

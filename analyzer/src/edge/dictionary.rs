@@ -40,6 +40,13 @@ impl Texts {
     pub(super) fn text(&self, number: u32) -> Option<&Arc<str>> {
         (number as usize).checked_sub(1).and_then(|at| self.texts.get(at))
     }
+
+    /// The texts of numbers, in order.
+    pub(super) fn sorted(&self, numbers: &[u32]) -> Vec<Arc<str>> {
+        let mut texts: Vec<_> = numbers.iter().filter_map(|number| self.text(*number).cloned()).collect();
+        texts.sort();
+        texts
+    }
 }
 
 /// One text column of the batches that are read, as numbers.

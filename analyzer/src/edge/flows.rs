@@ -25,15 +25,16 @@ use schemas::{
     hour::{Hour, HourRange},
     index::{Fingerprints, Index},
     rollup::RollupRow,
-    table::{Record, Table},
+    table::{Columns, Record, Table},
 };
 
 use super::{
     EdgeRow,
     all_hours::{Tally, merge},
+    flow_columns,
     fold::Folder,
     overlap::Overlaps,
-    rollup, row, rows,
+    rollup, table_rows,
     work_unit::{FlowFile, Source, Unit, repeats, units},
 };
 use crate::communication::Communications;
@@ -104,7 +105,7 @@ impl Flows {
         let files: Vec<FlowFile> = flows.into_iter().zip(repeats).map(flow_file).collect();
         let units = units(&files, &rollups);
         let rows = units.iter().map(|unit| unit.rows(&files, &rollups)).sum();
-        let columns = row::columns().collect();
+        let columns = flow_columns::columns().collect();
         let (schema, fingerprints, reads_ahead) = (FlowRecord::schema(), OnceLock::new(), AtomicBool::new(false));
         Self {
             cluster,
@@ -213,9 +214,9 @@ impl Flows {
         for unit in self.units.iter().skip(part).step_by(parts) {
             self.fold(&mut folder, unit)?;
             for hour in folder.finish() {
-                let rows = rows(&folder, &self.cluster, &hour);
+                let rows = table_rows::rows(&folder, &self.cluster, &hour);
                 for rows in rows.chunks(BATCH_ROWS) {
-                    let arrays = columns.iter().map(|column| EdgeRow::ENCODERS[*column](rows)).collect();
+                    let arrays = columns.iter().map(|column| EdgeRow::encode_one(rows.iter(), *column)).collect();
                     let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
                     let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), arrays, &options);
                     if !send(batch.map_err(WorkError::Encode)?) {

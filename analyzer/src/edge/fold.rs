@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use roaring::RoaringTreemap;
 use schemas::{
     capture::Seqs,
+    edge_columns::{ConnectionCounts, EdgeEnd},
     hour::{Hour, HourRange},
     index::{Holds, Index, Span},
     inventory::{InventoryRecord, ObjectKind},
@@ -24,11 +25,11 @@ use smallvec::SmallVec;
 
 use super::{
     dictionary::{TextColumn, Texts},
-    hour::{Counts, HourEdge, HourEdges},
+    flow_columns::{DESTINATION, Rows, SOURCE, TEXTS, Text},
+    hour::{HourEdge, HourEdges},
     overlap::Overlaps,
     overlap_counts::Apart,
     resolve::{Destination, End, Resolver, Told, direct},
-    row::{DESTINATION, Rows, SOURCE, TEXTS, Text},
     row_cache::{Known, Marks, Memo, NOT_MET, Resolved, RowKey, Shortcut, Target},
 };
 
@@ -69,7 +70,7 @@ struct Pending {
     hour: i64,
     span: Span,
     failure: u32,
-    counts: Counts,
+    counts: ConnectionCounts,
 }
 
 /// The minutes in which rows begin and end. Rows of a conversation whose minutes differ are told apart, as its ends may
@@ -298,12 +299,28 @@ impl<'a> Folder<'a> {
         edge
     }
 
+    /// An end, by the names that its number stands for.
+    pub(super) fn end(&self, number: u32) -> EdgeEnd {
+        let EndKey { kind, namespace, workload_kind, workload, node, address, unknown_reason } =
+            self.ends.values[number as usize];
+        let text = |number| self.texts.text(number).cloned();
+        EdgeEnd {
+            kind: text(kind).unwrap_or_default(),
+            namespace: text(namespace),
+            workload_kind: text(workload_kind),
+            workload: text(workload),
+            node: text(node),
+            address: text(address),
+            unknown_reason: text(unknown_reason),
+        }
+    }
+
     /// How many rows of each run had no known direction.
     pub(super) fn undirected(&self) -> impl Iterator<Item = (Arc<str>, i64)> {
         self.undirected.iter().filter_map(|(run, rows)| Some((Arc::clone(self.texts.text(*run)?), *rows)))
     }
 
-    fn count(&mut self, key: RowKey, place: u32, span: Span, hour: i64, failure: u32, counts: &Counts) {
+    fn count(&mut self, key: RowKey, place: u32, span: Span, hour: i64, failure: u32, counts: &ConnectionCounts) {
         let is_client = is_client(&key);
         let place = if place == NOT_MET { self.known.place_of(key) } else { place } as usize;
         let unit = self.known.unit;

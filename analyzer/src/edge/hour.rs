@@ -3,33 +3,19 @@
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
-use schemas::index::Span;
+use schemas::{edge_columns::ConnectionCounts, index::Span};
 use smallvec::{Array, SmallVec};
 
 use super::{dictionary::Texts, row_cache::Marks};
-
-/// Everything that is counted of an edge, from one of its ends.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) is_seen: bool,
-    pub(super) connections: i64,
-    pub(super) failed: i64,
-    pub(super) closed: i64,
-    pub(super) max_active: i64,
-    pub(super) bytes_sent: Option<i64>,
-    pub(super) bytes_received: Option<i64>,
-    /// Both ways, between nodes of different zones.
-    pub(super) cross_zone_bytes: i64,
-    pub(super) retransmits: i64,
-    pub(super) duration_ms_sum: i64,
-}
 
 /// An edge within an hour.
 #[derive(Debug)]
 pub(super) struct HourEdge {
     pub(super) edge: u32,
-    pub(super) client: Counts,
-    pub(super) server: Counts,
+    pub(super) seen_by_client: bool,
+    pub(super) seen_by_server: bool,
+    pub(super) client: ConnectionCounts,
+    pub(super) server: ConnectionCounts,
     pub(super) via_service: bool,
     pub(super) answered: bool,
     pub(super) services: SmallVec<[u32; 2]>,
@@ -85,8 +71,10 @@ impl HourEdge {
     pub(super) fn new(edge: u32) -> Self {
         Self {
             edge,
-            client: Counts::default(),
-            server: Counts::default(),
+            seen_by_client: false,
+            seen_by_server: false,
+            client: ConnectionCounts::default(),
+            server: ConnectionCounts::default(),
             via_service: false,
             answered: false,
             services: SmallVec::new(),
@@ -99,8 +87,12 @@ impl HourEdge {
         }
     }
 
-    pub(super) fn add(&mut self, is_client: bool, counts: &Counts, failure: u32, span: Span) {
-        let sums = if is_client { &mut self.client } else { &mut self.server };
+    pub(super) fn add(&mut self, is_client: bool, counts: &ConnectionCounts, failure: u32, span: Span) {
+        let (is_seen, sums) = match is_client {
+            true => (&mut self.seen_by_client, &mut self.client),
+            false => (&mut self.seen_by_server, &mut self.server),
+        };
+        *is_seen = true;
         sums.add(counts);
         self.first_seen = self.first_seen.min(span.from.0);
         self.last_seen = self.last_seen.max(span.to.0);
@@ -125,6 +117,8 @@ impl HourEdge {
 
     /// Takes in what is not counted.
     fn mark(&mut self, other: Self) {
+        self.seen_by_client |= other.seen_by_client;
+        self.seen_by_server |= other.seen_by_server;
         self.via_service |= other.via_service;
         self.answered |= other.answered;
         other.services.into_iter().for_each(|service| insert(&mut self.services, service));
@@ -137,74 +131,9 @@ impl HourEdge {
     }
 
     /// The counts of the edge: of the two ends' sums the larger one, never both. Only what each end does itself adds up.
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> ConnectionCounts {
         let retransmits = self.client.retransmits + self.server.retransmits;
-        Counts { is_seen: true, retransmits, ..self.client.larger(&self.server) }
-    }
-}
-
-impl Counts {
-    /// Adds what was counted of other rows.
-    pub(super) fn add(&mut self, counts: &Self) {
-        let Self {
-            is_seen,
-            connections,
-            failed,
-            closed,
-            max_active,
-            bytes_sent,
-            bytes_received,
-            cross_zone_bytes,
-            retransmits,
-            duration_ms_sum,
-        } = counts;
-        self.is_seen |= is_seen;
-        self.connections += connections;
-        self.failed += failed;
-        self.closed += closed;
-        self.max_active = self.max_active.max(*max_active);
-        self.bytes_sent = add(self.bytes_sent, *bytes_sent);
-        self.bytes_received = add(self.bytes_received, *bytes_received);
-        self.cross_zone_bytes += cross_zone_bytes;
-        self.retransmits += retransmits;
-        self.duration_ms_sum += duration_ms_sum;
-    }
-
-    /// The larger of each of two counts of the same connections.
-    fn larger(&self, other: &Self) -> Self {
-        let (a, b) = (self, other);
-        Self {
-            is_seen: a.is_seen || b.is_seen,
-            connections: a.connections.max(b.connections),
-            failed: a.failed.max(b.failed),
-            closed: a.closed.max(b.closed),
-            max_active: a.max_active.max(b.max_active),
-            bytes_sent: a.bytes_sent.max(b.bytes_sent),
-            bytes_received: a.bytes_received.max(b.bytes_received),
-            cross_zone_bytes: a.cross_zone_bytes.max(b.cross_zone_bytes),
-            retransmits: a.retransmits.max(b.retransmits),
-            duration_ms_sum: a.duration_ms_sum.max(b.duration_ms_sum),
-        }
-    }
-
-    /// The same of an edge that crosses zones, or does not.
-    pub(super) fn across(mut self, crosses_zones: bool) -> Self {
-        if crosses_zones {
-            self.cross_zone_bytes = self.bytes_sent.unwrap_or_default() + self.bytes_received.unwrap_or_default();
-        }
-        self
-    }
-
-    /// Whether data could pass: a connection was established, was open, or ended.
-    pub(super) const fn is_established(&self) -> bool {
-        self.connections + self.closed + self.max_active > 0
-    }
-}
-
-fn add(sum: Option<i64>, more: Option<i64>) -> Option<i64> {
-    match (sum, more) {
-        (Some(sum), Some(more)) => Some(sum + more),
-        (sum, more) => sum.or(more),
+        ConnectionCounts { retransmits, ..self.client.larger(&self.server) }
     }
 }
 

@@ -1,79 +1,49 @@
 //! Hours of edges as rows of rollups, and back.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use arrow::{
-    array::{Array as _, AsArray, ListArray, RecordBatch},
-    datatypes::{DataType, Int32Type, Int64Type, TimestampMillisecondType, UInt16Type},
+    array::{Array as _, AsArray, Int64Array, ListArray, RecordBatch},
+    datatypes::{DataType, Int32Type, TimestampMillisecondType, UInt16Type},
 };
-use schemas::{hour::Hour, rollup::RollupRow, table::TimestampMs, vocabulary::EndKind};
+use schemas::{
+    edge_columns::{ConnectionCounts, EdgeEnd},
+    hour::Hour,
+    rollup::RollupRow,
+    table::{Columns, TimestampMs},
+    vocabulary::EndKind,
+};
 use smallvec::SmallVec;
 
 use super::{
     dictionary::{TextColumn, Texts},
     fold::{EdgeKey, EndKey, Folder},
-    hour::{Counts, HourEdge, HourEdges},
+    hour::{HourEdge, HourEdges},
 };
 
 /// The rows of an hour.
 pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
-    let some = |number| folder.texts.text(number).cloned();
-    let text = |number| some(number).unwrap_or_default();
-    let all = |numbers: &[u32]| -> Vec<Arc<str>> {
-        let mut texts: Vec<_> = numbers.iter().map(|number| text(*number)).collect();
-        texts.sort();
-        texts
-    };
+    let texts = &folder.texts;
     let row = |edge: &HourEdge| {
         let EdgeKey { transport, source, destination, port, own_node } = folder.edges.values[edge.edge as usize];
-        let (source, destination) = (folder.ends.values[source as usize], folder.ends.values[destination as usize]);
-        let HourEdge { client, server, .. } = edge;
         RollupRow {
             hour: Hour(hour.number).start(),
-            transport: text(transport),
-            source_kind: text(source.kind),
-            source_namespace: some(source.namespace),
-            source_workload_kind: some(source.workload_kind),
-            source_workload: some(source.workload),
-            source_node: some(source.node),
-            source_address: some(source.address),
-            source_unknown_reason: some(source.unknown_reason),
-            destination_kind: text(destination.kind),
-            destination_namespace: some(destination.namespace),
-            destination_workload_kind: some(destination.workload_kind),
-            destination_workload: some(destination.workload),
-            destination_node: some(destination.node),
-            destination_address: some(destination.address),
-            destination_unknown_reason: some(destination.unknown_reason),
+            transport: texts.text(transport).cloned().unwrap_or_default(),
+            source: folder.end(source),
+            destination: folder.end(destination),
             port,
             own_node,
             via_service: edge.via_service,
             answered: edge.answered,
-            services: all(&edge.services),
+            services: texts.sorted(&edge.services),
             dialled_ports: edge.dialled_ports.to_vec(),
-            failures: all(&edge.failures),
-            source_pod_uids: all(&edge.source_pods),
-            destination_pod_uids: all(&edge.destination_pods),
-            client_seen: client.is_seen,
-            client_connections: client.connections,
-            client_failed: client.failed,
-            client_closed: client.closed,
-            client_max_active: client.max_active,
-            client_bytes_sent: client.bytes_sent,
-            client_bytes_received: client.bytes_received,
-            client_cross_zone_bytes: client.cross_zone_bytes,
-            client_retransmits: client.retransmits,
-            client_duration_ms_sum: client.duration_ms_sum,
-            server_seen: server.is_seen,
-            server_connections: server.connections,
-            server_failed: server.failed,
-            server_closed: server.closed,
-            server_max_active: server.max_active,
-            server_bytes_sent: server.bytes_sent,
-            server_bytes_received: server.bytes_received,
-            server_cross_zone_bytes: server.cross_zone_bytes,
-            server_retransmits: server.retransmits,
-            server_duration_ms_sum: server.duration_ms_sum,
+            failures: texts.sorted(&edge.failures),
+            source_pod_uids: texts.sorted(&edge.source_pods),
+            destination_pod_uids: texts.sorted(&edge.destination_pods),
+            client_seen: edge.seen_by_client,
+            client: edge.client,
+            server_seen: edge.seen_by_server,
+            server: edge.server,
             first_seen: TimestampMs(edge.first_seen),
             last_seen: TimestampMs(edge.last_seen),
         }
@@ -86,11 +56,15 @@ pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
 
 /// What tells rows of an hour apart.
 fn key(row: &RollupRow) -> impl Ord + use<'_> {
+    const fn end(end: &EdgeEnd) -> impl Ord + use<'_> {
+        (&end.namespace, &end.workload, &end.workload_kind, &end.kind, &end.address)
+    }
+    let RollupRow { source, destination, .. } = row;
     (
-        (&row.source_namespace, &row.source_workload, &row.source_workload_kind, &row.source_kind, &row.source_address),
-        (&row.destination_namespace, &row.destination_workload, &row.destination_workload_kind),
-        (&row.destination_kind, &row.destination_address, row.port, &row.transport, row.own_node),
-        (&row.source_node, &row.source_unknown_reason, &row.destination_node, &row.destination_unknown_reason),
+        end(source),
+        end(destination),
+        (row.port, &row.transport, row.own_node),
+        (&source.node, &source.unknown_reason, &destination.node, &destination.unknown_reason),
     )
 }
 
@@ -127,28 +101,32 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         text
     };
     let transports = texts("transport");
-    let ends = ["source", "destination"].map(|side| END.map(|name| texts(&format!("{side}_{name}"))));
+    let ends =
+        ["source_", "destination_"].map(|side| names::<EdgeEnd, { EdgeEnd::WIDTH }>(side).map(|name| texts(&name)));
     let mut lists = |name: &str| Texts::list(column(name).as_list::<i32>(), &mut folder.texts);
     let listed = ["services", "failures", "source_pod_uids", "destination_pod_uids"].map(&mut lists);
     let ports = column("port").as_primitive::<UInt16Type>().values();
     let dialled = column("dialled_ports").as_list::<i32>();
     let dialled_ports = dialled.values().as_primitive::<UInt16Type>().values();
-    let flags = ["own_node", "via_service", "answered"].map(|name| column(name).as_boolean());
+    let flags =
+        ["own_node", "via_service", "answered", "client_seen", "server_seen"].map(|name| column(name).as_boolean());
     let times = ["hour", "first_seen", "last_seen"]
         .map(|name| column(name).as_primitive::<TimestampMillisecondType>().values());
-    let sides = ["client", "server"].map(|side| Side::new(batch, side));
+    let sides = ["client_", "server_"].map(|side| Counts::new(batch, side));
     for row in 0..batch.num_rows() {
         let [source, destination] = ends.each_ref().map(|end| {
             let [kind, namespace, workload_kind, workload, node, address, unknown_reason] =
                 end.each_ref().map(|column| column.rows()[row]);
             folder.ends.number(EndKey { kind, namespace, workload_kind, workload, node, address, unknown_reason })
         });
-        let [own_node, via_service, answered] = flags.map(|flag| flag.value(row));
+        let [own_node, via_service, answered, seen_by_client, seen_by_server] = flags.map(|flag| flag.value(row));
         let transport = transports.rows()[row];
         let edge = folder.edge_of(EdgeKey { transport, source, destination, port: ports[row], own_node });
         let [services, failures, source_pods, destination_pods] = listed.each_ref().map(|list| list.row(row));
         let offsets = dialled.value_offsets();
         let edge = HourEdge {
+            seen_by_client,
+            seen_by_server,
             client: sides[0].counts(row),
             server: sides[1].counts(row),
             via_service,
@@ -173,39 +151,37 @@ fn sorted<const N: usize>(numbers: &[u32]) -> SmallVec<[u32; N]> {
     numbers
 }
 
-/// The counts of one end.
-struct Side<'a> {
-    is_seen: &'a arrow::array::BooleanArray,
-    numbers: [&'a arrow::array::Int64Array; 9],
+/// What one end counted.
+struct Counts<'a>([&'a Int64Array; ConnectionCounts::WIDTH]);
+
+impl<'a> Counts<'a> {
+    fn new(batch: &'a RecordBatch, prefix: &str) -> Self {
+        let column = |name: String| batch.column_by_name(&name).expect("every column of a rollup is read");
+        Self(names::<ConnectionCounts, _>(prefix).map(|name| column(name).as_primitive()))
+    }
+
+    fn counts(&self, row: usize) -> ConnectionCounts {
+        let [connections, failed, closed, max_active, sent, received, cross_zone_bytes, retransmits, duration_ms_sum] =
+            self.0;
+        let known = |column: &Int64Array| column.is_valid(row).then(|| column.value(row));
+        ConnectionCounts {
+            connections: connections.value(row),
+            failed: failed.value(row),
+            closed: closed.value(row),
+            max_active: max_active.value(row),
+            bytes_sent: known(sent),
+            bytes_received: known(received),
+            cross_zone_bytes: cross_zone_bytes.value(row),
+            retransmits: retransmits.value(row),
+            duration_ms_sum: duration_ms_sum.value(row),
+        }
+    }
 }
 
-impl<'a> Side<'a> {
-    fn new(batch: &'a RecordBatch, side: &str) -> Self {
-        let column =
-            |name: &str| batch.column_by_name(&format!("{side}_{name}")).expect("every column of a rollup is read");
-        Self {
-            is_seen: column("seen").as_boolean(),
-            numbers: COUNTS.map(|name| column(name).as_primitive::<Int64Type>()),
-        }
-    }
-
-    fn counts(&self, row: usize) -> Counts {
-        let [bytes_sent, bytes_received] =
-            [self.numbers[4], self.numbers[5]].map(|column| column.is_valid(row).then(|| column.value(row)));
-        let number = |at: usize| self.numbers[at].value(row);
-        Counts {
-            is_seen: self.is_seen.value(row),
-            connections: number(0),
-            failed: number(1),
-            closed: number(2),
-            max_active: number(3),
-            bytes_sent,
-            bytes_received,
-            cross_zone_bytes: number(6),
-            retransmits: number(7),
-            duration_ms_sum: number(8),
-        }
-    }
+/// The names of the columns of a part, in order.
+fn names<C: Columns, const WIDTH: usize>(prefix: &str) -> [String; WIDTH] {
+    let columns = C::list();
+    std::array::from_fn(|column| format!("{prefix}{}", columns[column].name))
 }
 
 /// A column of lists of texts, as numbers.
@@ -228,18 +204,3 @@ impl TextLists<'_> {
         &self.numbers[offsets[row] as usize..offsets[row + 1] as usize]
     }
 }
-
-/// Of an end, in the order of [`EndKey`].
-const END: [&str; 7] = ["kind", "namespace", "workload_kind", "workload", "node", "address", "unknown_reason"];
-/// In the order of [`Side::counts`].
-const COUNTS: [&str; 9] = [
-    "connections",
-    "failed",
-    "closed",
-    "max_active",
-    "bytes_sent",
-    "bytes_received",
-    "cross_zone_bytes",
-    "retransmits",
-    "duration_ms_sum",
-];

@@ -7,6 +7,7 @@ use std::{
 
 use range_set_blaze::RangeSetBlaze;
 pub(crate) use schemas::vocabulary::Transport;
+use serde::{Serialize, Serializer};
 
 /// Ports, from 1 to 65535, of each transport.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,6 +96,25 @@ impl fmt::Display for Connections {
         }
         Ok(())
     }
+}
+
+impl Serialize for Connections {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ranges = self.ranges();
+        serializer.collect_seq(ranges.map(|(transport, port, end_port)| PortRange {
+            protocol: transport.protocol(),
+            port,
+            end_port,
+        }))
+    }
+}
+
+/// Ports of a transport, in the words of NetworkPolicies.
+#[derive(Serialize)]
+struct PortRange {
+    protocol: &'static str,
+    port: u16,
+    end_port: u16,
 }
 
 /// In the order in which they are listed.

@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use schemas::inventory::Labels;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{
     Connections, DEFAULT_NAMESPACE, Enforcement, NAMESPACE_NAME, Party, Subject,
@@ -281,12 +281,6 @@ impl Difference {
         lines
     }
 
-    /// A line per edge, and a summary.
-    pub(crate) fn text(&self) -> String {
-        let lines: String = self.lines().into_iter().map(|(sign, line)| format!("{sign} {line}\n")).collect();
-        format!("{lines}{}\n", self.summary())
-    }
-
     /// The same for a pull request.
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!("### Network policies\n\n{}\n", self.summary());
@@ -304,27 +298,62 @@ impl Difference {
         }
         text
     }
+}
 
-    pub(crate) fn json(&self) -> Value {
-        let directions = |list: &BTreeSet<(Workload, Direction)>| -> Value {
-            list.iter().map(|(workload, direction)| json!({ "workload": workload.to_string(), "direction": direction.as_str() })).collect()
-        };
-        let edges = |list: &BTreeMap<(End, End), Connections>| -> Value {
-            let edge = |((from, to), connections): (&(End, End), &Connections)| {
-                let ranges = connections.ranges();
-                let ranges = ranges.map(|(transport, first, last)| json!({ "protocol": transport.protocol(), "port": first, "end_port": last }));
-                json!({ "source": from.to_string(), "destination": to.to_string(), "connections": ranges.collect::<Value>() })
+/// A line per edge, and a summary.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (sign, line) in self.lines() {
+            writeln!(f, "{sign} {line}")?;
+        }
+        writeln!(f, "{}", self.summary())
+    }
+}
+
+impl Serialize for Difference {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let directions = |list: &BTreeSet<(Workload, Direction)>| -> Vec<Isolation> {
+            let isolation = |(workload, direction): &(Workload, Direction)| Isolation {
+                workload: workload.to_string(),
+                direction: *direction,
             };
-            list.iter().map(edge).collect()
+            list.iter().map(isolation).collect()
         };
-        json!({
-            "closed": directions(&self.closed),
-            "opened": directions(&self.opened),
-            "added": edges(&self.added),
-            "removed": edges(&self.removed),
-            "unchanged": self.unchanged,
-            "affected": self.affected().into_iter().map(|workload| workload.to_string()).collect::<Value>(),
-        })
+        let mut object = serializer.serialize_struct("Difference", 6)?;
+        object.serialize_field("closed", &directions(&self.closed))?;
+        object.serialize_field("opened", &directions(&self.opened))?;
+        object.serialize_field("added", &Allowed::list(&self.added))?;
+        object.serialize_field("removed", &Allowed::list(&self.removed))?;
+        object.serialize_field("unchanged", &self.unchanged)?;
+        let affected: Vec<String> = self.affected().into_iter().map(ToString::to_string).collect();
+        object.serialize_field("affected", &affected)?;
+        object.end()
+    }
+}
+
+/// A direction of a workload that policies isolate, or no longer.
+#[derive(Serialize)]
+struct Isolation {
+    workload: String,
+    direction: Direction,
+}
+
+/// What is allowed from one end to another, for JSON.
+#[derive(Serialize)]
+pub(crate) struct Allowed<'a> {
+    source: String,
+    destination: String,
+    connections: &'a Connections,
+}
+
+impl<'a> Allowed<'a> {
+    pub(crate) fn list<E: fmt::Display>(list: &'a BTreeMap<(E, E), Connections>) -> Vec<Self> {
+        let allowed = |((from, to), connections): (&(E, E), &'a Connections)| Self {
+            source: from.to_string(),
+            destination: to.to_string(),
+            connections,
+        };
+        list.iter().map(allowed).collect()
     }
 }
 

@@ -1,17 +1,15 @@
 //! Which edges a NetworkPolicy can be about.
 
-use super::Transport;
 use crate::communication::{Edge, Endpoint};
 
 /// Whether policies can speak of an edge: both ends are known, and all of it is what Kubernetes could have made.
-pub(crate) fn is_sound(edge: &Edge) -> bool {
+pub(crate) fn is_expressible(edge: &Edge) -> bool {
     let is_known = |end: &Endpoint| match end {
         Endpoint::Workload(workload) => is_dns_label(&workload.namespace),
         Endpoint::Node { .. } | Endpoint::External { .. } => true,
         Endpoint::Unknown { .. } => false,
     };
-    let is_known_transport = edge.transport.parse::<Transport>().is_ok();
-    is_known(&edge.source) && is_known(&edge.destination) && is_known_transport && edge.port > 0
+    is_known(&edge.source) && is_known(&edge.destination) && edge.transport.known().is_some() && edge.port > 0
 }
 
 /// Whether a text is a DNS label (RFC 1123): 1 to 63 lower-case letters, digits and dashes, with no dash at an end.

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::{
-    Connections, Denial, Enforcement, InvalidPolicy, Party, Transport, blocks::size, expressible::is_sound,
+    Connections, Denial, Enforcement, InvalidPolicy, Party, Transport, blocks::size, expressible::is_expressible,
     population::Population,
 };
 use crate::{
@@ -205,7 +205,7 @@ impl<'a> Replay<'a, '_> {
         if edge.own_node && self.terms.own_node_exempt {
             return Some(BTreeSet::new());
         }
-        let Ok(transport) = edge.transport.parse::<Transport>() else { return Some(BTreeSet::new()) };
+        let Some(transport) = edge.transport.known() else { return Some(BTreeSet::new()) };
         let (sources, destinations) = (self.parties(&edge.source), self.parties(&edge.destination));
         if sources.is_empty() || destinations.is_empty() {
             return None;
@@ -243,7 +243,7 @@ impl<'a> Replay<'a, '_> {
         match unknown {
             Some(end) => with("an end is not known", &end.to_string()),
             // An odd row is not for policies to allow.
-            None if !is_sound(edge) => with("no policy can speak of it", ""),
+            None if !is_expressible(edge) => with("no policy can speak of it", ""),
             None => None,
         }
     }
@@ -315,7 +315,7 @@ impl<'a> Replay<'a, '_> {
             else {
                 continue;
             };
-            let Ok(transport) = edge.transport.parse::<Transport>() else { continue };
+            let Some(transport) = edge.transport.known() else { continue };
             let reasons = known.entry((source, destination)).or_default();
             if matches!(fate, Fate::Pinned(_)) {
                 reasons.push((Some(Excuse::Pinned), transport, edge.port));

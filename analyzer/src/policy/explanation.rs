@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{PolicySet, Wish, Written};
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
-    netpol::{NAMESPACE_NAME, is_sound, replay::Verdict},
+    netpol::{NAMESPACE_NAME, is_expressible, replay::Verdict},
     sets::{Completeness, Entry, Fate, Sets},
 };
 
@@ -376,7 +376,7 @@ fn why_not(edge: &Edge, evidence: &Evidence, fate: &Fate, of: &Endpoint) -> Opti
         }
         Fate::Failed => None,
         Fate::Learned | Fate::Pinned(_) => {
-            if !is_sound(edge) {
+            if !is_expressible(edge) {
                 return with("an end is not known", "");
             }
             let is_ambiguous = !evidence.answered && matches!(fate, Fate::Learned) && *of == edge.destination;

@@ -1,6 +1,6 @@
 //! Services that a person wants open to everybody outside.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemas::{
@@ -39,7 +39,7 @@ impl Draft<'_> {
                     !ports.is_empty()
                 });
                 for peer in &everybody {
-                    rules.entry(peer.clone()).or_default().entry(port.clone()).or_default().extend(&edges);
+                    rules.entry(peer.clone()).or_default().entry(port).or_default().extend(&edges);
                 }
             }
         }
@@ -51,9 +51,10 @@ impl Draft<'_> {
         let span = self.sets.exposure.capture.unwrap_or(always);
         let mut found = BTreeSet::new();
         for port in &service.ports {
+            let Ok(transport) = port.protocol.parse() else { continue };
             for backend in self.index.backends(service, &port.protocol, port.port, span) {
                 let Owner::Pod(pod) = backend.owner else { continue };
-                found.insert((Workload::of(pod, self.index), (Arc::clone(&port.protocol), backend.port)));
+                found.insert((Workload::of(pod, self.index), (transport, backend.port)));
             }
         }
         found

@@ -10,6 +10,7 @@ use k8s_openapi::{
     api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
+use schemas::vocabulary::Transport;
 
 use super::selector::{Selector, non_empty};
 use crate::{communication::Edge, netpol::NAMESPACE_NAME};
@@ -33,8 +34,8 @@ pub(super) enum Peer {
     },
 }
 
-/// Transport, as in flows, and number.
-pub(super) type Port = (Arc<str>, u16);
+/// Transport and number.
+pub(super) type Port = (Transport, u16);
 
 /// What one direction of a workload allows: peers, their ports, and what was observed of each.
 pub(super) type Rules<'a> = BTreeMap<Peer, BTreeMap<Port, BTreeSet<&'a Edge>>>;
@@ -59,7 +60,7 @@ pub(super) fn shortest(rules: &Rules<'_>) -> Vec<Rule> {
     }
     let mut by_peers: BTreeMap<BTreeSet<Peer>, BTreeSet<Port>> = BTreeMap::new();
     for (port, peers) in peers_of {
-        by_peers.entry(peers).or_default().insert(port.clone());
+        by_peers.entry(peers).or_default().insert(*port);
     }
     let one: BTreeSet<Rule> = by_ports.into_iter().map(|(ports, peers)| Rule { ports, peers }).collect();
     let other: BTreeSet<Rule> = by_peers.into_iter().map(|(peers, ports)| Rule { ports, peers }).collect();
@@ -94,7 +95,7 @@ impl Peer {
 pub(super) fn api_ports(ports: &BTreeSet<Port>) -> Vec<NetworkPolicyPort> {
     let port = |(transport, port): &Port| NetworkPolicyPort {
         port: Some(IntOrString::Int(i32::from(*port))),
-        protocol: Some(transport.to_uppercase()),
+        protocol: Some(transport.protocol().to_owned()),
         end_port: None,
     };
     ports.iter().map(port).collect()
@@ -111,7 +112,7 @@ mod tests {
         for (peer, port) in pairs {
             let cidr = IpNet::from(std::net::IpAddr::from([192, 0, 2, *peer]));
             let ports = rules.entry(Peer::Block { cidr, is_node: false }).or_default();
-            ports.insert(("tcp".into(), *port), BTreeSet::new());
+            ports.insert((Transport::Tcp, *port), BTreeSet::new());
         }
         rules
     }

@@ -71,7 +71,7 @@ impl Draft<'_> {
         let Edge { transport, port, .. } = edge;
         let reason = format!(
             "it receives on {port}/{} without asking for the sender (recv), so that not all senders are known",
-            transport.to_uppercase()
+            transport.protocol()
         );
         self.withhold(workload, Direction::Ingress, reason);
     }
@@ -133,7 +133,7 @@ impl Draft<'_> {
             }
             let services = self.index.latest(ObjectKind::Service).filter(|(service, _)| {
                 let behind = self.behind(service);
-                ports.iter().any(|port| behind.contains(&(workload.clone(), port.clone())))
+                ports.iter().any(|port| behind.contains(&(workload.clone(), *port)))
             });
             let services: Vec<String> =
                 services.map(|(service, _)| format!("--open-ingress {}", path_of(service))).collect();

@@ -9,9 +9,9 @@ use super::{
 };
 use crate::netpol::Difference;
 
-/// Why a place can't be used.
+/// Why a destination can't be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PlaceError {
+pub(crate) enum DestinationError {
     #[error(transparent)]
     Tree(#[from] TreeError),
     #[error(transparent)]
@@ -26,19 +26,19 @@ pub(crate) enum PlaceError {
     Git(#[from] GitError),
 }
 
-/// A place.
-pub(crate) enum Place {
+/// Where a set is kept.
+pub(crate) enum Destination {
     Directory(PathBuf),
     ConfigMap(Box<OwnConfigMap>),
     Git(Branch),
 }
 
-impl Place {
+impl Destination {
     /// What is there.
     ///
     /// # Errors
     /// It can't be read.
-    pub(crate) async fn read(&self) -> Result<Files, PlaceError> {
+    pub(crate) async fn read(&self) -> Result<Files, DestinationError> {
         match self {
             Self::Directory(path) => Ok(directory::read(path)?),
             Self::Git(branch) => Ok(branch.read()?),
@@ -50,13 +50,18 @@ impl Place {
     ///
     /// # Errors
     /// It refuses, or something is in the way: then it stays as it was.
-    pub(crate) async fn write(&self, last: &Files, files: &Files, difference: &Difference) -> Result<(), PlaceError> {
+    pub(crate) async fn write(
+        &self,
+        last: &Files,
+        files: &Files,
+        difference: &Difference,
+    ) -> Result<(), DestinationError> {
         match self {
             Self::Directory(path) => directory::write(path, files)?,
             Self::Git(branch) => branch.commit(last, files, difference)?,
             Self::ConfigMap(map) => {
                 if size(files) > CONFIG_MAP_BYTES {
-                    return Err(PlaceError::TooLarge { size_kib: size(files).div_ceil(1 << 10) });
+                    return Err(DestinationError::TooLarge { size_kib: size(files).div_ceil(1 << 10) });
                 }
                 map.write(files.clone()).await?;
             }
@@ -65,7 +70,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => write!(f, "{}", path.display()),

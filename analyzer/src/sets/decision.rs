@@ -9,7 +9,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::{index::Index, inventory::ObjectKind};
+use schemas::{
+    index::Index,
+    inventory::ObjectKind,
+    vocabulary::{Transport, Word},
+};
 use serde::Deserialize;
 
 use super::Fate;
@@ -30,7 +34,7 @@ struct Decision {
     from: Party,
     to: Party,
     /// Number, and transport unless it is any; `None` for all ports.
-    port: Option<(u16, Option<Arc<str>>)>,
+    port: Option<(u16, Option<Transport>)>,
     reason: String,
 }
 
@@ -132,7 +136,7 @@ impl Decisions {
             let Some((port, transport)) = &decision.port else { continue };
             for source in decision.from.endpoints(index) {
                 for destination in decision.to.endpoints(index) {
-                    let transport = transport.clone().unwrap_or_else(|| "tcp".into());
+                    let transport = Word::Known(transport.unwrap_or(Transport::Tcp));
                     let edge = Edge { source: source.clone(), destination, transport, port: *port, own_node: false };
                     let is_forbidden = self.list.iter().any(|other| !other.is_pin && other.is_about(&edge));
                     concerned.insert(number);
@@ -161,11 +165,15 @@ impl Decision {
             Some(PortText::Text(text)) => {
                 let (number, transport) = text.split_once('/').map_or((&*text, None), |(n, t)| (n, Some(t)));
                 let number = number.parse().map_err(|_| format!("port `{text}` is no number"))?;
-                let transport = transport.map(str::to_lowercase);
-                if let Some(other) = transport.as_deref().filter(|transport| !matches!(*transport, "tcp" | "udp")) {
-                    return Err(format!("port `{text}`: `{other}` is neither tcp nor udp"));
-                }
-                Some((number, transport.map(Arc::from)))
+                let transport = match transport.map(|other| (Transport::of_protocol(other), other)) {
+                    None => None,
+                    Some((Some(transport @ (Transport::Tcp | Transport::Udp)), _)) => Some(transport),
+                    Some((_, other)) => {
+                        let other = other.to_lowercase();
+                        return Err(format!("port `{text}`: `{other}` is neither tcp nor udp"));
+                    }
+                };
+                Some((number, transport))
             }
         };
         Ok(Self { is_pin, from: Party::new(&from)?, to: Party::new(&to)?, port, reason })
@@ -176,7 +184,7 @@ impl Decision {
         let is_port = self
             .port
             .as_ref()
-            .is_none_or(|(number, of)| number == port && of.as_ref().is_none_or(|of| of == transport));
+            .is_none_or(|(number, of)| number == port && of.is_none_or(|of| transport.known() == Some(of)));
         is_port && self.from.is(source) && self.to.is(destination)
     }
 

@@ -1,46 +1,22 @@
 //! The sets as tables.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use schemas::{table::TimestampMs, vocabulary::EndKind};
+use schemas::{edge_columns::EdgeEnd, table::TimestampMs, vocabulary::EndKind};
 
 use super::{Entry, Estimate, Set, Sets};
 use crate::communication::{Direction, Edge, Endpoint, Evidence, Workload};
 
 schemas::table! {
-    /// Who talked to whom over the whole capture, one row per edge: what `edges` tells per hour, with what became of it.
+    /// Who talked to whom over the whole capture, one row per edge: what `edges` has per hour, with what became of it.
     CommunicationRow, "communications";
 
     /// `tcp` or `udp`.
     transport: Arc<str> => "", "";
-    /// What the source, who initiated, is: `pod`, `node`, `external` or `unknown`.
-    source_kind: Arc<str> => "", "";
-    /// Namespace of the source.
-    source_namespace: Option<Arc<str>> => "", "";
-    /// Kind of the source's workload: Deployment, StatefulSet and so on.
-    source_workload_kind: Option<Arc<str>> => "", "";
-    /// Name of the source's workload: of its top owner.
-    source_workload: Option<Arc<str>> => "", "";
-    /// Node that the source is; null for a pod.
-    source_node: Option<Arc<str>> => "", "";
-    /// Address of the source; null for a pod.
-    source_address: Option<Arc<str>> => "", "";
-    /// Why the source is `unknown`.
-    source_unknown_reason: Option<Arc<str>> => "", "";
-    /// What the destination, who was dialled, is: `pod`, `node`, `external` or `unknown`.
-    destination_kind: Arc<str> => "", "";
-    /// Namespace of the destination.
-    destination_namespace: Option<Arc<str>> => "", "";
-    /// Kind of the destination's workload.
-    destination_workload_kind: Option<Arc<str>> => "", "";
-    /// Name of the destination's workload.
-    destination_workload: Option<Arc<str>> => "", "";
-    /// Node that the destination is; null for a pod.
-    destination_node: Option<Arc<str>> => "", "";
-    /// Address of the destination; null for a pod.
-    destination_address: Option<Arc<str>> => "", "";
-    /// Why the destination is `unknown`.
-    destination_unknown_reason: Option<Arc<str>> => "", "";
+    /// Who initiated.
+    source: EdgeEnd as "source_";
+    /// Who was dialled.
+    destination: EdgeEnd as "destination_";
     /// Port of the destination itself: behind a Service, the endpoint's.
     port: u16 => "", "";
     /// What became of it: `learned`, `held` for review, `pinned`, `forbidden`, `failed` (nothing passed), or `own_node`
@@ -196,21 +172,20 @@ schemas::table! {
     completeness_unknown: Option<Arc<str>> => "", "";
 }
 
-/// An end as columns: kind, namespace, workload kind, workload, node, address, reason.
-type End = (EndKind, [Option<Arc<str>>; 6]);
-
-fn end(endpoint: &Endpoint) -> End {
-    let address = |address: &std::net::IpAddr| Some(address.to_string().into());
+/// An end as columns.
+fn end(endpoint: &Endpoint) -> EdgeEnd {
+    let text = |address: &IpAddr| Some(address.to_string().into());
+    let of = |kind: EndKind| EdgeEnd { kind: kind.into(), ..EdgeEnd::default() };
     match endpoint {
         Endpoint::Workload(Workload { namespace, name, kind }) => {
-            let [namespace, kind, name] = [namespace, kind, name].map(|text| Some(Arc::clone(text)));
-            (EndKind::Pod, [namespace, kind, name, None, None, None])
+            let [namespace, workload_kind, workload] = [namespace, kind, name].map(|text| Some(Arc::clone(text)));
+            EdgeEnd { namespace, workload_kind, workload, ..of(EndKind::Pod) }
         }
-        Endpoint::Node { name, address: at } => (EndKind::Node, [None, None, None, name.clone(), address(at), None]),
-        Endpoint::External { address: at } => (EndKind::External, [None, None, None, None, address(at), None]),
-        Endpoint::Unknown { address: at, reason } => {
-            let at = at.as_ref().and_then(address);
-            (EndKind::Unknown, [None, None, None, None, at, Some(Arc::clone(reason))])
+        Endpoint::Node { name, address } => EdgeEnd { node: name.clone(), address: text(address), ..of(EndKind::Node) },
+        Endpoint::External { address } => EdgeEnd { address: text(address), ..of(EndKind::External) },
+        Endpoint::Unknown { address, reason } => {
+            let address = address.as_ref().and_then(text);
+            EdgeEnd { address, unknown_reason: Some(Arc::clone(reason)), ..of(EndKind::Unknown) }
         }
     }
 }
@@ -219,28 +194,11 @@ impl Sets {
     /// The rows of table `communications`.
     pub(crate) fn communications(&self) -> Vec<CommunicationRow> {
         let row = |(edge, (evidence, fate)): (&Edge, &(Evidence, super::Fate))| {
-            let (source_kind, source) = end(&edge.source);
-            let (destination_kind, destination) = end(&edge.destination);
-            let [source_namespace, source_workload_kind, source_workload, source_node, source_address, source_reason] =
-                source;
-            let [namespace, workload_kind, workload, node, address, reason] = destination;
             let (fate, fate_reason) = fate.told();
             CommunicationRow {
-                transport: Arc::clone(&edge.transport),
-                source_kind: source_kind.into(),
-                source_namespace,
-                source_workload_kind,
-                source_workload,
-                source_node,
-                source_address,
-                source_unknown_reason: source_reason,
-                destination_kind: destination_kind.into(),
-                destination_namespace: namespace,
-                destination_workload_kind: workload_kind,
-                destination_workload: workload,
-                destination_node: node,
-                destination_address: address,
-                destination_unknown_reason: reason,
+                transport: edge.transport.clone().into(),
+                source: end(&edge.source),
+                destination: end(&edge.destination),
                 port: edge.port,
                 fate: fate.into(),
                 fate_reason: fate_reason.map(Into::into),
@@ -277,7 +235,7 @@ impl Sets {
         let (evidence, fate) = self.edges.get(&entry.edge)?;
         let is_egress = entry.direction == Direction::Egress;
         let peer = if is_egress { &entry.edge.destination } else { &entry.edge.source };
-        let (peer_kind, [peer_namespace, peer_workload_kind, peer_workload, _, peer_address, _]) = end(peer);
+        let peer = end(peer);
         let (fate, fate_reason) = fate.told();
         let pods = (evidence.source_pods.len() as i64, evidence.destination_pods.len() as i64);
         let bytes = (evidence.bytes_sent, evidence.bytes_received);
@@ -289,12 +247,12 @@ impl Sets {
             workload_kind: Arc::clone(&workload.kind),
             workload: Arc::clone(&workload.name),
             direction: entry.direction.as_str().into(),
-            peer_kind: peer_kind.into(),
-            peer_namespace,
-            peer_workload_kind,
-            peer_workload,
-            peer_address,
-            transport: Arc::clone(&entry.edge.transport),
+            peer_kind: peer.kind,
+            peer_namespace: peer.namespace,
+            peer_workload_kind: peer.workload_kind,
+            peer_workload: peer.workload,
+            peer_address: peer.address,
+            transport: entry.edge.transport.clone().into(),
             port: entry.edge.port,
             status: entry.status.as_str().into(),
             reason: entry.reason.as_str().into(),

@@ -15,7 +15,7 @@ use datafusion::{
         streaming::{PartitionStream, StreamingTableExec},
     },
 };
-use schemas::table::Table;
+use schemas::table::{Columns, Table};
 
 use crate::edge::{EdgeRow, Flows};
 
@@ -40,7 +40,7 @@ impl TableProvider for EdgeTable {
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        let columns = projection.cloned().unwrap_or_else(|| (0..EdgeRow::COLUMNS.len()).collect());
+        let columns = projection.cloned().unwrap_or_else(|| (0..EdgeRow::WIDTH).collect());
         let schema = Arc::new(EdgeRow::schema().project(&columns)?);
         let parts = self.0.parts(state.config().target_partitions());
         let stream = |part| -> Arc<dyn PartitionStream> {

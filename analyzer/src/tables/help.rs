@@ -37,8 +37,9 @@ pub(crate) async fn explain() -> Result<String, DataFusionError> {
     context.register_table(CommunicationRow::NAME, Arc::new(nothing))?;
     for (name, meaning, query) in VIEWS {
         let view = context.sql(query).await?;
-        let known =
-            |name: &String| CommunicationRow::COLUMNS.iter().chain(SetRow::COLUMNS).find(|column| column.name == name);
+        let known = |name: &String| {
+            CommunicationRow::columns().iter().chain(SetRow::columns()).find(|column| column.name == *name)
+        };
         let columns = view.schema().fields().iter().filter_map(|field| known(field.name()));
         section(&mut text, name, meaning, columns);
     }
@@ -50,7 +51,7 @@ pub(crate) async fn explain() -> Result<String, DataFusionError> {
 }
 
 fn table<T: Table>(text: &mut String) {
-    section(text, T::NAME, T::MEANING, T::COLUMNS);
+    section(text, T::NAME, T::MEANING, T::columns());
 }
 
 fn section<'a>(text: &mut String, name: &str, meaning: &str, columns: impl IntoIterator<Item = &'a Column>) {

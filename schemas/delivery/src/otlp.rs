@@ -56,7 +56,7 @@ impl Way {
             let workload = || key.split_once("<kind>").map(|(prefix, suffix)| Self::Workload(prefix, suffix));
             resource.or_else(labels).or_else(workload).unwrap_or(Self::Plain(key))
         };
-        R::COLUMNS.iter().map(|column| way(column.attribute)).collect()
+        R::columns().iter().map(|column| way(column.attribute)).collect()
     }
 }
 

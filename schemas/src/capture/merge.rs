@@ -185,7 +185,7 @@ impl Source {
         let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         let metadata = reader.parse_and_finish(&opened).map_err(damaged)?;
         let fields = metadata.file_metadata().schema().get_fields();
-        let known = R::COLUMNS;
+        let known = R::columns();
         if fields.len() != known.len() || fields.iter().zip(known).any(|(field, column)| field.name() != column.name) {
             let reason = "has other columns than this version writes".into();
             return Err(problem(ProblemKind::WrongColumns { reason }));

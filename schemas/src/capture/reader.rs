@@ -264,7 +264,7 @@ pub fn read_columns<T: Table>(
 
 /// The names of all columns of a table.
 pub fn columns<T: Table>() -> Vec<&'static str> {
-    T::COLUMNS.iter().map(|column| column.name).collect()
+    T::columns().iter().map(|column| &*column.name).collect()
 }
 
 fn batches<T: Table>(
@@ -497,14 +497,14 @@ fn compare_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
         .map_err(|error| ProblemKind::Damaged { reason: error.to_string() })?;
     let columns: &[Column] = match dataset {
-        FlowRecord::DATASET => FlowRecord::COLUMNS,
-        InventoryRecord::DATASET => InventoryRecord::COLUMNS,
-        HealthRecord::DATASET => HealthRecord::COLUMNS,
-        _ => RollupRow::COLUMNS,
+        FlowRecord::DATASET => FlowRecord::columns(),
+        InventoryRecord::DATASET => InventoryRecord::columns(),
+        HealthRecord::DATASET => HealthRecord::columns(),
+        _ => RollupRow::columns(),
     };
     for column in columns {
-        let Ok(field) = schema.field_with_name(column.name) else {
-            let missing = SchemaError::MissingColumn { dataset, column: column.name };
+        let Ok(field) = schema.field_with_name(&column.name) else {
+            let missing = SchemaError::MissingColumn { dataset, column: &column.name };
             return Err(ProblemKind::WrongColumns { reason: missing.to_string() });
         };
         if *field.data_type() != (column.data_type)() {

@@ -63,7 +63,7 @@ fn readme() -> String {
          direction by run, and a fingerprint of what the inventory said of that time.\n\n\
          | column | type | unit | meaning |\n|---|---|---|---|\n"
     );
-    for column in RollupRow::COLUMNS {
+    for column in RollupRow::columns() {
         let (name, data_type, meaning) = told(column);
         let _ = writeln!(text, "| `{name}` | {data_type} | {} | {meaning} |", column.unit);
     }
@@ -71,10 +71,10 @@ fn readme() -> String {
 }
 
 /// Name, type and meaning of a column.
-fn told(column: &Column) -> (&'static str, String, String) {
+fn told(column: &Column) -> (&str, String, String) {
     let nullable = if column.nullable { ", nullable" } else { "" };
     let data_type = short_type(&(column.data_type)().to_string());
-    (column.name, format!("{data_type}{nullable}"), column.meaning.trim().replace('|', "\\|"))
+    (&column.name, format!("{data_type}{nullable}"), column.meaning.trim().replace('|', "\\|"))
 }
 
 fn dataset<R: Record>(text: &mut String) {
@@ -85,7 +85,7 @@ fn dataset<R: Record>(text: &mut String) {
         R::EVENT_NAME,
         R::MEANING.trim(),
     );
-    for column in R::COLUMNS {
+    for column in R::columns() {
         let (name, data_type, meaning) = told(column);
         let _ = writeln!(text, "| `{name}` | {data_type} | `{}` | {} | {meaning} |", column.attribute, column.unit);
     }

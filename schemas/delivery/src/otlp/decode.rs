@@ -174,7 +174,7 @@ struct Begun<R> {
 
 impl<R: Record> Default for Known<R> {
     fn default() -> Self {
-        const { assert!(R::COLUMNS.len() <= u64::BITS as usize, "a bit per column") };
+        const { assert!(R::WIDTH <= u64::BITS as usize, "a bit per column") };
         let order = Way::all::<R>();
         let keyed = |pick: fn(&Way) -> Option<&'static str>| {
             order.iter().enumerate().filter_map(|(column, way)| Some((pick(way)?.as_bytes(), column))).collect()
@@ -236,13 +236,13 @@ impl<R: Record + Default> Known<R> {
             }
         }
         if let Some(column) = begun.misfit {
-            let Column { name, .. } = R::COLUMNS[column];
+            let Column { name, .. } = &R::columns()[column];
             rejected.add(|| format!("the attribute for column `{name}` of `{}` has another type", R::NAME));
             return Ok(None);
         }
         let missing = self.required & !begun.taken;
         if missing != 0 {
-            let Column { name, attribute, .. } = R::COLUMNS[missing.trailing_zeros() as usize];
+            let Column { name, attribute, .. } = &R::columns()[missing.trailing_zeros() as usize];
             rejected.add(|| format!("attribute {attribute} (column `{name}` of `{}`) is missing", R::NAME));
             return Ok(None);
         }

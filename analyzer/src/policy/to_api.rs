@@ -79,7 +79,7 @@ pub(super) fn take<'a>(rules: &mut Rules<'a>, wanted: &BTreeSet<(Peer, Port)>) -
     let mut taken = Rules::new();
     for (peer, port) in wanted {
         if let Some(edges) = rules.get_mut(peer).and_then(|ports| ports.remove(port)) {
-            taken.entry(peer.clone()).or_default().insert(port.clone(), edges);
+            taken.entry(peer.clone()).or_default().insert(*port, edges);
         }
     }
     rules.retain(|_, ports| !ports.is_empty());

@@ -5,7 +5,7 @@ use arrow::{
     datatypes::{Int64Type, TimestampMillisecondType, UInt16Type},
 };
 
-use super::hour::Counts;
+use schemas::edge_columns::ConnectionCounts;
 
 /// The columns of a batch that are not text.
 pub(super) struct Rows<'a> {
@@ -40,11 +40,10 @@ impl<'a> Rows<'a> {
         }
     }
 
-    pub(super) fn counts(&self, row: usize) -> Counts {
+    pub(super) fn counts(&self, row: usize) -> ConnectionCounts {
         let [connections, failed, closed, max_active, retransmits, duration_ms_sum] = self.counts.map(|c| c[row]);
         let [bytes_sent, bytes_received] = self.bytes.map(|c| c.is_valid(row).then(|| c.value(row)));
-        Counts {
-            is_seen: true,
+        ConnectionCounts {
             connections,
             failed,
             closed,
