@@ -35,6 +35,9 @@ pub(crate) struct Edge {
     pub(crate) port: u16,
     /// The source is the destination's own node.
     pub(crate) own_node: bool,
+    /// Port of the source where it is not known which end initiated, or 0 where that was not recorded: then source is the
+    /// end that was recorded. `None` where it is known.
+    pub(crate) source_port: Option<u16>,
 }
 
 /// What was observed of a communication.
@@ -218,8 +221,12 @@ pub(crate) const fn seen_by(client: bool, server: bool) -> &'static str {
 
 impl fmt::Display for Edge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { source, destination, transport, port, own_node: _ } = self;
-        write!(f, "{source} → {destination} {port}/{}", transport.protocol())
+        let Self { source, destination, transport, port, own_node: _, source_port } = self;
+        let protocol = transport.protocol();
+        match source_port {
+            None => write!(f, "{source} → {destination} {port}/{protocol}"),
+            Some(own) => write!(f, "{source} port {own} ↔ {destination} port {port}/{protocol}"),
+        }
     }
 }
 

@@ -127,6 +127,7 @@ pub(crate) fn synthesize<'a>(
     }
     draft.open_ingress();
     draft.withhold_unsure();
+    draft.withhold_undirected();
     draft.merge_outside();
     draft.finish()
 }
@@ -420,8 +421,7 @@ impl<'a> Draft<'a> {
         });
         let digest = ring::digest::digest(&ring::digest::SHA256, told.collect::<String>().as_bytes());
         let digest: String = digest.as_ref()[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
-        let (major, minor) = schemas::SCHEMA_VERSION;
-        let mut annotations = vec![("set-digest", digest), ("schema-version", format!("{major}.{minor}"))];
+        let mut annotations = vec![("set-digest", digest), ("schema-version", FORM_VERSION.to_owned())];
         if let Some(set) = self.sets.workloads.get(workload) {
             annotations.push(("status", set.status.as_str().into()));
             if let Some(since) = set.since.filter(|_| set.status != Status::Learning) {
@@ -464,3 +464,6 @@ fn path_of(record: &InventoryRecord) -> String {
 
 const PREFIX: &str = "flowscribe.io/";
 const DIGEST_BYTES: usize = 16;
+/// Version of what policies and their evidence say of themselves. It is not that of captures, whose new columns are no
+/// reason for policies to change.
+const FORM_VERSION: &str = "1.0";

@@ -17,6 +17,7 @@ mod learn;
 mod recurrence;
 mod table_rows;
 mod text;
+mod undirected;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +35,7 @@ pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
 pub(crate) use learn::{Learn, Learned, Learning, learn};
 pub(crate) use table_rows::{CommunicationRow, SetRow, WorkloadRow};
 pub(crate) use text::EncodeError;
+pub(crate) use undirected::Undirected;
 
 use crate::{
     capture::health::Run,
@@ -67,6 +69,8 @@ pub(crate) struct Sets {
     pub(crate) completeness: Completeness,
     /// Decisions that concern nothing.
     pub(crate) idle_decisions: Vec<String>,
+    /// Connections whose direction is not known, by what they could belong to.
+    pub(crate) undirected: Undirected,
 }
 
 /// What a workload talks to.
@@ -174,12 +178,13 @@ impl Fate {
 impl Sets {
     /// Learns the sets of a capture.
     pub(crate) fn learn(
-        communications: Communications,
+        mut communications: Communications,
         index: &Index,
         runs: &[Run],
         decisions: &Decisions,
         thresholds: Thresholds,
     ) -> Self {
+        let undirected = undirected::settle(&mut communications, index);
         let exposure = Exposure::new(index, runs, &communications);
         let judge = judge::Judge { index, exposure: &exposure, thresholds };
         let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
@@ -233,7 +238,7 @@ impl Sets {
         let idle_decisions = decisions.idle(&concerned);
         let learned = edges.values().filter(|(evidence, fate)| fate.is_allowed() && evidence.is_established());
         let completeness = Completeness::of(exposure.watched(), learned.map(|(evidence, _)| &evidence.hours));
-        Self { workloads, edges, exposure, narrow, completeness, idle_decisions }
+        Self { workloads, edges, exposure, narrow, completeness, idle_decisions, undirected }
     }
 }
 

@@ -1,15 +1,12 @@
-//! Handing over: events through the ring buffer, or summed per edge where it is full; datagrams always summed.
+//! Handing over: events through the ring buffer, or summed per edge where it is full.
 
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use schemas::event::{
-    EVENT_CLOSED, EVENT_FAILED, EdgeCounts, EdgeKey, FlowEvent, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RTT_BUCKETS,
-    control, counter, rtt_bucket,
+    EVENT_CLOSED, EVENT_FAILED, EdgeCounts, EdgeKey, FlowEvent, ROLE_CLIENT, ROLE_SERVER, RTT_BUCKETS, control,
+    counter, rtt_bucket,
 };
 
-use crate::{
-    maps::{EDGES, EVENTS, add, control, count, field},
-    socket::{ESTABLISHED, Socket},
-};
+use crate::maps::{EDGES, EVENTS, add, control, count, field};
 
 /// An event of nothing yet.
 #[inline(always)]
@@ -101,43 +98,6 @@ fn sum(event: &FlowEvent) {
     }
 }
 
-/// Counts a datagram of a socket, and its length where it is known.
-#[inline(always)]
-pub(crate) fn datagram<const COPIED: bool>(
-    socket: Socket<COPIED>,
-    key: &EdgeKey,
-    now_ns: u64,
-    is_sent: bool,
-    length: Option<u64>,
-) {
-    // Whoever sends first is the client. Who receives first serves, if its port is one that others could know; if it is
-    // connected through a port that the kernel chose, it has asked before it was watched.
-    // SAFETY: a new value, as in the rest of this function.
-    let begin = |counts: *mut EdgeCounts| unsafe {
-        (*counts).first_ns = now_ns;
-        (*counts).netns_inode = socket.netns_inode();
-        (*counts).role = if is_sent {
-            ROLE_CLIENT
-        } else if socket.has_chosen_port() {
-            ROLE_SERVER
-        } else if socket.state() == ESTABLISHED {
-            ROLE_CLIENT
-        } else {
-            ROLE_UNKNOWN
-        };
-    };
-    let Some(counts) = counts(key, begin) else { return count(counter::LOST_DATAGRAMS) };
-    // SAFETY: as in `report`.
-    unsafe {
-        (*counts).last_ns = now_ns;
-        add(&raw mut (*counts).events, 1);
-        if let Some(length) = length {
-            (*counts).has_bytes = 1;
-            add(if is_sent { &raw mut (*counts).bytes_sent } else { &raw mut (*counts).bytes_received }, length);
-        }
-    }
-}
-
 /// Number of the window of a moment.
 #[inline(always)]
 pub(crate) fn window(time_ns: u64) -> u64 {
@@ -149,7 +109,7 @@ pub(crate) fn window(time_ns: u64) -> u64 {
 
 /// The counts of an edge, made where there are none; `None` when there is no room.
 #[inline(always)]
-fn counts(key: &EdgeKey, begin: impl FnOnce(*mut EdgeCounts)) -> Option<*mut EdgeCounts> {
+pub(crate) fn counts(key: &EdgeKey, begin: impl FnOnce(*mut EdgeCounts)) -> Option<*mut EdgeCounts> {
     if let Some(found) = EDGES.get_ptr_mut(key) {
         return Some(found);
     }
@@ -178,5 +138,6 @@ static NOTHING: EdgeCounts = EdgeCounts {
     netns_inode: 0,
     role: 0,
     has_bytes: 0,
-    _pad: 0,
+    port_is_chosen: 0,
+    is_older: 0,
 };

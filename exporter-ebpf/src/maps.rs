@@ -98,6 +98,35 @@ pub(crate) static FAILED_SOCKETS: LruHashMap<u64, u8, 4096> = LruHashMap::new();
 #[btf_map]
 pub(crate) static ASKING_SOCKETS: LruHashMap<u64, u8, 8192> = LruHashMap::new();
 
+/// Cookies of UDP sockets on chosen ports that were open when the run began.
+///
+/// # Minimum kernel version
+/// 4.10.
+///
+/// # Drops
+/// The least recently used: what such a socket sends first is then taken for a question.
+#[btf_map]
+pub(crate) static OLDER_SOCKETS: LruHashMap<u64, u8, 16384> = LruHashMap::new();
+
+/// What was sent last on each CPU to an address, if it began an edge: it is taken back where the call fails.
+///
+/// # Minimum kernel version
+/// 4.6.
+///
+/// # Drops
+/// What a sender had just begun that lost the CPU to another one: where its call fails, the edge stays.
+#[btf_map]
+pub(crate) static LAST_ADDRESSED: PerCpuArray<Addressed, 1> = PerCpuArray::new();
+
+/// The value of [`LAST_ADDRESSED`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Addressed {
+    /// The socket's address in the kernel; 0 for none.
+    pub(crate) sk: u64,
+    pub(crate) edge: EdgeKey,
+}
+
 /// Counts by [`counter`] index.
 ///
 /// # Minimum kernel version

@@ -52,6 +52,12 @@ impl Socket<false> {
         let pointer = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
         (!pointer.is_null()).then(|| Self::new(pointer.cast_const().cast()))
     }
+
+    /// As the verifier knows it.
+    #[inline(always)]
+    pub(crate) const fn pointer(self) -> *const u8 {
+        self.0
+    }
 }
 
 impl Socket<true> {

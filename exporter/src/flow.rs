@@ -29,7 +29,7 @@ pub(crate) struct Flow {
     pub window_start: TimestampMs,
     /// End of the window, exclusive, or of the connection.
     pub window_end: TimestampMs,
-    /// Port of the client; `None` where connections are summed.
+    /// Port of the client, or of the local end where it is not known who that is; `None` where connections are summed.
     pub client_port: Option<u16>,
     /// What happened.
     pub sums: Sums,
@@ -76,8 +76,10 @@ pub(crate) struct FlowKey {
     pub local_address: IpAddr,
     /// Address of the remote end.
     pub remote_address: IpAddr,
-    /// Port of the server: the one dialled.
+    /// Port of the server: the one dialled. Of the remote end where it is not known who was.
     pub server_port: u16,
+    /// Port of the local end where it is not known who was dialled; else 0.
+    pub local_port: u16,
     /// Why connections failed; `None` for those that were established.
     pub failure: Option<Failure>,
     /// Whether the connections began after the agent did.

@@ -174,6 +174,8 @@ impl Probe {
             control.set(number, u64::from(sees), 0).map_err(map_error(CONTROL))?;
         }
         loading.adopt();
+        let has_adopted = loading.loaded.names.contains(&hooks::ADOPT);
+        control.set(control::HAS_ADOPTED, u64::from(has_adopted), 0).map_err(map_error(CONTROL))?;
         let own = loading.number(TCP);
         let Loading { names: program_names, loaded, .. } = loading;
         let Loaded { names, degraded, close, list_open, sees: _ } = loaded;

@@ -132,8 +132,10 @@ pub struct EdgeCounts {
     pub role: u8,
     /// For UDP, 1 when the lengths of datagrams are known.
     pub has_bytes: u8,
-    /// Always zero.
-    pub _pad: u16,
+    /// For UDP, 1 when the application chose the local port: others may know it, and have sent to it.
+    pub port_is_chosen: u8,
+    /// For UDP with a chosen port, 1 when the socket may be older than the run: what it sends first may be an answer.
+    pub is_older: u8,
 }
 
 /// A cgroup that was made: its number stays known when it is gone.
@@ -191,8 +193,10 @@ pub mod control {
     /// 1 while programs watch what connected UDP sockets receive, with lengths, and who receives on others without asking
     /// from whom. Set when all programs watch: a receiver is known to ask once the hooks of asking have seen it.
     pub const SEES_RECEIVED: u32 = 7;
+    /// 1 once `adopt_sockets` has run: from then on a UDP socket that it did not find is younger than the run.
+    pub const HAS_ADOPTED: u32 = 8;
     /// Number of numbers.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 /// Byte offsets into kernel structures, read from the running kernel's BTF and set as a read-only global before load.

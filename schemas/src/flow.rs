@@ -33,7 +33,7 @@ dataset! {
     source_address: Arc<str> => "source.address", "";
     /// Address of the destination, as the observing socket saw it: a client of a Service sees the Service's address.
     destination_address: Arc<str> => "destination.address", "";
-    /// Port of the source; only with `--window 0`, since it is ephemeral.
+    /// Port of the source; only with `--window 0`, since it is ephemeral, and where `direction_known` is false.
     source_port: Option<u16> => "source.port", "";
     /// Port of the destination as dialled: the Service's port when a Service was dialled.
     destination_port: u16 => "destination.port", "";

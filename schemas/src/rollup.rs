@@ -27,6 +27,9 @@ crate::table! {
     port: u16 => "", "";
     /// The source is the node that the destination runs on.
     own_node: bool => "", "";
+    /// Port of the source where it is not known which end initiated, and source is the end that was recorded; 0 where it
+    /// was not recorded.
+    source_port: Option<u16> => "", "";
     /// A Service was dialled.
     via_service: bool => "", "";
     /// The destination surely answered.

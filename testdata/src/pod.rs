@@ -60,6 +60,13 @@ pub enum Order {
     AwaitUdp,
     /// Read the answer on every socket that waits for one, and close them.
     ReceiveUdp,
+    /// Open a UDP socket on an address and port (0 for one of the kernel's), which others may share, and keep it; answers
+    /// its number.
+    OpenUdp { at: SocketAddr, connected_to: Option<SocketAddr> },
+    /// Send a datagram on a socket that was opened; answers whether the call succeeded.
+    SendOn { socket: u64, to: Option<SocketAddr> },
+    /// Wait for a datagram on a socket that was opened; answers from which port it came.
+    ReceiveOn { socket: u64 },
     /// Connect a UDP socket and send nothing.
     ConnectUdp { to: SocketAddr },
     /// Answer questions on UDP and TCP port 53 with these addresses by name.
@@ -169,6 +176,7 @@ struct Pod {
     held: Vec<TcpStream>,
     begun: Vec<thread::JoinHandle<io::Result<()>>>,
     asking: Vec<UdpSocket>,
+    opened: Vec<UdpSocket>,
     served: Arc<AtomicU64>,
     listeners: HashMap<u16, Exchange>,
 }
@@ -227,6 +235,24 @@ impl Pod {
                 let asking = std::mem::take(&mut self.asking);
                 asking.iter().try_for_each(|socket| socket.recv_from(&mut [0; 16]).map(drop))?;
                 Ok(asking.len() as u64)
+            }
+            Order::OpenUdp { at, connected_to } => {
+                let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.set_read_timeout(Some(TIMEOUT))?;
+                socket.bind(&at.into())?;
+                connected_to.map_or(Ok(()), |other| socket.connect(&other.into()))?;
+                self.opened.push(socket.into());
+                Ok(self.opened.len() as u64 - 1)
+            }
+            Order::SendOn { socket, to } => {
+                let socket = self.opened.get(socket as usize).context("it was opened")?;
+                let sent = to.map_or_else(|| socket.send(b"datagram"), |to| socket.send_to(b"datagram", to));
+                Ok(sent.is_ok().into())
+            }
+            Order::ReceiveOn { socket } => {
+                let socket = self.opened.get(socket as usize).context("it was opened")?;
+                Ok(socket.recv_from(&mut [0; 16])?.1.port().into())
             }
             Order::ConnectUdp { to } => names::client(to)?.connect(to).map(|()| 1).map_err(Into::into),
             Order::ServeNames { names } => names::serve(names).map(|()| 1),

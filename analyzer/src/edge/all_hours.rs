@@ -90,6 +90,7 @@ impl Tally {
                 transport: texts.text(key.transport).cloned().unwrap_or_default().into(),
                 port: key.port,
                 own_node: key.own_node,
+                source_port: key.source_port,
             };
             let evidence = Evidence {
                 services: all(&mut services.into_iter()),

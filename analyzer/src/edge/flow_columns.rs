@@ -9,9 +9,10 @@ use schemas::edge_columns::ConnectionCounts;
 
 /// The columns of a batch that are not text.
 pub(super) struct Rows<'a> {
-    pub(super) direction_known: &'a BooleanArray,
+    direction_known: &'a BooleanArray,
     pub(super) host_network: [&'a BooleanArray; 2],
     pub(super) port: &'a UInt16Array,
+    source_port: &'a UInt16Array,
     pub(super) seq: &'a [i64],
     pub(super) window_end: &'a [i64],
     pub(super) first_seen: &'a [i64],
@@ -25,12 +26,25 @@ impl<'a> Rows<'a> {
         let column = |name: &str| batch.column_by_name(name).expect("every column in NUMBERS is read");
         let time = |name: &str| column(name).as_primitive::<TimestampMillisecondType>().values().as_ref();
         let number = |name: &str| column(name).as_primitive::<Int64Type>().values().as_ref();
-        let [direction, port, source_host, destination_host, seq, end, first, last, sent, received, counts @ ..] =
-            NUMBERS;
+        let [
+            direction,
+            port,
+            source_port,
+            source_host,
+            destination_host,
+            seq,
+            end,
+            first,
+            last,
+            sent,
+            received,
+            counts @ ..,
+        ] = NUMBERS;
         Self {
             direction_known: column(direction).as_boolean(),
             host_network: [source_host, destination_host].map(|name| column(name).as_boolean()),
             port: column(port).as_primitive::<UInt16Type>(),
+            source_port: column(source_port).as_primitive::<UInt16Type>(),
             seq: number(seq),
             window_end: time(end),
             first_seen: time(first),
@@ -38,6 +52,12 @@ impl<'a> Rows<'a> {
             bytes: [sent, received].map(|name| column(name).as_primitive()),
             counts: counts.map(number),
         }
+    }
+
+    /// Where it is not known which end of a row initiated, the port of the source, or 0.
+    pub(super) fn undirected_port(&self, row: usize) -> Option<u16> {
+        let port = || if self.source_port.is_valid(row) { self.source_port.value(row) } else { 0 };
+        (!self.direction_known.value(row)).then(port)
     }
 
     pub(super) fn counts(&self, row: usize) -> ConnectionCounts {
@@ -124,9 +144,10 @@ pub(super) const TEXTS: [&str; 19] = [
     "destination_pod_uid",
     "destination_node",
 ];
-const NUMBERS: [&str; 16] = [
+const NUMBERS: [&str; 17] = [
     "direction_known",
     "destination_port",
+    "source_port",
     "source_host_network",
     "destination_host_network",
     "seq",

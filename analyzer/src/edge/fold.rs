@@ -42,6 +42,8 @@ pub(super) struct EdgeKey {
     pub(super) port: u16,
     /// The source is the destination's own node.
     pub(super) own_node: bool,
+    /// Port of the source where it is not known which end initiated, or 0; `None` where that is known.
+    pub(super) source_port: Option<u16>,
 }
 
 /// What an end is, by numbers of texts: replicas are one.
@@ -58,8 +60,9 @@ pub(super) struct EndKey {
 }
 
 /// What a row says of its transport and its local end: transport, whether it shares its node's network, the observer's
-/// node, kind, namespace, workload kind, workload, pod, and node.
-type LocalKey = [u32; 9];
+/// node, kind, namespace, workload kind, workload, pod, and node; and the port of the source, above a bit that is set, where
+/// it is not known which end initiated.
+type LocalKey = [u32; 10];
 
 /// Rows that wait for what their other end says: of one conversation, hour and [`Slot`].
 #[derive(Debug)]
@@ -168,10 +171,6 @@ impl<'a> Folder<'a> {
             }
             self.looked_up.from = self.looked_up.from.min(TimestampMs(rows.first_seen[row]));
             self.looked_up.to = self.looked_up.to.max(TimestampMs(rows.last_seen[row]));
-            if !rows.direction_known.value(row) {
-                *self.undirected.entry(text(Text::RunId)).or_default() += 1;
-                continue;
-            }
             let hour = match &mut self.apart {
                 Some(apart) => apart.place(hour.0, text(Text::RunId), &self.texts),
                 None => hour.0,
@@ -181,6 +180,7 @@ impl<'a> Folder<'a> {
             let host_network = &rows.host_network[usize::from(!is_client)];
             let is_host = host_network.is_valid(row) && host_network.value(row);
             let port = rows.port.value(row);
+            let source_port = rows.undirected_port(row);
             let local: LocalKey = [
                 text(Text::Transport),
                 u32::from(is_host),
@@ -191,6 +191,7 @@ impl<'a> Folder<'a> {
                 text(side[3]),
                 text(side[4]),
                 text(side[5]),
+                source_port.map_or(0, |port| u32::from(port) << 1 | 1),
             ];
             // Rows of one pod often follow one another.
             if local != last_local.0 || counted.is_empty() {
@@ -396,8 +397,9 @@ impl<'a> Folder<'a> {
         let holds = Holds::default();
         let resolver = Resolver { index: self.index, span, holds: &holds };
         let is_client = is_client(key);
-        let [transport, is_host, observer_node, kind, namespace, workload_kind, workload, pod_uid, node] =
+        let [transport, is_host, observer_node, kind, namespace, workload_kind, workload, pod_uid, node, port_told] =
             self.locals.values[key[3] as usize];
+        let source_port = (port_told & 1 != 0).then_some((port_told >> 1) as u16);
         let text = |number| self.texts.text(number);
         let empty: Arc<str> = "".into();
         let filled = |number| text(number).unwrap_or(&empty);
@@ -463,7 +465,7 @@ impl<'a> Folder<'a> {
             };
             // What stays within a pod needs no rule.
             if is_pending || !is_same_pod(source, destination) {
-                targets.push(target(self.edge(transport, source, destination, *port)));
+                targets.push(target(self.edge(transport, source, destination, *port, source_port)));
             }
         }
         Memo { holds: holds.span(), certain, own, is_pending, targets }
@@ -473,7 +475,8 @@ impl<'a> Folder<'a> {
     fn settle(&mut self, pending: Pending) {
         let Pending { conversation, own, mut target, hour, span: pending_span, failure, counts } = pending;
         let is_client = !conversation.4;
-        let EdgeKey { transport, source, destination, port, .. } = self.edges.values[target.marks.edge as usize];
+        let EdgeKey { transport, source, destination, port, source_port, .. } =
+            self.edges.values[target.marks.edge as usize];
         let told = self.witnesses.get(&conversation).map_or(&[][..], Vec::as_slice);
         // The two ends have clocks of their own.
         let span = pending_span.widened(self.index.tolerance_ms());
@@ -489,7 +492,7 @@ impl<'a> Folder<'a> {
             if is_same_pod(source, destination) {
                 return;
             }
-            target.marks.edge = self.edge(transport, source, destination, port);
+            target.marks.edge = self.edge(transport, source, destination, port, source_port);
             (target.marks.source_pod, target.marks.destination_pod) = (source.pod, destination.pod);
             target.crosses_zones = self.crosses_zones(source, destination);
         }
@@ -522,10 +525,17 @@ impl<'a> Folder<'a> {
         Resolved { end: self.ends.number(key), pod, host }
     }
 
-    fn edge(&mut self, transport: u32, source: Resolved, destination: Resolved, port: u16) -> u32 {
+    fn edge(
+        &mut self,
+        transport: u32,
+        source: Resolved,
+        destination: Resolved,
+        port: u16,
+        source_port: Option<u16>,
+    ) -> u32 {
         let is_node = self.ends.values[source.end as usize].node != Texts::NONE;
         let own_node = is_node && source.host == destination.host;
-        let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node };
+        let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node, source_port };
         self.edge_of(key)
     }
 }

@@ -25,7 +25,8 @@ use super::{
 pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
     let texts = &folder.texts;
     let row = |edge: &HourEdge| {
-        let EdgeKey { transport, source, destination, port, own_node } = folder.edges.values[edge.edge as usize];
+        let EdgeKey { transport, source, destination, port, own_node, source_port } =
+            folder.edges.values[edge.edge as usize];
         RollupRow {
             hour: Hour(hour.number).start(),
             transport: texts.text(transport).cloned().unwrap_or_default(),
@@ -33,6 +34,7 @@ pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
             destination: folder.end(destination),
             port,
             own_node,
+            source_port,
             via_service: edge.via_service,
             answered: edge.answered,
             services: texts.sorted(&edge.services),
@@ -63,7 +65,7 @@ fn key(row: &RollupRow) -> impl Ord + use<'_> {
     (
         end(source),
         end(destination),
-        (row.port, &row.transport, row.own_node),
+        (row.port, &row.transport, row.own_node, row.source_port),
         (&source.node, &source.unknown_reason, &destination.node, &destination.unknown_reason),
     )
 }
@@ -106,6 +108,7 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
     let mut lists = |name: &str| Texts::list(column(name).as_list::<i32>(), &mut folder.texts);
     let listed = ["services", "failures", "source_pod_uids", "destination_pod_uids"].map(&mut lists);
     let ports = column("port").as_primitive::<UInt16Type>().values();
+    let source_ports = column("source_port").as_primitive::<UInt16Type>();
     let dialled = column("dialled_ports").as_list::<i32>();
     let dialled_ports = dialled.values().as_primitive::<UInt16Type>().values();
     let flags =
@@ -121,7 +124,8 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         });
         let [own_node, via_service, answered, seen_by_client, seen_by_server] = flags.map(|flag| flag.value(row));
         let transport = transports.rows()[row];
-        let edge = folder.edge_of(EdgeKey { transport, source, destination, port: ports[row], own_node });
+        let source_port = source_ports.is_valid(row).then(|| source_ports.value(row));
+        let edge = folder.edge_of(EdgeKey { transport, source, destination, port: ports[row], own_node, source_port });
         let [services, failures, source_pods, destination_pods] = listed.each_ref().map(|list| list.row(row));
         let offsets = dialled.value_offsets();
         let edge = HourEdge {

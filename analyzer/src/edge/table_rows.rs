@@ -67,7 +67,7 @@ schemas::table! {
 pub(super) fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &HourEdges) -> Vec<EdgeRow> {
     let texts = &folder.texts;
     let row = |edge: &HourEdge| {
-        let EdgeKey { transport, source, destination, port, own_node } = folder.edges.values[edge.edge as usize];
+        let EdgeKey { transport, source, destination, port, own_node, .. } = folder.edges.values[edge.edge as usize];
         EdgeRow {
             hour: Hour(hour.number).start(),
             cluster: Arc::clone(cluster),
@@ -91,5 +91,6 @@ pub(super) fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &HourEdges) ->
             last_seen: TimestampMs(edge.last_seen),
         }
     };
-    hour.edges.iter().map(row).collect()
+    let is_known = |edge: &&HourEdge| folder.edges.values[edge.edge as usize].source_port.is_none();
+    hour.edges.iter().filter(is_known).map(row).collect()
 }

@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub(crate) struct Explanation {
     /// Of the capture's tables.
-    schema_version: String,
+    schema_version: &'static str,
     tool_version: &'static str,
     /// The time that the capture tells of.
     from: Option<String>,
@@ -136,7 +136,6 @@ struct Verification {
 
 impl Explanation {
     pub(crate) fn new(sets: &Sets, set: &PolicySet<'_>, verdict: &Verdict<'_>, wish: &Wish) -> Self {
-        let (major, minor) = schemas::SCHEMA_VERSION;
         let mut left_out: BTreeMap<&Workload, Vec<LeftOut>> = BTreeMap::new();
         for (edge, (evidence, fate)) in &sets.edges {
             for end in [&edge.source, &edge.destination] {
@@ -168,7 +167,7 @@ impl Explanation {
             reason: denied.explanation.clone().unwrap_or_else(|| denied.to_string()),
         });
         Self {
-            schema_version: format!("{major}.{minor}"),
+            schema_version: super::FORM_VERSION,
             tool_version: env!("CARGO_PKG_VERSION"),
             from: capture.map(|capture| capture.from.to_string()),
             to: capture.map(|capture| capture.to.to_string()),

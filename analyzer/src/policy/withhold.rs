@@ -76,6 +76,21 @@ impl Draft<'_> {
         self.withhold(workload, Direction::Ingress, reason);
     }
 
+    /// Withholds what connections could belong to of which it is not known which end initiated.
+    pub(super) fn withhold_undirected(&mut self) {
+        for ((workload, direction), edges) in &self.sets.undirected {
+            let named: Vec<String> = edges.iter().take(NAMED_EDGES).map(ToString::to_string).collect();
+            let more = match edges.len().saturating_sub(NAMED_EDGES) {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let named = named.join(", ");
+            let reason =
+                format!("connections were open before the recording, and who dialled is not known: {named}{more}");
+            self.withhold(workload, *direction, reason);
+        }
+    }
+
     /// What was not recorded of a direction, where too much of its time was observed without all programs.
     fn unrecorded(&self, workload: &Workload, direction: Direction) -> Option<String> {
         let time = self.sets.exposure.of(workload)?;
@@ -188,3 +203,6 @@ impl Draft<'_> {
             })
     }
 }
+
+/// Edges that a reason names.
+const NAMED_EDGES: usize = 3;

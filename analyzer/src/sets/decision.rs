@@ -137,7 +137,14 @@ impl Decisions {
             for source in decision.from.endpoints(index) {
                 for destination in decision.to.endpoints(index) {
                     let transport = Word::Known(transport.unwrap_or(Transport::Tcp));
-                    let edge = Edge { source: source.clone(), destination, transport, port: *port, own_node: false };
+                    let edge = Edge {
+                        source: source.clone(),
+                        destination,
+                        transport,
+                        port: *port,
+                        own_node: false,
+                        source_port: None,
+                    };
                     let is_forbidden = self.list.iter().any(|other| !other.is_pin && other.is_about(&edge));
                     concerned.insert(number);
                     if !is_forbidden {

@@ -60,7 +60,9 @@ fn with_version(file: &[u8], version: &[u8; 3]) -> Vec<u8> {
     let key = b"flowscribe.schema_version";
     let mut file = file.to_vec();
     let at = file.windows(key.len()).rposition(|window| window == key).expect("the key") + key.len();
-    let value = at + file[at..].windows(3).position(|window| window == b"1.0").expect("the value");
+    let (major, minor) = schemas::SCHEMA_VERSION;
+    let own = format!("{major}.{minor}");
+    let value = at + file[at..].windows(3).position(|window| window == own.as_bytes()).expect("the value");
     file[value..value + 3].copy_from_slice(version);
     file
 }

@@ -14,4 +14,5 @@ mod shapes;
 mod sql;
 mod support;
 mod tight;
+mod undirected;
 mod withheld;

@@ -290,16 +290,6 @@ fn a_connection_that_is_only_open_makes_a_rule() {
 }
 
 #[test]
-fn a_row_whose_direction_is_not_known_makes_no_rule() {
-    let mut capture = web_and_db();
-    let row = capture.dial(WEB, DB, 40_123);
-    row.direction_known = false;
-    let report = capture.report();
-    assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));
-    assert!(report.said.contains("1 rows of flows have no known direction and make no rule"), "{}", report.said);
-}
-
-#[test]
 fn topology_and_replica_labels_are_not_selected_by() {
     let mut capture = Capture::new();
     let volatile = r#"{"app":"db","controller-revision-hash":"db-5","statefulset.kubernetes.io/pod-name":"db-0",

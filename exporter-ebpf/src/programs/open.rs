@@ -2,20 +2,24 @@
 
 use core::{ffi::c_void, ptr};
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_sock_from_file};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::generated::bpf_sock_from_file,
+};
 use schemas::event::{EVENT_LISTENING, EVENT_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, control, counter};
 
 use crate::{
     event::{empty, report},
     maps::{
-        CROSSING, Connection, FREE, OLDER, OWN, UNFLAGGED_SOCKETS, control, count, field, is_own_process, load_first,
-        now_ns, remember_new, remembered, remove, replace,
+        CROSSING, Connection, FREE, OLDER, OLDER_SOCKETS, OWN, UNFLAGGED_SOCKETS, control, count, field,
+        is_own_process, load_first, now_ns, remember_new, remembered, remove, replace,
     },
     memory::load,
-    socket::{CLOSE, LISTEN, SYN_SENT, Socket, TCP, cookie, is_open, tell},
+    socket::{CLOSE, LISTEN, SYN_SENT, Socket, TCP, UDP, cookie, is_open, tell},
 };
 
-/// Takes the sockets of all processes into account that are open when the run begins, and tells which listen.
+/// Takes the sockets of all processes into account that are open when the run begins, tells which listen, and remembers
+/// which of UDP others may have sent to before.
 ///
 /// Runs once per open file of every process that the exporter's PID namespace holds, when the exporter reads it.
 ///
@@ -46,7 +50,13 @@ fn try_adopt(task: *const u8, file: *const u8) -> Option<()> {
         return None;
     }
     let socket = Socket::<false>::new(sk);
-    if !socket.is_internet() || socket.protocol() != u16::from(TCP) || !socket.is_watched() {
+    if !socket.is_internet() || !socket.is_watched() {
+        return None;
+    }
+    if socket.protocol() == u16::from(UDP) && socket.has_chosen_port() {
+        let _ = OLDER_SOCKETS.insert(cookie(sk), 1, BPF_ANY as u64);
+    }
+    if socket.protocol() != u16::from(TCP) {
         return None;
     }
     let state = socket.state();

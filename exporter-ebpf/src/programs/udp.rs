@@ -3,8 +3,9 @@
 //! A socket that is connected is watched where sending and receiving end, which shows lengths but no address: at
 //! tracepoints, or before Linux 6.3, which has none, at the return of the kernel's functions. One that is not connected is
 //! watched by the cgroup hooks of the calls that name an address, which show no length. `connect` alone proves nothing:
-//! resolvers connect to every address that they might use. Whoever receives on an unconnected socket and does not ask who
-//! sent is counted under the unspecified address.
+//! resolvers connect to every address that they might use. Nor does a send that fails: the hooks come before the route and
+//! the firewall, so that what began an edge is taken back where the call ends in an error. Whoever receives on an
+//! unconnected socket and does not ask who sent is counted under the unspecified address.
 
 use aya_ebpf::{
     EbpfContext,
@@ -13,11 +14,14 @@ use aya_ebpf::{
     macros::{btf_tracepoint, cgroup_sock_addr, fexit},
     programs::{BtfTracePointContext, FExitContext, SockAddrContext},
 };
-use schemas::event::{EdgeKey, control};
+use schemas::event::{EdgeCounts, EdgeKey, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, control, counter};
 
 use crate::{
-    event::{datagram, window},
-    maps::{ASKING_SOCKETS, STRAYS, add, control, is_own, now_ns, set_control},
+    event::{counts, window},
+    maps::{
+        ASKING_SOCKETS, Addressed, EDGES, LAST_ADDRESSED, OLDER_SOCKETS, STRAYS, add, control, count, is_own, now_ns,
+        set_control,
+    },
     socket::{ESTABLISHED, Socket, UDP, bytes, cookie, mapped},
 };
 
@@ -99,10 +103,14 @@ pub fn observe_receive6(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn sent(sk: *const u8, length: i32) -> Option<()> {
     let socket = Socket::<false>::new(sk);
-    if socket.protocol() != u16::from(UDP) || was_stray(sk) || length < 0 {
+    if socket.protocol() != u16::from(UDP) {
         return None;
     }
-    if !socket.is_internet() || socket.state() != ESTABLISHED || !socket.is_watched() || is_own() {
+    let is_stray = was_stray(sk);
+    if length < 0 {
+        return take_back(sk);
+    }
+    if is_stray || !socket.is_internet() || socket.state() != ESTABLISHED || !socket.is_watched() || is_own() {
         return None;
     }
     pass(socket, true, Some(length as u64))
@@ -136,7 +144,7 @@ fn pass(socket: Socket<false>, is_sent: bool, length: Option<u64>) -> Option<()>
     let (local_address, remote_address) = socket.addresses();
     let remote = (remote_address, socket.remote_port());
     let key = edge(socket, socket.netns_cookie(), (local_address, socket.local_port()), remote, now);
-    datagram(socket, &key, now, is_sent, length);
+    datagram(socket, || cookie(socket.pointer()), &key, now, is_sent, length);
     Some(())
 }
 
@@ -227,8 +235,89 @@ fn addressed(ctx: &SockAddrContext, is_sent: bool, is_ipv6: bool) -> Option<()> 
     let now = now_ns();
     let remote = (bytes(remote), u16::from_be(remote_port));
     let key = edge(socket, netns_cookie, (bytes(local), known.src_port as u16), remote, now);
-    datagram(socket, &key, now, is_sent, None);
+    if datagram(socket, || cookie(ctx.sock_addr), &key, now, is_sent, None) && is_sent {
+        let last = LAST_ADDRESSED.get_ptr_mut(0)?;
+        // SAFETY: a valid map value, of this CPU.
+        unsafe { *last = Addressed { sk: sk as u64, edge: key } };
+    }
     Some(())
+}
+
+/// Takes back what a call began that ended in an error.
+#[inline(always)]
+fn take_back(sk: *const u8) -> Option<()> {
+    let last = LAST_ADDRESSED.get_ptr_mut(0)?;
+    // SAFETY: a valid map value, of this CPU.
+    let last = unsafe { &mut *last };
+    if last.sk != sk as u64 {
+        return None;
+    }
+    last.sk = 0;
+    let counts = EDGES.get_ptr_mut(&last.edge)?;
+    // SAFETY: a valid map value.
+    if unsafe { (*counts).events } == 1 {
+        let _ = EDGES.remove(&last.edge);
+    }
+    Some(())
+}
+
+/// Counts a datagram of a socket, and its length where it is known; whether it is the first of its edge.
+#[inline(always)]
+fn datagram<const COPIED: bool>(
+    socket: Socket<COPIED>,
+    cookie: impl FnOnce() -> u64,
+    key: &EdgeKey,
+    now_ns: u64,
+    is_sent: bool,
+    length: Option<u64>,
+) -> bool {
+    let mut is_first = false;
+    // SAFETY: a new value, as in the rest of this function.
+    let begin = |counts: *mut EdgeCounts| unsafe {
+        is_first = true;
+        let port_is_chosen = socket.has_chosen_port();
+        (*counts).first_ns = now_ns;
+        (*counts).netns_inode = socket.netns_inode();
+        (*counts).role = first_role(socket, is_sent, port_is_chosen);
+        (*counts).port_is_chosen = port_is_chosen as u8;
+        (*counts).is_older = (port_is_chosen && is_older(cookie())) as u8;
+    };
+    let Some(counts) = counts(key, begin) else {
+        count(counter::LOST_DATAGRAMS);
+        return false;
+    };
+    // SAFETY: a valid map value; every change is an atomic addition, or a store of a number that may be any of several.
+    unsafe {
+        (*counts).last_ns = now_ns;
+        add(&raw mut (*counts).events, 1);
+        if let Some(length) = length {
+            (*counts).has_bytes = 1;
+            add(if is_sent { &raw mut (*counts).bytes_sent } else { &raw mut (*counts).bytes_received }, length);
+        }
+    }
+    is_first
+}
+
+/// What the first datagram makes of this end. Whoever sends first is the client. Who receives first serves, if its port is
+/// one that others could know; if it is connected through a port that the kernel chose, it has asked before it was
+/// watched.
+#[inline(always)]
+fn first_role<const COPIED: bool>(socket: Socket<COPIED>, is_sent: bool, port_is_chosen: bool) -> u8 {
+    if is_sent {
+        ROLE_CLIENT
+    } else if port_is_chosen {
+        ROLE_SERVER
+    } else if socket.state() == ESTABLISHED {
+        ROLE_CLIENT
+    } else {
+        ROLE_UNKNOWN
+    }
+}
+
+/// Whether a socket may be older than the run.
+#[inline(always)]
+fn is_older(cookie: u64) -> bool {
+    control(control::HAS_ADOPTED) == 0 || OLDER_SOCKETS.get_ptr(cookie).is_some()
 }
 
 /// The edge of a datagram.

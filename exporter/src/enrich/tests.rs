@@ -72,6 +72,7 @@ fn flow(netns_inode: u32, role: Role, local: &str, remote: &str, server_port: u1
             local_address: address(local),
             remote_address: address(remote),
             server_port,
+            local_port: 0,
             failure: None,
             start_known: true,
         },

@@ -1,17 +1,32 @@
 //! Who began a UDP conversation: whoever sent first between two pairs of address and port.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use schemas::table::TimestampMs;
 
 use super::Role;
 
-/// Two ends of UDP, as one of them sees them.
+/// Two ends of UDP, as one of them sees them. Which local address it is does not matter: a server may receive on a socket
+/// of all addresses and answer on another one of the same port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Conversation {
     pub(super) netns_cookie: u64,
-    pub(super) local: (IpAddr, u16),
+    pub(super) local_port: u16,
     pub(super) remote: (IpAddr, u16),
+}
+
+/// The first datagram of a conversation that is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct First {
+    /// What it makes of the local end, if none was there before it.
+    pub(super) role: Role,
+    /// Whether the application chose the local port.
+    pub(super) port_is_chosen: bool,
+    /// Whether the socket may be older than the run.
+    pub(super) is_older: bool,
 }
 
 /// What is known of a conversation when datagrams of it pass.
@@ -28,41 +43,89 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) struct Conversations {
     limit: usize,
+    /// When the run began.
+    began: TimestampMs,
+    /// When some were forgotten last.
+    forgot: Option<TimestampMs>,
+    /// Network namespaces and ports on which something was received first: all, once there are too many.
+    serving: HashSet<(u64, u16)>,
     young: HashMap<Conversation, (Role, TimestampMs)>,
     old: HashMap<Conversation, (Role, TimestampMs)>,
 }
 
 impl Conversations {
     /// Remembers at most `limit`, and at least half as many.
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit: limit.max(2), young: HashMap::new(), old: HashMap::new() }
+    pub(super) fn new(limit: usize, began: TimestampMs) -> Self {
+        let (serving, young, old) = (HashSet::new(), HashMap::new(), HashMap::new());
+        Self { limit: limit.max(2), began, forgot: None, serving, young, old }
     }
 
-    /// Datagrams passed in a window; `first` is what the local end is if it is a new conversation.
-    pub(super) fn see(&mut self, conversation: Conversation, first: Role, window: TimestampMs) -> Seen {
+    /// Datagrams passed in a window, from `time` on.
+    pub(super) fn see(
+        &mut self,
+        conversation: Conversation,
+        first: First,
+        time: TimestampMs,
+        window: TimestampMs,
+    ) -> Seen {
         let known = self.young.get(&conversation).copied().or_else(|| self.old.remove(&conversation));
-        let (role, last_window) = known.unwrap_or((first, TimestampMs(i64::MIN)));
+        let (role, last_window) =
+            known.unwrap_or_else(|| (self.begun_by(conversation, first, time), TimestampMs(i64::MIN)));
         if self.young.len() >= self.limit / 2 && !self.young.contains_key(&conversation) {
-            self.old = std::mem::take(&mut self.young);
+            let forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
+            if !forgotten.is_empty() {
+                self.forgot = Some(time);
+            }
+        }
+        if role == Role::Server && self.serving.len() < self.limit {
+            self.serving.insert((conversation.netns_cookie, conversation.local_port));
         }
         self.young.insert(conversation, (role, window.max(last_window)));
         Seen { role, is_new_in_window: window > last_window }
     }
+
+    /// What the local end of a new conversation is. What is sent from a port that others may know can be an answer: to
+    /// what came before the run, or to what is forgotten. Not after as long as nothing passed as a firewall takes for the
+    /// end of a conversation.
+    fn begun_by(&self, conversation: Conversation, first: First, time: TimestampMs) -> Role {
+        let First { role, port_is_chosen, is_older } = first;
+        if role != Role::Client || !port_is_chosen {
+            return role;
+        }
+        let is_soon_after = |then: TimestampMs| time.0 - then.0 < REMEMBERED_MS;
+        let serves = || {
+            let socket = (conversation.netns_cookie, conversation.local_port);
+            self.serving.len() >= self.limit || self.serving.contains(&socket)
+        };
+        let may_be_an_answer = is_older && is_soon_after(self.began)
+            || self.forgot.is_some_and(|forgot| is_soon_after(forgot) && serves());
+        if may_be_an_answer { Role::Unknown } else { role }
+    }
 }
+
+/// For how long Linux remembers a conversation in which nothing passes, in milliseconds: the longest default of
+/// `nf_conntrack_udp_timeout_stream`, 180 s before Linux 4.20 and 120 s since. After that, whoever sends begins it.
+const REMEMBERED_MS: i64 = 180_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn conversation(port: u16) -> Conversation {
-        let address = IpAddr::from([10, 0, 0, 1]);
-        Conversation { netns_cookie: 1, local: (address, port), remote: (address, 53) }
+        Conversation { netns_cookie: 1, local_port: port, remote: (IpAddr::from([10, 0, 0, 1]), 53) }
+    }
+
+    /// The first datagram on a port that the kernel chose, or the application.
+    const fn first(role: Role, port_is_chosen: bool) -> First {
+        First { role, port_is_chosen, is_older: false }
     }
 
     #[test]
     fn the_first_datagram_decides_and_each_window_counts_once() {
-        let mut conversations = Conversations::new(8);
-        let mut see = |role, window| conversations.see(conversation(1), role, TimestampMs(window));
+        let mut conversations = Conversations::new(8, TimestampMs(0));
+        let mut see = |role, window| {
+            conversations.see(conversation(1), first(role, false), TimestampMs(window), TimestampMs(window))
+        };
         assert_eq!(see(Role::Client, 0), Seen { role: Role::Client, is_new_in_window: true });
         assert_eq!(see(Role::Server, 0), Seen { role: Role::Client, is_new_in_window: false });
         assert_eq!(see(Role::Server, 60_000), Seen { role: Role::Client, is_new_in_window: true });
@@ -71,12 +134,49 @@ mod tests {
 
     #[test]
     fn what_is_in_use_stays_and_the_rest_is_bounded() {
-        let mut conversations = Conversations::new(8);
+        let mut conversations = Conversations::new(8, TimestampMs(0));
+        let mut see = |port| {
+            let (first, now) = (first(Role::Client, false), TimestampMs(0));
+            (
+                conversations.see(conversation(port), first, now, now),
+                conversations.young.len() + conversations.old.len(),
+            )
+        };
         for port in 1..1000 {
-            conversations.see(conversation(port), Role::Client, TimestampMs(0));
-            let used = conversations.see(conversation(0), Role::Client, TimestampMs(0));
+            see(port);
+            let (used, remembered) = see(0);
             assert_eq!(used.is_new_in_window, port == 1, "port {port}");
-            assert!(conversations.young.len() + conversations.old.len() <= 8);
+            assert!(remembered <= 8);
         }
+    }
+
+    #[test]
+    fn what_a_known_port_sends_first_is_a_question_unless_it_may_be_an_answer() {
+        let mut conversations = Conversations::new(8, TimestampMs(0));
+        let mut see = |port, first, second: i64| {
+            let time = TimestampMs(second * 1000);
+            conversations.see(conversation(port), first, time, time).role
+        };
+        let sent = first(Role::Client, true);
+        assert_eq!(see(1, First { is_older: true, ..sent }, 1), Role::Unknown, "it may have been asked before the run");
+        assert_eq!(see(2, sent, 1), Role::Client, "nobody can have asked a younger socket");
+        assert_eq!(see(3, First { is_older: true, ..sent }, 200), Role::Client, "a firewall has forgotten who asked");
+        assert_eq!(
+            see(4, First { is_older: true, ..first(Role::Client, false) }, 1),
+            Role::Client,
+            "the kernel's choice"
+        );
+        // A server that is asked a lot forgets; a client that is not asked at all has nothing to forget.
+        let asked_by = |client| Conversation { remote: (IpAddr::from([10, 0, 0, client]), 4000), ..conversation(100) };
+        let mut see = |conversation, first, second: i64| {
+            let time = TimestampMs(second * 1000);
+            conversations.see(conversation, first, time, time).role
+        };
+        for client in 1..20 {
+            see(asked_by(client), first(Role::Server, true), 300);
+        }
+        assert_eq!(see(asked_by(30), sent, 301), Role::Unknown);
+        assert_eq!(see(asked_by(31), sent, 600), Role::Client);
+        assert_eq!(see(conversation(5), sent, 301), Role::Client);
     }
 }

@@ -13,7 +13,7 @@ use schemas::{
 
 use super::{
     Change, Clock, Failure, Flow, FlowKey, Role, SocketOwner, Sums, Transport,
-    conversation::{Conversation, Conversations},
+    conversation::{Conversation, Conversations, First},
     transport,
 };
 
@@ -80,7 +80,7 @@ impl FlowTable {
             closed_until: TimestampMs(now.0 - now.0.rem_euclid(window_ms)),
             ended: Vec::new(),
             listeners: HashSet::new(),
-            conversations: Conversations::new(limits.conversations),
+            conversations: Conversations::new(limits.conversations, now),
             open: 0,
             told_last: TimestampMs(i64::MAX),
             ends: 0,
@@ -226,7 +226,10 @@ impl FlowTable {
         let window_ms = self.window_ms;
         let summed = closed.into_iter().flat_map(move |(window_start, edges)| {
             let window_end = TimestampMs(window_start.0 + window_ms);
-            edges.into_iter().map(move |(key, sums)| Flow { key, window_start, window_end, client_port: None, sums })
+            edges.into_iter().map(move |(key, sums)| {
+                let client_port = (key.role == Role::Unknown).then_some(key.local_port);
+                Flow { key, window_start, window_end, client_port, sums }
+            })
         });
         self.take_ended().into_iter().chain(summed)
     }
@@ -298,23 +301,28 @@ impl FlowTable {
         };
         let conversation = Conversation {
             netns_cookie: edge.netns_cookie,
-            local: (local_address, edge.local_port),
+            local_port: edge.local_port,
             remote: (remote_address, edge.remote_port),
         };
         let window = self.window_start(first);
-        let seen = self.conversations.see(conversation, Role::from_event(counts.role), window);
-        let is_server = seen.role == Role::Server;
+        let port_is_chosen = counts.port_is_chosen != 0;
+        let of_first = First { role: Role::from_event(counts.role), port_is_chosen, is_older: counts.is_older != 0 };
+        let seen = self.conversations.see(conversation, of_first, first, window);
+        // Peers that all send from the port on which they receive (gossip, SIP, IKE): either may begin, now or later.
+        let are_peers = port_is_chosen && edge.local_port == edge.remote_port;
+        let role = if are_peers { Role::Client } else { seen.role };
         let key = FlowKey {
             socket: SocketOwner {
                 netns_inode: counts.netns_inode,
                 netns_cookie: edge.netns_cookie,
                 cgroup_id: edge.cgroup_id,
             },
-            role: seen.role,
+            role,
             transport: Transport::Udp,
             local_address,
             remote_address,
-            server_port: if is_server { edge.local_port } else { edge.remote_port },
+            server_port: if role == Role::Server { edge.local_port } else { edge.remote_port },
+            local_port: if role == Role::Unknown { edge.local_port } else { 0 },
             failure: None,
             start_known: true,
         };
@@ -326,6 +334,11 @@ impl FlowTable {
             ..Change::default()
         };
         self.update(key, first, last, change);
+        if are_peers {
+            // Counted once, open the other way round.
+            let change = Change { active: i64::from(seen.is_new_in_window), ..Change::default() };
+            self.update(FlowKey { role: Role::Server, ..key }, first, last, change);
+        }
     }
 
     fn record_connection(
@@ -430,6 +443,7 @@ impl FlowTable {
             local_address: address(event.local_address),
             remote_address: address(event.remote_address),
             server_port,
+            local_port: if role == Role::Unknown { event.local_port } else { 0 },
             failure: None,
             start_known: event.start_known(),
         };

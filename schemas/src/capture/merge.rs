@@ -35,7 +35,7 @@ use crate::{
     health::HealthRecord,
     inventory::InventoryRecord,
     rollup::RollupRow,
-    table::{Record, Table, TimestampMs},
+    table::{Column, Record, Table, TimestampMs},
 };
 
 /// Why files could not be merged.
@@ -135,7 +135,8 @@ fn merge_as<R: Record>(files: &[&CaptureFile], folder: &Path, version: &str) -> 
     let groups: usize = sources.iter().map(|source| source.metadata.num_row_groups()).sum();
     let rows: i64 = files.iter().map(|file| file.rows).sum();
     // Large row groups are taken as they are, without decoding them.
-    if !repeats && rows >= LARGE_GROUP_ROWS * groups as i64 {
+    let are_alike = sources.iter().all(|source| source.has_all_columns);
+    if !repeats && are_alike && rows >= LARGE_GROUP_ROWS * groups as i64 {
         let arrow = sources.iter().find_map(|source| {
             let pairs = source.metadata.file_metadata().key_value_metadata()?;
             pairs.iter().find(|pair| pair.key == ARROW_SCHEMA_META_KEY)
@@ -174,6 +175,8 @@ fn merge_as<R: Record>(files: &[&CaptureFile], folder: &Path, version: &str) -> 
 struct Source {
     file: File,
     metadata: ParquetMetaData,
+    /// Whether it is of this minor version.
+    has_all_columns: bool,
 }
 
 impl Source {
@@ -185,12 +188,13 @@ impl Source {
         let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
         let metadata = reader.parse_and_finish(&opened).map_err(damaged)?;
         let fields = metadata.file_metadata().schema().get_fields();
-        let known = R::columns();
-        if fields.len() != known.len() || fields.iter().zip(known).any(|(field, column)| field.name() != column.name) {
+        let has = |column: &&Column| fields.iter().any(|field| field.name() == column.name);
+        let known: Vec<&Column> = R::columns().iter().filter(has).collect();
+        if fields.len() != known.len() || fields.iter().zip(&known).any(|(field, column)| field.name() != column.name) {
             let reason = "has other columns than this version writes".into();
             return Err(problem(ProblemKind::WrongColumns { reason }));
         }
-        Ok(Self { file: opened, metadata })
+        Ok(Self { file: opened, has_all_columns: known.len() == R::WIDTH, metadata })
     }
 }
 
@@ -202,7 +206,7 @@ fn concatenate(sources: &[Source], file: File, metadata: Vec<KeyValue>) -> Resul
     };
     let properties = WriterProperties::builder().set_key_value_metadata(Some(metadata)).build();
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
-    for Source { file, metadata } in sources {
+    for Source { file, metadata, .. } in sources {
         for (number, group) in metadata.row_groups().iter().enumerate() {
             let mut out = writer.next_row_group()?;
             for (column, chunk) in group.columns().iter().enumerate() {

@@ -6,7 +6,11 @@
 
 use std::{cell::RefCell, fs::File, io::Cursor, path::Path, sync::Arc};
 
-use arrow::datatypes::SchemaRef;
+use arrow::{
+    array::{RecordBatch, new_null_array},
+    datatypes::{FieldRef, Fields, Schema, SchemaRef},
+    error::ArrowError,
+};
 use bytes::Bytes;
 use parquet::{
     arrow::{
@@ -16,7 +20,7 @@ use parquet::{
     },
     basic::Compression,
     column::page::{Page, PageIterator, PageMetadata, PageReader},
-    errors::{ParquetError, Result},
+    errors::ParquetError,
     file::{
         metadata::{
             ParquetMetaData, ParquetMetaDataOptions, ParquetMetaDataReader, ParquetStatisticsPolicy, RowGroupMetaData,
@@ -26,6 +30,8 @@ use parquet::{
     },
     schema::types::TypePtr,
 };
+
+type Result<T, E = ParquetError> = std::result::Result<T, E>;
 
 /// An open file of a known schema.
 pub struct Pages {
@@ -64,7 +70,8 @@ impl Pages {
         self.metadata.row_groups().iter().map(|group| group.num_rows() as usize)
     }
 
-    /// Reads columns of one row group; of the rows, those that are selected. `known` is the schema of the dataset.
+    /// Reads columns of one row group; of the rows, those that are selected. `known` is the schema of the dataset: a
+    /// column that may be null and is not in the file, as an older minor version wrote it, is null.
     ///
     /// # Errors
     /// A column is not there, or has another type.
@@ -74,35 +81,42 @@ impl Pages {
         known: &SchemaRef,
         columns: &[&str],
         selected: Option<RowSelection>,
-    ) -> Result<ParquetRecordBatchReader> {
-        let levels = self.levels(known, columns)?;
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, ArrowError>> + use<>> {
+        let (levels, missing) = self.levels(known, columns)?;
         let group = Group { pages: self, metadata: self.metadata.row_group(group) };
-        ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)
+        let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)?;
+        Ok(reader.map(move |batch| match &missing {
+            Some(schema) => with_nulls(&batch?, schema),
+            None => batch,
+        }))
     }
 
     /// How some columns are made of the file's; files are mostly like the one before.
-    fn levels(&self, known: &SchemaRef, columns: &[&str]) -> Result<Arc<FieldLevels>> {
+    /// Where the file lacks some, the schema of what is wanted is returned too.
+    fn levels(&self, known: &SchemaRef, columns: &[&str]) -> Result<(Arc<FieldLevels>, Option<SchemaRef>)> {
         let file = self.metadata.file_metadata();
         let schema = file.schema_descr();
         let of_last = |last: &Option<Levels>| {
             let is_this = |last: &&Levels| {
                 last.columns == columns && Arc::ptr_eq(&last.known, known) && *last.schema == *schema.root_schema()
             };
-            last.as_ref().filter(is_this).map(|last| Arc::clone(&last.levels))
+            last.as_ref().filter(is_this).map(|last| (Arc::clone(&last.levels), last.missing.clone()))
         };
         if let Some(levels) = LAST_LEVELS.with_borrow(of_last) {
             return Ok(levels);
         }
         let mask = ProjectionMask::columns(schema, columns.iter().copied());
         let roots = schema.root_schema().get_fields();
-        let is_known = roots.len() == known.fields().len()
-            && roots.iter().zip(known.fields()).all(|(root, field)| root.name() == field.name());
+        let has = |field: &&FieldRef| roots.iter().any(|root| root.name() == field.name());
+        let of_file: Fields = known.fields().iter().filter(has).cloned().collect();
+        let is_known =
+            roots.len() == of_file.len() && roots.iter().zip(&of_file).all(|(root, field)| root.name() == field.name());
+        let wanted = known.fields().iter().filter(|field| columns.contains(&field.name().as_str()));
+        let lacks_some = wanted.clone().any(|field| field.is_nullable() && !has(&field));
+        let missing = lacks_some.then(|| Arc::new(Schema::new(wanted.cloned().collect::<Fields>())));
         // A newer minor version has more columns; what they are is then read from the file itself, which takes longer.
-        let fields = if is_known {
-            known.fields().clone()
-        } else {
-            parquet_to_arrow_schema(schema, file.key_value_metadata())?.fields
-        };
+        let fields =
+            if is_known { of_file } else { parquet_to_arrow_schema(schema, file.key_value_metadata())?.fields };
         let levels = Arc::new(parquet_to_arrow_field_levels(schema, mask, Some(&fields))?);
         if is_known {
             LAST_LEVELS.set(Some(Levels {
@@ -110,9 +124,10 @@ impl Pages {
                 known: Arc::clone(known),
                 columns: columns.iter().map(|column| (*column).to_owned()).collect(),
                 levels: Arc::clone(&levels),
+                missing: missing.clone(),
             }));
         }
-        Ok(levels)
+        Ok((levels, missing))
     }
 
     fn column(&self, group: &RowGroupMetaData, column: usize) -> Result<Box<dyn PageReader>> {
@@ -121,6 +136,15 @@ impl Pages {
             Source::File(file) => column_of(file, group, column),
         }
     }
+}
+
+/// The batch with columns of a schema that it lacks.
+fn with_nulls(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let column = |field: &FieldRef| {
+        let found = batch.column_by_name(field.name()).cloned();
+        found.unwrap_or_else(|| new_null_array(field.data_type(), batch.num_rows()))
+    };
+    RecordBatch::try_new(Arc::clone(schema), schema.fields().iter().map(column).collect())
 }
 
 /// Says that nothing is wanted of a footer but where the columns are.
@@ -252,6 +276,7 @@ struct Levels {
     known: SchemaRef,
     columns: Vec<String>,
     levels: Arc<FieldLevels>,
+    missing: Option<SchemaRef>,
 }
 
 thread_local! {

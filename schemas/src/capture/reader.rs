@@ -504,6 +504,10 @@ fn compare_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<
     };
     for column in columns {
         let Ok(field) = schema.field_with_name(&column.name) else {
+            // Of an older minor version: it is null.
+            if column.nullable {
+                continue;
+            }
             let missing = SchemaError::MissingColumn { dataset, column: &column.name };
             return Err(ProblemKind::WrongColumns { reason: missing.to_string() });
         };

@@ -257,21 +257,8 @@ fn files_of_a_newer_version_are_not_merged_as_their_columns_would_be_lost() {
     let mut columns = batch.columns().to_vec();
     columns.push(std::sync::Arc::new(arrow::array::Int64Array::from(vec![1; rows.len()])));
     let schema = std::sync::Arc::new(arrow::datatypes::Schema::new(fields));
-    let batch = arrow::array::RecordBatch::try_new(std::sync::Arc::clone(&schema), columns).expect("a batch");
-    let pair = |key: &str, value: &str| KeyValue::new(key.to_owned(), value.to_owned());
-    let metadata = vec![
-        pair("flowscribe.schema_version", "1.9"),
-        pair("flowscribe.dataset", "flows"),
-        pair("flowscribe.cluster", "c"),
-        pair("flowscribe.run_id", "run-a"),
-        pair("flowscribe.first_seq", "0"),
-        pair("flowscribe.last_seq", "4"),
-    ];
-    let properties = WriterProperties::builder().set_key_value_metadata(Some(metadata)).build();
-    let written = File::create(&file.path).expect("made");
-    let mut writer = ArrowWriter::try_new(written, schema, Some(properties)).expect("a writer");
-    writer.write(&batch).expect("written");
-    writer.close().expect("closed");
+    let batch = arrow::array::RecordBatch::try_new(schema, columns).expect("a batch");
+    replace(&file.path, "1.9", &batch);
 
     let listing = capture::list(&[root.path().into()]).expect("listed");
     let files: Vec<_> = listing.files.iter().collect();
@@ -280,6 +267,54 @@ fn files_of_a_newer_version_are_not_merged_as_their_columns_would_be_lost() {
     let error = capture::merge(&files, folder, "0.1.0").expect_err("not merged").to_string();
     assert!(error.contains("has other columns than this version writes"), "{error}");
     assert_eq!(rows_below(root.path()).len(), 10);
+}
+
+#[test]
+fn a_column_that_an_older_version_did_not_have_is_null_and_its_files_are_merged_with_new_ones() {
+    let root = tempfile::tempdir().expect("a directory");
+    write_run(root.path(), "run-a", 0..10, 5);
+    let listing = capture::list(&[root.path().into()]).expect("listed");
+    let file = &listing.files[0];
+    let rows = capture::read::<FlowRecord>(file).expect("readable");
+    let mut named = rows.clone();
+    named.iter_mut().for_each(|row| row.destination_name = Some("db.example".into()));
+    let mut batch = FlowRecord::encode(&named);
+    let at = batch.schema().index_of("destination_name").expect("a column that may be null");
+    batch.remove_column(at);
+    replace(&file.path, "1.0", &batch);
+
+    let listing = capture::list(&[root.path().into()]).expect("listed");
+    assert_eq!(listing.problems, []);
+    assert_eq!(capture::read::<FlowRecord>(&listing.files[0]).expect("readable"), rows, "without the column");
+    let files: Vec<_> = listing.files.iter().collect();
+    let folder = files[0].path.parent().expect("a folder");
+    let merged = capture::merge(&files, folder, "0.1.0").expect("merged");
+    let listing = capture::list(&[merged]).expect("listed");
+    assert_eq!(capture::read::<FlowRecord>(&listing.files[0]).expect("readable").len(), 10);
+    // Without one that is never null nothing can be understood.
+    let at = batch.schema().index_of("observer").expect("a column");
+    batch.remove_column(at);
+    replace(&files[0].path, "1.0", &batch);
+    let problems = capture::list(&[files[0].path.clone()]).expect("listed").problems;
+    assert!(problems[0].to_string().contains("column `observer` of dataset `flows` is missing"), "{problems:?}");
+}
+
+/// Replaces the file of the first rows of a run by one of another version.
+fn replace(path: &Path, version: &str, batch: &arrow::array::RecordBatch) {
+    let pair = |key: &str, value: &str| KeyValue::new(key.to_owned(), value.to_owned());
+    let metadata = vec![
+        pair("flowscribe.schema_version", version),
+        pair("flowscribe.dataset", "flows"),
+        pair("flowscribe.cluster", "c"),
+        pair("flowscribe.run_id", "run-a"),
+        pair("flowscribe.first_seq", "0"),
+        pair("flowscribe.last_seq", "4"),
+    ];
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(metadata)).build();
+    let written = File::create(path).expect("made");
+    let mut writer = ArrowWriter::try_new(written, batch.schema(), Some(properties)).expect("a writer");
+    writer.write(batch).expect("written");
+    writer.close().expect("closed");
 }
 
 #[test]

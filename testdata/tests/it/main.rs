@@ -28,6 +28,7 @@ mod receive;
 mod support;
 mod telemetry;
 mod udp;
+mod udp_direction;
 mod weeks;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         receive::TESTS,
         telemetry::TESTS,
         udp::TESTS,
+        udp_direction::TESTS,
         weeks::TESTS,
     ];
     harness::run(&modules, false)

@@ -349,3 +349,41 @@ fn a_socket_of_both_families_has_one_conversation() {
     let flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
     assert_eq!((flows.len(), flows[0].key.role, flows[0].sums.connections), (1, Role::Server, 1));
 }
+
+#[test]
+fn a_server_that_answers_from_another_socket_of_its_port_is_the_same_server() {
+    let mut table = table(10);
+    let (key, counts) = datagrams(53, ROLE_SERVER, 1.0);
+    let (key, counts) = (EdgeKey { remote_port: 40_000, ..key }, EdgeCounts { port_is_chosen: 1, ..counts });
+    table.step_edge(&EdgeKey { local_address: [0; 16], ..key }, &counts, CLOCK);
+    table.step_edge(&key, &EdgeCounts { role: ROLE_CLIENT, first_ns: ns(1.5), ..counts }, CLOCK);
+    let flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
+    assert!(flows.iter().all(|flow| (flow.key.role, flow.key.server_port) == (Role::Server, 53)), "{flows:?}");
+    assert_eq!(flows.iter().map(|flow| flow.sums.connections).sum::<u32>(), 1, "one conversation");
+}
+
+#[test]
+fn peers_that_send_from_the_port_they_serve_may_both_begin() {
+    for first in [ROLE_CLIENT, ROLE_SERVER] {
+        let mut table = table(10);
+        let (key, counts) = datagrams(9094, first, 1.0);
+        let counts = EdgeCounts { port_is_chosen: 1, is_older: 1, ..counts };
+        table.step_edge(&EdgeKey { remote_port: 9094, ..key }, &counts, CLOCK);
+        let mut flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
+        flows.sort_by_key(|flow| flow.key.role == Role::Server);
+        let told: Vec<_> =
+            flows.iter().map(|f| (f.key.role, f.key.server_port, f.sums.connections, f.sums.active)).collect();
+        assert_eq!(told, [(Role::Client, 9094, 1, 0), (Role::Server, 9094, 0, 1)]);
+    }
+}
+
+#[test]
+fn where_it_is_not_known_who_was_dialled_both_ports_are_told() {
+    let mut table = table(10);
+    let (key, counts) = datagrams(6001, ROLE_CLIENT, 1.0);
+    let counts = EdgeCounts { port_is_chosen: 1, is_older: 1, ..counts };
+    table.step_edge(&EdgeKey { remote_port: 51_034, ..key }, &counts, CLOCK);
+    let flows = table.finish(TimestampMs(2_000)).collect::<Vec<_>>();
+    let [flow] = &flows[..] else { panic!("one conversation: {flows:?}") };
+    assert_eq!((flow.key.role, flow.key.server_port, flow.client_port), (Role::Unknown, 51_034, Some(6001)));
+}
