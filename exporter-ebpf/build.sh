@@ -6,12 +6,13 @@
 #                                     (exit 1); another one is reported, and its object left in target/ (exit 3)
 #
 # Needs bpf-linker, a rustc with the bpfel-unknown-none target, and llvm-objcopy. The defaults are Debian's packages
-# rustc-web, libstd-rust-web-dev-bpf and llvm-22; BPF_RUSTC and LLVM_OBJCOPY name others.
+# rustc-web, libstd-rust-web-dev-bpf and llvm-22; BPF_RUSTC, LLVM_OBJCOPY and LLVM_NM name others.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 compiler=${BPF_RUSTC:-/usr/bin/rustc}
 objcopy=${LLVM_OBJCOPY:-/usr/lib/llvm-22/bin/llvm-objcopy}
+nm=${LLVM_NM:-/usr/lib/llvm-22/bin/llvm-nm}
 toolchain="$("$compiler" --version --verbose)
 $(bpf-linker --version)
 $("$objcopy" --version)"
@@ -33,7 +34,10 @@ RUSTC="$compiler" RUSTC_BOOTSTRAP=1 CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER=bpf-l
   cargo build --locked --release --target bpfel-unknown-none --target-dir target
 built=target/flowscribe.bpf.o
 # Type information for the kernel stays; what is for debuggers names things by where they were built.
-"$objcopy" --strip-debug target/bpfel-unknown-none/release/flowscribe "$built"
+# So does the hash of a crate in the names of functions that were not inlined.
+linked=target/bpfel-unknown-none/release/flowscribe
+"$nm" --format=just-symbols "$linked" | sed -n 'h; s/Cs[0-9A-Za-z]*_/C/g; x; G; s/\n/ /; /^\(.*\) \1$/!p' > target/renamed
+"$objcopy" --strip-debug --redefine-syms=target/renamed "$linked" "$built"
 
 if [ "${1:-}" != --check ]; then
   cp "$built" flowscribe.bpf.o
