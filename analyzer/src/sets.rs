@@ -184,11 +184,11 @@ impl Sets {
         decisions: &Decisions,
         thresholds: Thresholds,
     ) -> Self {
-        let undirected = undirected::settle(&mut communications, index);
+        let (mut concerned, mut narrow) = (BTreeSet::new(), BTreeSet::new());
+        let undirected = undirected::settle(&mut communications, index, decisions, &mut concerned);
         let exposure = Exposure::new(index, runs, &communications);
         let judge = judge::Judge { index, exposure: &exposure, thresholds };
         let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
-        let (mut concerned, mut narrow) = (BTreeSet::new(), BTreeSet::new());
         for (edge, evidence) in communications {
             let fate = match decisions.of(&edge, &mut concerned) {
                 _ if edge.own_node => Fate::OwnNode,

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::{index::Index, inventory::ObjectKind, vocabulary::Transport};
 
+use super::decision::{Concerned, Decisions};
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
 
 /// Edges without a direction, by workload and direction that they could belong to.
@@ -15,7 +16,14 @@ pub(crate) type Undirected = BTreeMap<(Workload, Direction), BTreeSet<Edge>>;
 type Served = BTreeSet<(Workload, Transport, u16)>;
 
 /// Takes edges without a direction out of communications; those whose direction follows from the rest come back with it.
-pub(super) fn settle(communications: &mut Communications, index: &Index) -> Undirected {
+///
+/// A person who pins or forbids one of the two edges has said which it is.
+pub(super) fn settle(
+    communications: &mut Communications,
+    index: &Index,
+    decisions: &Decisions,
+    concerned: &mut Concerned,
+) -> Undirected {
     let undirected: Vec<(Edge, Evidence)> = communications
         .extract_if(.., |edge, _| edge.source_port.is_some())
         .filter(|(_, e)| e.is_established())
@@ -26,11 +34,14 @@ pub(super) fn settle(communications: &mut Communications, index: &Index) -> Undi
     let served = served(communications, index);
     let mut unsettled = Undirected::new();
     for (edge, evidence) in undirected {
-        match direct(&edge, communications, &served) {
+        let known = |edge: &Edge| {
+            communications.get(edge).is_some_and(Evidence::is_established) || decisions.of(edge, concerned).is_some()
+        };
+        match direct(&edge, known, &served) {
             Some(Direction::Egress) => add(communications, Edge { source_port: None, ..edge }, evidence),
             Some(Direction::Ingress) => add(communications, turned(edge), Evidence::turned(evidence)),
             None => {
-                for (workload, direction) in concerned(&edge) {
+                for (workload, direction) in possible(&edge) {
                     unsettled.entry((workload, direction)).or_default().insert(edge.clone());
                 }
             }
@@ -55,9 +66,8 @@ fn served(communications: &Communications, index: &Index) -> Served {
 
 /// The direction of an edge as its source sees it, from what else is known: the same edge was seen with it, or of the two
 /// ports one is served and the other is not.
-fn direct(edge: &Edge, communications: &Communications, served: &Served) -> Option<Direction> {
+fn direct(edge: &Edge, mut is_known: impl FnMut(&Edge) -> bool, served: &Served) -> Option<Direction> {
     let own_port = edge.source_port.unwrap_or_default();
-    let is_known = |edge: &Edge| communications.get(edge).is_some_and(Evidence::is_established);
     let (out, back) = (Edge { source_port: None, ..edge.clone() }, turned(edge.clone()));
     let serves = |end: &Endpoint, port| match (end, edge.transport.known()) {
         (Endpoint::Workload(workload), Some(transport)) => served.contains(&(workload.clone(), transport, port)),
@@ -77,11 +87,11 @@ fn direct(edge: &Edge, communications: &Communications, served: &Served) -> Opti
 
 /// The directions of workloads that an edge could belong to. Of two ports, the one from which the kernel chooses by itself
 /// is the client's, where only one of them is such; this decides what is left open, never what is allowed.
-fn concerned(edge: &Edge) -> Vec<(Workload, Direction)> {
+fn possible(edge: &Edge) -> Vec<(Workload, Direction)> {
     let (own, other) = (edge.source_port.unwrap_or_default(), edge.port);
     let is_other_chosen = other >= FIRST_EPHEMERAL;
     let is_own_chosen = if own == 0 { !is_other_chosen } else { own >= FIRST_EPHEMERAL };
-    let mut concerned = Vec::new();
+    let mut possible = Vec::new();
     let directions = [
         (Direction::Ingress, Direction::Egress, is_own_chosen && !is_other_chosen),
         (Direction::Egress, Direction::Ingress, is_other_chosen && !is_own_chosen),
@@ -92,11 +102,11 @@ fn concerned(edge: &Edge) -> Vec<(Workload, Direction)> {
         }
         for (end, direction) in [(&edge.source, of_source), (&edge.destination, of_destination)] {
             if let Endpoint::Workload(workload) = end {
-                concerned.push((workload.clone(), direction));
+                possible.push((workload.clone(), direction));
             }
         }
     }
-    concerned
+    possible
 }
 
 /// The edge the other way round.
