@@ -37,7 +37,8 @@ fn a_killed_recording_is_read_as_far_as_it_came_and_named() -> Ran {
         capture::verify(file).expect("every renamed file is whole");
     }
     let run = rows::<FlowRecord>(&output)[0].run_id.to_string();
-    let report = flowscribe(&["report", "--input", &output.to_string_lossy()]);
+    // Which rows were in finished files when it was killed is a matter of luck.
+    let report = flowscribe(&["report", "--min-coverage", "0", "--input", &output.to_string_lossy()]);
     let said = String::from_utf8_lossy(&report.stderr);
     assert!(report.status.success(), "{said}");
     let policies = String::from_utf8_lossy(&report.stdout);
