@@ -51,9 +51,11 @@ pub(crate) struct Evidence {
     pub(crate) service_ports: BTreeSet<u16>,
     /// The destination certainly answered: it saw the connection itself, or is the only one behind what was dialled.
     pub(crate) answered: bool,
-    pub(crate) seen_by_client: bool,
-    pub(crate) seen_by_server: bool,
-    /// Hours since the Unix epoch in which data could pass.
+    /// Hours since the Unix epoch in which the client's own node recorded it, also in vain.
+    pub(crate) client_hours: RoaringBitmap,
+    /// Those in which the server's did.
+    pub(crate) server_hours: RoaringBitmap,
+    /// Hours in which data could pass.
     pub(crate) hours: RoaringBitmap,
     /// Those of them in which the source was scanning.
     pub(crate) scan_hours: RoaringBitmap,
@@ -90,8 +92,8 @@ impl Default for Evidence {
             services: BTreeSet::new(),
             service_ports: BTreeSet::new(),
             answered: false,
-            seen_by_client: false,
-            seen_by_server: false,
+            client_hours: RoaringBitmap::new(),
+            server_hours: RoaringBitmap::new(),
             hours: RoaringBitmap::new(),
             scan_hours: RoaringBitmap::new(),
             source_pods: BTreeSet::new(),
@@ -127,8 +129,8 @@ impl Evidence {
     }
 
     /// Which ends saw it: `client`, `server` or `both`.
-    pub(crate) const fn seen_by(&self) -> &'static str {
-        seen_by(self.seen_by_client, self.seen_by_server)
+    pub(crate) fn seen_by(&self) -> &'static str {
+        seen_by(!self.client_hours.is_empty(), !self.server_hours.is_empty())
     }
 
     /// Adds what was observed at other times.
@@ -138,8 +140,8 @@ impl Evidence {
             services,
             service_ports,
             answered,
-            seen_by_client,
-            seen_by_server,
+            client_hours,
+            server_hours,
             hours,
             scan_hours,
             source_pods,
@@ -159,8 +161,8 @@ impl Evidence {
         self.services.extend(services);
         self.service_ports.extend(service_ports);
         self.answered |= answered;
-        self.seen_by_client |= seen_by_client;
-        self.seen_by_server |= seen_by_server;
+        self.client_hours |= client_hours;
+        self.server_hours |= server_hours;
         self.hours |= hours;
         self.scan_hours |= scan_hours;
         self.source_pods.extend(source_pods);

@@ -128,6 +128,7 @@ pub(crate) fn synthesize<'a>(
     draft.open_ingress();
     draft.withhold_unsure();
     draft.withhold_undirected();
+    draft.withhold_redirected();
     draft.merge_outside();
     draft.finish()
 }
@@ -181,6 +182,11 @@ impl<'a> Draft<'a> {
                 let failures = if failures.is_empty() { "failed" } else { &failures };
                 let what = format!("{destination} {port}/{}", transport.protocol());
                 let attempt = format!("{what} ({} × {failures})", evidence.failed);
+                return self.failed.entry(source).or_default().push(attempt);
+            }
+            Fate::Unanswered => {
+                let sent = evidence.connections + evidence.failed;
+                let attempt = format!("{destination} {port}/{} ({sent} × unanswered)", transport.protocol());
                 return self.failed.entry(source).or_default().push(attempt);
             }
             // What is forbidden has to be denied, also to those who have nothing else.

@@ -9,12 +9,15 @@
 //! The unit of time is the hour. An hour is *observable* for a workload when its pods ran in it and at least half of their
 //! time was watched; silence in other hours says nothing.
 
+mod certainty;
 mod completeness;
 mod decision;
+mod declared;
 mod exposure;
 mod judge;
 mod learn;
 mod recurrence;
+mod redirect;
 mod table_rows;
 mod text;
 mod undirected;
@@ -33,6 +36,7 @@ pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
 pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
 pub(crate) use learn::{Learn, Learned, Learning, learn};
+pub(crate) use redirect::Redirects;
 pub(crate) use table_rows::{CommunicationRow, SetRow, WorkloadRow};
 pub(crate) use text::EncodeError;
 pub(crate) use undirected::Undirected;
@@ -41,6 +45,8 @@ use crate::{
     capture::health::Run,
     communication::{Communications, Direction, Edge, Endpoint, Evidence, PerDirection, Workload},
 };
+use certainty::{Certainty, OwnHours};
+use declared::Declared;
 use exposure::Exposure;
 
 /// How much has to be observed before something is believed, in hours that are observable.
@@ -71,6 +77,8 @@ pub(crate) struct Sets {
     pub(crate) idle_decisions: Vec<String>,
     /// Connections whose direction is not known, by what they could belong to.
     pub(crate) undirected: Undirected,
+    /// Ports that are dialled, where a proxy accepts on another one.
+    pub(crate) redirects: Redirects,
 }
 
 /// What a workload talks to.
@@ -129,6 +137,8 @@ pub(crate) enum Fate {
     Held(String),
     /// Nothing passed.
     Failed,
+    /// What was sent did not arrive, though its client could not tell.
+    Unanswered,
     /// A pod's own node may always reach it.
     OwnNode,
 }
@@ -170,6 +180,7 @@ impl Fate {
             Self::Forbidden(reason) => ("forbidden", Some(reason)),
             Self::Held(reason) => ("held", Some(reason)),
             Self::Failed => ("failed", None),
+            Self::Unanswered => ("unanswered", None),
             Self::OwnNode => ("own_node", None),
         }
     }
@@ -185,18 +196,32 @@ impl Sets {
         thresholds: Thresholds,
     ) -> Self {
         let (mut concerned, mut narrow) = (BTreeSet::new(), BTreeSet::new());
-        let undirected = undirected::settle(&mut communications, index, decisions, &mut concerned);
-        let exposure = Exposure::new(index, runs, &communications);
-        let judge = judge::Judge { index, exposure: &exposure, thresholds };
-        let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
-        for (edge, evidence) in communications {
-            let fate = match decisions.of(&edge, &mut concerned) {
+        let declared = Declared::new(index);
+        let within = redirect::take_within_pods(&mut communications);
+        let own = OwnHours::new(&communications, &within);
+        let undirected = undirected::settle(&mut communications, &declared, decisions, &mut concerned);
+        let redirects = redirect::settle(&mut communications, &within, &declared);
+        let mut exposure = Exposure::new(index, runs, &communications);
+        own.find_unseen(&communications, &redirects, &mut exposure);
+        let fates = {
+            let certainty = Certainty::new(&communications, &exposure, &redirects, &own, index.tolerance_ms());
+            let judge = judge::Judge { index, exposure: &exposure, thresholds };
+            let fate = |(edge, evidence): (&Edge, &Evidence)| match decisions.of(edge, &mut concerned) {
                 _ if edge.own_node => Fate::OwnNode,
                 Some(fate) if evidence.is_established() => fate,
                 Some(fate @ Fate::Pinned(_)) => fate,
                 _ if !evidence.is_established() => Fate::Failed,
-                _ => judge.held(&edge, &evidence).map_or(Fate::Learned, Fate::Held),
+                _ if certainty.is_unanswered(edge, evidence) => Fate::Unanswered,
+                _ => certainty
+                    .doubt(edge, evidence)
+                    .or_else(|| judge.held(edge, evidence))
+                    .map_or(Fate::Learned, Fate::Held),
             };
+            communications.iter().map(fate).collect::<Vec<Fate>>()
+        };
+        let judge = judge::Judge { index, exposure: &exposure, thresholds };
+        let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
+        for ((edge, evidence), fate) in communications.into_iter().zip(fates) {
             if evidence.asks_names(&edge) {
                 let is_udp = edge.transport.known() == Some(Transport::Udp);
                 let transport = Word::Known(if is_udp { Transport::Tcp } else { Transport::Udp });
@@ -213,7 +238,7 @@ impl Sets {
         }
         let mut entries: BTreeMap<Workload, Vec<Entry>> = BTreeMap::new();
         for (edge, (evidence, fate)) in &edges {
-            if matches!(fate, Fate::Failed | Fate::OwnNode) {
+            if matches!(fate, Fate::Failed | Fate::Unanswered | Fate::OwnNode) {
                 continue;
             }
             let ends = [(Direction::Egress, &edge.source), (Direction::Ingress, &edge.destination)];
@@ -238,7 +263,7 @@ impl Sets {
         let idle_decisions = decisions.idle(&concerned);
         let learned = edges.values().filter(|(evidence, fate)| fate.is_allowed() && evidence.is_established());
         let completeness = Completeness::of(exposure.watched(), learned.map(|(evidence, _)| &evidence.hours));
-        Self { workloads, edges, exposure, narrow, completeness, idle_decisions, undirected }
+        Self { workloads, edges, exposure, narrow, completeness, idle_decisions, undirected, redirects }
     }
 }
 

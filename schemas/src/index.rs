@@ -69,6 +69,8 @@ pub enum UnknownReason {
     UnmappedSocket,
     /// A datagram's receiver did not ask for the sender's address, which stands as unspecified.
     SenderNotAsked,
+    /// The other end is in the same pod, or is it: what passes stays within it.
+    WithinPod,
 }
 
 impl UnknownReason {
@@ -81,6 +83,7 @@ impl UnknownReason {
             Self::NoEndpoints => "no_endpoints",
             Self::UnmappedSocket => "unmapped_socket",
             Self::SenderNotAsked => "sender_not_asked",
+            Self::WithinPod => "within_pod",
         }
     }
 }

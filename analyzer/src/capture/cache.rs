@@ -221,7 +221,7 @@ fn read(file: File) -> io::Result<Saved> {
 
 const FILE: &str = "state.bin";
 /// Raised when what is kept of files or hours has another form or meaning, within one version of the program.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const UNFINISHED: &str = ".state-";
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 const ZSTD_LEVEL: i32 = 1;

@@ -62,6 +62,8 @@ pub(crate) struct Watch {
     pub(crate) gap: Option<&'static str>,
     /// Programs without which not all of it was recorded.
     pub(crate) missing: Missing,
+    /// Whether all else was recorded, and is known to be whose: what is not there did not happen.
+    pub(crate) is_whole: bool,
 }
 
 /// Reads what the runs say; where a time is given, until then. Files that turn out to be damaged are left out, and returned.
@@ -156,6 +158,7 @@ impl Run {
         self.unidentified += row.unidentified;
         self.lost += row.lost;
         let Limits { namespaces, filters, unreadable } = row.limits.map(|limits| *limits).unwrap_or_default();
+        let is_whole = row.lost == 0 && row.unidentified == 0 && filters.is_empty();
         self.filters.extend(filters);
         let end = row.span.to;
         if !unreadable.iter().any(|name| needed.iter().any(|needed| **needed == **name)) {
@@ -177,13 +180,22 @@ impl Run {
         } else {
             None
         };
-        self.watch(Watch { span: row.span, namespaces, gap, missing: row.missing });
+        self.watch(Watch {
+            span: row.span,
+            namespaces,
+            gap,
+            missing: row.missing,
+            is_whole: is_whole && gap.is_none(),
+        });
     }
 
     fn watch(&mut self, watch: Watch) {
         let goes_on = |last: &&mut Watch| {
-            let Watch { span, namespaces, gap, missing } = &**last;
-            let is_same = *namespaces == watch.namespaces && *gap == watch.gap && *missing == watch.missing;
+            let Watch { span, namespaces, gap, missing, is_whole } = &**last;
+            let is_same = *namespaces == watch.namespaces
+                && *gap == watch.gap
+                && *missing == watch.missing
+                && *is_whole == watch.is_whole;
             is_same && span.to >= watch.span.from
         };
         match self.watched.last_mut().filter(goes_on) {

@@ -226,7 +226,7 @@ impl Trial<'_> {
             }
         }
         for (edge, (evidence, fate)) in later.edges.iter().filter(|(_, (evidence, _))| is_seen(evidence)) {
-            if matches!(fate, Fate::OwnNode | Fate::Forbidden(_)) {
+            if matches!(fate, Fate::OwnNode | Fate::Forbidden(_) | Fate::Unanswered) {
                 continue;
             }
             let denied = denied.get(edge);
@@ -291,7 +291,7 @@ impl Trial<'_> {
         let bins = |hours: &RoaringBitmap| hours.iter().map(|hour| hour / bin_hours).collect::<RoaringBitmap>().len();
         let (mut known, mut all) = (0, 0);
         for (edge, (evidence, fate)) in self.later.edges.iter().filter(|(edge, _)| is_wanted(edge)) {
-            if matches!(fate, Fate::OwnNode | Fate::Forbidden(_) | Fate::Failed) {
+            if matches!(fate, Fate::OwnNode | Fate::Forbidden(_) | Fate::Failed | Fate::Unanswered) {
                 continue;
             }
             let bins = bins(&evidence.hours);

@@ -47,8 +47,12 @@ impl Tally {
             let Sums { evidence, services, failures, source_pods, destination_pods } = &mut **sums;
             evidence.via_service |= edge.via_service;
             evidence.answered |= edge.answered;
-            evidence.seen_by_client |= edge.seen_by_client;
-            evidence.seen_by_server |= edge.seen_by_server;
+            if edge.seen_by_client {
+                evidence.client_hours.insert(number);
+            }
+            if edge.seen_by_server {
+                evidence.server_hours.insert(number);
+            }
             if edge.via_service {
                 evidence.service_ports.extend(&edge.dialled_ports);
             }

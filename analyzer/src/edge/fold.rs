@@ -16,7 +16,7 @@ use schemas::{
     capture::Seqs,
     edge_columns::{ConnectionCounts, EdgeEnd},
     hour::{Hour, HourRange},
-    index::{Holds, Index, Span},
+    index::{Holds, Index, Span, UnknownReason},
     inventory::{InventoryRecord, ObjectKind},
     table::TimestampMs,
     vocabulary::EndKind,
@@ -316,6 +316,12 @@ impl<'a> Folder<'a> {
         }
     }
 
+    /// Whether a source stands for what is in the same pod as its destination.
+    pub(super) fn is_within_pod(&self, source: u32) -> bool {
+        let reason = self.ends.values[source as usize].unknown_reason;
+        self.texts.text(reason).is_some_and(|reason| **reason == *UnknownReason::WithinPod.as_str())
+    }
+
     /// How many rows of each run had no known direction.
     pub(super) fn undirected(&self) -> impl Iterator<Item = (Arc<str>, i64)> {
         self.undirected.iter().filter_map(|(run, rows)| Some((Arc::clone(self.texts.text(*run)?), *rows)))
@@ -405,10 +411,6 @@ impl<'a> Folder<'a> {
         let filled = |number| text(number).unwrap_or(&empty);
         let (source_address, destination_address) = (filled(key[1]), filled(key[2]));
         let own_address = if is_client { source_address } else { destination_address };
-        if is_loopback(source_address) {
-            let holds = holds.span();
-            return Memo { holds, certain: holds, own: None, is_pending: false, targets: SmallVec::new() };
-        }
         let told = Told {
             kind: filled(kind),
             namespace: text(namespace),
@@ -421,6 +423,12 @@ impl<'a> Folder<'a> {
         };
         let (transport_name, port) = (filled(transport), port_of(key));
         let local = resolver.local(&told, filled(observer_node));
+        if is_loopback(source_address) {
+            let local = local.map(|end| self.resolved(&end));
+            let target = local.and_then(|end| self.within_pod(transport, end, port, source_port));
+            let holds = holds.span();
+            return Memo { holds, certain: holds, own: None, is_pending: false, targets: target.into_iter().collect() };
+        }
         let (source, destinations) = if is_client {
             let source = local.unwrap_or_else(|| resolver.unmapped(source_address));
             (source, resolver.dialled(destination_address, transport_name, port))
@@ -463,9 +471,10 @@ impl<'a> Folder<'a> {
                 crosses_zones,
                 place: (i64::MIN, 0),
             };
-            // What stays within a pod needs no rule.
             if is_pending || !is_same_pod(source, destination) {
                 targets.push(target(self.edge(transport, source, destination, *port, source_port)));
+            } else {
+                targets.extend(self.within_pod(transport, destination, *port, source_port));
             }
         }
         Memo { holds: holds.span(), certain, own, is_pending, targets }
@@ -490,16 +499,30 @@ impl<'a> Folder<'a> {
                 (other, own.unwrap_or(unknown(destination, target.marks.destination_pod)))
             };
             if is_same_pod(source, destination) {
-                return;
+                let Some(within) = self.within_pod(transport, destination, port, source_port) else { return };
+                target = within;
+            } else {
+                target.marks.edge = self.edge(transport, source, destination, port, source_port);
+                (target.marks.source_pod, target.marks.destination_pod) = (source.pod, destination.pod);
+                target.crosses_zones = self.crosses_zones(source, destination);
             }
-            target.marks.edge = self.edge(transport, source, destination, port, source_port);
-            (target.marks.source_pod, target.marks.destination_pod) = (source.pod, destination.pod);
-            target.crosses_zones = self.crosses_zones(source, destination);
         }
         let dialled = is_client.then_some(conversation.3);
         let hour = hour_of(&mut self.hours, hour);
         let place = hour.place(target.marks, dialled, &mut self.edge_places[target.marks.edge as usize]);
         hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, pending_span);
+    }
+
+    /// What is counted of connections that stay within a pod. They need no rule, but tell of proxies in it.
+    fn within_pod(&mut self, transport: u32, pod: Resolved, port: u16, source_port: Option<u16>) -> Option<Target> {
+        if pod.pod == Texts::NONE || source_port.is_some() {
+            return None;
+        }
+        let own = self.resolved(&End::unknown(UnknownReason::WithinPod.as_str()));
+        let edge = self.edge(transport, own, pod, port, None);
+        let marks =
+            Marks { edge, source_pod: Texts::NONE, destination_pod: pod.pod, service: Texts::NONE, answered: true };
+        Some(Target { marks, crosses_zones: false, place: (i64::MIN, 0) })
     }
 
     fn crosses_zones(&self, source: Resolved, destination: Resolved) -> bool {

@@ -190,7 +190,7 @@ impl End {
         Self { kind: EndKind::Node, node, address, ..Self::default() }
     }
 
-    fn unknown(reason: &'static str) -> Self {
+    pub(super) fn unknown(reason: &'static str) -> Self {
         Self { kind: EndKind::Unknown, unknown_reason: Some(reason), ..Self::default() }
     }
 

@@ -91,6 +91,9 @@ pub(super) fn rows(folder: &Folder<'_>, cluster: &Arc<str>, hour: &HourEdges) ->
             last_seen: TimestampMs(edge.last_seen),
         }
     };
-    let is_known = |edge: &&HourEdge| folder.edges.values[edge.edge as usize].source_port.is_none();
-    hour.edges.iter().filter(is_known).map(row).collect()
+    let is_listed = |edge: &&HourEdge| {
+        let EdgeKey { source, source_port, .. } = folder.edges.values[edge.edge as usize];
+        source_port.is_none() && !folder.is_within_pod(source)
+    };
+    hour.edges.iter().filter(is_listed).map(row).collect()
 }

@@ -137,7 +137,10 @@ pub(crate) fn replay<'a, 'p>(
     }
     let replay = Replay { sets, population, enforcement, numbers, terms };
     let mut verdict = Verdict::default();
-    for (edge, (evidence, fate)) in sets.edges.iter().filter(|(_, (evidence, _))| evidence.is_established()) {
+    let has_passed = |(_, (evidence, fate)): &(&Edge, &(Evidence, Fate))| {
+        evidence.is_established() && !matches!(fate, Fate::Unanswered)
+    };
+    for (edge, (evidence, fate)) in sets.edges.iter().filter(has_passed) {
         let Some(by) = replay.denials(edge) else {
             verdict.unjudged += 1;
             continue;
@@ -237,7 +240,7 @@ impl<'a> Replay<'a, '_> {
                     return with("several stand behind the Service, and nobody saw this one answer", "");
                 }
             }
-            Fate::Learned | Fate::Pinned(_) | Fate::Failed => {}
+            Fate::Learned | Fate::Pinned(_) | Fate::Failed | Fate::Unanswered => {}
         }
         let unknown = [&edge.source, &edge.destination].into_iter().find(|end| matches!(end, Endpoint::Unknown { .. }));
         match unknown {

@@ -374,6 +374,7 @@ fn why_not(edge: &Edge, evidence: &Evidence, fate: &Fate, of: &Endpoint) -> Opti
             Some(format!("never established, {} failed ({failures})", evidence.failed))
         }
         Fate::Failed => None,
+        Fate::Unanswered => Some("not answered: its destination was recorded, and nothing came".into()),
         Fate::Learned | Fate::Pinned(_) => {
             if !is_expressible(edge) {
                 return with("an end is not known", "");

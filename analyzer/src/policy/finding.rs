@@ -21,6 +21,8 @@ pub(crate) enum Finding {
     Unresolved { rule: String },
     /// A rule that names a node's address, which autoscaling may change.
     AddressOfNode { rule: String },
+    /// A proxy in a workload's pods accepts on a port what was sent to others, which are those of its rules.
+    Redirected { workload: Workload, accepting: u16, dialled: BTreeSet<u16> },
     /// More addresses than wanted, that can't be merged.
     ManyAddresses { workload: Workload, ports: String, blocks: usize },
     /// A workload that sends, but was not seen to ask for names: it may yet need to.
@@ -59,6 +61,14 @@ impl fmt::Display for Finding {
             Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
             Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),
             Self::AddressOfNode { rule } => write!(f, "{rule}: allowed by the node's address, which may change"),
+            Self::Redirected { workload, accepting, dialled } => {
+                let dialled = dialled.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+                write!(
+                    f,
+                    "{workload}: a proxy in its pods accepts on {accepting}/TCP what was sent to {dialled}/TCP, which its \
+                     rules name"
+                )
+            }
             Self::ManyAddresses { workload, ports, blocks } => {
                 write!(f, "{workload}: {blocks} addresses outside on {ports} that can't be merged within the limits")
             }

@@ -25,7 +25,19 @@ impl Draft<'_> {
         let Wish { only_stable, min_coverage, .. } = *self.wish;
         let mut unsure: BTreeMap<_, BTreeSet<Workload>> = BTreeMap::new();
         for (workload, set) in &self.sets.workloads {
-            let coverage = self.sets.exposure.of(workload).and_then(|time| time.coverage());
+            let time = self.sets.exposure.of(workload);
+            if let Some(unseen) = time.map(|time| &time.unseen).filter(|unseen| !unseen.is_empty()) {
+                let reason = format!(
+                    "others saw it where the agents of its own nodes saw nothing of it: {}; its sockets are not the node's \
+                     (a sandbox, a virtual machine, a network of its own), so that all else it does is not known",
+                    some_of(unseen)
+                );
+                for direction in Direction::ALL {
+                    self.withhold_seen(workload, direction, reason.clone());
+                }
+                continue;
+            }
+            let coverage = time.and_then(|time| time.coverage());
             if coverage.is_none() && self.sets.exposure.capture.is_some() && self.index.is_covered() {
                 for direction in Direction::ALL {
                     self.withhold(workload, direction, "none of its pods was there to be observed".into());
@@ -65,6 +77,14 @@ impl Draft<'_> {
         self.findings.extend(unsure.into_iter().map(finding));
     }
 
+    /// Withholds a direction of a workload of which something was seen, also where none of that makes a rule.
+    fn withhold_seen(&mut self, workload: &Workload, direction: Direction, reason: String) {
+        if self.wants(workload) {
+            self.rules.entry(workload.clone()).or_default();
+        }
+        self.withhold(workload, direction, reason);
+    }
+
     /// Withholds the ingress of a workload that receives datagrams without asking who sends them, so that the senders whose
     /// own end was not recorded are not known.
     pub(super) fn withhold_unasked(&mut self, workload: &Workload, edge: &Edge) {
@@ -73,21 +93,32 @@ impl Draft<'_> {
             "it receives on {port}/{} without asking for the sender (recv), so that not all senders are known",
             transport.protocol()
         );
-        self.withhold(workload, Direction::Ingress, reason);
+        self.withhold_seen(workload, Direction::Ingress, reason);
     }
 
     /// Withholds what connections could belong to of which it is not known which end initiated.
     pub(super) fn withhold_undirected(&mut self) {
         for ((workload, direction), edges) in &self.sets.undirected {
-            let named: Vec<String> = edges.iter().take(NAMED_EDGES).map(ToString::to_string).collect();
-            let more = match edges.len().saturating_sub(NAMED_EDGES) {
-                0 => String::new(),
-                more => format!(", and {more} more"),
-            };
-            let named = named.join(", ");
+            let named = some_of(edges);
+            let reason = format!("connections were open before the recording, and who dialled is not known: {named}");
+            self.withhold_seen(workload, *direction, reason);
+        }
+    }
+
+    /// Withholds what a proxy in the pods accepted on a port of its own, where the port that was dialled is not known; names
+    /// the other ports of that kind.
+    pub(super) fn withhold_redirected(&mut self) {
+        for ((workload, direction), edges) in &self.sets.redirects.unknown {
+            let named = some_of(edges);
             let reason =
-                format!("connections were open before the recording, and who dialled is not known: {named}{more}");
-            self.withhold(workload, *direction, reason);
+                format!("a proxy accepts there in place of the port that was dialled, which is not known: {named}");
+            self.withhold_seen(workload, *direction, reason);
+        }
+        for ((workload, accepting), dialled) in &self.sets.redirects.dialled {
+            if self.wants(workload) {
+                let (workload, dialled) = (workload.clone(), dialled.clone());
+                self.findings.insert(Finding::Redirected { workload, accepting: *accepting, dialled });
+            }
         }
     }
 
@@ -201,6 +232,15 @@ impl Draft<'_> {
                     .iter()
                     .any(|end| matches!(end, Endpoint::Workload(other) if self.rules.contains_key(other)))
             })
+    }
+}
+
+/// The first of some edges, and how many more there are.
+fn some_of(edges: &BTreeSet<Edge>) -> String {
+    let named: Vec<String> = edges.iter().take(NAMED_EDGES).map(ToString::to_string).collect();
+    match edges.len().saturating_sub(NAMED_EDGES) {
+        0 => named.join(", "),
+        more => format!("{}, and {more} more", named.join(", ")),
     }
 }
 

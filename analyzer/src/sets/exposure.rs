@@ -22,9 +22,9 @@ pub(crate) use gaps::{GapRow, named};
 use super::CRON_JOB;
 use crate::{
     capture::health::{Run, Watch},
-    communication::{Communications, Direction, Endpoint, PerDirection, Workload},
+    communication::{Communications, Direction, Edge, Endpoint, PerDirection, Workload},
 };
-use gaps::{Gaps, covered};
+use gaps::{Gaps, covered, uncovered};
 
 schemas::table! {
     /// How much of a workload's time was watched: one row per workload and hour in which its pods ran.
@@ -83,6 +83,11 @@ pub(crate) struct Time {
     incomplete_ms: PerDirection<i64>,
     /// Why, by name of the program.
     unrecorded: BTreeMap<&'static str, Unrecorded>,
+    /// By direction, when one of its pods was there and not all of that was surely recorded; in order, apart.
+    uncertain: PerDirection<Vec<Span>>,
+    /// Connections that others saw it have while the agents of its own nodes watched and saw nothing of it: its sockets are
+    /// not its nodes'.
+    pub(crate) unseen: BTreeSet<Edge>,
 }
 
 impl Exposure {
@@ -145,6 +150,9 @@ impl Exposure {
             time.ran = time.hours.keys().copied().collect();
             let is_observable = |(_, (ran, observed)): &(&u32, &(i64, i64))| *observed * 2 >= *ran && *observed > 0;
             time.observable = time.hours.iter().filter(is_observable).map(|(hour, _)| *hour).collect();
+            for direction in Direction::ALL {
+                unite(&mut time.uncertain[direction]);
+            }
         }
         exposure.gaps = Gaps::new(index, &watches, capture);
         exposure
@@ -157,6 +165,18 @@ impl Exposure {
 
     pub(crate) fn of(&self, workload: &Workload) -> Option<&Time> {
         self.workloads.get(workload)
+    }
+
+    /// Takes in that the pods of a workload were not seen in some hours, as the connections show that others saw it have.
+    pub(super) fn doubt(&mut self, workload: &Workload, hours: &RoaringBitmap, unseen: BTreeSet<Edge>) {
+        let Some(time) = self.workloads.get_mut(workload) else { return };
+        for hour in hours {
+            if let Some((_, observed)) = time.hours.get_mut(&hour) {
+                *observed = 0;
+            }
+        }
+        time.observable -= hours;
+        time.unseen.extend(unseen);
     }
 
     /// Hours in which anything was watched.
@@ -233,6 +253,18 @@ impl Time {
         of_direction.map(move |missing| (missing, (ran - observed + missing.time_ms) as f64 / ran as f64))
     }
 
+    /// Whether everything of a direction that happened in some hours, between two moments, was surely recorded.
+    pub(super) fn is_certain(&self, direction: Direction, hours: &RoaringBitmap, within: Span) -> bool {
+        let uncertain = &self.uncertain[direction];
+        let from = uncertain.partition_point(|span| span.to < within.from);
+        let mut overlapping = uncertain[from..].iter().take_while(|span| span.from <= within.to);
+        hours.is_subset(&self.ran)
+            && !overlapping.any(|span| {
+                let (from, to) = (span.from.max(within.from), span.to.min(within.to));
+                hours.range_cardinality(Hour::of(from).bit()..=Hour::ending(to).bit().max(Hour::of(from).bit())) > 0
+            })
+    }
+
     fn add(&mut self, span: Span, watches: &[&Watch], pod: &InventoryRecord) {
         self.until = self.until.max(span.to);
         let mut each_hour = |from: i64, to: i64, is_observed: bool| {
@@ -255,6 +287,14 @@ impl Time {
             || watches.iter().take_while(|watch| watch.span.from <= span.to).filter(is_recorded).map(|watch| &**watch);
         for covered in covered(span, recorded()) {
             each_hour(covered.from.0, covered.to.0, true);
+        }
+        for direction in Direction::ALL {
+            let is_whole = |watch: &&Watch| {
+                let mut missing = watch.missing.programs();
+                watch.is_whole && !missing.any(|program| is_of(program, direction) && program.concerns(&pod.addresses))
+            };
+            let certain = covered(span, recorded().filter(is_whole));
+            self.uncertain[direction].extend(uncovered(span, certain));
         }
         let missing: BTreeMap<&str, &'static Program> = recorded()
             .flat_map(|watch| watch.missing.programs())
@@ -293,6 +333,18 @@ const fn is_of(program: &Program, direction: Direction) -> bool {
         Direction::Ingress => program.ingress,
         Direction::Egress => program.egress,
     }
+}
+
+/// Puts spans in order, and those that touch together.
+fn unite(spans: &mut Vec<Span>) {
+    spans.sort_by_key(|span| (span.from, span.to));
+    spans.dedup_by(|next, known| {
+        let touches = next.from <= known.to;
+        if touches {
+            known.to = known.to.max(next.to);
+        }
+        touches
+    });
 }
 
 fn length_ms(spans: impl Iterator<Item = Span>) -> i64 {

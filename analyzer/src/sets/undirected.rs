@@ -4,9 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::{index::Index, inventory::ObjectKind, vocabulary::Transport};
+use schemas::vocabulary::Transport;
 
-use super::decision::{Concerned, Decisions};
+use super::{
+    decision::{Concerned, Decisions},
+    declared::Declared,
+};
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
 
 /// Edges without a direction, by workload and direction that they could belong to.
@@ -20,7 +23,7 @@ type Served = BTreeSet<(Workload, Transport, u16)>;
 /// A person who pins or forbids one of the two edges has said which it is.
 pub(super) fn settle(
     communications: &mut Communications,
-    index: &Index,
+    declared: &Declared<'_>,
     decisions: &Decisions,
     concerned: &mut Concerned,
 ) -> Undirected {
@@ -31,13 +34,13 @@ pub(super) fn settle(
     if undirected.is_empty() {
         return Undirected::new();
     }
-    let served = served(communications, index);
+    let served = served(communications);
     let mut unsettled = Undirected::new();
     for (edge, evidence) in undirected {
         let known = |edge: &Edge| {
             communications.get(edge).is_some_and(Evidence::is_established) || decisions.of(edge, concerned).is_some()
         };
-        match direct(&edge, known, &served) {
+        match direct(&edge, known, &served, declared) {
             Some(Direction::Egress) => add(communications, Edge { source_port: None, ..edge }, evidence),
             Some(Direction::Ingress) => add(communications, turned(edge), Evidence::turned(evidence)),
             None => {
@@ -50,27 +53,29 @@ pub(super) fn settle(
     unsettled
 }
 
-/// Ports that workloads are known to serve: somebody was seen to reach them there, or their containers declare them.
-fn served(communications: &Communications, index: &Index) -> Served {
+/// Ports at which somebody was seen to reach workloads.
+fn served(communications: &Communications) -> Served {
     let seen = communications.iter().filter(|(_, evidence)| evidence.is_established()).filter_map(|(edge, _)| {
         let Endpoint::Workload(workload) = &edge.destination else { return None };
         Some((workload.clone(), edge.transport.known()?, edge.port))
     });
-    let declared = index.intervals(ObjectKind::Pod).filter(|(pod, _)| pod.host_network != Some(true));
-    let declared = declared.flat_map(|(pod, _)| {
-        let ports = pod.ports.iter().filter_map(|port| Some((port.protocol.parse().ok()?, port.port)));
-        ports.map(|(transport, port)| (Workload::of(pod, index), transport, port)).collect::<Vec<_>>()
-    });
-    seen.chain(declared).collect()
+    seen.collect()
 }
 
 /// The direction of an edge as its source sees it, from what else is known: the same edge was seen with it, or of the two
-/// ports one is served and the other is not.
-fn direct(edge: &Edge, mut is_known: impl FnMut(&Edge) -> bool, served: &Served) -> Option<Direction> {
+/// ports one is served, or declared, and the other is not.
+fn direct(
+    edge: &Edge,
+    mut is_known: impl FnMut(&Edge) -> bool,
+    served: &Served,
+    declared: &Declared<'_>,
+) -> Option<Direction> {
     let own_port = edge.source_port.unwrap_or_default();
     let (out, back) = (Edge { source_port: None, ..edge.clone() }, turned(edge.clone()));
     let serves = |end: &Endpoint, port| match (end, edge.transport.known()) {
-        (Endpoint::Workload(workload), Some(transport)) => served.contains(&(workload.clone(), transport, port)),
+        (Endpoint::Workload(workload), Some(transport)) => {
+            served.contains(&(workload.clone(), transport, port)) || declared.has(workload, transport, port)
+        }
         _ => false,
     };
     match (is_known(&out), is_known(&back)) {
@@ -128,8 +133,8 @@ impl Evidence {
     fn turned(self) -> Self {
         Self {
             answered: true,
-            seen_by_client: self.seen_by_server,
-            seen_by_server: self.seen_by_client,
+            client_hours: self.server_hours,
+            server_hours: self.client_hours,
             source_pods: self.destination_pods,
             destination_pods: self.source_pods,
             bytes_sent: self.bytes_received,

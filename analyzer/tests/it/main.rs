@@ -5,6 +5,7 @@ mod cli;
 mod connectivity;
 mod input;
 mod observers;
+mod one_sided;
 mod oracle;
 mod programs;
 mod regenerate;

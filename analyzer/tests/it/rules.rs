@@ -2,6 +2,7 @@
 //! get wrong.
 
 use schemas::{
+    health::HealthRecord,
     inventory::ObjectKind,
     table::{Port, TimestampMs},
 };
@@ -28,6 +29,12 @@ fn one_observed_end_is_enough_for_both_policies() {
         let mut capture = web_and_db();
         capture.flows.retain(|row| (&*row.observer == "client") == keep_client);
         capture.flows[0].seq = 0;
+        // Either end was seen at something else, and the other row may be among what was lost.
+        for pod in [WEB, DB] {
+            let row = capture.dial(pod, "198.51.100.9", 443);
+            (row.connections, row.closed, row.failed) = (0, 0, 1);
+        }
+        capture.health = vec![HealthRecord { seen: 1_000, lost_ring: 1, ..capture.clean_end() }];
         let report = capture.report();
         assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
         assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));

@@ -296,6 +296,14 @@ impl Report {
     }
 }
 
+/// The directions that the policy of a workload limits.
+pub(crate) fn limits(report: &Report, policy: &str) -> Vec<String> {
+    let of = |found: &&Value| found["metadata"]["name"].as_str() == Some(policy);
+    let types = report.policies.iter().find(of).map(|found| found["spec"]["policyTypes"].clone());
+    let types = types.and_then(|types| types.as_sequence().cloned()).unwrap_or_default();
+    types.iter().filter_map(|direction| Some(direction.as_str()?.to_owned())).collect()
+}
+
 /// The lines that [`Report::allows`] should give.
 pub(crate) fn lines<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
     lines.into_iter().map(str::to_owned).collect()

@@ -1,6 +1,6 @@
 //! Connections of which it is not known which end initiated.
 
-use crate::support::{Capture, DB, Report, WEB, flowscribe, lines, tcp, web_and_db};
+use crate::support::{Capture, DB, WEB, flowscribe, limits, lines, tcp, web_and_db};
 
 const OUTSIDE: &str = "198.51.100.7";
 const SAID: &str = "withheld and left open, connections were open before the recording, and who dialled is not known";
@@ -10,14 +10,6 @@ fn open(capture: &mut Capture, pod: &str, own_port: Option<u16>, other: &str, po
     let row = capture.dial(pod, other, port);
     (row.direction_known, row.start_known, row.source_port) = (false, false, own_port);
     (row.connections, row.closed, row.active) = (0, 0, 1);
-}
-
-/// The directions that the policy of a workload limits.
-fn limits(report: &Report, policy: &str) -> Vec<String> {
-    let of = |found: &&serde_yaml::Value| found["metadata"]["name"].as_str() == Some(policy);
-    let types = report.policies.iter().find(of).map(|found| found["spec"]["policyTypes"].clone());
-    let types = types.and_then(|types| types.as_sequence().cloned()).unwrap_or_default();
-    types.iter().filter_map(|direction| Some(direction.as_str()?.to_owned())).collect()
 }
 
 #[test]

@@ -217,7 +217,7 @@ pub(super) fn covered<'w>(span: Span, watches: impl Iterator<Item = &'w Watch>) 
 }
 
 /// What of a span is not covered.
-fn uncovered(span: Span, covered: impl Iterator<Item = Span>) -> Vec<Span> {
+pub(super) fn uncovered(span: Span, covered: impl Iterator<Item = Span>) -> Vec<Span> {
     let mut until = span.from;
     let mut gaps = Vec::new();
     for next in covered.chain([Span::at(span.to)]) {

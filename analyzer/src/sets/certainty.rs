@@ -1,0 +1,188 @@
+//! What one end alone says of a connection, and whether that is enough: the other end's agent may not have watched, or may
+//! not see that end's sockets; or it watched, and nothing came.
+//!
+//! | seen by | the other end | then |
+//! |---|---|---|
+//! | the client | certainly recorded, and nothing came; a proxy in the client's own pod answered, or nobody did | not answered |
+//! | the client | otherwise | a rule, seen from one end |
+//! | the server | certainly recorded, and nothing else explains it | held |
+//! | the server | its sockets are not its node's | a rule; it is not observed |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use roaring::RoaringBitmap;
+use schemas::{
+    index::{Span, UnknownReason},
+    vocabulary::Transport,
+};
+
+use super::{exposure::Exposure, redirect::Redirects};
+use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
+
+/// What is known of the ends of connections, for those that one end alone saw.
+pub(super) struct Certainty<'a> {
+    exposure: &'a Exposure,
+    redirects: &'a Redirects,
+    own: &'a OwnHours,
+    tolerance_ms: i64,
+    /// Ports on which datagrams came whose sender was not asked for.
+    unasked: BTreeSet<(&'a Workload, u16)>,
+    /// Workloads and transports of connections to addresses that may stand for anything, such as a load balancer's.
+    elsewhere: BTreeSet<(&'a Workload, Option<Transport>)>,
+}
+
+/// The hours in which sockets of each workload were seen by the agents of its own nodes.
+pub(super) struct OwnHours(BTreeMap<Workload, RoaringBitmap>);
+
+impl OwnHours {
+    /// Those of all connections, within pods too.
+    pub(super) fn new(communications: &Communications, within: &super::redirect::WithinPods) -> Self {
+        let mut own: BTreeMap<Workload, RoaringBitmap> = BTreeMap::new();
+        for (edge, evidence) in communications {
+            for (end, hours) in [(&edge.source, &evidence.client_hours), (&edge.destination, &evidence.server_hours)] {
+                if let Endpoint::Workload(workload) = end
+                    && !hours.is_empty()
+                {
+                    *own.entry(workload.clone()).or_default() |= hours;
+                }
+            }
+        }
+        for (workload, ports) in within {
+            let known = own.entry(workload.clone()).or_default();
+            ports.values().for_each(|evidence| *known |= &evidence.client_hours | &evidence.server_hours);
+        }
+        Self(own)
+    }
+
+    /// Those of a workload, and the hours beside them: windows of two agents end at different times.
+    fn near(&self, workload: &Workload) -> RoaringBitmap {
+        let own = self.0.get(workload).into_iter().flatten();
+        own.flat_map(|hour| hour.saturating_sub(1)..=hour.saturating_add(1)).collect()
+    }
+
+    /// Finds the workloads that others saw have connections while the agents of their own nodes saw nothing of them.
+    pub(super) fn find_unseen(&self, communications: &Communications, redirects: &Redirects, exposure: &mut Exposure) {
+        let mut unseen: BTreeMap<Workload, (RoaringBitmap, BTreeSet<Edge>)> = BTreeMap::new();
+        for (edge, evidence) in communications {
+            let by_server = (&edge.source, &evidence.server_hours);
+            // What was dialled through several Services' pods may have been answered by another one.
+            let is_answered = evidence.answered && !evidence.is_unanswered(edge, redirects);
+            let by_client = (&edge.destination, &evidence.client_hours);
+            for (end, hours) in [Some(by_server), Some(by_client).filter(|_| is_answered)].into_iter().flatten() {
+                let Endpoint::Workload(workload) = end else { continue };
+                let Some(time) = exposure.of(workload) else { continue };
+                let hours = hours & &evidence.hours & &time.observable;
+                if hours.is_empty() {
+                    continue;
+                }
+                let hours = hours - self.near(workload);
+                if !hours.is_empty() {
+                    let (all, edges) = unseen.entry(workload.clone()).or_default();
+                    *all |= hours;
+                    edges.insert(edge.clone());
+                }
+            }
+        }
+        for (workload, (hours, edges)) in unseen {
+            exposure.doubt(&workload, &hours, edges);
+        }
+    }
+}
+
+impl<'a> Certainty<'a> {
+    pub(super) fn new(
+        communications: &'a Communications,
+        exposure: &'a Exposure,
+        redirects: &'a Redirects,
+        own: &'a OwnHours,
+        tolerance_ms: i64,
+    ) -> Self {
+        let (mut unasked, mut elsewhere) = (BTreeSet::new(), BTreeSet::new());
+        for (Edge { source, destination, transport, port, .. }, evidence) in communications {
+            match (source, destination) {
+                (Endpoint::Unknown { reason, .. }, Endpoint::Workload(workload))
+                    if **reason == *UnknownReason::SenderNotAsked.as_str() =>
+                {
+                    unasked.insert((workload, *port));
+                }
+                (Endpoint::Workload(workload), Endpoint::External { .. } | Endpoint::Unknown { .. })
+                    if evidence.is_established() =>
+                {
+                    elsewhere.insert((workload, transport.known()));
+                }
+                _ => {}
+            }
+        }
+        Self { exposure, redirects, own, tolerance_ms, unasked, elsewhere }
+    }
+
+    /// Whether nobody answered what a client sent.
+    pub(super) fn is_unanswered(&self, edge: &Edge, evidence: &Evidence) -> bool {
+        let Endpoint::Workload(workload) = &edge.destination else { return false };
+        evidence.answered
+            && evidence.server_hours.is_empty()
+            // Older ones may be of a kind that is not found again.
+            && evidence.connections > 0
+            && evidence.is_unanswered(edge, self.redirects)
+            && !self.unasked.contains(&(workload, edge.port))
+            && self.is_certain(workload, Direction::Ingress, &evidence.client_hours, evidence)
+    }
+
+    /// Why what a server alone saw is not to be believed, if it is not.
+    pub(super) fn doubt(&self, edge: &Edge, evidence: &Evidence) -> Option<String> {
+        if let Endpoint::Workload(_) = edge.source
+            && !evidence.client_hours.is_empty()
+            && matches!(edge.destination, Endpoint::External { .. })
+            && evidence.is_intercepted(edge, self.redirects)
+            && evidence.failed >= evidence.connections
+        {
+            return Some(format!(
+                "a proxy in the pods of {} takes their connections, and none of its own is known to have succeeded",
+                edge.source
+            ));
+        }
+        let Endpoint::Workload(workload) = &edge.source else { return None };
+        let is_doubtful = evidence.client_hours.is_empty()
+            && evidence.connections > 0
+            && !self.elsewhere.contains(&(workload, edge.transport.known()))
+            && self.is_certain(workload, Direction::Egress, &evidence.server_hours, evidence);
+        is_doubtful.then(|| {
+            format!(
+                "seen by its server alone, though all that {workload} did was recorded: its address was used by another, or \
+                 the clocks of the nodes differ"
+            )
+        })
+    }
+
+    /// Whether all that happened at a workload in the hours of some evidence was recorded.
+    fn is_certain(
+        &self,
+        workload: &Workload,
+        direction: Direction,
+        hours: &RoaringBitmap,
+        evidence: &Evidence,
+    ) -> bool {
+        let span = Span { from: evidence.first_seen, to: evidence.last_seen }.widened(self.tolerance_ms);
+        self.own.0.get(workload).is_some_and(|own| hours.is_subset(own))
+            && self
+                .exposure
+                .of(workload)
+                .is_some_and(|time| time.unseen.is_empty() && time.is_certain(direction, hours, span))
+    }
+}
+
+impl Evidence {
+    /// Whether what the client alone saw says nothing of the other end: a proxy in its own pod accepted for it, or it sent
+    /// datagrams and got none.
+    fn is_unanswered(&self, edge: &Edge, redirects: &Redirects) -> bool {
+        match edge.transport.known() {
+            Some(Transport::Udp) => self.bytes_received == 0,
+            _ => self.is_intercepted(edge, redirects) || self.failed >= self.connections.max(1),
+        }
+    }
+
+    fn is_intercepted(&self, edge: &Edge, redirects: &Redirects) -> bool {
+        edge.transport.known() == Some(Transport::Tcp)
+            && matches!(&edge.source, Endpoint::Workload(workload) if redirects.intercepting.contains(workload))
+    }
+}
