@@ -189,8 +189,8 @@ pub(crate) enum Endpoint {
     Node { name: Option<Arc<str>>, address: IpAddr },
     /// Outside the cluster.
     External { address: IpAddr },
-    /// Cannot be told.
-    Unknown { address: Option<IpAddr>, reason: Arc<str> },
+    /// Cannot be told; of a socket of no known pod, its node can.
+    Unknown { address: Option<IpAddr>, reason: Arc<str>, node: Option<Arc<str>> },
 }
 
 /// A workload: the top owner of its pods.
@@ -245,8 +245,16 @@ impl fmt::Display for Endpoint {
             Self::Node { name: Some(name), address } => write!(f, "node {name} ({address})"),
             Self::Node { name: None, address } => write!(f, "a node ({address})"),
             Self::External { address } => write!(f, "{address}"),
-            Self::Unknown { address: Some(address), reason } => write!(f, "{address} ({reason})"),
-            Self::Unknown { address: None, reason } => write!(f, "somebody ({reason})"),
+            Self::Unknown { address, reason, node } => {
+                match address {
+                    Some(address) => write!(f, "{address}")?,
+                    None => f.write_str("somebody")?,
+                }
+                match node {
+                    Some(node) => write!(f, " on {node} ({reason})"),
+                    None => write!(f, " ({reason})"),
+                }
+            }
         }
     }
 }

@@ -129,6 +129,8 @@ pub(crate) fn synthesize<'a>(
     draft.withhold_unsure();
     draft.withhold_undirected();
     draft.withhold_redirected();
+    draft.withhold_unattributed();
+    draft.withhold_unrecorded_transports();
     draft.merge_outside();
     draft.finish()
 }
@@ -212,6 +214,7 @@ impl<'a> Draft<'a> {
             return;
         }
         let Some(transport) = transport.known().filter(|_| is_expressible(edge)) else {
+            self.withhold_unknown(edge, evidence);
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
             return;
         };

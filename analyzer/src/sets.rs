@@ -20,6 +20,7 @@ mod recurrence;
 mod redirect;
 mod table_rows;
 mod text;
+mod unattributed;
 mod undirected;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,7 @@ pub(crate) use learn::{Learn, Learned, Learning, learn};
 pub(crate) use redirect::Redirects;
 pub(crate) use table_rows::{CommunicationRow, SetRow, WorkloadRow};
 pub(crate) use text::EncodeError;
+pub(crate) use unattributed::Unattributed;
 pub(crate) use undirected::Undirected;
 
 use crate::{
@@ -77,6 +79,10 @@ pub(crate) struct Sets {
     pub(crate) idle_decisions: Vec<String>,
     /// Connections whose direction is not known, by what they could belong to.
     pub(crate) undirected: Undirected,
+    /// Connections of sockets of no known pod, by whose they may be.
+    pub(crate) unattributed: Unattributed,
+    /// Declared ports of transports that are not recorded, on which nobody has decided.
+    pub(crate) unrecorded_ports: BTreeMap<Workload, BTreeSet<(Transport, u16)>>,
     /// Ports that are dialled, where a proxy accepts on another one.
     pub(crate) redirects: Redirects,
 }
@@ -198,13 +204,16 @@ impl Sets {
         let (mut concerned, mut narrow) = (BTreeSet::new(), BTreeSet::new());
         let declared = Declared::new(index);
         let within = redirect::take_within_pods(&mut communications);
+        decisions.settle_unknown(&mut communications);
         let own = OwnHours::new(&communications, &within);
         let undirected = undirected::settle(&mut communications, &declared, decisions, &mut concerned);
         let redirects = redirect::settle(&mut communications, &within, &declared);
+        let unattributed = unattributed::find(&communications, index);
         let mut exposure = Exposure::new(index, runs, &communications);
         own.find_unseen(&communications, &redirects, &mut exposure);
         let fates = {
-            let certainty = Certainty::new(&communications, &exposure, &redirects, &own, index.tolerance_ms());
+            let certainty =
+                Certainty::new(&communications, &exposure, &redirects, &own, &unattributed, index.tolerance_ms());
             let judge = judge::Judge { index, exposure: &exposure, thresholds };
             let fate = |(edge, evidence): (&Edge, &Evidence)| match decisions.of(edge, &mut concerned) {
                 _ if edge.own_node => Fate::OwnNode,
@@ -260,10 +269,22 @@ impl Sets {
             (workload, set)
         };
         let workloads = entries.into_iter().map(set).collect();
+        let unrecorded_ports = decisions.undecided(declared.unrecorded(), &mut concerned);
         let idle_decisions = decisions.idle(&concerned);
         let learned = edges.values().filter(|(evidence, fate)| fate.is_allowed() && evidence.is_established());
         let completeness = Completeness::of(exposure.watched(), learned.map(|(evidence, _)| &evidence.hours));
-        Self { workloads, edges, exposure, narrow, completeness, idle_decisions, undirected, redirects }
+        Self {
+            workloads,
+            edges,
+            exposure,
+            narrow,
+            completeness,
+            idle_decisions,
+            undirected,
+            unattributed,
+            unrecorded_ports,
+            redirects,
+        }
     }
 }
 

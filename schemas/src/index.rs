@@ -24,6 +24,7 @@ use std::{
 
 use coverage::{Coverage, Ranges, SILENCE_MS};
 pub use fingerprint::Fingerprints;
+use ipnet::IpNet;
 
 use crate::{
     inventory::{InventoryEvent, InventoryRecord, Labels, ObjectKind, Scope, parse_labels},
@@ -111,6 +112,8 @@ pub struct Index {
     services_by_node_port: HashMap<u16, Vec<usize>>,
     leases: HashMap<IpAddr, Vec<Lease>>,
     ranges: Ranges,
+    /// The first addresses of nodes' pod ranges.
+    pod_ranges: BTreeSet<IpAddr>,
     snapshots: HashMap<Arc<str>, Snapshot>,
     last_heard: HashMap<Arc<str>, TimestampMs>,
     coverage: Coverage,
@@ -322,7 +325,12 @@ impl Index {
         self.coverage.hear(&record.node, &record.run_id, record.observed_at);
         let heard = self.last_heard.entry(Arc::clone(&record.node)).or_insert(record.observed_at);
         *heard = record.observed_at.max(*heard);
-        record.cidrs.iter().filter_map(|cidr| cidr.parse().ok()).for_each(|cidr| self.ranges.add(cidr));
+        for cidr in record.cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()) {
+            self.ranges.add(cidr);
+            if *record.kind == ObjectKind::Node {
+                self.pod_ranges.insert(cidr.network());
+            }
+        }
         let id = self.object_id(&record);
         if is_snapshot && let Some(snapshot) = self.snapshots.get_mut(&record.node) {
             snapshot.named.insert(id);

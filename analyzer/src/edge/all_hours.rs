@@ -148,7 +148,8 @@ fn endpoint(texts: &Texts, end: EndKey) -> Endpoint {
         (Some(EndKind::Node), .., Some(address)) => Endpoint::Node { name: text(node), address },
         (Some(EndKind::External), .., Some(address)) => Endpoint::External { address },
         (.., address) => {
-            Endpoint::Unknown { address, reason: text(unknown_reason).unwrap_or_else(|| "no_workload".into()) }
+            let reason = text(unknown_reason).unwrap_or_else(|| "no_workload".into());
+            Endpoint::Unknown { address, reason, node: text(node) }
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) struct EndKey {
     pub(super) namespace: u32,
     pub(super) workload_kind: u32,
     pub(super) workload: u32,
-    /// Of a node only.
+    /// Of a node, and of a socket of no known pod.
     pub(super) node: u32,
     pub(super) address: u32,
     pub(super) unknown_reason: u32,
@@ -430,7 +430,7 @@ impl<'a> Folder<'a> {
             return Memo { holds, certain: holds, own: None, is_pending: false, targets: target.into_iter().collect() };
         }
         let (source, destinations) = if is_client {
-            let source = local.unwrap_or_else(|| resolver.unmapped(source_address));
+            let source = local.unwrap_or_else(|| resolver.unmapped(source_address, filled(observer_node)));
             (source, resolver.dialled(destination_address, transport_name, port))
         } else {
             let source = resolver.remote(source_address);
@@ -441,7 +441,7 @@ impl<'a> Folder<'a> {
                 if dialled.iter().any(|destination| destination.service.is_some()) {
                     return dialled;
                 }
-                direct(resolver.unmapped(destination_address), port)
+                direct(resolver.unmapped(destination_address, filled(observer_node)), port)
             };
             (source, destinations.unwrap_or_else(unmapped))
         };
@@ -532,7 +532,7 @@ impl<'a> Folder<'a> {
 
     fn resolved(&mut self, end: &End) -> Resolved {
         let End { kind, namespace, workload_kind, workload, pod_uid, node, address, unknown_reason } = end;
-        let is_node = *kind == EndKind::Node;
+        let is_on_node = *kind == EndKind::Node || *unknown_reason == Some(UnknownReason::UnmappedSocket.as_str());
         let texts = &mut self.texts;
         let host = texts.number_of(node.as_deref());
         let key = EndKey {
@@ -540,7 +540,7 @@ impl<'a> Folder<'a> {
             namespace: texts.number_of(namespace.as_deref()),
             workload_kind: texts.number_of(workload_kind.as_deref()),
             workload: texts.number_of(workload.as_deref()),
-            node: if is_node { host } else { Texts::NONE },
+            node: if is_on_node { host } else { Texts::NONE },
             address: texts.number_of(address.as_deref()),
             unknown_reason: texts.number_of(*unknown_reason),
         };
@@ -556,7 +556,8 @@ impl<'a> Folder<'a> {
         port: u16,
         source_port: Option<u16>,
     ) -> u32 {
-        let is_node = self.ends.values[source.end as usize].node != Texts::NONE;
+        let EndKey { node, unknown_reason, .. } = self.ends.values[source.end as usize];
+        let is_node = node != Texts::NONE && unknown_reason == Texts::NONE;
         let own_node = is_node && source.host == destination.host;
         let key = EdgeKey { transport, source: source.end, destination: destination.end, port, own_node, source_port };
         self.edge_of(key)

@@ -104,11 +104,20 @@ impl Resolver<'_> {
     }
 
     /// The end that is local to the observer, but whose socket was of no known pod: it was there before the news of it.
-    /// Its address tells only where it did not change hands around that time.
-    pub(super) fn unmapped(&self, address: &Arc<str>) -> End {
-        self.holds.ask_near(UNMAPPED_MARGIN_MS, |holds| {
+    /// Its address tells only where it did not change hands around that time. One outside of the cluster is that of a
+    /// network within some pod of the node.
+    pub(super) fn unmapped(&self, address: &Arc<str>, observer_node: &Arc<str>) -> End {
+        let end = self.holds.ask_near(UNMAPPED_MARGIN_MS, |holds| {
             Resolver { holds, index: self.index, span: self.span.widened(UNMAPPED_MARGIN_MS) }.remote(address)
-        })
+        });
+        let is_outside = end.kind == EndKind::External
+            || end.unknown_reason == Some(UnknownReason::NoInventory.as_str())
+                && address.parse().is_ok_and(|address| !self.index.is_of_cluster(address));
+        if !is_outside {
+            return end;
+        }
+        let node = Some(Arc::clone(observer_node));
+        End { address: end.address, node, ..End::unknown(UnknownReason::UnmappedSocket.as_str()) }
     }
 
     /// Everyone who may have answered when an address and port were dialled.
@@ -136,6 +145,11 @@ impl Resolver<'_> {
             // Only what is dialled can be a Service; one that dials is a node that hides behind its address.
             Owner::Service(_) => End { address: Some(text), ..End::unknown("service_address") },
             Owner::External => End { kind: EndKind::External, address: Some(text), ..End::default() },
+            // The first address of a node's pod range is that of its overlay device (flannel.1), from which its own processes
+            // reach pods of other nodes.
+            Owner::Unknown(UnknownReason::NoOwner) if self.index.begins_pod_range(address) => {
+                End::node(None, Some(text))
+            }
             Owner::Unknown(reason) => End { address: Some(text), ..End::unknown(reason.as_str()) },
         }
     }

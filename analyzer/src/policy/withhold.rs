@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::{inventory::ObjectKind, programs::Program};
+use schemas::{index::UnknownReason, inventory::ObjectKind, programs::Program};
 
 use super::{
     Draft, Finding, Wish, path_of,
@@ -15,7 +15,7 @@ use super::{
     told,
 };
 use crate::{
-    communication::{Direction, Edge, Endpoint, Workload},
+    communication::{Direction, Edge, Endpoint, Evidence, Workload},
     sets::{Status, Unrecorded, named},
 };
 
@@ -94,6 +94,53 @@ impl Draft<'_> {
             transport.protocol()
         );
         self.withhold_seen(workload, Direction::Ingress, reason);
+    }
+
+    /// Withholds what passed between a workload and an address of which it is not known whose it is: no rule can name it.
+    pub(super) fn withhold_unknown(&mut self, edge: &Edge, evidence: &Evidence) {
+        let ends = [
+            (Direction::Egress, &edge.source, &edge.destination, &evidence.client_hours),
+            (Direction::Ingress, &edge.destination, &edge.source, &evidence.server_hours),
+        ];
+        for (direction, own, other, hours) in ends {
+            let (Endpoint::Workload(workload), Endpoint::Unknown { address: Some(address), reason, .. }) = (own, other)
+            else {
+                continue;
+            };
+            let is_lost = LOST_ADDRESSES.iter().any(|lost| lost.as_str() == &**reason);
+            if is_lost && !hours.is_empty() && self.wants(workload) {
+                let reason = format!(
+                    "{edge} passed, and whose address {address} is, is not known: pin or forbid it (--decisions)"
+                );
+                self.withhold_seen(workload, direction, reason);
+            }
+        }
+    }
+
+    /// Withholds what connections of sockets of no known pod may belong to, where they were there for too much of the time.
+    pub(super) fn withhold_unattributed(&mut self) {
+        for ((workload, direction), (hours, edges)) in &self.sets.unattributed {
+            let Some(time) = self.sets.exposure.of(workload) else { continue };
+            let share = hours.intersection_len(&time.ran) as f64 / time.ran.len().max(1) as f64;
+            if 1.0 - share < self.wish.min_coverage {
+                let named = some_of(edges);
+                let reason = format!("it may be one of its pods whose containers have a network of their own: {named}");
+                self.withhold_seen(workload, *direction, reason);
+            }
+        }
+    }
+
+    /// Withholds the ingress of workloads that declare ports of a transport that is not recorded, unless a person decided
+    /// on them.
+    pub(super) fn withhold_unrecorded_transports(&mut self) {
+        for (workload, ports) in &self.sets.unrecorded_ports {
+            let ports = ports.iter().map(|(transport, port)| format!("{port}/{}", transport.protocol()));
+            let reason = format!(
+                "it declares {}, which is not recorded: pin or forbid it (--decisions)",
+                ports.collect::<Vec<_>>().join(", ")
+            );
+            self.withhold_seen(workload, Direction::Ingress, reason);
+        }
     }
 
     /// Withholds what connections could belong to of which it is not known which end initiated.
@@ -244,5 +291,8 @@ fn some_of(edges: &BTreeSet<Edge>) -> String {
     }
 }
 
+/// Why it is not known whose address it was that a connection came from or went to.
+const LOST_ADDRESSES: [UnknownReason; 4] =
+    [UnknownReason::Ambiguous, UnknownReason::NoOwner, UnknownReason::NoInventory, UnknownReason::NoEndpoints];
 /// Edges that a reason names.
 const NAMED_EDGES: usize = 3;

@@ -16,7 +16,7 @@ use schemas::{
     vocabulary::Transport,
 };
 
-use super::{exposure::Exposure, redirect::Redirects};
+use super::{Unattributed, exposure::Exposure, redirect::Redirects};
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
 
 /// What is known of the ends of connections, for those that one end alone saw.
@@ -24,6 +24,7 @@ pub(super) struct Certainty<'a> {
     exposure: &'a Exposure,
     redirects: &'a Redirects,
     own: &'a OwnHours,
+    unattributed: &'a Unattributed,
     tolerance_ms: i64,
     /// Ports on which datagrams came whose sender was not asked for.
     unasked: BTreeSet<(&'a Workload, u16)>,
@@ -95,6 +96,7 @@ impl<'a> Certainty<'a> {
         exposure: &'a Exposure,
         redirects: &'a Redirects,
         own: &'a OwnHours,
+        unattributed: &'a Unattributed,
         tolerance_ms: i64,
     ) -> Self {
         let (mut unasked, mut elsewhere) = (BTreeSet::new(), BTreeSet::new());
@@ -113,7 +115,7 @@ impl<'a> Certainty<'a> {
                 _ => {}
             }
         }
-        Self { exposure, redirects, own, tolerance_ms, unasked, elsewhere }
+        Self { exposure, redirects, own, unattributed, tolerance_ms, unasked, elsewhere }
     }
 
     /// Whether nobody answered what a client sent.
@@ -164,6 +166,7 @@ impl<'a> Certainty<'a> {
     ) -> bool {
         let span = Span { from: evidence.first_seen, to: evidence.last_seen }.widened(self.tolerance_ms);
         self.own.0.get(workload).is_some_and(|own| hours.is_subset(own))
+            && !self.unattributed.contains_key(&(workload.clone(), direction))
             && self
                 .exposure
                 .of(workload)

@@ -1,7 +1,7 @@
 //! What people decided: edges that are pinned or forbidden, whatever a capture says. The file is theirs, and survives.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use schemas::{
 use serde::Deserialize;
 
 use super::Fate;
-use crate::communication::{Edge, Endpoint, Workload};
+use crate::communication::{Communications, Edge, Endpoint, Workload};
 
 /// The decisions of a file.
 #[derive(Debug, Default)]
@@ -128,6 +128,56 @@ impl Decisions {
         decided
     }
 
+    /// Takes an end of which nothing is known but its address for that address, where a decision is about it.
+    pub(super) fn settle_unknown(&self, communications: &mut Communications) {
+        let settled = |end: &Endpoint| match end {
+            Endpoint::Unknown { address: Some(address), .. } => Endpoint::External { address: *address },
+            known => known.clone(),
+        };
+        let has_unknown = |edge: &Edge| {
+            [&edge.source, &edge.destination]
+                .iter()
+                .any(|end| matches!(end, Endpoint::Unknown { address: Some(_), .. }))
+        };
+        if self.list.is_empty() {
+            return;
+        }
+        let by_address = |edge: &Edge| Edge {
+            source: settled(&edge.source),
+            destination: settled(&edge.destination),
+            ..edge.clone()
+        };
+        let decided = communications.extract_if(.., |edge, _| {
+            has_unknown(edge) && self.list.iter().any(|decision| decision.is_about(&by_address(edge)))
+        });
+        for (edge, evidence) in decided.collect::<Vec<_>>() {
+            communications.entry(by_address(&edge)).or_default().add(evidence);
+        }
+    }
+
+    /// Of some ports of workloads, those that no decision is about.
+    pub(super) fn undecided(
+        &self,
+        mut ports: BTreeMap<Workload, BTreeSet<(Transport, u16)>>,
+        concerned: &mut Concerned,
+    ) -> BTreeMap<Workload, BTreeSet<(Transport, u16)>> {
+        for (number, decision) in self.list.iter().enumerate() {
+            let Some((port, transport)) = decision.port else { continue };
+            for (workload, ports) in &mut ports {
+                if decision.to.is(&Endpoint::Workload(workload.clone()))
+                    && ports
+                        .extract_if(.., |(of, number)| *number == port && transport.is_none_or(|t| t == *of))
+                        .count()
+                        > 0
+                {
+                    concerned.insert(number);
+                }
+            }
+        }
+        ports.retain(|_, ports| !ports.is_empty());
+        ports
+    }
+
     /// Edges that are pinned by name and port, and that nothing seen is an example of.
     pub(super) fn pinned_edges(&self, index: &Index, concerned: &mut Concerned) -> Vec<(Edge, Fate)> {
         let mut edges = Vec::new();
@@ -174,10 +224,10 @@ impl Decision {
                 let number = number.parse().map_err(|_| format!("port `{text}` is no number"))?;
                 let transport = match transport.map(|other| (Transport::of_protocol(other), other)) {
                     None => None,
-                    Some((Some(transport @ (Transport::Tcp | Transport::Udp)), _)) => Some(transport),
+                    Some((Some(transport), _)) => Some(transport),
                     Some((_, other)) => {
                         let other = other.to_lowercase();
-                        return Err(format!("port `{text}`: `{other}` is neither tcp nor udp"));
+                        return Err(format!("port `{text}`: `{other}` is none of tcp, udp and sctp"));
                     }
                 };
                 Some((number, transport))
@@ -309,7 +359,7 @@ mod tests {
         let party = refused("pin: [{ from: web, to: shop/db }]");
         assert_eq!(party, "pin[0]: `web` is neither NAMESPACE/NAME, nor an address or a CIDR ");
         let port = refused("forbid: [{ from: a/b, to: c/d }, { from: a/b, to: c/d, port: 80/http }]");
-        assert_eq!(port, "forbid[1]: port `80/http`: `http` is neither tcp nor udp ");
+        assert_eq!(port, "forbid[1]: port `80/http`: `http` is none of tcp, udp and sctp ");
         assert!(refused("allow: []").contains("unknown field `allow`, expected `pin` or `forbid`"));
         assert!(read("").expect("nothing is decided").list.is_empty());
     }

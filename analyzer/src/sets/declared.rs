@@ -7,7 +7,7 @@ use std::{
 
 use schemas::{
     index::{Index, Owner, Span},
-    inventory::ObjectKind,
+    inventory::{InventoryRecord, ObjectKind},
     table::TimestampMs,
     vocabulary::Transport,
 };
@@ -35,8 +35,26 @@ impl<'a> Declared<'a> {
         self.all().get(workload).is_some_and(|ports| ports.contains(&(transport, port)))
     }
 
+    /// Workloads that declare ports of transports that agents do not record, and those ports.
+    pub(super) fn unrecorded(&self) -> BTreeMap<Workload, BTreeSet<(Transport, u16)>> {
+        let declares = |object: &InventoryRecord| {
+            object.ports.iter().any(|port| Transport::of_protocol(&port.protocol) == Some(Transport::Sctp))
+        };
+        let pods = self.index.intervals(ObjectKind::Pod).map(|(pod, _)| pod);
+        let services = self.index.latest(ObjectKind::Service).map(|(service, _)| service);
+        if !pods.chain(services).any(declares) {
+            return BTreeMap::new();
+        }
+        let is_unrecorded = |(transport, _): &&(Transport, u16)| *transport == Transport::Sctp;
+        let of = |(workload, ports): (&Workload, &BTreeSet<(Transport, u16)>)| {
+            let ports: BTreeSet<_> = ports.iter().filter(is_unrecorded).copied().collect();
+            (!ports.is_empty()).then(|| (workload.clone(), ports))
+        };
+        self.all().iter().filter_map(of).collect()
+    }
+
     /// All workloads that declare ports, and those ports.
-    pub(super) fn all(&self) -> &BTreeMap<Workload, BTreeSet<(Transport, u16)>> {
+    fn all(&self) -> &BTreeMap<Workload, BTreeSet<(Transport, u16)>> {
         self.ports.get_or_init(|| {
             let mut all: BTreeMap<Workload, BTreeSet<(Transport, u16)>> = BTreeMap::new();
             let pods = self.index.intervals(ObjectKind::Pod).filter(|(pod, _)| pod.host_network != Some(true));

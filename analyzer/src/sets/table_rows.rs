@@ -183,9 +183,9 @@ fn end(endpoint: &Endpoint) -> EdgeEnd {
         }
         Endpoint::Node { name, address } => EdgeEnd { node: name.clone(), address: text(address), ..of(EndKind::Node) },
         Endpoint::External { address } => EdgeEnd { address: text(address), ..of(EndKind::External) },
-        Endpoint::Unknown { address, reason } => {
-            let address = address.as_ref().and_then(text);
-            EdgeEnd { address, unknown_reason: Some(Arc::clone(reason)), ..of(EndKind::Unknown) }
+        Endpoint::Unknown { address, reason, node } => {
+            let (address, node) = (address.as_ref().and_then(text), node.clone());
+            EdgeEnd { address, node, unknown_reason: Some(Arc::clone(reason)), ..of(EndKind::Unknown) }
         }
     }
 }

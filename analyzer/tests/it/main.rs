@@ -16,4 +16,5 @@ mod sql;
 mod support;
 mod tight;
 mod undirected;
+mod unknown_ends;
 mod withheld;

@@ -7,7 +7,7 @@ use schemas::{
     table::{Port, TimestampMs},
 };
 
-use crate::support::{Capture, DB, START_MS, WEB, lines, tcp, web_and_db};
+use crate::support::{Capture, DB, START_MS, WEB, limits, lines, tcp, web_and_db};
 
 const WEB_2: &str = "10.244.0.12";
 const OTHER: &str = "10.244.0.31";
@@ -98,12 +98,13 @@ fn a_service_without_selector_becomes_the_addresses_of_its_endpoints() {
 }
 
 #[test]
-fn a_service_without_endpoints_is_named_and_makes_no_rule() {
+fn a_service_without_endpoints_is_named_and_makes_no_rule_but_closes_nothing() {
     let mut capture = web_and_db();
     capture.service("demo/gone", "10.96.0.6", 80, "80", Some(r#"{"app":"gone"}"#));
     capture.dial(WEB, "10.96.0.6", 80);
     let report = capture.report();
-    assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));
+    assert_eq!(limits(&report, "web-network"), ["Ingress"]);
+    assert_eq!(report.blocks().len(), 0, "{}", report.yaml);
     assert!(report.said.contains("demo/web → 10.96.0.6 (no_endpoints) 80/TCP: left out"), "{}", report.said);
 }
 
@@ -162,7 +163,8 @@ fn an_address_of_the_cluster_that_nobody_had_is_reported_and_never_becomes_a_blo
     let mut capture = web_and_db();
     capture.dial(WEB, "10.244.7.7", 443);
     let report = capture.report();
-    assert_eq!(report.allows("demo/web-network"), lines(["egress app=db 5432/TCP"]));
+    assert_eq!(limits(&report, "web-network"), ["Ingress"]);
+    assert_eq!(report.blocks().len(), 0, "{}", report.yaml);
     assert!(report.said.contains("demo/web → 10.244.7.7 (no_owner) 443/TCP: left out"), "{}", report.said);
 }
 

@@ -92,7 +92,7 @@ impl Fingerprints {
         }
         let outside: BTreeSet<IpAddr> = outside.into_iter().collect();
         for address in outside {
-            if index.leases.contains_key(&address) || index.ranges.contains(address) {
+            if index.is_of_cluster(address) {
                 sum = sum.wrapping_add(hash(address));
             }
         }
@@ -125,7 +125,7 @@ fn said(index: &Index, version: &Version) -> u64 {
     let addresses: BTreeSet<IpAddr> = addresses(record).collect();
     let ports: Vec<_> = record.ports.iter().map(|p| (&p.name, &p.protocol, p.port, &p.target, p.node_port)).collect();
     hash((
-        (name(version), addresses, ports, &record.labels, &record.selector, &record.annotations),
+        (name(version), addresses, &record.cidrs, ports, &record.labels, &record.selector, &record.annotations),
         (&record.owner_kind, &record.owner, &record.object_node, record.host_network, &record.phase, workload),
     ))
 }
@@ -143,6 +143,6 @@ fn hash(of: impl Hash) -> u64 {
 }
 
 /// Raised when edges are derived in another way: what was summed up before is not what would be now.
-const EDGES_VERSION: u32 = 1;
+const EDGES_VERSION: u32 = 2;
 /// How far beyond a span the index is asked: who is certain of an address was its holder for ten minutes around.
 const MARGIN_MS: i64 = 900_000;

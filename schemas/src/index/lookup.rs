@@ -181,6 +181,16 @@ impl Index {
         self.leases.keys().copied()
     }
 
+    /// Whether an address is known to be of the cluster: somebody had it at some time, or it is in a range of the cluster.
+    pub fn is_of_cluster(&self, address: IpAddr) -> bool {
+        self.leases.contains_key(&address) || self.ranges.contains(address)
+    }
+
+    /// Whether an address is the first one of a node's pod range.
+    pub fn begins_pod_range(&self, address: IpAddr) -> bool {
+        self.pod_ranges.contains(&address)
+    }
+
     /// The address ranges of the cluster, disjoint and in order, from first to last address.
     pub fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
         self.ranges.iter()
@@ -228,7 +238,7 @@ impl Index {
         if !self.coverage.covers(span, self.tolerance_ms, holds) {
             return Owner::Unknown(UnknownReason::NoInventory);
         }
-        if self.leases.contains_key(&address) || self.ranges.contains(address) {
+        if self.is_of_cluster(address) {
             return Owner::Unknown(UnknownReason::NoOwner);
         }
         Owner::External

@@ -1,0 +1,102 @@
+//! Connections of sockets that belong to no known pod, with addresses that are none of the cluster's: those of networks
+//! within pods, as containers in a pod have (docker in docker, runners of CI). On the wire they are the pod's. Whose they
+//! are shows where the other end saw the pod; otherwise they may be of any pod of their node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use roaring::RoaringBitmap;
+use schemas::{
+    index::{Index, UnknownReason},
+    inventory::ObjectKind,
+};
+
+use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
+
+/// Connections that may belong to a direction of a workload, and the hours in which there were any.
+pub(crate) type Unattributed = BTreeMap<(Workload, Direction), (RoaringBitmap, BTreeSet<Edge>)>;
+
+/// Finds whose the connections of sockets of no known pod may be.
+pub(super) fn find(communications: &Communications, index: &Index) -> Unattributed {
+    let ends: Vec<(Direction, &Edge, &Evidence)> = communications
+        .iter()
+        .filter(|(_, evidence)| evidence.is_established())
+        .flat_map(|(edge, evidence)| {
+            let ends = [(Direction::Egress, &edge.source), (Direction::Ingress, &edge.destination)];
+            let own = ends.into_iter().filter(|(_, end)| network_within(end).is_some());
+            own.map(move |(direction, _)| (direction, edge, evidence))
+        })
+        .collect();
+    if ends.is_empty() {
+        return Unattributed::new();
+    }
+    let by_node = workloads_by_node(index);
+    // Whom others saw in place of a network within a pod: that network, and the workloads.
+    let mut seen: BTreeMap<(Direction, &Endpoint), BTreeSet<&Workload>> = BTreeMap::new();
+    for (direction, edge, _) in &ends {
+        let (own, other) = edge.ends(*direction);
+        let Some(on_node) = network_within(own).and_then(|node| by_node.get(node)) else { continue };
+        for (same, evidence) in communications.iter().filter(|(same, _)| same.transport == edge.transport) {
+            let (end, same_other) = same.ends(*direction);
+            let (own_hours, other_hours) = match direction {
+                Direction::Egress => (&evidence.client_hours, &evidence.server_hours),
+                Direction::Ingress => (&evidence.server_hours, &evidence.client_hours),
+            };
+            let is_port = *direction == Direction::Ingress || same.port == edge.port;
+            if let Endpoint::Workload(workload) = end
+                && is_port
+                && same_other == other
+                && own_hours.is_empty()
+                && !other_hours.is_empty()
+                && on_node.contains(workload)
+            {
+                seen.entry((*direction, own)).or_default().insert(workload);
+            }
+        }
+    }
+    let mut unattributed = Unattributed::new();
+    for (direction, edge, evidence) in &ends {
+        let (own, _) = edge.ends(*direction);
+        let on_node = network_within(own).and_then(|node| by_node.get(node)).into_iter().flatten();
+        let whose: Vec<&Workload> = match seen.get(&(*direction, own)) {
+            Some(seen) => seen.iter().copied().collect(),
+            None => on_node.collect(),
+        };
+        for workload in whose {
+            let (hours, edges) = unattributed.entry((workload.clone(), *direction)).or_default();
+            *hours |= &evidence.hours;
+            edges.insert((*edge).clone());
+        }
+    }
+    unattributed
+}
+
+/// The node of a socket in a network within some pod; `None` for other ends.
+fn network_within(end: &Endpoint) -> Option<&str> {
+    match end {
+        Endpoint::Unknown { reason, node: Some(node), .. } if **reason == *UnknownReason::UnmappedSocket.as_str() => {
+            Some(node)
+        }
+        _ => None,
+    }
+}
+
+/// The workloads with pods on each node that have a network of their own.
+fn workloads_by_node(index: &Index) -> BTreeMap<&str, BTreeSet<Workload>> {
+    let mut by_node: BTreeMap<&str, BTreeSet<Workload>> = BTreeMap::new();
+    for (pod, _) in index.intervals(ObjectKind::Pod).filter(|(pod, _)| pod.host_network != Some(true)) {
+        if let Some(node) = pod.object_node.as_deref() {
+            by_node.entry(node).or_default().insert(Workload::of(pod, index));
+        }
+    }
+    by_node
+}
+
+impl Edge {
+    /// Whose direction it is, and the other end.
+    const fn ends(&self, direction: Direction) -> (&Endpoint, &Endpoint) {
+        match direction {
+            Direction::Egress => (&self.source, &self.destination),
+            Direction::Ingress => (&self.destination, &self.source),
+        }
+    }
+}
