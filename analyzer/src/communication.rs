@@ -204,6 +204,16 @@ pub(crate) struct Workload {
     pub(crate) kind: Arc<str>,
 }
 
+impl Edge {
+    /// The end whose direction it is, and the other end.
+    pub(crate) const fn ends(&self, direction: Direction) -> (&Endpoint, &Endpoint) {
+        match direction {
+            Direction::Egress => (&self.source, &self.destination),
+            Direction::Ingress => (&self.destination, &self.source),
+        }
+    }
+}
+
 impl Workload {
     /// The workload that a pod is of.
     pub(crate) fn of(pod: &InventoryRecord, index: &Index) -> Self {

@@ -7,7 +7,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::{index::UnknownReason, inventory::ObjectKind, programs::Program};
+use schemas::{
+    index::UnknownReason,
+    inventory::{InventoryRecord, ObjectKind},
+    programs::Program,
+};
 
 use super::{
     Draft, Finding, Wish, path_of,
@@ -108,13 +112,39 @@ impl Draft<'_> {
                 continue;
             };
             let is_lost = LOST_ADDRESSES.iter().any(|lost| lost.as_str() == &**reason);
-            if is_lost && !hours.is_empty() && self.wants(workload) {
+            let is_lost = is_lost && !hours.is_empty() && self.wants(workload);
+            if is_lost && !self.is_allowed_anyway(edge, direction, *address) {
                 let reason = format!(
                     "{edge} passed, and whose address {address} is, is not known: pin or forbid it (--decisions)"
                 );
                 self.withhold_seen(workload, direction, reason);
             }
         }
+    }
+
+    /// Whether a connection with an address is allowed whoever had it: the same was learned of all who are known to have had
+    /// it at any time, or of the address itself.
+    fn is_allowed_anyway(&self, edge: &Edge, direction: Direction, address: IpAddr) -> bool {
+        let had = |pod: &InventoryRecord| {
+            pod.host_network != Some(true) && pod.addresses.iter().any(|own| own.parse() == Ok(address))
+        };
+        let pods = self.index.intervals(ObjectKind::Pod).filter(|(pod, _)| had(pod));
+        let owners: BTreeSet<Workload> = pods.map(|(pod, _)| Workload::of(pod, self.index)).collect();
+        let learned = self.sets.edges.iter().filter(|(same, (evidence, fate))| {
+            let is_same = same.transport == edge.transport && same.port == edge.port;
+            is_same
+                && fate.is_allowed()
+                && evidence.is_established()
+                && same.ends(direction).0 == edge.ends(direction).0
+        });
+        let others: Vec<&Endpoint> = learned.map(|(same, _)| same.ends(direction).1).collect();
+        let is_other =
+            |workload: &Workload| others.iter().any(|end| matches!(end, Endpoint::Workload(w) if w == workload));
+        let is_address = |end: &&Endpoint| match end {
+            Endpoint::Node { address: known, .. } | Endpoint::External { address: known } => *known == address,
+            _ => false,
+        };
+        if owners.is_empty() { others.iter().any(is_address) } else { owners.iter().all(is_other) }
     }
 
     /// Withholds what connections of sockets of no known pod may belong to, where they were there for too much of the time.

@@ -90,13 +90,3 @@ fn workloads_by_node(index: &Index) -> BTreeMap<&str, BTreeSet<Workload>> {
     }
     by_node
 }
-
-impl Edge {
-    /// Whose direction it is, and the other end.
-    const fn ends(&self, direction: Direction) -> (&Endpoint, &Endpoint) {
-        match direction {
-            Direction::Egress => (&self.source, &self.destination),
-            Direction::Ingress => (&self.destination, &self.source),
-        }
-    }
-}

@@ -47,6 +47,22 @@ fn so_is_whoever_reaches_one() {
 }
 
 #[test]
+fn what_is_allowed_whoever_had_the_address_leaves_nothing_open() {
+    let mut capture = web_and_db();
+    // Two pods of one workload had it, and a second workload never did.
+    for name in ["10.244.0.12", "10.244.0.13"] {
+        capture.pod("demo/web", name).addresses = vec!["10.244.0.12".into()];
+    }
+    let plain = capture.report();
+    capture.accept(DB, "10.244.0.12", 5432);
+    let report = capture.report();
+    assert_eq!(report.yaml, plain.yaml);
+    assert!(report.said.contains("10.244.0.12 (ambiguous) → demo/db 5432/TCP: left out"), "{}", report.said);
+    capture.pod("demo/other", "10.244.0.14").addresses = vec!["10.244.0.12".into()];
+    assert_eq!(limits(&capture.report(), "db-network"), ["Egress"]);
+}
+
+#[test]
 fn what_was_tried_in_vain_leaves_nothing_open() {
     let mut capture = web_and_db();
     let plain = capture.report();
