@@ -62,8 +62,8 @@ fn who_is_cut_off_and_what_is_said_of_a_recording() {
     apply(&nodes, NAMESPACE, directory, &policies);
     // What the policies allow passes: they are no more than policies.
     wait_until("what is allowed", || calls("solo", OUTSIDE) && calls("early", &own));
-    marks.note(1, visits());
-    marks.note(2, calls("solo", &own));
+    assert!(visits(), "visitors by NodePort pass, whatever address they come with");
+    assert!(calls("solo", &own), "who calls its own Service is not cut off");
     // Who asked for names before the recording can ask again.
     marks.note(8, calls("early", "solo:80"));
     marks.end();
