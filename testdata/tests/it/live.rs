@@ -253,9 +253,14 @@ fn what_is_missing_of_a_recording_is_told() -> Ran {
     // Killed, what it received is in its journal: that is said, and made files of.
     let watching = monitor_killed(&at("killed"), &arguments);
     dial(&mut lab, 7001);
-    wait_until("what was received", || {
-        let segments = fs::read_dir(at("killed").join(".journal")).expect("it is there").flatten();
-        segments.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 4000)).count() > 0
+    // Segments are compressed, so that a copy of them is asked.
+    wait_until("what makes a rule among what was received", || {
+        let copy = tempfile::tempdir().expect("a directory");
+        let copied = Command::new("cp").arg("-r").arg(at("killed").join(".journal")).arg(copy.path()).status();
+        copied.is_ok_and(|status| status.success())
+            && flowscribe(&["compact", "--input", &copy.path().to_string_lossy()]).status.success()
+            && copy.path().join("flows").exists()
+            && report(copy.path(), &["--min-coverage", "0"]).0.contains("port: 7001")
     });
     drop(watching);
     let killed = at("killed").to_string_lossy().into_owned();
