@@ -11,7 +11,7 @@ use std::{
 
 use roaring::RoaringBitmap;
 use schemas::{
-    index::Index,
+    index::{Index, UnknownReason},
     inventory::InventoryRecord,
     table::TimestampMs,
     vocabulary::{Transport, Word},
@@ -118,6 +118,14 @@ impl Evidence {
         self.connections + self.closed + self.max_active > 0
     }
 
+    /// Hours in which the end recorded it whose direction it is: of egress the client, of ingress the server.
+    pub(crate) const fn hours_of(&self, direction: Direction) -> &RoaringBitmap {
+        match direction {
+            Direction::Egress => &self.client_hours,
+            Direction::Ingress => &self.server_hours,
+        }
+    }
+
     /// Distinct days (UTC) in which data could pass.
     pub(crate) fn days(&self) -> usize {
         self.hours.iter().map(|hour| hour / 24).collect::<BTreeSet<u32>>().len()
@@ -189,7 +197,7 @@ pub(crate) enum Endpoint {
     Node { name: Option<Arc<str>>, address: IpAddr },
     /// Outside the cluster.
     External { address: IpAddr },
-    /// Cannot be told; of a socket of no known pod, its node can.
+    /// It is not known who; of a socket of no known pod, the node is.
     Unknown { address: Option<IpAddr>, reason: Arc<str>, node: Option<Arc<str>> },
 }
 
@@ -205,12 +213,27 @@ pub(crate) struct Workload {
 }
 
 impl Edge {
+    /// The workloads at its ends, each with the direction that it belongs to there.
+    pub(crate) fn workloads(&self) -> impl Iterator<Item = (Direction, &Workload)> {
+        Direction::ALL.into_iter().filter_map(|direction| match self.ends(direction).0 {
+            Endpoint::Workload(workload) => Some((direction, workload)),
+            _ => None,
+        })
+    }
+
     /// The end whose direction it is, and the other end.
     pub(crate) const fn ends(&self, direction: Direction) -> (&Endpoint, &Endpoint) {
         match direction {
             Direction::Egress => (&self.source, &self.destination),
             Direction::Ingress => (&self.destination, &self.source),
         }
+    }
+}
+
+impl Endpoint {
+    /// Whether it is not known, for a reason.
+    pub(crate) fn is_unknown_as(&self, why: UnknownReason) -> bool {
+        matches!(self, Self::Unknown { reason, .. } if **reason == *why.as_str())
     }
 }
 

@@ -205,8 +205,8 @@ impl<'a> Draft<'a> {
             // A pod's own node may always reach it; what is held is told with the sets.
             Fate::Failed | Fate::OwnNode | Fate::Held(_) => return,
         }
-        if let (Endpoint::Unknown { reason, .. }, Endpoint::Workload(workload)) = (source, destination)
-            && **reason == *UnknownReason::SenderNotAsked.as_str()
+        if let Endpoint::Workload(workload) = destination
+            && source.is_unknown_as(UnknownReason::SenderNotAsked)
         {
             if self.wants(workload) {
                 self.withhold_unasked(workload, edge);

@@ -35,6 +35,7 @@ use serde::Serialize;
 
 pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
+pub(crate) use declared::behind;
 pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
 pub(crate) use learn::{Learn, Learned, Learning, learn};
 pub(crate) use redirect::Redirects;
@@ -45,7 +46,7 @@ pub(crate) use undirected::Undirected;
 
 use crate::{
     capture::health::Run,
-    communication::{Communications, Direction, Edge, Endpoint, Evidence, PerDirection, Workload},
+    communication::{Communications, Direction, Edge, Evidence, PerDirection, Workload},
 };
 use certainty::{Certainty, OwnHours};
 use declared::Declared;
@@ -143,7 +144,7 @@ pub(crate) enum Fate {
     Held(String),
     /// Nothing passed.
     Failed,
-    /// What was sent did not arrive, though its client could not tell.
+    /// What was sent did not arrive, which its client could not see.
     Unanswered,
     /// A pod's own node may always reach it.
     OwnNode,
@@ -250,9 +251,7 @@ impl Sets {
             if matches!(fate, Fate::Failed | Fate::Unanswered | Fate::OwnNode) {
                 continue;
             }
-            let ends = [(Direction::Egress, &edge.source), (Direction::Ingress, &edge.destination)];
-            for (direction, end) in ends {
-                let Endpoint::Workload(workload) = end else { continue };
+            for (direction, workload) in edge.workloads() {
                 // Behind a Service with several workloads, who answered is not told.
                 if direction == Direction::Ingress && !evidence.answered && !matches!(fate, Fate::Pinned(_)) {
                     continue;

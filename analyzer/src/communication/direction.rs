@@ -20,6 +20,14 @@ impl Direction {
     /// Both.
     pub(crate) const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 
+    /// That of the other end.
+    pub(crate) const fn opposite(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
+        }
+    }
+
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",

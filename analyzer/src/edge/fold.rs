@@ -513,7 +513,7 @@ impl<'a> Folder<'a> {
         hour.edges[place].add(is_client, &counts.across(target.crosses_zones), failure, pending_span);
     }
 
-    /// What is counted of connections that stay within a pod. They need no rule, but tell of proxies in it.
+    /// What is counted of connections that stay within a pod. They need no rule, but show proxies in it.
     fn within_pod(&mut self, transport: u32, pod: Resolved, port: u16, source_port: Option<u16>) -> Option<Target> {
         if pod.pod == Texts::NONE || source_port.is_some() {
             return None;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemas::{
-    index::{Owner, Span},
+    index::Span,
     inventory::{InventoryRecord, ObjectKind},
     table::TimestampMs,
 };
@@ -13,7 +13,10 @@ use super::{
     Draft, Finding, path_of,
     rule::{Peer, Port},
 };
-use crate::communication::{Direction, Workload};
+use crate::{
+    communication::{Direction, Workload},
+    sets::behind,
+};
 
 impl Draft<'_> {
     /// Opens the Services that a person wants open to everybody outside, on the ports of the pods behind them.
@@ -48,15 +51,6 @@ impl Draft<'_> {
     /// The workloads behind a Service, and the ports that it leads to.
     pub(super) fn behind(&self, service: &InventoryRecord) -> BTreeSet<(Workload, Port)> {
         let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
-        let span = self.sets.exposure.capture.unwrap_or(always);
-        let mut found = BTreeSet::new();
-        for port in &service.ports {
-            let Ok(transport) = port.protocol.parse() else { continue };
-            for backend in self.index.backends(service, &port.protocol, port.port, span) {
-                let Owner::Pod(pod) = backend.owner else { continue };
-                found.insert((Workload::of(pod, self.index), (transport, backend.port)));
-            }
-        }
-        found
+        behind(self.index, service, self.sets.exposure.capture.unwrap_or(always))
     }
 }

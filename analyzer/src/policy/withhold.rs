@@ -7,11 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use schemas::{
-    index::UnknownReason,
-    inventory::{InventoryRecord, ObjectKind},
-    programs::Program,
-};
+use schemas::{index::UnknownReason, inventory::ObjectKind, programs::Program};
 
 use super::{
     Draft, Finding, Wish, path_of,
@@ -102,17 +98,11 @@ impl Draft<'_> {
 
     /// Withholds what passed between a workload and an address of which it is not known whose it is: no rule can name it.
     pub(super) fn withhold_unknown(&mut self, edge: &Edge, evidence: &Evidence) {
-        let ends = [
-            (Direction::Egress, &edge.source, &edge.destination, &evidence.client_hours),
-            (Direction::Ingress, &edge.destination, &edge.source, &evidence.server_hours),
-        ];
-        for (direction, own, other, hours) in ends {
-            let (Endpoint::Workload(workload), Endpoint::Unknown { address: Some(address), reason, .. }) = (own, other)
-            else {
-                continue;
-            };
-            let is_lost = LOST_ADDRESSES.iter().any(|lost| lost.as_str() == &**reason);
-            let is_lost = is_lost && !hours.is_empty() && self.wants(workload);
+        for (direction, workload) in edge.workloads() {
+            let other = edge.ends(direction).1;
+            let Endpoint::Unknown { address: Some(address), .. } = other else { continue };
+            let is_lost = LOST_ADDRESSES.iter().any(|reason| other.is_unknown_as(*reason));
+            let is_lost = is_lost && !evidence.hours_of(direction).is_empty() && self.wants(workload);
             if is_lost && !self.is_allowed_anyway(edge, direction, *address) {
                 let reason = format!(
                     "{edge} passed, and whose address {address} is, is not known: pin or forbid it (--decisions)"
@@ -125,11 +115,8 @@ impl Draft<'_> {
     /// Whether a connection with an address is allowed whoever had it: the same was learned of all who are known to have had
     /// it at any time, or of the address itself.
     fn is_allowed_anyway(&self, edge: &Edge, direction: Direction, address: IpAddr) -> bool {
-        let had = |pod: &InventoryRecord| {
-            pod.host_network != Some(true) && pod.addresses.iter().any(|own| own.parse() == Ok(address))
-        };
-        let pods = self.index.intervals(ObjectKind::Pod).filter(|(pod, _)| had(pod));
-        let owners: BTreeSet<Workload> = pods.map(|(pod, _)| Workload::of(pod, self.index)).collect();
+        let owners: BTreeSet<Workload> =
+            self.index.pods_with(address).map(|pod| Workload::of(pod, self.index)).collect();
         let learned = self.sets.edges.iter().filter(|(same, (evidence, fate))| {
             let is_same = same.transport == edge.transport && same.port == edge.port;
             is_same

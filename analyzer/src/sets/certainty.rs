@@ -16,7 +16,11 @@ use schemas::{
     vocabulary::Transport,
 };
 
-use super::{Unattributed, exposure::Exposure, redirect::Redirects};
+use super::{
+    Unattributed,
+    exposure::Exposure,
+    redirect::{Redirects, WithinPods},
+};
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
 
 /// What is known of the ends of connections, for those that one end alone saw.
@@ -37,13 +41,12 @@ pub(super) struct OwnHours(BTreeMap<Workload, RoaringBitmap>);
 
 impl OwnHours {
     /// Those of all connections, within pods too.
-    pub(super) fn new(communications: &Communications, within: &super::redirect::WithinPods) -> Self {
+    pub(super) fn new(communications: &Communications, within: &WithinPods) -> Self {
         let mut own: BTreeMap<Workload, RoaringBitmap> = BTreeMap::new();
         for (edge, evidence) in communications {
-            for (end, hours) in [(&edge.source, &evidence.client_hours), (&edge.destination, &evidence.server_hours)] {
-                if let Endpoint::Workload(workload) = end
-                    && !hours.is_empty()
-                {
+            for (direction, workload) in edge.workloads() {
+                let hours = evidence.hours_of(direction);
+                if !hours.is_empty() {
                     *own.entry(workload.clone()).or_default() |= hours;
                 }
             }
@@ -72,11 +75,11 @@ impl OwnHours {
             for (end, hours) in [Some(by_server), Some(by_client).filter(|_| is_answered)].into_iter().flatten() {
                 let Endpoint::Workload(workload) = end else { continue };
                 let Some(time) = exposure.of(workload) else { continue };
-                let hours = hours & &evidence.hours & &time.observable;
-                if hours.is_empty() {
-                    continue;
+                let mut hours = hours & &evidence.hours & &time.observable;
+                if self.0.get(workload).is_some_and(|own| hours.is_subset(own)) {
+                    continue; // as nearly all are
                 }
-                let hours = hours - self.near(workload);
+                hours -= self.near(workload);
                 if !hours.is_empty() {
                     let (all, edges) = unseen.entry(workload.clone()).or_default();
                     *all |= hours;
@@ -102,9 +105,7 @@ impl<'a> Certainty<'a> {
         let (mut unasked, mut elsewhere) = (BTreeSet::new(), BTreeSet::new());
         for (Edge { source, destination, transport, port, .. }, evidence) in communications {
             match (source, destination) {
-                (Endpoint::Unknown { reason, .. }, Endpoint::Workload(workload))
-                    if **reason == *UnknownReason::SenderNotAsked.as_str() =>
-                {
+                (_, Endpoint::Workload(workload)) if source.is_unknown_as(UnknownReason::SenderNotAsked) => {
                     unasked.insert((workload, *port));
                 }
                 (Endpoint::Workload(workload), Endpoint::External { .. } | Endpoint::Unknown { .. })
@@ -130,20 +131,25 @@ impl<'a> Certainty<'a> {
             && self.is_certain(workload, Direction::Ingress, &evidence.client_hours, evidence)
     }
 
-    /// Why what a server alone saw is not to be believed, if it is not.
+    /// Why what one end alone saw has to be looked at by a person first, if it has.
     pub(super) fn doubt(&self, edge: &Edge, evidence: &Evidence) -> Option<String> {
-        if let Endpoint::Workload(_) = edge.source
-            && !evidence.client_hours.is_empty()
+        let Endpoint::Workload(workload) = &edge.source else { return None };
+        self.doubt_client(workload, edge, evidence).or_else(|| self.doubt_server(workload, edge, evidence))
+    }
+
+    /// What only a proxy in the client's own pod is known to have accepted.
+    fn doubt_client(&self, workload: &Workload, edge: &Edge, evidence: &Evidence) -> Option<String> {
+        let is_doubtful = !evidence.client_hours.is_empty()
             && matches!(edge.destination, Endpoint::External { .. })
             && evidence.is_intercepted(edge, self.redirects)
-            && evidence.failed >= evidence.connections
-        {
-            return Some(format!(
-                "a proxy in the pods of {} takes their connections, and none of its own is known to have succeeded",
-                edge.source
-            ));
-        }
-        let Endpoint::Workload(workload) = &edge.source else { return None };
+            && evidence.failed >= evidence.connections;
+        is_doubtful.then(|| {
+            format!("a proxy in the pods of {workload} takes their connections, and none of its own is known to have succeeded")
+        })
+    }
+
+    /// What only a server saw, of a client whose own connections were all recorded.
+    fn doubt_server(&self, workload: &Workload, edge: &Edge, evidence: &Evidence) -> Option<String> {
         let is_doubtful = evidence.client_hours.is_empty()
             && evidence.connections > 0
             && !self.elsewhere.contains(&(workload, edge.transport.known()))

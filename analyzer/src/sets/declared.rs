@@ -64,18 +64,24 @@ impl<'a> Declared<'a> {
             }
             let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
             for (service, _) in self.index.latest(ObjectKind::Service) {
-                for port in &service.ports {
-                    let Ok(transport) = port.protocol.parse() else { continue };
-                    for backend in self.index.backends(service, &port.protocol, port.port, always) {
-                        let Owner::Pod(pod) = backend.owner else { continue };
-                        if pod.host_network != Some(true) {
-                            let workload = Workload::of(pod, self.index);
-                            all.entry(workload).or_default().insert((transport, backend.port));
-                        }
-                    }
+                for (workload, port) in behind(self.index, service, always) {
+                    all.entry(workload).or_default().insert(port);
                 }
             }
             all
         })
     }
+}
+
+/// The workloads that a Service leads to in a span, and their ports.
+pub(crate) fn behind(index: &Index, service: &InventoryRecord, span: Span) -> BTreeSet<(Workload, (Transport, u16))> {
+    let mut found = BTreeSet::new();
+    for port in &service.ports {
+        let Ok(transport) = port.protocol.parse() else { continue };
+        for backend in index.backends(service, &port.protocol, port.port, span) {
+            let Owner::Pod(pod) = backend.owner else { continue };
+            found.insert((Workload::of(pod, index), (transport, backend.port)));
+        }
+    }
+    found
 }

@@ -28,7 +28,8 @@ pub(crate) struct Redirects {
 /// Takes what stays within pods out of communications.
 pub(super) fn take_within_pods(communications: &mut Communications) -> WithinPods {
     let mut within = WithinPods::new();
-    for (edge, evidence) in communications.extract_if(.., |edge, _| is_within_pod(edge)) {
+    for (edge, evidence) in communications.extract_if(.., |edge, _| edge.source.is_unknown_as(UnknownReason::WithinPod))
+    {
         if let (Endpoint::Workload(workload), Some(transport)) = (edge.destination, edge.transport.known())
             && evidence.is_established()
         {
@@ -106,11 +107,8 @@ pub(super) fn settle(communications: &mut Communications, within: &WithinPods, d
                 put(communications, Edge { port: *target, ..edge.clone() }, evidence.clone());
             }
             if targets.is_empty() {
-                let ends = [(Direction::Egress, &edge.source), (Direction::Ingress, &edge.destination)];
-                for (direction, end) in ends {
-                    if let Endpoint::Workload(workload) = end {
-                        redirects.unknown.entry((workload.clone(), direction)).or_default().insert(edge.clone());
-                    }
+                for (direction, workload) in edge.workloads() {
+                    redirects.unknown.entry((workload.clone(), direction)).or_default().insert(edge.clone());
                 }
             }
         }
@@ -142,10 +140,6 @@ fn put(communications: &mut Communications, edge: Edge, evidence: Evidence) {
         Some(known) => known.add(evidence),
         None => drop(communications.insert(edge, evidence)),
     }
-}
-
-fn is_within_pod(edge: &Edge) -> bool {
-    matches!(&edge.source, Endpoint::Unknown { reason, .. } if **reason == *UnknownReason::WithinPod.as_str())
 }
 
 fn is_of_proxy(port: u16) -> bool {

@@ -21,9 +21,8 @@ pub(super) fn find(communications: &Communications, index: &Index) -> Unattribut
         .iter()
         .filter(|(_, evidence)| evidence.is_established())
         .flat_map(|(edge, evidence)| {
-            let ends = [(Direction::Egress, &edge.source), (Direction::Ingress, &edge.destination)];
-            let own = ends.into_iter().filter(|(_, end)| network_within(end).is_some());
-            own.map(move |(direction, _)| (direction, edge, evidence))
+            let is_within = |direction: &Direction| network_within(edge.ends(*direction).0).is_some();
+            Direction::ALL.into_iter().filter(is_within).map(move |direction| (direction, edge, evidence))
         })
         .collect();
     if ends.is_empty() {
@@ -37,10 +36,7 @@ pub(super) fn find(communications: &Communications, index: &Index) -> Unattribut
         let Some(on_node) = network_within(own).and_then(|node| by_node.get(node)) else { continue };
         for (same, evidence) in communications.iter().filter(|(same, _)| same.transport == edge.transport) {
             let (end, same_other) = same.ends(*direction);
-            let (own_hours, other_hours) = match direction {
-                Direction::Egress => (&evidence.client_hours, &evidence.server_hours),
-                Direction::Ingress => (&evidence.server_hours, &evidence.client_hours),
-            };
+            let [own_hours, other_hours] = [*direction, direction.opposite()].map(|of| evidence.hours_of(of));
             let is_port = *direction == Direction::Ingress || same.port == edge.port;
             if let Endpoint::Workload(workload) = end
                 && is_port
@@ -73,9 +69,7 @@ pub(super) fn find(communications: &Communications, index: &Index) -> Unattribut
 /// The node of a socket in a network within some pod; `None` for other ends.
 fn network_within(end: &Endpoint) -> Option<&str> {
     match end {
-        Endpoint::Unknown { reason, node: Some(node), .. } if **reason == *UnknownReason::UnmappedSocket.as_str() => {
-            Some(node)
-        }
+        Endpoint::Unknown { node: Some(node), .. } if end.is_unknown_as(UnknownReason::UnmappedSocket) => Some(node),
         _ => None,
     }
 }

@@ -197,6 +197,13 @@ impl Capture {
         report(self.write().path(), arguments)
     }
 
+    /// Reports with a file of decisions.
+    pub(crate) fn report_decided(&self, decisions: &str) -> Report {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), decisions).expect("written");
+        self.report_with(&["--decisions", &file.path().to_string_lossy()])
+    }
+
     pub(crate) fn row(&mut self, observer: &str, from: &str, to: &str, port: u16) -> &mut FlowRecord {
         let seq = self.flows.len() as i64;
         self.flows.push(FlowRecord {

@@ -82,10 +82,7 @@ fn whoever_declares_or_serves_a_port_was_dialled_there() {
 fn a_person_who_pins_it_has_said_who_dialled() {
     let mut capture = web_and_db();
     open(&mut capture, DB, Some(9002), OUTSIDE, 40_123);
-    let decisions = tempfile::NamedTempFile::new().expect("a file");
-    let pin = "pin:\n- { from: 198.51.100.7, to: demo/db, port: 9002, reason: visitors }\n";
-    std::fs::write(decisions.path(), pin).expect("written");
-    let report = capture.report_with(&["--decisions", &decisions.path().to_string_lossy()]);
+    let report = capture.report_decided("pin:\n- { from: 198.51.100.7, to: demo/db, port: 9002, reason: visitors }\n");
     let expected = ["ingress 198.51.100.7/32 9002/TCP", "ingress app=web 5432/TCP"];
     assert_eq!(report.allows("demo/db-network"), lines(expected));
     assert!(!report.said.contains("not known"), "{}", report.said);

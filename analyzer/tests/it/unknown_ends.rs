@@ -2,18 +2,11 @@
 
 use schemas::{inventory::ObjectKind, table::Port};
 
-use crate::support::{Capture, DB, Report, WEB, limits, lines, tcp, web_and_db};
+use crate::support::{Capture, DB, WEB, limits, lines, tcp, web_and_db};
 
 const TUNNEL: &str = "10.244.219.64";
 const BUILDER: &str = "10.244.0.60";
 const WITHIN: &str = "172.17.0.2";
-
-/// What a pin or a forbid says of the ingress of `demo/db`.
-fn decided(capture: &Capture, decision: &str) -> Report {
-    let decisions = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(decisions.path(), decision).expect("written");
-    capture.report_with(&["--decisions", &decisions.path().to_string_lossy()])
-}
 
 #[test]
 fn whoever_is_reached_from_an_address_that_nobody_is_known_to_have_is_left_open_and_named() {
@@ -29,10 +22,10 @@ fn whoever_is_reached_from_an_address_that_nobody_is_known_to_have_is_left_open_
          is not known: pin or forbid it (--decisions)"
     );
     assert!(report.said.contains(&said), "{}", report.said);
-    let pinned = decided(&capture, "pin: [{ from: 10.244.219.64, to: demo/db, port: 9443 }]");
+    let pinned = capture.report_decided("pin: [{ from: 10.244.219.64, to: demo/db, port: 9443 }]");
     let expected = ["ingress 10.244.219.64/32 9443/TCP", "ingress app=web 5432/TCP"];
     assert_eq!(pinned.allows("demo/db-network"), lines(expected));
-    let forbidden = decided(&capture, "forbid: [{ from: 10.244.219.0/24, to: demo/db }]");
+    let forbidden = capture.report_decided("forbid: [{ from: 10.244.219.0/24, to: demo/db }]");
     assert_eq!(forbidden.allows("demo/db-network"), plain.allows("demo/db-network"));
     assert_eq!(limits(&forbidden, "db-network"), ["Ingress", "Egress"]);
 }
@@ -171,10 +164,10 @@ fn who_declares_sctp_is_left_open_until_somebody_decides() {
         assert_eq!(limits(&report, "web-network"), ["Ingress", "Egress"]);
         let said = "demo/db: ingress withheld and left open, it declares 38412/SCTP, which is not recorded";
         assert!(report.said.contains(said), "{}", report.said);
-        let pinned = decided(&capture, "pin: [{ from: demo/web, to: demo/db, port: 38412/sctp }]");
+        let pinned = capture.report_decided("pin: [{ from: demo/web, to: demo/db, port: 38412/sctp }]");
         assert_eq!(pinned.allows("demo/db-network"), lines(["ingress app=web 38412/SCTP", "ingress app=web 5432/TCP"]));
         assert_eq!(pinned.allows("demo/web-network"), lines(["egress app=db 38412/SCTP", "egress app=db 5432/TCP"]));
-        let forbidden = decided(&capture, "forbid: [{ from: demo/web, to: demo/db, port: 38412/sctp }]");
+        let forbidden = capture.report_decided("forbid: [{ from: demo/web, to: demo/db, port: 38412/sctp }]");
         assert_eq!(limits(&forbidden, "db-network"), ["Ingress", "Egress"]);
         assert!(!forbidden.said.contains("concerns nothing"), "{}", forbidden.said);
     }

@@ -263,10 +263,7 @@ fn what_is_forbidden_is_not_allowed_for_the_sake_of_dns_either() {
     capture.pod("kube-system/dns", "10.244.0.53");
     capture.talk(WEB, "10.244.0.53", 53);
     capture.flows.iter_mut().for_each(|row| row.transport = "udp".into());
-    let decisions = tempfile::NamedTempFile::new().expect("a file");
-    let forbid = "forbid: [{ from: demo/web, to: kube-system/dns, port: 53/tcp }]";
-    std::fs::write(decisions.path(), forbid).expect("written");
-    let report = capture.report_with(&["--decisions", &decisions.path().to_string_lossy()]);
+    let report = capture.report_decided("forbid: [{ from: demo/web, to: kube-system/dns, port: 53/tcp }]");
     assert_eq!(report.allows("demo/web-network"), lines(["egress [ns kube-system] app=dns 53/UDP"]));
     assert!(!report.said.contains("concerns nothing"), "{}", report.said);
 }
@@ -285,9 +282,7 @@ fn dns_of_a_namespace_closes_no_egress_that_is_to_stay_open() {
 fn a_pinned_workload_that_nobody_has_seen_run_is_left_open() {
     let mut capture = web_and_db();
     capture.pod("demo/new", "10.244.0.70").phase = Some("Pending".into());
-    let decisions = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(decisions.path(), "pin: [{ from: demo/web, to: demo/new, port: 80 }]").expect("written");
-    let report = capture.report_with(&["--decisions", &decisions.path().to_string_lossy()]);
+    let report = capture.report_decided("pin: [{ from: demo/web, to: demo/new, port: 80 }]");
     assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
     assert!(report.allows("demo/web-network").contains("egress app=new 80/TCP"), "{}", report.yaml);
     let open = "demo/new: ingress and egress withheld and left open, none of its pods was there to be observed";

@@ -181,6 +181,13 @@ impl Index {
         self.leases.keys().copied()
     }
 
+    /// The pods that are known to have had an address, at any time.
+    pub fn pods_with(&self, address: IpAddr) -> impl Iterator<Item = &InventoryRecord> {
+        let leases = self.leases.get(&address).into_iter().flatten();
+        let holders = leases.filter_map(|lease| self.object(lease.object).version_at(lease.start));
+        holders.map(|(version, ..)| &*version.record).filter(|holder| *holder.kind == ObjectKind::Pod)
+    }
+
     /// Whether an address is known to be of the cluster: somebody had it at some time, or it is in a range of the cluster.
     pub fn is_of_cluster(&self, address: IpAddr) -> bool {
         self.leases.contains_key(&address) || self.ranges.contains(address)
