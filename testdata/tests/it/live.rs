@@ -252,9 +252,9 @@ fn what_is_missing_of_a_recording_is_told() -> Ran {
 
     // Killed, what it received is in its journal: that is said, and made files of.
     let watching = monitor_killed(&at("killed"), &arguments);
-    dial(&mut lab, 7001);
-    // Segments are compressed, so that a copy of them is asked.
+    // What is over before the stream begins is not in it; segments are compressed, so that a copy of them is asked.
     wait_until("what makes a rule among what was received", || {
+        dial(&mut lab, 7001);
         let copy = tempfile::tempdir().expect("a directory");
         let copied = Command::new("cp").arg("-r").arg(at("killed").join(".journal")).arg(copy.path()).status();
         copied.is_ok_and(|status| status.success())
