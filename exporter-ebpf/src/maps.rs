@@ -185,6 +185,11 @@ pub(crate) static OFFSETS: SocketOffsets = SocketOffsets {
     program_aux: 0,
     aux_id: 0,
     aux_name: 0,
+    repair: 0,
+    repair_shift: 0,
+    mptcp_subflows: 0,
+    subflow_node: 0,
+    subflow_socket: 0,
 };
 
 /// What the exporter wants.

@@ -1,7 +1,8 @@
 //! The programs, by what they watch: TCP connections as they begin and fail (`sock_ops`), end (`close`) and go on (`open`),
-//! UDP (`udp`), and cgroups (`cgroup`). Beside them, what the loader asks: which programs the machine has (`list`), and
+//! sockets that are older than the run (`adopt`), UDP (`udp`), and cgroups (`cgroup`). Beside them, what the loader asks: which programs the machine has (`list`), and
 //! which network is the node's own (`node`).
 
+mod adopt;
 mod cgroup;
 mod close;
 mod list;

@@ -14,6 +14,8 @@ pub(crate) const STATE_CALLBACK_FLAG: u8 = 1 << 2;
 /// Protocol numbers of IANA.
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+/// The kernel's own number (`IPPROTO_MPTCP`).
+pub(crate) const MPTCP: u16 = 262;
 
 /// States of the kernel's user API (`BPF_TCP_*`).
 pub(crate) const ESTABLISHED: u8 = 1;
@@ -52,12 +54,6 @@ impl Socket<false> {
         let pointer = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
         (!pointer.is_null()).then(|| Self::new(pointer.cast_const().cast()))
     }
-
-    /// As the verifier knows it.
-    #[inline(always)]
-    pub(crate) const fn pointer(self) -> *const u8 {
-        self.0
-    }
 }
 
 impl Socket<true> {
@@ -72,6 +68,12 @@ impl<const COPIED: bool> Socket<COPIED> {
     #[inline(always)]
     pub(crate) fn new(pointer: *const u8) -> Self {
         Self(pointer)
+    }
+
+    /// As the verifier knows it.
+    #[inline(always)]
+    pub(crate) const fn pointer(self) -> *const u8 {
+        self.0
     }
 
     #[inline(always)]
@@ -211,6 +213,14 @@ impl<const COPIED: bool> Socket<COPIED> {
     #[inline(always)]
     pub(crate) fn has_state_callbacks(self) -> bool {
         self.load::<u8>(field!(OFFSETS.callback_flags)) & STATE_CALLBACK_FLAG != 0
+    }
+
+    /// Whether its state is being set by a process (`TCP_REPAIR`), as of a container that is restored: what it connects may
+    /// have been accepted before.
+    #[inline(always)]
+    pub(crate) fn is_in_repair(self) -> bool {
+        let bits: u8 = self.load(field!(OFFSETS.repair));
+        (bits >> field!(OFFSETS.repair_shift)) & 1 != 0
     }
 
     /// Whether any segment was sent.

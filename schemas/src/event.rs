@@ -287,6 +287,16 @@ pub struct SocketOffsets {
     pub aux_id: u32,
     /// `bpf_prog_aux.name`, 16 bytes, ended by a zero byte.
     pub aux_name: u32,
+    /// The byte that holds `tcp_sock.repair`.
+    pub repair: u32,
+    /// How many bits of that byte stand before it.
+    pub repair_shift: u32,
+    /// `mptcp_sock.conn_list`, `struct list_head`; 0 where the kernel has no MPTCP.
+    pub mptcp_subflows: u32,
+    /// `mptcp_subflow_context.node`, the link of that list.
+    pub subflow_node: u32,
+    /// `mptcp_subflow_context.tcp_sock`, pointer to `struct sock`.
+    pub subflow_socket: u32,
 }
 
 /// An eBPF program of the machine, as `list_programs` writes it.
@@ -335,7 +345,7 @@ const _: () = assert!(size_of::<EdgeKey>() == 72 && align_of::<EdgeKey>() == 8);
 const _: () = assert!(size_of::<EdgeCounts>() == 17 * 8);
 const _: () = assert!(size_of::<CgroupEvent>() == 512);
 const _: () = assert!(size_of::<Settings>() == 24);
-const _: () = assert!(size_of::<SocketOffsets>() == 41 * 4);
+const _: () = assert!(size_of::<SocketOffsets>() == 46 * 4);
 const _: () = assert!(size_of::<ProgramEntry>() == 20);
 
 /// A record of the ring buffer.

@@ -36,7 +36,7 @@ pub enum Pods {
 /// Programs that were not attached, and without which a recording is not complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
-pub struct Missing(u16);
+pub struct Missing(u32);
 
 impl Program {
     /// Whether a pod with these addresses can have the traffic. Of a pod without addresses, nobody can say that it can't.
@@ -101,7 +101,7 @@ pub const LIST_OPEN: &str = "list_open";
 pub const ADOPT_SOCKETS: &str = "adopt_sockets";
 
 /// All programs. A socket is *unconnected* where every datagram names its address, and its receiver asks for the sender.
-pub static PROGRAMS: [Program; 15] = [
+pub static PROGRAMS: [Program; 17] = [
     complete_without(OBSERVE_TCP),
     egress("observe_sendmsg4", "UDP sent by unconnected sockets over IPv4", Pods::Ipv4),
     egress("observe_sendmsg6", "UDP sent by unconnected sockets over IPv6", Pods::Ipv6),
@@ -124,6 +124,8 @@ pub static PROGRAMS: [Program; 15] = [
     both(ADOPT_SOCKETS, "traffic of connections that were open when the agent started"),
     complete_without("observe_cgroups"),
     complete_without("observe_close"),
+    complete_without("adopt_connections"),
+    complete_without("adopt_receivers"),
 ];
 
 const fn complete_without(name: &'static str) -> Program {

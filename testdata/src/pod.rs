@@ -26,11 +26,14 @@ use nix::{
     sys::{
         prctl::set_pdeathsig,
         signal::Signal,
-        socket::{setsockopt, sockopt::Linger},
+        socket::{
+            setsockopt,
+            sockopt::{Linger, TcpRepair},
+        },
     },
 };
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::names;
 
@@ -41,6 +44,12 @@ pub enum Order {
     Run { program: String, arguments: Vec<String>, input: String },
     /// Listen on a port of all addresses, IPv4 and IPv6, and treat every connection alike.
     Listen { port: u16, exchange: Exchange },
+    /// The same with a listener of MPTCP, as servers in Go have it.
+    ListenMultipath { port: u16, exchange: Exchange },
+    /// Listen on a port and accept nobody: what is connected is in no process's file table.
+    ListenIdle { port: u16 },
+    /// Make a connection without a word to the other end (`TCP_REPAIR`), as the restorer of a container does, and keep it.
+    Restore { at: SocketAddr, to: SocketAddr },
     /// Connect a number of times, one after the other.
     Dial { to: SocketAddr, times: u32, exchange: Exchange },
     /// Answer every datagram on a UDP port of all addresses, IPv4 and IPv6, with as many bytes, from a socket that is
@@ -91,6 +100,8 @@ pub enum Order {
     AwaitDials,
     /// Connect and stay connected until [`Order::Release`].
     Hold { to: SocketAddr, exchange: Exchange },
+    /// The same from a socket of MPTCP.
+    HoldMultipath { to: SocketAddr, exchange: Exchange },
     /// Talk on all held connections and close them.
     Finish { exchange: Exchange },
     /// Close all held connections.
@@ -177,6 +188,7 @@ struct Pod {
     begun: Vec<thread::JoinHandle<io::Result<()>>>,
     asking: Vec<UdpSocket>,
     opened: Vec<UdpSocket>,
+    idle: Vec<TcpListener>,
     served: Arc<AtomicU64>,
     listeners: HashMap<u16, Exchange>,
 }
@@ -188,7 +200,21 @@ impl Pod {
                 let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
                 run_program(&program, &arguments, &input).map(|()| 0)
             }
-            Order::Listen { port, exchange } => self.listen(port, exchange),
+            Order::Listen { port, exchange } => self.listen(port, exchange, None),
+            Order::ListenMultipath { port, exchange } => self.listen(port, exchange, Some(Protocol::MPTCP)),
+            Order::ListenIdle { port } => {
+                self.idle.push(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?);
+                Ok(1)
+            }
+            Order::Restore { at, to } => {
+                let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
+                setsockopt(&socket, TcpRepair, &1)?;
+                socket.bind(&at.into())?;
+                socket.connect(&to.into())?;
+                setsockopt(&socket, TcpRepair, &0)?;
+                self.held.push(socket.into());
+                Ok(1)
+            }
             Order::Dial { to, times, exchange } => {
                 for _ in 0..times {
                     exchange.as_client(TcpStream::connect_timeout(&to, TIMEOUT)?)?;
@@ -282,6 +308,14 @@ impl Pod {
                 self.held.push(stream);
                 Ok(1)
             }
+            Order::HoldMultipath { to, exchange } => {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::MPTCP))?;
+                socket.connect(&to.into())?;
+                let stream = socket.into();
+                exchange.talk_as_client(&stream)?;
+                self.held.push(stream);
+                Ok(1)
+            }
             Order::DialInVain { to, give_up_after_ms } => {
                 let tried = match give_up_after_ms {
                     Some(after) => TcpStream::connect_timeout(&to, Duration::from_millis(after)),
@@ -334,7 +368,7 @@ impl Pod {
         }
     }
 
-    fn listen(&mut self, port: u16, exchange: Exchange) -> Result<u64> {
+    fn listen(&mut self, port: u16, exchange: Exchange, protocol: Option<Protocol>) -> Result<u64> {
         if let Some(known) = self.listeners.insert(port, exchange) {
             if known != exchange {
                 bail!("port {port} listens already, for another exchange");
@@ -342,7 +376,11 @@ impl Pod {
             return Ok(0);
         }
         // Linux maps IPv4 onto an IPv6 listener; that the port is dual-stack is part of what the lab tests.
-        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, protocol)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from(socket);
         let served = Arc::clone(&self.served);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -447,5 +485,7 @@ pub(crate) fn remove_tree(cgroup: &Path) -> io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
+/// As the standard library has it.
+const BACKLOG: i32 = 128;
 /// Nothing takes so long on the slowest machine.
 const TIMEOUT: Duration = Duration::from_secs(180);

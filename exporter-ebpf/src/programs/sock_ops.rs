@@ -86,7 +86,11 @@ fn establish(ctx: &SockOpsContext, is_active: bool) -> Option<()> {
         watch_state(ctx)?;
     }
     count(counter::SEEN);
-    let role = if dialled { ROLE_CLIENT } else { ROLE_SERVER };
+    let role = match dialled {
+        true if Socket::tcp(sk)?.is_in_repair() => ROLE_UNKNOWN,
+        true => ROLE_CLIENT,
+        false => ROLE_SERVER,
+    };
     if remember(sk, &Connection::new(now_ns(), role, ports(ctx))).is_none() {
         count(counter::LOST_CONNECTIONS);
     }

@@ -50,6 +50,8 @@ pub(super) const CGROUPS: &str = "observe_cgroups";
 pub(super) const OPEN: &str = "list_open";
 /// Finds what was open before the run.
 pub(super) const ADOPT: &str = "adopt_sockets";
+/// Find what was open before the run and no process has a file of, in one network namespace after the other.
+pub(super) const ADOPT_FILELESS: [&str; 2] = ["adopt_connections", "adopt_receivers"];
 /// Lists the names of all programs of the machine.
 pub(super) const LIST: &str = "list_programs";
 /// Finds the node's own network, and this process.
@@ -77,6 +79,9 @@ impl Spec {
             }
             LIST => "the names of programs of others that are in the way",
             CLOSE => "the ends of connections that were open before the run",
+            name if ADOPT_FILELESS.contains(&name) => {
+                "what was open before the run and no process has a file of: sockets of an io_uring alone, or not yet accepted"
+            }
             CGROUPS => "the names of pods in the node's network that are gone before their cgroups are looked for",
             name => {
                 programs::PROGRAMS.iter().find(|program| program.name == name).map_or("", |program| program.traffic)
@@ -86,7 +91,7 @@ impl Spec {
 }
 
 /// All of them.
-pub(crate) const PROGRAMS: [Spec; 15] = [
+pub(crate) const PROGRAMS: [Spec; 17] = [
     Spec { name: TCP, hook: Hook::SockOps, since: "5.12" },
     Spec { name: "observe_sendmsg4", hook: Hook::SockAddr(14), since: "5.8" },
     Spec { name: "observe_sendmsg6", hook: Hook::SockAddr(15), since: "5.8" },
@@ -102,6 +107,8 @@ pub(crate) const PROGRAMS: [Spec; 15] = [
     Spec { name: CLOSE, hook: Hook::Tracepoint("inet_sock_set_state"), since: "5.12" },
     Spec { name: OPEN, hook: Hook::Iterator("bpf_map_elem"), since: "5.12" },
     Spec { name: ADOPT, hook: Hook::Iterator("task_file"), since: "5.12" },
+    Spec { name: "adopt_connections", hook: Hook::Iterator("tcp"), since: "5.12" },
+    Spec { name: "adopt_receivers", hook: Hook::Iterator("udp"), since: "5.12" },
 ];
 
 /// Returns of functions that had one argument more before 5.19, and that arm64 could not be traced at before 6.4; since 6.3

@@ -55,7 +55,7 @@ const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_PTRACE: u32 = 19;
-const CAP_SYS_ADMIN: u32 = 21;
+pub(super) const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 /// Without these nothing can be recorded.
@@ -65,6 +65,11 @@ pub(crate) const CAPABILITIES: [(u32, &str, &str); 5] = [
     (CAP_NET_ADMIN, "CAP_NET_ADMIN", "nothing can be recorded: programs can't be attached to a cgroup"),
     (CAP_PERFMON, "CAP_PERFMON", "nothing can be recorded: programs can't read kernel structures"),
     (CAP_BPF, "CAP_BPF", "nothing can be recorded: programs can't be loaded"),
-    (CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "pods are told by their network namespace's number, not its cookie"),
+    (
+        CAP_SYS_ADMIN,
+        "CAP_SYS_ADMIN",
+        "pods are told by their network namespace's number, not its cookie; sockets that no process has a file of (io_uring) are \
+         not found if they are older than the run",
+    ),
     (CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "pods whose network namespace is given by a process (/proc/PID/ns/net)"),
 ];

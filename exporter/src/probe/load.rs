@@ -17,8 +17,13 @@ use aya::{
 
 use super::{
     Degraded, ProbeError, Refusal,
-    hooks::{ADDRESSED, ADOPT, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN, RECEIVED, SENT, Spec, TCP, spec},
+    hooks::{
+        ADDRESSED, ADOPT, ADOPT_FILELESS, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN, RECEIVED, SENT, Spec,
+        TCP, spec,
+    },
+    host::{CAP_SYS_ADMIN, has_capability},
     neighbour::Names,
+    netns,
     offsets::Kernel,
     walk,
 };
@@ -120,6 +125,17 @@ impl Loading<'_> {
     pub(super) fn adopt(&mut self) {
         let walked = self.iterator(spec(ADOPT)).and_then(|program| run(&program));
         self.note(spec(ADOPT), walked);
+        // Without it, none of the others can be entered: `doctor` says what that costs.
+        if !has_capability(CAP_SYS_ADMIN) {
+            return;
+        }
+        for name in ADOPT_FILELESS {
+            let walked = self.iterator(spec(name)).and_then(|program| {
+                let walked = netns::in_each(netns::all(), move || walk::walk(program.as_fd(), None).map(drop));
+                walked.map_err(|error| Refusal::Other(Box::new(error)))
+            });
+            self.note(spec(name), walked);
+        }
     }
 
     /// The number of a program in the kernel; 0 where it is not there.

@@ -1,6 +1,16 @@
-//! The cookie of a network namespace: the number that is never used again, unlike its inode.
+//! Network namespaces: which there are, and what can be had within one alone, such as its cookie: the number that is never
+//! used again, unlike its inode.
 
-use std::{fs::File, mem::size_of, net::UdpSocket, os::fd::AsRawFd, path::Path, thread};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    mem::size_of,
+    net::UdpSocket,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    thread,
+};
 
 use nix::{
     libc,
@@ -17,6 +27,33 @@ pub(crate) fn cookie(path: &Path) -> Option<u64> {
         socket_cookie(&UdpSocket::bind(("0.0.0.0", 0)).ok()?)
     });
     asked.join().ok().flatten()
+}
+
+/// Those that a process of this PID namespace is in, and those that have a name of iproute2's, by their files; once each.
+pub(super) fn all() -> Vec<PathBuf> {
+    let entries = |directory: &str| fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_process = |name: &fs::DirEntry| name.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    let of_processes = entries("/proc").filter(is_process).map(|process| process.path().join("ns/net"));
+    let named = entries("/run/netns").map(|name| name.path());
+    let files = of_processes.chain(named).filter_map(|path| Some((fs::metadata(&path).ok()?.ino(), path)));
+    files.collect::<BTreeMap<u64, PathBuf>>().into_values().collect()
+}
+
+/// Does something within each of some network namespaces, one after the other. What is gone meanwhile is passed over.
+///
+/// # Errors
+/// One can't be entered, or what is done there fails.
+pub(super) fn in_each(namespaces: Vec<PathBuf>, act: impl Fn() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let walk = move || {
+        for namespace in namespaces {
+            let Ok(file) = File::open(namespace) else { continue };
+            setns(&file, CloneFlags::CLONE_NEWNET)?;
+            act()?;
+        }
+        Ok(())
+    };
+    // A thread of its own: what has entered a namespace does not come back.
+    thread::spawn(walk).join().unwrap_or_else(|_| Err(io::Error::other("the walk failed")))
 }
 
 /// Cookie of this process's own network namespace, which anybody may ask for.

@@ -43,8 +43,10 @@ pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
         .or_else(|_| Btf::from_file(path))
         .map_err(|source| ProbeError::NoBtf { path: path.into(), source })?;
     let offset = |field: &'static str| offset_of(&btf, field).ok_or(ProbeError::MissingField { field });
-    let user_locks = "sock.sk_userlocks";
-    let user_locks = bits_of(&btf, user_locks).ok_or(ProbeError::MissingField { field: user_locks })?;
+    let bits = |field: &'static str| bits_of(&btf, field).ok_or(ProbeError::MissingField { field });
+    let (user_locks, repair) = (bits("sock.sk_userlocks")?, bits("tcp_sock.repair")?);
+    // Kernels without MPTCP have none of its fields.
+    let of_mptcp = |field| offset_of(&btf, field).unwrap_or(0);
     let offsets = SocketOffsets {
         family: offset("sock.__sk_common.skc_family")?,
         local_port: offset("sock.__sk_common.skc_num")?,
@@ -89,6 +91,11 @@ pub(super) fn read(path: &Path) -> Result<Kernel, ProbeError> {
         program_aux: offset("bpf_prog.aux")?,
         aux_id: offset("bpf_prog_aux.id")?,
         aux_name: offset("bpf_prog_aux.name")?,
+        repair: repair / 8,
+        repair_shift: repair % 8,
+        mptcp_subflows: of_mptcp("mptcp_sock.conn_list"),
+        subflow_node: of_mptcp("mptcp_subflow_context.node"),
+        subflow_socket: of_mptcp("mptcp_subflow_context.tcp_sock"),
     };
     Ok(Kernel { offsets, btf })
 }

@@ -1,12 +1,13 @@
 //! What began before the recording, and what is seen of one end alone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
 use schemas::flow::FlowRecord;
 use testdata::{
+    lab::Lab,
     neighbour::Neighbour,
     pod::{Exchange, Order},
     recording::Recording,
@@ -19,6 +20,9 @@ use crate::{
 
 tests![
     a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_answered,
+    what_no_process_has_a_file_of_is_found,
+    multipath_connections_that_are_older_have_a_direction,
+    a_connection_that_was_restored_has_no_direction,
     who_receives_datagrams_without_asking_from_whom_is_recorded_as_such,
     who_asks_from_whom_is_not_mistaken_while_agents_come_and_go,
 ];
@@ -69,6 +73,70 @@ fn a_connect_that_is_under_way_when_the_recording_begins_is_recorded_when_it_is_
     let once = (1, 1, Some(10), Some(20));
     let ends = addresses.iter().flat_map(|address| ["client", "server"].map(|end| ((address.to_string(), end), once)));
     assert_eq!(found, ends.collect(), "{flows:?}");
+    Ok(())
+}
+
+/// What a recording has during which something happens: observer, port of the destination, and whether the direction is
+/// known.
+fn seen(lab: &mut Lab, meanwhile: impl FnOnce(&mut Lab)) -> BTreeSet<(String, u16, bool)> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), lab, &output, &[] as &[&str]).expect("the exporter records");
+    meanwhile(lab);
+    recording.stop().expect("the exporter ends well");
+    balance(&output);
+    let flows = rows::<FlowRecord>(&output);
+    let of = |row: FlowRecord| (row.observer.to_string(), row.destination_port, row.direction_known);
+    flows.into_iter().map(of).collect()
+}
+
+fn what_no_process_has_a_file_of_is_found() -> Ran {
+    let mut lab = lab()?;
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    lab.order(server, &Order::ListenIdle { port: 7001 }).expect("the port is free");
+    let to = SocketAddr::new(lab.ipv4(server).into(), 7001);
+    lab.order(client, &Order::Hold { to, exchange: Exchange::new(0, 0) }).expect("the kernel answers");
+    let both = ["client", "server"].map(|end| (end.to_owned(), 7001, true));
+    assert_eq!(seen(&mut lab, |_| ()), both.into());
+    Ok(())
+}
+
+fn multipath_connections_that_are_older_have_a_direction() -> Ran {
+    let mut lab = lab()?;
+    let [client, multipath, server] = ["client", "multipath", "server"].map(|name| pod(&mut lab, name));
+    lab.order(server, &Order::ListenMultipath { port: 7001, exchange: CALL }).expect("the kernel has MPTCP");
+    let to = SocketAddr::new(lab.ipv4(server).into(), 7001);
+    lab.order(client, &Order::Hold { to, exchange: CALL }).expect("the server answers");
+    lab.order(multipath, &Order::HoldMultipath { to, exchange: CALL }).expect("the server answers");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    recording.stop().expect("the exporter ends well");
+    balance(&output);
+    let flows = rows::<FlowRecord>(&output);
+    let seen: BTreeSet<_> = flows
+        .iter()
+        .map(|row| (row.source_workload.as_deref(), &*row.observer, row.destination_port, row.direction_known))
+        .collect();
+    let pairs =
+        ["client", "multipath"].into_iter().flat_map(|of| ["client", "server"].map(|end| (Some(of), end, 7001, true)));
+    assert_eq!(seen, pairs.collect(), "{flows:?}");
+    assert!(flows.iter().all(|row| row.active == 1 && row.connections == 0), "{flows:?}");
+    Ok(())
+}
+
+fn a_connection_that_was_restored_has_no_direction() -> Ran {
+    let mut lab = lab()?;
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    let [at, to] = [(server, 7001), (client, 47_650)].map(|(pod, port)| SocketAddr::new(lab.ipv4(pod).into(), port));
+    let restore = |lab: &mut Lab| {
+        lab.order(server, &Order::Restore { at, to }).expect("the kernel may restore");
+    };
+    assert_eq!(seen(&mut lab, restore), [("client".to_owned(), 47_650, false)].into());
+    // It serves the port: then it was accepted.
+    lab.order(server, &Order::Release).expect("it is held");
+    lab.order(server, &Order::Listen { port: 7001, exchange: CALL }).expect("the port is free");
+    assert_eq!(seen(&mut lab, restore), [("server".to_owned(), 7001, true)].into());
     Ok(())
 }
 
