@@ -38,7 +38,7 @@ use crate::communication::{Direction, PerDirection};
 pub(crate) use blocks::{ranges, size};
 pub(crate) use connections::{Connections, Transport};
 pub(crate) use difference::{Allowed, Difference, DifferenceError, compare, is_valid, supposed, with_former};
-pub(crate) use expressible::{is_dns_label, is_expressible};
+pub(crate) use expressible::{is_dns_label, is_expressible, stays_on_link};
 pub(crate) use label_index::LabelIndex;
 pub(crate) use ownership::{MANAGED_BY, MANAGER, is_marked, marks};
 

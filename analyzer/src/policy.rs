@@ -10,6 +10,7 @@ mod check;
 pub(crate) mod cilium;
 pub(crate) mod explanation;
 mod finding;
+mod locality;
 mod name;
 mod open_ingress;
 mod outside;
@@ -39,6 +40,7 @@ use crate::{
 };
 pub(crate) use check::PolicyError;
 pub(crate) use finding::Finding;
+use locality::is_link_local;
 pub(crate) use outside::Outside;
 use rule::{Peer, Port, Rules};
 use selector::Selectors;
@@ -130,6 +132,7 @@ pub(crate) fn synthesize<'a>(
     draft.withhold_undirected();
     draft.withhold_redirected();
     draft.withhold_unattributed();
+    draft.withhold_dynamic();
     draft.withhold_unrecorded_transports();
     draft.merge_outside();
     draft.finish()
@@ -213,6 +216,9 @@ impl<'a> Draft<'a> {
             }
             return;
         }
+        if self.stays_on_link(edge) {
+            return;
+        }
         let Some(transport) = transport.known().filter(|_| is_expressible(edge)) else {
             self.withhold_unknown(edge, evidence);
             self.findings.insert(Finding::Unresolved { rule: edge.to_string() });
@@ -226,12 +232,19 @@ impl<'a> Draft<'a> {
             }
             _ => &[transport],
         };
-        let allowed = |port: u16| transports.iter().map(move |transport| (*transport, port));
+        let allowed = |port: u16| transports.iter().map(move |transport| Port::single(*transport, port));
+        // A range that a person pinned stands for the ports of it that were seen.
+        let pinned = self.sets.pinned_ports.get(edge);
+        let served: Vec<Port> = match pinned {
+            Some(ranges) => ranges.iter().map(|range| Port::range(transport, range)).collect(),
+            None => allowed(*port).collect(),
+        };
         if let Endpoint::Workload(workload) = source
             && self.wants(workload)
         {
             let of_service = evidence.service_ports.iter().filter(|_| self.wish.service_ports);
-            let ports: Vec<Port> = allowed(*port).chain(of_service.flat_map(|port| allowed(*port))).collect();
+            let of_service = of_service.flat_map(|port| allowed(*port));
+            let ports: Vec<Port> = served.iter().copied().chain(of_service).collect();
             if is_dns {
                 self.asks_names.insert(workload.clone());
             }
@@ -245,8 +258,7 @@ impl<'a> Draft<'a> {
             && self.wants(workload)
             && (evidence.answered || matches!(fate, Fate::Pinned(_)))
         {
-            let ports: Vec<Port> = allowed(*port).collect();
-            self.allow(workload, Direction::Ingress, source, edge, &ports);
+            self.allow(workload, Direction::Ingress, source, edge, &served);
         }
     }
 
@@ -282,10 +294,18 @@ impl<'a> Draft<'a> {
                 if let Some(cidr) = self.wish.node_cidrs.iter().find(|cidr| cidr.contains(address)) {
                     return Some(Peer::Block { cidr: cidr.trunc(), is_node: true });
                 }
-                self.findings.insert(Finding::AddressOfNode { rule: edge.to_string() });
+                // One of a link, such as of a local resolver, is the same on all nodes.
+                if !is_link_local(*address) {
+                    self.findings.insert(Finding::AddressOfNode { rule: edge.to_string() });
+                }
                 Some(Peer::Block { cidr: (*address).into(), is_node: true })
             }
-            Endpoint::External { address } => Some(Peer::Block { cidr: (*address).into(), is_node: false }),
+            Endpoint::External { address } => {
+                if address.is_multicast() {
+                    self.findings.insert(Finding::Multicast { rule: edge.to_string() });
+                }
+                Some(Peer::Block { cidr: (*address).into(), is_node: false })
+            }
             Endpoint::Unknown { .. } => None,
         }
     }
@@ -397,6 +417,7 @@ impl<'a> Draft<'a> {
             };
             self.findings.extend(reasons.into_iter().map(finding));
         }
+        self.name_other_networks();
         for workload in self.silent(rules) {
             let time = self.sets.exposure.of(workload).map(|time| time.sums());
             let workload = workload.clone();
@@ -461,10 +482,6 @@ impl<'a> Draft<'a> {
         }
         policies
     }
-}
-
-fn told((transport, port): &Port) -> String {
-    format!("{port}/{}", transport.protocol())
 }
 
 fn path_of(record: &InventoryRecord) -> String {

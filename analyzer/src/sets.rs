@@ -13,6 +13,7 @@ mod certainty;
 mod completeness;
 mod decision;
 mod declared;
+mod dynamic_ports;
 mod exposure;
 mod judge;
 mod learn;
@@ -23,7 +24,10 @@ mod text;
 mod unattributed;
 mod undirected;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use roaring::RoaringBitmap;
 use schemas::{
@@ -36,6 +40,7 @@ use serde::Serialize;
 pub(crate) use completeness::{Completeness, Estimate};
 pub(crate) use decision::{Decisions, DecisionsError};
 pub(crate) use declared::behind;
+pub(crate) use dynamic_ports::{Dynamic, DynamicPorts};
 pub(crate) use exposure::{CoverageRow, GapRow, Unrecorded, named};
 pub(crate) use learn::{Learn, Learned, Learning, learn};
 pub(crate) use redirect::Redirects;
@@ -46,7 +51,7 @@ pub(crate) use undirected::Undirected;
 
 use crate::{
     capture::health::Run,
-    communication::{Communications, Direction, Edge, Evidence, PerDirection, Workload},
+    communication::{Communications, Direction, Edge, Endpoint, Evidence, PerDirection, Workload},
 };
 use certainty::{Certainty, OwnHours};
 use declared::Declared;
@@ -86,6 +91,10 @@ pub(crate) struct Sets {
     pub(crate) unrecorded_ports: BTreeMap<Workload, BTreeSet<(Transport, u16)>>,
     /// Ports that are dialled, where a proxy accepts on another one.
     pub(crate) redirects: Redirects,
+    /// Destinations with ports that differ each time, on which nobody has decided.
+    pub(crate) dynamic_ports: DynamicPorts,
+    /// Of edges that a person pinned with a range of ports, that range without what was forbidden.
+    pub(crate) pinned_ports: BTreeMap<Edge, Vec<RangeInclusive<u16>>>,
 }
 
 /// What a workload talks to.
@@ -212,24 +221,35 @@ impl Sets {
         let unattributed = unattributed::find(&communications, index);
         let mut exposure = Exposure::new(index, runs, &communications);
         own.find_unseen(&communications, &redirects, &mut exposure);
-        let fates = {
+        // What is certain of an edge by itself, and by what a person decided.
+        let certain: Vec<Option<Fate>> = {
             let certainty =
                 Certainty::new(&communications, &exposure, &redirects, &own, &unattributed, index.tolerance_ms());
-            let judge = judge::Judge { index, exposure: &exposure, thresholds };
             let fate = |(edge, evidence): (&Edge, &Evidence)| match decisions.of(edge, &mut concerned) {
-                _ if edge.own_node => Fate::OwnNode,
-                Some(fate) if evidence.is_established() => fate,
-                Some(fate @ Fate::Pinned(_)) => fate,
-                _ if !evidence.is_established() => Fate::Failed,
-                _ if certainty.is_unanswered(edge, evidence) => Fate::Unanswered,
-                _ => certainty
-                    .doubt(edge, evidence)
-                    .or_else(|| judge.held(edge, evidence))
-                    .map_or(Fate::Learned, Fate::Held),
+                _ if edge.own_node && !is_visitor(index, edge, evidence) => Some(Fate::OwnNode),
+                Some(fate) if evidence.is_established() => Some(fate),
+                Some(fate @ Fate::Pinned(_)) => Some(fate),
+                _ if !evidence.is_established() => Some(Fate::Failed),
+                _ if certainty.is_unanswered(edge, evidence) => Some(Fate::Unanswered),
+                _ => certainty.doubt(edge, evidence).map(Fate::Held),
             };
-            communications.iter().map(fate).collect::<Vec<Fate>>()
+            communications.iter().map(fate).collect()
         };
         let judge = judge::Judge { index, exposure: &exposure, thresholds };
+        let dynamic_ports = {
+            let open = communications.iter().zip(&certain).filter(|(_, fate)| fate.is_none());
+            dynamic_ports::find(open.map(|(communication, _)| communication), &declared)
+        };
+        let fates: Vec<Fate> = communications
+            .iter()
+            .zip(certain)
+            .map(|((edge, evidence), certain)| {
+                let held = || {
+                    dynamic_ports::doubt(&dynamic_ports, edge).or_else(|| judge.held(edge, evidence)).map(Fate::Held)
+                };
+                certain.or_else(held).unwrap_or(Fate::Learned)
+            })
+            .collect();
         let mut edges: BTreeMap<Edge, (Evidence, Fate)> = BTreeMap::new();
         for ((edge, evidence), fate) in communications.into_iter().zip(fates) {
             if evidence.asks_names(&edge) {
@@ -246,6 +266,9 @@ impl Sets {
         for (edge, fate) in decisions.pinned_edges(index, &mut concerned) {
             edges.entry(edge).or_insert_with(|| (Evidence::default(), fate));
         }
+        let dynamic_ports = dynamic_ports::undecided(dynamic_ports, &edges);
+        let pinned = edges.iter().filter(|(_, (_, fate))| matches!(fate, Fate::Pinned(_)));
+        let pinned_ports = pinned.filter_map(|(edge, _)| Some((edge.clone(), decisions.range_of(edge)?))).collect();
         let mut entries: BTreeMap<Workload, Vec<Entry>> = BTreeMap::new();
         for (edge, (evidence, fate)) in &edges {
             if matches!(fate, Fate::Failed | Fate::Unanswered | Fate::OwnNode) {
@@ -283,8 +306,17 @@ impl Sets {
             unattributed,
             unrecorded_ports,
             redirects,
+            dynamic_ports,
+            pinned_ports,
         }
     }
+}
+
+/// Whether the source hides behind the address of its destination's node: a bridge has the address that the node takes for
+/// what comes through it, and the node's own processes are recorded by its agent.
+fn is_visitor(index: &Index, edge: &Edge, evidence: &Evidence) -> bool {
+    evidence.client_hours.is_empty()
+        && matches!(&edge.source, Endpoint::Node { address, .. } if index.is_interface_alone(*address))
 }
 
 /// Of some hours, how many there are from one on.

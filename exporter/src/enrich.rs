@@ -98,6 +98,8 @@ pub(crate) struct Enricher {
     next_prune: TimestampMs,
     /// Paths of the inventory that were not there, as far as reported.
     missing: BTreeSet<PathBuf>,
+    /// UIDs of pods with a network of their own that have a process in the node's, as far as reported.
+    in_node_network: BTreeSet<Arc<str>>,
     next_seq: i64,
 }
 
@@ -139,6 +141,7 @@ impl Enricher {
             window_ms,
             next_prune: TimestampMs(0),
             missing: BTreeSet::new(),
+            in_node_network: BTreeSet::new(),
             next_seq: 0,
         }
     }
@@ -273,6 +276,7 @@ impl Enricher {
         if !self.filter.wants(key, &local, &remote) {
             return Step::Filtered;
         }
+        self.note_network(&local, sums.last_seen);
         let is_contradicted = self.sockets.is_contradicted(key.socket);
         // A UDP socket may be bound to no address: then it is the pod's.
         let bound = Some(key.local_address).filter(|address| !address.is_unspecified());
@@ -343,6 +347,20 @@ impl Enricher {
         Step::Record { record, is_unnamed, is_contradicted }
     }
 
+    /// Reports a pod with a network of its own that has a process in the node's, once.
+    fn note_network(&mut self, local: &End, at: TimestampMs) {
+        let Some(uid) = local.pod_uid.as_ref().filter(|_| local.host_network == Some(true)) else { return };
+        let has_its_own = self.index.pod(uid, at).is_some_and(|pod| pod.host_network != Some(true));
+        if has_its_own && self.in_node_network.insert(Arc::clone(uid)) {
+            let (namespace, pod) = (local.namespace.as_deref().unwrap_or_default(), local.pod.as_deref());
+            tracing::warn!(
+                namespace,
+                pod,
+                "has a process in the node's network: what it does there counts as the node's"
+            );
+        }
+    }
+
     /// Whether the metadata of an end may be on its way: the API server tells of pods later than they begin.
     fn may_come(&self, end: &End) -> bool {
         use UnknownReason::{NoInventory, NoOwner, UnmappedSocket};
@@ -365,7 +383,11 @@ impl Enricher {
                 Owner::Pod(other) if !is_certain && (&other.namespace, &other.name) != (&pod.namespace, &pod.name) => {
                     End::unknown(UnknownReason::UnmappedSocket)
                 }
-                _ => End::pod(&self.index, pod),
+                // A process of a pod may have stayed in, or entered, the node's network: on the wire it is the node.
+                _ => {
+                    let host_network = pod.host_network == Some(true) || self.sockets.is_host(socket);
+                    End { host_network: Some(host_network), ..End::pod(&self.index, pod) }
+                }
             };
         }
         // Its cgroup tells the UID, by which the analyzer will know it.

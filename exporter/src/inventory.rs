@@ -1,8 +1,11 @@
-//! Where the agent learns who the pods are: from a file, or from the Kubernetes API.
+//! Where the agent learns who the pods are: from a file, or from the Kubernetes API; and what it knows of its node by itself.
+
+mod interfaces;
 
 use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
 
-use kubernetes::inventory_log::InventoryLog;
+pub(crate) use interfaces::Interfaces;
+use kubernetes::{Change, inventory_log::InventoryLog};
 use schemas::{
     capture::Origin,
     inventory::{InventoryRecord, Scope},
@@ -21,6 +24,8 @@ pub(crate) struct Inventory {
     file: Option<InventoryFile>,
     /// With a file: where the sockets of this node's pods are.
     observations: Vec<Observation>,
+    /// Where the node's own interfaces are looked up, and when they are next.
+    interfaces: Interfaces,
 }
 
 struct InventoryFile {
@@ -34,18 +39,20 @@ impl Inventory {
     ///
     /// # Errors
     /// It can't be read or is not valid.
-    pub(crate) fn of_file(path: PathBuf, origin: &Origin) -> Result<Self, InventoryError> {
+    pub(crate) fn of_file(path: PathBuf, origin: &Origin, interfaces: Interfaces) -> Result<Self, InventoryError> {
         let read_at = fs::metadata(&path).ok().and_then(|metadata| metadata.modified().ok());
         let observations = file::read(&path, &origin.node)?;
         let mut log = InventoryLog::new(origin.clone(), Scope::Cluster);
-        log.replace(records(&observations), TimestampMs(0));
+        let known = records(&observations).into_iter().chain(interfaces.record());
+        log.replace(known.collect(), TimestampMs(0));
         let file = Some(InventoryFile { path, node: Arc::clone(&origin.node), read_at });
-        Ok(Self { log, file, observations })
+        Ok(Self { log, file, observations, interfaces })
     }
 
     /// Knows what it is told of this node's pods.
-    pub(crate) fn of_node(origin: &Origin) -> Self {
-        Self { log: InventoryLog::new(origin.clone(), Scope::Part), file: None, observations: Vec::new() }
+    pub(crate) fn of_node(origin: &Origin, interfaces: Interfaces) -> Self {
+        let log = InventoryLog::new(origin.clone(), Scope::Part);
+        Self { log, file: None, observations: Vec::new(), interfaces }
     }
 
     /// Whether it is told of this node's pods, rather than reading a file.
@@ -75,9 +82,16 @@ impl Inventory {
         }
     }
 
+    /// Looks at the node's interfaces again, now and then; what changed, if anything did.
+    pub(crate) fn look_at_interfaces(&mut self, now: TimestampMs) -> Option<Change> {
+        let record = self.interfaces.look(now).then(|| self.interfaces.record())?;
+        record.map(Change::There).filter(|change| self.log.is_news(change))
+    }
+
     /// Takes over what a file says now, and returns rows that tell the difference.
     pub(crate) fn replace(&mut self, new: Vec<Observation>, now: TimestampMs) -> Vec<InventoryRecord> {
-        let rows = self.log.replace(records(&new), now);
+        let known = records(&new).into_iter().chain(self.interfaces.record());
+        let rows = self.log.replace(known.collect(), now);
         self.observations = new;
         rows
     }

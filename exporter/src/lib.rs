@@ -90,15 +90,15 @@ async fn record(args: Args) -> Result<RunSummary, RunError> {
     let interrupt = signal(SignalKind::interrupt()).map_err(RunError::Recorder)?;
     let terminate = signal(SignalKind::terminate()).map_err(RunError::Recorder)?;
     let hangup = signal(SignalKind::hangup()).map_err(RunError::Recorder)?;
-    run(args, async move {
+    let shutdown = async move {
         let (mut interrupt, mut terminate, mut hangup) = (interrupt, terminate, hangup);
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
         }
-    })
-    .await
+    };
+    Box::pin(run(args, shutdown)).await
 }
 
 /// An error with its causes, as one line: of each the first.

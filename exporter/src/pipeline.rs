@@ -46,7 +46,7 @@ use crate::{
         labels::{Keys, LabelPolicy},
     },
     flow::{Clock, Flow, FlowTable, FlowTableLimits, TableLoss},
-    inventory::Inventory,
+    inventory::{Interfaces, Inventory},
     live::{self, Admission},
     probe::{
         self, Degraded, NodeNetns, Probe, ProbeCounters, ProbeError, ProbeOptions,
@@ -156,9 +156,10 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     if args.host_netns.is_some() {
         host_netns(args.host_netns.as_deref(), None)?; // a wrong one is an error before anything is written
     }
+    let interfaces = Interfaces::new(args.host_netns.as_deref(), &origin.node);
     let inventory = match args.inventory.clone() {
-        Some(path) => Inventory::of_file(path, &origin)?,
-        None => Inventory::of_node(&origin),
+        Some(path) => Inventory::of_file(path, &origin, interfaces)?,
+        None => Inventory::of_node(&origin, interfaces),
     };
     let client = if args.kubernetes { Some(kubernetes::connect().await?) } else { None };
     let (mut serving, mut live) = (None, None);

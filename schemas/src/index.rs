@@ -112,8 +112,11 @@ pub struct Index {
     services_by_node_port: HashMap<u16, Vec<usize>>,
     leases: HashMap<IpAddr, Vec<Lease>>,
     ranges: Ranges,
-    /// The first addresses of nodes' pod ranges.
+    /// The first addresses of nodes' pod ranges, and the last ones.
     pod_ranges: BTreeSet<IpAddr>,
+    pod_range_ends: BTreeSet<IpAddr>,
+    /// Addresses of nodes' own interfaces, and the nodes: some addresses are on several, such as that of a local resolver.
+    interfaces: HashMap<IpAddr, BTreeSet<Arc<str>>>,
     snapshots: HashMap<Arc<str>, Snapshot>,
     last_heard: HashMap<Arc<str>, TimestampMs>,
     coverage: Coverage,
@@ -329,6 +332,12 @@ impl Index {
             self.ranges.add(cidr);
             if *record.kind == ObjectKind::Node {
                 self.pod_ranges.insert(cidr.network());
+                self.pod_range_ends.insert(cidr.broadcast());
+            }
+        }
+        if *record.kind == ObjectKind::NodeInterfaces {
+            for address in addresses(&record) {
+                self.interfaces.entry(address).or_default().insert(Arc::clone(&record.name));
             }
         }
         let id = self.object_id(&record);

@@ -9,6 +9,9 @@ pub use crate::vocabulary::{InventoryEvent, ObjectKind, Scope};
 /// Name of the writer that knows the whole cluster, in place of a node's: no node can have it.
 pub const WRITER: &str = "_cluster";
 
+/// The annotation of a pod that names its networks beside the cluster's own, as CNI's network plumbing group has it.
+pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+
 /// Labels of an object.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -36,7 +39,7 @@ dataset! {
     scope: Arc<str> => "inventory.scope", "";
     /// `upsert`, `delete` or `snapshot`.
     event: Arc<str> => "inventory.event", "";
-    /// `Pod`, `Service`, `EndpointSlice`, `Node`, `Namespace`, `Workload` or `ServiceCIDR`.
+    /// `Pod`, `Service`, `EndpointSlice`, `Node`, `NodeInterfaces`, `Namespace`, `Workload` or `ServiceCIDR`.
     kind: Arc<str> => "inventory.kind", "";
     /// Namespace of the object; null for objects of cluster scope.
     namespace: Option<Arc<str>> => "k8s.namespace.name", "";
@@ -44,7 +47,8 @@ dataset! {
     name: Arc<str> => "inventory.name", "";
     /// UID of the object.
     uid: Option<Arc<str>> => "inventory.uid", "";
-    /// Its addresses: a pod's, a node's, a Service's cluster, external and load-balancer ones, a slice's ready endpoints.
+    /// Its addresses: a pod's, a node's, those of a node's own interfaces, a Service's cluster, external and load-balancer
+    /// ones, a slice's ready endpoints.
     addresses: Vec<Arc<str>> => "inventory.addresses", "";
     /// Address ranges it stands for, in CIDR notation: a node's pod ranges, the range of a ServiceCIDR.
     cidrs: Vec<Arc<str>> => "inventory.cidrs", "";
@@ -79,6 +83,8 @@ dataset! {
     lease_start: Option<TimestampMs> => "inventory.lease.start", "";
     /// Until when the object had its addresses; null while it has them.
     lease_end: Option<TimestampMs> => "inventory.lease.end", "";
+    /// Name of a pod's RuntimeClass; null for its node's default runtime.
+    runtime_class: Option<Arc<str>> => "inventory.runtime_class", "";
 
     partition by observed_at, |row| row.observed_at;
     sort by |a, b| (a.observed_at, a.seq).cmp(&(b.observed_at, b.seq));

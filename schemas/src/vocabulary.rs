@@ -70,6 +70,9 @@ vocabulary! {
         Namespace = "Namespace",
         /// A node.
         Node = "Node",
+        /// The addresses of a node's own interfaces, such as bridges and tunnels, which Kubernetes does not know; named after
+        /// the node.
+        NodeInterfaces = "NodeInterfaces",
         /// A pod.
         Pod = "Pod",
         /// A Service.

@@ -18,6 +18,7 @@ use schemas::{
     hour::{Hour, HourRange},
     index::Index,
     table::TimestampMs,
+    vocabulary::Transport,
 };
 use serde::Serialize;
 
@@ -33,7 +34,7 @@ use crate::{
     },
     output::{self, OutputError},
     policy::{self, PolicyError, Wish},
-    sets::{Estimate, Fate, Sets},
+    sets::{Dynamic, Estimate, Fate, Sets},
 };
 
 /// Why nothing can be tried.
@@ -68,6 +69,22 @@ struct Backtest {
     replayed_hours: i64,
     total: Counts,
     workloads: Vec<WorkloadTried>,
+    dynamic_ports: Vec<DynamicPortsTried>,
+}
+
+/// What would have become of connections to ports that differ each time, by what a person may decide.
+#[derive(Debug, Serialize)]
+struct DynamicPortsTried {
+    destination: String,
+    transport: &'static str,
+    /// How many were seen before the split.
+    ports: usize,
+    later_connections: i64,
+    /// Of them those that are denied if the ports that were seen are allowed, and no others.
+    denied_by_ports_seen: i64,
+    /// A range that allows ports to come, and what is denied all the same.
+    range: String,
+    denied_by_range: i64,
 }
 
 /// Edges and connections of a workload, or of all.
@@ -269,7 +286,41 @@ impl Trial<'_> {
         let mut workloads: Vec<WorkloadTried> = tried.into_values().collect();
         workloads.sort_by_key(|tried| std::cmp::Reverse(tried.counts.denied));
         let (learned_hours, replayed_hours) = *hours;
-        Ok(Backtest { split: split.to_string(), learned_hours, replayed_hours, total, workloads })
+        let dynamic_ports = self.dynamic_ports();
+        Ok(Backtest { split: split.to_string(), learned_hours, replayed_hours, total, workloads, dynamic_ports })
+    }
+
+    /// What each choice for ports that differ each time would have denied.
+    fn dynamic_ports(&self) -> Vec<DynamicPortsTried> {
+        let is_wanted = |end: &Endpoint| workload_of(end).is_some_and(|workload| self.wish.wants(workload));
+        let wanted = self.sets.dynamic_ports.iter();
+        let wanted = wanted.filter(|((end, _), found)| is_wanted(end) || found.sources.iter().any(is_wanted));
+        let tried = |((destination, transport), found): (&(Endpoint, Transport), &Dynamic)| {
+            let (first, last) = found.range();
+            let known = self.later.dynamic_ports.get(&(destination.clone(), *transport));
+            let is_such =
+                |port: &u16| found.ports.contains(port) || known.is_some_and(|known| known.ports.contains(port));
+            let later = self.later.edges.iter().filter(|(edge, (evidence, _))| {
+                let is_to_it = edge.destination == *destination && edge.transport.known() == Some(*transport);
+                let was_learned = || self.sets.edges.get(edge).is_some_and(|(_, fate)| fate.is_allowed());
+                let may_be = is_such(&edge.port) || (first..=last).contains(&edge.port);
+                is_to_it && may_be && evidence.is_established() && !was_learned()
+            });
+            let later: Vec<(u16, i64)> = later.map(|(edge, (evidence, _))| (edge.port, evidence.connections)).collect();
+            let denied = |is_allowed: &dyn Fn(&u16) -> bool| -> i64 {
+                later.iter().filter(|(port, _)| !is_allowed(port)).map(|(_, connections)| connections).sum()
+            };
+            DynamicPortsTried {
+                destination: destination.to_string(),
+                transport: transport.protocol(),
+                ports: found.ports.len(),
+                later_connections: denied(&|_| false),
+                denied_by_ports_seen: denied(&|port| found.ports.contains(port)),
+                range: format!("{first}-{last}"),
+                denied_by_range: denied(&|port| (first..=last).contains(port)),
+            }
+        };
+        wanted.map(tried).collect()
     }
 
     /// Why an edge was not allowed, as it was known then.
@@ -361,7 +412,7 @@ impl WorkloadTried {
 
 impl Backtest {
     fn text(&self) -> String {
-        let Self { split, learned_hours, replayed_hours, total, workloads } = self;
+        let Self { split, learned_hours, replayed_hours, total, workloads, dynamic_ports } = self;
         let mut text =
             format!("learned from {learned_hours} hours until {split}, tried on {replayed_hours} hours after it\n\n");
         for WorkloadTried { workload, workload_kind, status, open, counts, denied_edges, unused_edges } in workloads {
@@ -380,6 +431,16 @@ impl Backtest {
             for UnusedEdge { edge, status, last_seen } in unused_edges {
                 let _ = writeln!(text, "  unused  {edge}: {status} then, last seen at {last_seen}");
             }
+        }
+        for tried in dynamic_ports {
+            let DynamicPortsTried { destination, transport, ports, later_connections, range, .. } = tried;
+            let (by_seen, by_range) = (tried.denied_by_ports_seen, tried.denied_by_range);
+            let _ = writeln!(
+                text,
+                "\n{destination}: {later_connections} later connections on {transport} ports that differ each time\n  \
+                 allowing the {ports} ports seen before would have denied {by_seen} of them\n  pinning {range} would have \
+                 denied {by_range}; left open, none is denied"
+            );
         }
         let _ = writeln!(text, "\nall together: {}", total.told());
         text

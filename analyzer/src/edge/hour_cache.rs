@@ -105,8 +105,9 @@ impl Flows {
             communications.values().flat_map(|evidence| evidence.source_pods.iter().chain(&evidence.destination_pods));
         let outside =
             communications.keys().flat_map(|edge| [&edge.source, &edge.destination]).filter_map(|end| match end {
-                Endpoint::External { address } => Some(*address),
-                _ => None,
+                Endpoint::External { address } | Endpoint::Node { address, .. } => Some(*address),
+                Endpoint::Unknown { address, .. } => *address,
+                Endpoint::Workload(_) => None,
             });
         self.fingerprint(span, pods.map(|uid| &**uid), outside) + &self.overlaps.fingerprint(runs, *hours)
     }

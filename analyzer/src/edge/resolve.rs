@@ -139,11 +139,18 @@ impl Resolver<'_> {
 
     fn owner(&self, owner: Owner<'_>, address: IpAddr) -> End {
         let text: Arc<str> = address.to_string().into();
+        let mut interfaces = self.index.interface_of(address);
         match owner {
             Owner::Pod(pod) => self.pod(pod),
             Owner::Node(node) => End::node(Some(Arc::clone(&node.name)), Some(text)),
             // Only what is dialled can be a Service; one that dials is a node that hides behind its address.
             Owner::Service(_) => End { address: Some(text), ..End::unknown("service_address") },
+            // Bridges, tunnels and local resolvers have addresses that only the nodes know.
+            Owner::External | Owner::Unknown(UnknownReason::NoOwner | UnknownReason::NoInventory)
+                if let Some(node) = interfaces.next() =>
+            {
+                End::node(Some(Arc::clone(node)).filter(|_| interfaces.next().is_none()), Some(text))
+            }
             Owner::External => End { kind: EndKind::External, address: Some(text), ..End::default() },
             // The first address of a node's pod range is that of its overlay device (flannel.1), from which its own processes
             // reach pods of other nodes.

@@ -70,7 +70,7 @@ fn key(row: &RollupRow) -> impl Ord + use<'_> {
     )
 }
 
-/// Pods and outside addresses that a rollup knows of.
+/// Pods, and addresses that are no pod's, that a rollup knows of.
 pub(super) fn mentions(batches: &[RecordBatch]) -> (BTreeSet<&str>, BTreeSet<IpAddr>) {
     let (mut pods, mut outside) = (BTreeSet::new(), BTreeSet::new());
     for batch in batches {
@@ -86,7 +86,7 @@ pub(super) fn mentions(batches: &[RecordBatch]) -> (BTreeSet<&str>, BTreeSet<IpA
                 addresses.values().as_string::<i32>().iter().map(|text| text?.parse().ok()).collect();
             let ends = kinds.keys().iter().zip(addresses.keys());
             let is_outside =
-                |kind: Option<i32>| kind.is_some_and(|kind| names[kind as usize] == Some(EndKind::External.as_str()));
+                |kind: Option<i32>| kind.is_some_and(|kind| names[kind as usize] != Some(EndKind::Pod.as_str()));
             outside
                 .extend(ends.filter(|(kind, _)| is_outside(*kind)).filter_map(|(_, address)| read[address? as usize]));
         }

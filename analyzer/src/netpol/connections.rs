@@ -34,9 +34,19 @@ impl Connections {
         self.0[transport as usize].ranges_insert(first..=last);
     }
 
-    /// Takes a port away; whether it was there.
-    pub(crate) fn remove(&mut self, transport: Transport, port: u16) -> bool {
-        self.0[transport as usize].remove(port)
+    /// Takes ports away, from the first to the last; those that were there.
+    pub(crate) fn take(&mut self, transport: Transport, first: u16, last: u16) -> Self {
+        let (ports, mut taken) = (&mut self.0[transport as usize], Self::default());
+        if first == last {
+            if ports.remove(first) {
+                taken.insert(transport, first, last);
+            }
+            return taken;
+        }
+        let asked = RangeSetBlaze::from_iter([first..=last]);
+        taken.0[transport as usize] = &*ports & &asked;
+        *ports = &*ports - &asked;
+        taken
     }
 
     /// The ranges of ports by transport, in order.

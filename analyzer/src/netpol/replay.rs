@@ -168,8 +168,8 @@ pub(crate) fn replay<'a, 'p>(
     (verdict, invalid)
 }
 
-/// A port that may be allowed: it was observed, under `None`, or there is an excuse.
-type Reason = (Option<Excuse>, Transport, u16);
+/// Ports that may be allowed, from the first to the last: they were observed, under `None`, or there is an excuse.
+type Reason = (Option<Excuse>, Transport, u16, u16);
 
 struct Replay<'a, 'p> {
     sets: &'a Sets,
@@ -269,22 +269,24 @@ impl<'a> Replay<'a, '_> {
         let reasons = |source, destination| known.get(&(source, destination)).map_or(&[][..], Vec::as_slice);
         let mut unseen: BTreeMap<(Workload, Workload), BTreeMap<Excuse, Connections>> = BTreeMap::new();
         for ((source, destination), mut left) in allowed {
-            for (_, transport, port) in reasons(source, destination).iter().filter(|(excuse, ..)| excuse.is_none()) {
-                left.remove(*transport, *port);
+            let observed = reasons(source, destination).iter().filter(|(excuse, ..)| excuse.is_none());
+            for (_, transport, first, last) in observed {
+                left.take(*transport, *first, *last);
             }
             let mut excused: BTreeMap<Excuse, Connections> = BTreeMap::new();
-            let mut excuse = |left: &mut Connections, excuse, transport, port| {
-                if left.remove(transport, port) {
-                    excused.entry(excuse).or_default().insert(transport, port, port);
+            let mut excuse = |left: &mut Connections, excuse, (transport, first, last)| {
+                let taken = left.take(transport, first, last);
+                if !taken.is_none() {
+                    *excused.entry(excuse).or_default() |= &taken;
                 }
             };
             let mut others: Vec<_> =
-                reasons(source, destination).iter().filter_map(|(e, t, p)| Some(((*e)?, *t, *p))).collect();
+                reasons(source, destination).iter().filter_map(|(e, t, p, q)| Some(((*e)?, (*t, *p, *q)))).collect();
             others.sort_unstable();
-            others.into_iter().for_each(|(of, transport, port)| excuse(&mut left, of, transport, port));
+            others.into_iter().for_each(|(of, ports)| excuse(&mut left, of, ports));
             for (other_source, other_destination) in self.alike(source, destination) {
-                for (_, transport, port) in reasons(other_source, other_destination) {
-                    excuse(&mut left, Excuse::Collateral, *transport, *port);
+                for (_, transport, first, last) in reasons(other_source, other_destination) {
+                    excuse(&mut left, Excuse::Collateral, (*transport, *first, *last));
                 }
             }
             if !left.is_none() {
@@ -321,18 +323,21 @@ impl<'a> Replay<'a, '_> {
             let Some(transport) = edge.transport.known() else { continue };
             let reasons = known.entry((source, destination)).or_default();
             if matches!(fate, Fate::Pinned(_)) {
-                reasons.push((Some(Excuse::Pinned), transport, edge.port));
+                let ranges = self.sets.pinned_ports.get(edge).into_iter().flatten();
+                reasons.extend(ranges.map(|range| (Some(Excuse::Pinned), transport, *range.start(), *range.end())));
+                reasons.push((Some(Excuse::Pinned), transport, edge.port, edge.port));
             }
             if !evidence.is_established() {
                 continue;
             }
             let excuse = (evidence.via_service && !evidence.answered).then_some(Excuse::ViaService);
-            reasons.push((excuse, transport, edge.port));
-            reasons.extend(evidence.service_ports.iter().map(|port| (Some(Excuse::ServicePort), transport, *port)));
+            reasons.push((excuse, transport, edge.port, edge.port));
+            let of_services = evidence.service_ports.iter();
+            reasons.extend(of_services.map(|port| (Some(Excuse::ServicePort), transport, *port, *port)));
             if evidence.asks_names(edge) {
                 for transport in [Transport::Tcp, Transport::Udp] {
-                    reasons.push((Some(Excuse::Names), transport, edge.port));
-                    reasons.push((Some(Excuse::ServicePort), transport, DNS_PORT));
+                    reasons.push((Some(Excuse::Names), transport, edge.port, edge.port));
+                    reasons.push((Some(Excuse::ServicePort), transport, DNS_PORT, DNS_PORT));
                 }
             }
         }

@@ -140,6 +140,7 @@ impl Explanation {
         for (edge, (evidence, fate)) in &sets.edges {
             for end in [&edge.source, &edge.destination] {
                 if let Endpoint::Workload(workload) = end
+                    && !sets.is_dynamic(edge)
                     && let Some(reason) = why_not(edge, evidence, fate, end)
                 {
                     left_out.entry(workload).or_default().push(LeftOut { edge: edge.to_string(), reason });

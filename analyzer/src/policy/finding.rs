@@ -23,6 +23,12 @@ pub(crate) enum Finding {
     AddressOfNode { rule: String },
     /// A proxy in a workload's pods accepts on a port what was sent to others, which are those of its rules.
     Redirected { workload: Workload, accepting: u16, dialled: BTreeSet<u16> },
+    /// What stays on a link makes no rule.
+    OnLink { rule: String },
+    /// A rule that names a multicast group.
+    Multicast { rule: String },
+    /// A workload whose pods have other networks beside the cluster's.
+    OtherNetworks { workload: Workload, networks: BTreeSet<Arc<str>> },
     /// More addresses than wanted, that can't be merged.
     ManyAddresses { workload: Workload, ports: String, blocks: usize },
     /// A workload that sends, but was not seen to ask for names: it may yet need to.
@@ -68,6 +74,16 @@ impl fmt::Display for Finding {
                     "{workload}: a proxy in its pods accepts on {accepting}/TCP what was sent to {dialled}/TCP, which its \
                      rules name"
                 )
+            }
+            Self::OnLink { rule } => {
+                write!(f, "{rule}: left out, it stays on the link, where pods have other addresses each time")
+            }
+            Self::Multicast { rule } => {
+                write!(f, "{rule}: allowed by the group's address, which not every network plugin heeds")
+            }
+            Self::OtherNetworks { workload, networks } => {
+                let networks = networks.iter().map(|network| &**network).collect::<Vec<_>>().join(", ");
+                write!(f, "{workload}: its pods have other networks ({networks}), which no NetworkPolicy limits")
             }
             Self::ManyAddresses { workload, ports, blocks } => {
                 write!(f, "{workload}: {blocks} addresses outside on {ports} that can't be merged within the limits")

@@ -51,6 +51,7 @@ impl Draft<'_> {
     /// The workloads behind a Service, and the ports that it leads to.
     pub(super) fn behind(&self, service: &InventoryRecord) -> BTreeSet<(Workload, Port)> {
         let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
-        behind(self.index, service, self.sets.exposure.capture.unwrap_or(always))
+        let behind = behind(self.index, service, self.sets.exposure.capture.unwrap_or(always));
+        behind.into_iter().map(|(workload, (transport, port))| (workload, Port::single(transport, port))).collect()
     }
 }

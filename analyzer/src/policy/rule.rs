@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -34,8 +36,13 @@ pub(super) enum Peer {
     },
 }
 
-/// Transport and number.
-pub(super) type Port = (Transport, u16);
+/// Ports of a transport, from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Port {
+    transport: Transport,
+    first: u16,
+    last: u16,
+}
 
 /// What one direction of a workload allows: peers, their ports, and what was observed of each.
 pub(super) type Rules<'a> = BTreeMap<Peer, BTreeMap<Port, BTreeSet<&'a Edge>>>;
@@ -69,7 +76,36 @@ pub(super) fn shortest(rules: &Rules<'_>) -> Vec<Rule> {
     shorter.into_iter().collect()
 }
 
+impl Port {
+    pub(super) const fn single(transport: Transport, port: u16) -> Self {
+        Self { transport, first: port, last: port }
+    }
+
+    pub(super) const fn range(transport: Transport, ports: &RangeInclusive<u16>) -> Self {
+        Self { transport, first: *ports.start(), last: *ports.end() }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { transport, first, last } = self;
+        write!(f, "{first}")?;
+        if first < last {
+            write!(f, "-{last}")?;
+        }
+        write!(f, "/{}", transport.protocol())
+    }
+}
+
 impl Peer {
+    /// The addresses of a node that it names.
+    pub(super) const fn node_block(&self) -> Option<IpNet> {
+        match self {
+            Self::Block { cidr, is_node: true } => Some(*cidr),
+            _ => None,
+        }
+    }
+
     /// As a policy of a namespace names it.
     pub(super) fn to_api(&self, own_namespace: &str) -> NetworkPolicyPeer {
         let block = |cidr: &IpNet, except: Vec<String>| NetworkPolicyPeer {
@@ -93,10 +129,10 @@ impl Peer {
 
 /// Ports as policies name them.
 pub(super) fn api_ports(ports: &BTreeSet<Port>) -> Vec<NetworkPolicyPort> {
-    let port = |(transport, port): &Port| NetworkPolicyPort {
-        port: Some(IntOrString::Int(i32::from(*port))),
+    let port = |Port { transport, first, last }: &Port| NetworkPolicyPort {
+        port: Some(IntOrString::Int(i32::from(*first))),
         protocol: Some(transport.protocol().to_owned()),
-        end_port: None,
+        end_port: (first < last).then(|| i32::from(*last)),
     };
     ports.iter().map(port).collect()
 }
@@ -112,7 +148,7 @@ mod tests {
         for (peer, port) in pairs {
             let cidr = IpNet::from(std::net::IpAddr::from([192, 0, 2, *peer]));
             let ports = rules.entry(Peer::Block { cidr, is_node: false }).or_default();
-            ports.insert((Transport::Tcp, *port), BTreeSet::new());
+            ports.insert(Port::single(Transport::Tcp, *port), BTreeSet::new());
         }
         rules
     }

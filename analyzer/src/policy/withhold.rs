@@ -11,8 +11,7 @@ use schemas::{index::UnknownReason, inventory::ObjectKind, programs::Program};
 
 use super::{
     Draft, Finding, Wish, path_of,
-    rule::{Peer, Port},
-    told,
+    rule::{Peer, Port, Rules},
 };
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
@@ -26,6 +25,16 @@ impl Draft<'_> {
         let mut unsure: BTreeMap<_, BTreeSet<Workload>> = BTreeMap::new();
         for (workload, set) in &self.sets.workloads {
             let time = self.sets.exposure.of(workload);
+            if let Some(runtime) = time.and_then(|time| time.hidden_in()) {
+                let reason = format!(
+                    "its pods run in {runtime}, and the agents of their nodes see nothing of what they do: say what they need \
+                     (--decisions), or write their policy by hand"
+                );
+                for direction in Direction::ALL {
+                    self.withhold_seen(workload, direction, reason.clone());
+                }
+                continue;
+            }
             if let Some(unseen) = time.map(|time| &time.unseen).filter(|unseen| !unseen.is_empty()) {
                 let reason = format!(
                     "others saw it where the agents of its own nodes saw nothing of it: {}; its sockets are not the node's \
@@ -160,6 +169,16 @@ impl Draft<'_> {
         }
     }
 
+    /// Withholds what is dialled on ports that differ each time: those to come are none of those that were seen.
+    pub(super) fn withhold_dynamic(&mut self) {
+        for workload in self.sets.workloads.keys() {
+            for (direction, server, found) in self.sets.dynamic_ports_of(workload) {
+                let reason = found.reason(server, direction);
+                self.withhold_seen(workload, direction, reason);
+            }
+        }
+    }
+
     /// Withholds what connections could belong to of which it is not known which end initiated.
     pub(super) fn withhold_undirected(&mut self) {
         for ((workload, direction), edges) in &self.sets.undirected {
@@ -206,6 +225,7 @@ impl Draft<'_> {
         for (workload, directions) in &mut self.rules {
             for direction in Direction::ALL {
                 let rules = &mut directions[direction];
+                join_nodes(rules);
                 let mut by_ports: BTreeMap<BTreeSet<Port>, BTreeSet<IpAddr>> = BTreeMap::new();
                 for (peer, ports) in rules.iter() {
                     if let Peer::Block { cidr, is_node: false } = peer {
@@ -236,7 +256,7 @@ impl Draft<'_> {
             }
         }
         for (workload, direction, ports, blocks) in crowded {
-            let told = ports.iter().map(told).collect::<Vec<_>>().join(", ");
+            let told = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             if direction == Direction::Egress {
                 self.findings.insert(Finding::ManyAddresses { workload, ports: told, blocks });
                 continue;
@@ -296,6 +316,17 @@ impl Draft<'_> {
                     .iter()
                     .any(|end| matches!(end, Endpoint::Workload(other) if self.rules.contains_key(other)))
             })
+    }
+}
+
+/// Has a node's address in one rule only, where one end knows it for a node's and the other does not.
+fn join_nodes(rules: &mut Rules<'_>) {
+    let nodes: Vec<IpNet> = rules.keys().filter_map(Peer::node_block).collect();
+    for cidr in nodes {
+        if let Some(ports) = rules.remove(&Peer::Block { cidr, is_node: false }) {
+            let known = rules.entry(Peer::Block { cidr, is_node: true }).or_default();
+            ports.into_iter().for_each(|(port, edges)| known.entry(port).or_default().extend(edges));
+        }
     }
 }
 

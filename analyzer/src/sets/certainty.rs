@@ -18,7 +18,7 @@ use schemas::{
 
 use super::{
     Unattributed,
-    exposure::Exposure,
+    exposure::{Exposure, Runtime},
     redirect::{Redirects, WithinPods},
 };
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
@@ -64,7 +64,8 @@ impl OwnHours {
         own.flat_map(|hour| hour.saturating_sub(1)..=hour.saturating_add(1)).collect()
     }
 
-    /// Finds the workloads that others saw have connections while the agents of their own nodes saw nothing of them.
+    /// Finds the workloads that others saw have connections while the agents of their own nodes saw nothing of them, and
+    /// those that run in something that hides it.
     pub(super) fn find_unseen(&self, communications: &Communications, redirects: &Redirects, exposure: &mut Exposure) {
         let mut unseen: BTreeMap<Workload, (RoaringBitmap, BTreeSet<Edge>)> = BTreeMap::new();
         for (edge, evidence) in communications {
@@ -90,6 +91,13 @@ impl OwnHours {
         for (workload, (hours, edges)) in unseen {
             exposure.doubt(&workload, &hours, edges);
         }
+        let hides = |workload: &&Workload| match exposure.of(workload).and_then(|time| time.runtime.as_ref()) {
+            Some(Runtime::Machine) => true,
+            Some(Runtime::Class(_)) => !self.0.contains_key(*workload),
+            None => false,
+        };
+        let hidden: Vec<Workload> = exposure.workloads().filter(hides).cloned().collect();
+        hidden.iter().for_each(|workload| exposure.doubt_all(workload));
     }
 }
 

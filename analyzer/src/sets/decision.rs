@@ -4,11 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use ipnet::IpNet;
+use range_set_blaze::RangeSetBlaze;
 use schemas::{
     index::Index,
     inventory::ObjectKind,
@@ -33,9 +35,17 @@ struct Decision {
     is_pin: bool,
     from: Party,
     to: Party,
-    /// Number, and transport unless it is any; `None` for all ports.
-    port: Option<(u16, Option<Transport>)>,
+    /// `None` for all ports.
+    ports: Option<Ports>,
     reason: String,
+}
+
+/// Ports that a decision is about: one, or those from the first to the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ports {
+    range: RangeInclusive<u16>,
+    /// `None` for any.
+    transport: Option<Transport>,
 }
 
 /// Whom a decision is about.
@@ -95,8 +105,8 @@ enum PortText {
 
 impl Decisions {
     /// Reads a file: lists `pin` and `forbid` of `{from, to, port, reason}`. `from` and `to` are `NAMESPACE/NAME` of a
-    /// workload, `NAMESPACE/*`, an address or a CIDR; `port` is a number, or one with its transport such as `53/udp`,
-    /// or is left out for all.
+    /// workload, `NAMESPACE/*`, an address or a CIDR; `port` is a number or a range such as `30000-32767`,
+    /// also with its transport such as `53/udp`, or is left out for all.
     ///
     /// # Errors
     /// The file can't be read, or says something else.
@@ -162,13 +172,10 @@ impl Decisions {
         concerned: &mut Concerned,
     ) -> BTreeMap<Workload, BTreeSet<(Transport, u16)>> {
         for (number, decision) in self.list.iter().enumerate() {
-            let Some((port, transport)) = decision.port else { continue };
+            let Some(decided) = &decision.ports else { continue };
             for (workload, ports) in &mut ports {
                 if decision.to.is(&Endpoint::Workload(workload.clone()))
-                    && ports
-                        .extract_if(.., |(of, number)| *number == port && transport.is_none_or(|t| t == *of))
-                        .count()
-                        > 0
+                    && ports.extract_if(.., |(transport, port)| decided.has(Some(*transport), *port)).count() > 0
                 {
                     concerned.insert(number);
                 }
@@ -178,12 +185,30 @@ impl Decisions {
         ports
     }
 
+    /// The range of ports with which an edge is pinned, without what is forbidden of it.
+    pub(super) fn range_of(&self, edge: &Edge) -> Option<Vec<RangeInclusive<u16>>> {
+        let pin = self.list.iter().find(|decision| decision.is_pin && decision.is_about(edge))?;
+        let range = pin.ports.as_ref().map(|ports| ports.range.clone()).filter(|range| range.start() < range.end())?;
+        let mut left = RangeSetBlaze::from_iter([range]);
+        let is_same = |decision: &&Decision| decision.from.is(&edge.source) && decision.to.is(&edge.destination);
+        for forbidden in self.list.iter().filter(|decision| !decision.is_pin).filter(is_same) {
+            match &forbidden.ports {
+                None => left.clear(),
+                Some(ports) if ports.transport.is_none_or(|of| edge.transport.known() == Some(of)) => {
+                    left = left - RangeSetBlaze::from_iter([ports.range.clone()]);
+                }
+                Some(_) => {}
+            }
+        }
+        Some(left.ranges().collect())
+    }
+
     /// Edges that are pinned by name and port, and that nothing seen is an example of.
     pub(super) fn pinned_edges(&self, index: &Index, concerned: &mut Concerned) -> Vec<(Edge, Fate)> {
         let mut edges = Vec::new();
         let unseen: Vec<_> = self.list.iter().enumerate().filter(|(number, _)| !concerned.contains(number)).collect();
         for (number, decision) in unseen.into_iter().filter(|(_, decision)| decision.is_pin) {
-            let Some((port, transport)) = &decision.port else { continue };
+            let Some(Ports { range, transport }) = &decision.ports else { continue };
             for source in decision.from.endpoints(index) {
                 for destination in decision.to.endpoints(index) {
                     let transport = Word::Known(transport.unwrap_or(Transport::Tcp));
@@ -191,7 +216,7 @@ impl Decisions {
                         source: source.clone(),
                         destination,
                         transport,
-                        port: *port,
+                        port: *range.start(),
                         own_node: false,
                         source_port: None,
                     };
@@ -216,12 +241,19 @@ impl Decisions {
 impl Decision {
     fn new(entry: DecisionEntry, is_pin: bool) -> Result<Self, String> {
         let DecisionEntry { from, to, port, reason } = entry;
-        let port = match port {
+        let ports = match port {
             None => None,
-            Some(PortText::Number(port)) => Some((port, None)),
+            Some(PortText::Number(port)) => Some(Ports { range: port..=port, transport: None }),
             Some(PortText::Text(text)) => {
-                let (number, transport) = text.split_once('/').map_or((&*text, None), |(n, t)| (n, Some(t)));
-                let number = number.parse().map_err(|_| format!("port `{text}` is no number"))?;
+                let (numbers, transport) = text.split_once('/').map_or((&*text, None), |(n, t)| (n, Some(t)));
+                let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+                let number = |number: &str| number.trim().parse::<u16>();
+                let (Ok(first), Ok(last)) = (number(first), number(last)) else {
+                    return Err(format!("port `{text}` is neither a number nor a range such as 30000-32767"));
+                };
+                if first > last {
+                    return Err(format!("port `{text}`: the range ends before it begins"));
+                }
                 let transport = match transport.map(|other| (Transport::of_protocol(other), other)) {
                     None => None,
                     Some((Some(transport), _)) => Some(transport),
@@ -230,18 +262,15 @@ impl Decision {
                         return Err(format!("port `{text}`: `{other}` is none of tcp, udp and sctp"));
                     }
                 };
-                Some((number, transport))
+                Some(Ports { range: first..=last, transport })
             }
         };
-        Ok(Self { is_pin, from: Party::new(&from)?, to: Party::new(&to)?, port, reason })
+        Ok(Self { is_pin, from: Party::new(&from)?, to: Party::new(&to)?, ports, reason })
     }
 
     fn is_about(&self, edge: &Edge) -> bool {
         let Edge { source, destination, transport, port, .. } = edge;
-        let is_port = self
-            .port
-            .as_ref()
-            .is_none_or(|(number, of)| number == port && of.is_none_or(|of| transport.known() == Some(of)));
+        let is_port = self.ports.as_ref().is_none_or(|ports| ports.has(transport.known(), *port));
         is_port && self.from.is(source) && self.to.is(destination)
     }
 
@@ -254,11 +283,24 @@ impl Decision {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} → {}", if self.is_pin { "pin" } else { "forbid" }, self.from, self.to)?;
-        match &self.port {
-            Some((port, Some(transport))) => write!(f, " {port}/{transport}"),
-            Some((port, None)) => write!(f, " {port}"),
-            None => Ok(()),
+        self.ports.as_ref().map_or(Ok(()), |ports| write!(f, " {ports}"))
+    }
+}
+
+impl Ports {
+    fn has(&self, transport: Option<Transport>, port: u16) -> bool {
+        self.range.contains(&port) && self.transport.is_none_or(|of| transport == Some(of))
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { range, transport } = self;
+        write!(f, "{}", range.start())?;
+        if range.start() < range.end() {
+            write!(f, "-{}", range.end())?;
         }
+        transport.map_or(Ok(()), |transport| write!(f, "/{transport}"))
     }
 }
 
@@ -343,7 +385,8 @@ mod tests {
             [
                 "forbid tools/* → shop/db",
                 "forbid shop/web → 198.51.100.0/24 443",
-                "pin shop/migration → shop/db 5432/tcp"
+                "pin shop/migration → shop/db 5432/tcp",
+                "pin batch/executor → batch/driver 32768-60999/tcp"
             ]
         );
     }
@@ -360,6 +403,10 @@ mod tests {
         assert_eq!(party, "pin[0]: `web` is neither NAMESPACE/NAME, nor an address or a CIDR ");
         let port = refused("forbid: [{ from: a/b, to: c/d }, { from: a/b, to: c/d, port: 80/http }]");
         assert_eq!(port, "forbid[1]: port `80/http`: `http` is none of tcp, udp and sctp ");
+        let range = refused("pin: [{ from: a/b, to: c/d, port: 30000-20000/tcp }]");
+        assert_eq!(range, "pin[0]: port `30000-20000/tcp`: the range ends before it begins ");
+        let word = refused("pin: [{ from: a/b, to: c/d, port: http }]");
+        assert_eq!(word, "pin[0]: port `http` is neither a number nor a range such as 30000-32767 ");
         assert!(refused("allow: []").contains("unknown field `allow`, expected `pin` or `forbid`"));
         assert!(read("").expect("nothing is decided").list.is_empty());
     }

@@ -5,6 +5,7 @@ mod gaps;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use roaring::RoaringBitmap;
 use schemas::{
     hour::Hour,
     index::{Index, Span},
-    inventory::{InventoryRecord, ObjectKind, WRITER},
+    inventory::{InventoryRecord, ObjectKind, WRITER, parse_labels},
     programs::Program,
     table::TimestampMs,
 };
@@ -88,6 +89,17 @@ pub(crate) struct Time {
     /// Connections that others saw it have while the agents of its own nodes watched and saw nothing of it: its sockets are
     /// not its nodes'.
     pub(crate) unseen: BTreeSet<Edge>,
+    /// In what its pods run whose sockets may not be their nodes', in words.
+    pub(super) runtime: Option<Runtime>,
+}
+
+/// In what a pod runs whose sockets may not be its node's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Runtime {
+    /// A RuntimeClass that is not known to make ordinary containers, by name.
+    Class(Arc<str>),
+    /// A virtual machine.
+    Machine,
 }
 
 impl Exposure {
@@ -142,6 +154,7 @@ impl Exposure {
                 time.pods += 1;
                 last_uid = Some(this);
             }
+            time.runtime = time.runtime.take().or_else(|| Runtime::of(pod));
             let none = Vec::new();
             let watches = pod.object_node.as_deref().and_then(|node| watches.get(node)).unwrap_or(&none);
             time.add(Span { from, to }, watches, pod);
@@ -177,6 +190,12 @@ impl Exposure {
         }
         time.observable -= hours;
         time.unseen.extend(unseen);
+    }
+
+    /// Takes in that nothing of what the pods of a workload did was seen.
+    pub(super) fn doubt_all(&mut self, workload: &Workload) {
+        let ran = self.of(workload).map(|time| time.ran.clone()).unwrap_or_default();
+        self.doubt(workload, &ran, BTreeSet::new());
     }
 
     /// Hours in which anything was watched.
@@ -224,6 +243,11 @@ impl Exposure {
 }
 
 impl Time {
+    /// In what its pods run, if nothing of what they did was seen because of it.
+    pub(crate) fn hidden_in(&self) -> Option<&impl fmt::Display> {
+        self.runtime.as_ref().filter(|_| self.sums().1 == 0)
+    }
+
     /// Milliseconds that its pods ran, and of them those observed.
     pub(crate) fn sums(&self) -> (i64, i64) {
         self.hours.values().fold((0, 0), |sums, hour| (sums.0 + hour.0, sums.1 + hour.1))
@@ -327,6 +351,27 @@ impl Time {
     }
 }
 
+impl Runtime {
+    fn of(pod: &InventoryRecord) -> Option<Self> {
+        let is_ordinary = |class: &str| ORDINARY_RUNTIMES.iter().any(|ordinary| class.starts_with(ordinary));
+        let labels = || pod.labels.as_deref().map(parse_labels).unwrap_or_default();
+        if pod.owner_kind.as_deref() == Some(MACHINE) || labels().get(KUBEVIRT).is_some_and(|role| **role == *LAUNCHER)
+        {
+            return Some(Self::Machine);
+        }
+        pod.runtime_class.clone().filter(|class| !is_ordinary(class)).map(Self::Class)
+    }
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Class(class) => write!(f, "RuntimeClass {class}"),
+            Self::Machine => f.write_str("a virtual machine"),
+        }
+    }
+}
+
 /// Whether what only a program records belongs to a direction.
 const fn is_of(program: &Program, direction: Direction) -> bool {
     match direction {
@@ -351,5 +396,12 @@ fn length_ms(spans: impl Iterator<Item = Span>) -> i64 {
     spans.map(|span| span.to.0 - span.from.0).sum()
 }
 
+/// How the names of RuntimeClasses begin whose containers are processes of the node: those of OCI runtimes, and those that
+/// add devices to them.
+const ORDINARY_RUNTIMES: [&str; 7] = ["runc", "crun", "youki", "sysbox", "nvidia", "amd", "habana"];
+/// Label and its value of the pods in which KubeVirt runs virtual machines, and the kind of their owner.
+const KUBEVIRT: &str = "kubevirt.io";
+const LAUNCHER: &str = "virt-launcher";
+const MACHINE: &str = "VirtualMachineInstance";
 /// 2100-01-01: what is later is a wrong clock.
 const LATEST_MS: i64 = 4_102_444_800_000;

@@ -22,10 +22,16 @@ impl Sets {
     pub(crate) fn remarks(&self, is_wanted: impl Fn(&Workload) -> bool) -> String {
         let mut text = String::new();
         let concerns = |end: &Endpoint| matches!(end, Endpoint::Workload(workload) if is_wanted(workload));
+        for (server, found) in &self.dynamic_ports {
+            if concerns(&server.0) || found.sources.iter().any(concerns) {
+                let _ = writeln!(text, "{}", found.described(server));
+            }
+        }
         for (edge, (_, fate)) in
             self.edges.iter().filter(|(edge, _)| concerns(&edge.source) || concerns(&edge.destination))
         {
             let _ = match fate {
+                Fate::Held(_) if self.is_dynamic(edge) => Ok(()),
                 Fate::Held(reason) => writeln!(text, "{edge}: held for review, {reason}"),
                 Fate::Forbidden(reason) if reason.is_empty() => writeln!(text, "{edge}: forbidden"),
                 Fate::Forbidden(reason) => writeln!(text, "{edge}: forbidden, {reason}"),
@@ -70,7 +76,10 @@ impl Sets {
             }
             let _ = write!(text, "; {}", set.completeness.told());
             text.push('\n');
-            let mut entries: Vec<&Entry> = set.entries.iter().collect();
+            for (direction, server, found) in self.dynamic_ports_of(workload) {
+                let _ = writeln!(text, "  held        {}: {}", direction.as_str(), found.described(server));
+            }
+            let mut entries: Vec<&Entry> = set.entries.iter().filter(|entry| !self.is_dynamic(&entry.edge)).collect();
             entries.sort_by_key(|entry| (self.rank(entry), entry.status));
             let width = entries.iter().map(|entry| entry.told().chars().count()).max().unwrap_or(0);
             for entry in entries {

@@ -158,4 +158,4 @@ impl Evidence {
 }
 
 /// The first port that Linux chooses by itself, by default (`net.ipv4.ip_local_port_range`).
-const FIRST_EPHEMERAL: u16 = 32_768;
+pub(super) const FIRST_EPHEMERAL: u16 = 32_768;

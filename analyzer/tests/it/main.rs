@@ -3,7 +3,9 @@
 mod agents;
 mod cli;
 mod connectivity;
+mod dynamic_ports;
 mod input;
+mod localities;
 mod observers;
 mod one_sided;
 mod oracle;
@@ -11,6 +13,7 @@ mod programs;
 mod regenerate;
 mod replayed;
 mod rules;
+mod runtimes;
 mod shapes;
 mod sql;
 mod support;

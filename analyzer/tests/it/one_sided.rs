@@ -178,7 +178,7 @@ fn what_only_the_clients_own_proxy_accepted_is_no_rule_and_is_listed() {
         refused(&mut capture, WEB, dead, 443);
     }
     let report = capture.report();
-    assert_eq!(closed(&report), closed(&plain));
+    assert_eq!(closed(&report), closed(&plain), "{}", report.said);
     for policy in ["demo/db-network", "demo/web-network"] {
         assert_eq!(report.allows(policy), plain.allows(policy));
     }

@@ -256,8 +256,9 @@ impl Report {
                 for peer in rule[end].as_sequence().expect("a rule has peers") {
                     for port in rule["ports"].as_sequence().expect("a rule has ports") {
                         let (number, protocol) = (port["port"].as_u64(), port["protocol"].as_str());
+                        let last = port["endPort"].as_u64().map(|last| format!("-{last}")).unwrap_or_default();
                         let line = format!(
-                            "{direction} {} {}/{}",
+                            "{direction} {} {}{last}/{}",
                             self::peer(peer),
                             number.expect("a number"),
                             protocol.expect("a protocol")

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use kubernetes::ALLOWED_ANNOTATIONS;
 use schemas::{
     inventory::{InventoryRecord, ObjectKind},
     table::Port,
@@ -86,6 +87,11 @@ struct Pod {
     node: Option<Arc<str>>,
     #[serde(default)]
     host_network: bool,
+    #[serde(default)]
+    runtime_class_name: Option<Arc<str>>,
+    /// All but those that the inventory keeps are left out.
+    #[serde(default)]
+    annotations: Map,
     #[serde(default)]
     ports: Vec<ContainerPort>,
     /// Path of the pod's network namespace, such as `/proc/4711/ns/net` or `/run/netns/web`.
@@ -256,7 +262,9 @@ fn service_records(service: Service, records: &mut Vec<InventoryRecord>) {
 }
 
 fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
-    let Pod { namespace, name, uid, labels, owner, pod_ips, node, host_network, ports, netns, cgroup } = pod;
+    let Pod { namespace, name, uid, labels, owner, pod_ips, node, host_network, ports, netns, cgroup, .. } = pod;
+    let (runtime_class, mut annotations) = (pod.runtime_class_name, pod.annotations);
+    annotations.retain(|key, _| ALLOWED_ANNOTATIONS.contains(&&**key));
     let ports = ports.into_iter().map(|ContainerPort { name, container_port, protocol }| Port {
         name,
         protocol: Transport::from(protocol).into(),
@@ -272,7 +280,9 @@ fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
         owner_kind: owner.as_ref().map(|owner| Arc::clone(&owner.kind)),
         owner: owner.map(|owner| owner.name),
         object_node: node.or_else(|| (netns.is_some() || cgroup.is_some()).then(|| Arc::clone(here))),
+        annotations: if annotations.is_empty() { None } else { json(&annotations) },
         host_network: Some(host_network),
+        runtime_class,
         phase: Some("Running".into()),
         ..record(ObjectKind::Pod, Some(&namespace), &name)
     };

@@ -157,6 +157,22 @@ fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
 }
 
 #[test]
+fn what_a_pods_process_does_in_the_nodes_network_is_not_of_the_pods_own() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (mut enricher, _) = enricher(Filter::default(), vec![]);
+    enricher.learn(pod("debug", "10.0.0.1"));
+    let observation =
+        Observation { record: pod("debug", "10.0.0.1"), netns: None, cgroup: Some(directory.path().into()) };
+    enricher.locate(&[observation], TimestampMs(0));
+    for (netns, is_host) in [(HOST, true), (99, false)] {
+        let mut flow = flow(netns, Role::Client, "192.0.2.1", "198.51.100.1", 443);
+        flow.key.socket.cgroup_id = inode(directory.path()).expect("it is there");
+        let row = named(&mut enricher, &flow).expect("it is kept");
+        assert_eq!((row.source_pod.as_deref(), row.source_host_network), (Some("debug"), Some(is_host)));
+    }
+}
+
+#[test]
 fn a_cgroup_that_is_made_anew_is_found_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let cgroup = directory.path().join("service");

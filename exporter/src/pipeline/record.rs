@@ -203,6 +203,9 @@ impl Recorder {
             let rows = self.inventory.replace(observations, now);
             self.write_inventory(rows, now);
         }
+        if let Some(change) = self.inventory.look_at_interfaces(now) {
+            self.record_change(change, now);
+        }
         if !self.inventory.is_of_node() {
             // Namespaces and cgroups come and go without a change of the file.
             self.enricher.locate(self.inventory.observations(), now);
@@ -215,11 +218,7 @@ impl Recorder {
         self.enricher.learn_own(&change, now);
         let news = self.troubles.learn(&change, now);
         self.tell(news, "pods of this node have no names, only UIDs");
-        if self.inventory.log.opens_with(&change, self.sinks.has_open_inventory(), now) {
-            self.record_snapshot(now);
-        }
-        let rows = self.inventory.log.learn(change, now);
-        self.write_inventory(rows, now);
+        self.record_change(change, now);
         if is_listed && !self.inventory.log.has_begun() {
             self.record_snapshot(now);
             if self.inventory.log.next_seq() == 0 {
@@ -228,6 +227,15 @@ impl Recorder {
             }
         }
         self.judge_readiness();
+    }
+
+    /// Learns of a change, and writes what is news.
+    fn record_change(&mut self, change: Change, now: TimestampMs) {
+        if self.inventory.log.opens_with(&change, self.sinks.has_open_inventory(), now) {
+            self.record_snapshot(now);
+        }
+        let rows = self.inventory.log.learn(change, now);
+        self.write_inventory(rows, now);
     }
 
     /// Ready is who knows all that it is to know.

@@ -39,6 +39,7 @@ struct Spec {
     // Of pods.
     node_name: Option<String>,
     host_network: bool,
+    runtime_class_name: Option<String>,
     containers: Vec<Container>,
     init_containers: Vec<Container>,
     // Of Services.
@@ -314,6 +315,7 @@ fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) ->
             .collect(),
         object_node: spec.node_name.as_deref().filter(|node| !node.is_empty()).map(|node| texts.share(node)),
         host_network: Some(spec.host_network),
+        runtime_class: spec.runtime_class_name.as_deref().map(|class| texts.share(class)),
         phase: status.phase.as_deref().map(|phase| texts.share(phase)),
         // kubelet may report the sandbox later than what runs in it.
         lease_start: started.map(moment).chain(sandbox_time("True")).min().filter(|_| has_network),
@@ -411,7 +413,7 @@ fn moment(time: &Time) -> TimestampMs {
 }
 
 /// Annotations that are recorded.
-pub const ALLOWED_ANNOTATIONS: [&str; 1] = [schemas::index::CONFIG_HASH];
+pub const ALLOWED_ANNOTATIONS: [&str; 2] = [schemas::index::CONFIG_HASH, schemas::inventory::NETWORKS];
 /// Label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -92,6 +92,9 @@ impl Fingerprints {
         }
         let outside: BTreeSet<IpAddr> = outside.into_iter().collect();
         for address in outside {
+            for node in index.interface_of(address) {
+                sum = sum.wrapping_add(hash((address, node)));
+            }
             if index.is_of_cluster(address) {
                 sum = sum.wrapping_add(hash(address));
             }
@@ -143,6 +146,6 @@ fn hash(of: impl Hash) -> u64 {
 }
 
 /// Raised when edges are derived in another way: what was summed up before is not what would be now.
-const EDGES_VERSION: u32 = 2;
+const EDGES_VERSION: u32 = 3;
 /// How far beyond a span the index is asked: who is certain of an address was its holder for ten minutes around.
 const MARGIN_MS: i64 = 900_000;

@@ -193,9 +193,24 @@ impl Index {
         self.leases.contains_key(&address) || self.ranges.contains(address)
     }
 
+    /// Whether an address is that of a node's interface, and was nobody's else.
+    pub fn is_interface_alone(&self, address: IpAddr) -> bool {
+        self.interfaces.contains_key(&address) && !self.leases.contains_key(&address)
+    }
+
     /// Whether an address is the first one of a node's pod range.
     pub fn begins_pod_range(&self, address: IpAddr) -> bool {
         self.pod_ranges.contains(&address)
+    }
+
+    /// Whether an address is the last one of a node's pod range, that for all of it (RFC 919).
+    pub fn ends_pod_range(&self, address: IpAddr) -> bool {
+        self.pod_range_ends.contains(&address)
+    }
+
+    /// The nodes that have had an address on an interface of their own, whoever else has it; at any time.
+    pub fn interface_of(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
+        self.interfaces.get(&address).into_iter().flatten()
     }
 
     /// The address ranges of the cluster, disjoint and in order, from first to last address.

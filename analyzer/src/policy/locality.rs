@@ -1,0 +1,52 @@
+//! Traffic that is no matter of NetworkPolicies' rules: what stays on a link, and what passes on networks beside the cluster's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use schemas::inventory::{NETWORKS, ObjectKind, parse_labels};
+
+use super::{Draft, Finding};
+use crate::{
+    communication::{Edge, Endpoint, Workload},
+    netpol::stays_on_link,
+};
+
+impl Draft<'_> {
+    /// Whether an edge is of addresses that hold on one link alone: the next pod has others, so that no rule can name them.
+    pub(super) fn stays_on_link(&mut self, edge: &Edge) -> bool {
+        let stays = [&edge.source, &edge.destination].into_iter().any(|end| match end {
+            Endpoint::External { address } => stays_on_link(*address),
+            Endpoint::Unknown { address: Some(address), .. } => self.index.ends_pod_range(*address),
+            _ => false,
+        });
+        if stays {
+            self.findings.insert(Finding::OnLink { rule: edge.to_string() });
+        }
+        stays
+    }
+
+    /// Names the workloads whose pods have networks beside the cluster's.
+    pub(super) fn name_other_networks(&mut self) {
+        let mut networks: BTreeMap<Workload, BTreeSet<Arc<str>>> = BTreeMap::new();
+        for (pod, _) in self.index.latest(ObjectKind::Pod) {
+            let Some(annotations) = pod.annotations.as_deref() else { continue };
+            let workload = Workload::of(pod, self.index);
+            if let Some(others) = parse_labels(annotations).get(NETWORKS).filter(|_| self.wants(&workload)) {
+                networks.entry(workload).or_default().insert(Arc::clone(others));
+            }
+        }
+        let finding = |(workload, networks)| Finding::OtherNetworks { workload, networks };
+        self.findings.extend(networks.into_iter().map(finding));
+    }
+}
+
+/// Whether an address holds on one link alone (RFC 3927, RFC 4291).
+pub(super) const fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ipv4) => ipv4.is_link_local(),
+        IpAddr::V6(ipv6) => ipv6.is_unicast_link_local(),
+    }
+}
