@@ -417,6 +417,7 @@ impl<'a> Draft<'a> {
             };
             self.findings.extend(reasons.into_iter().map(finding));
         }
+        self.name_tunnels(rules);
         self.name_other_networks();
         for workload in self.silent(rules) {
             let time = self.sets.exposure.of(workload).map(|time| time.sums());

@@ -27,6 +27,8 @@ pub(crate) enum Finding {
     OnLink { rule: String },
     /// A rule that names a multicast group.
     Multicast { rule: String },
+    /// A workload that is reached through the tunnel of a mesh.
+    Tunnel { workload: Workload },
     /// A workload whose pods have other networks beside the cluster's.
     OtherNetworks { workload: Workload, networks: BTreeSet<Arc<str>> },
     /// More addresses than wanted, that can't be merged.
@@ -81,6 +83,10 @@ impl fmt::Display for Finding {
             Self::Multicast { rule } => {
                 write!(f, "{rule}: allowed by the group's address, which not every network plugin heeds")
             }
+            Self::Tunnel { workload } => write!(
+                f,
+                "{workload}: 15008/TCP is the tunnel of an ambient mesh, and stands for all ports: limit them in the mesh"
+            ),
             Self::OtherNetworks { workload, networks } => {
                 let networks = networks.iter().map(|network| &**network).collect::<Vec<_>>().join(", ");
                 write!(f, "{workload}: its pods have other networks ({networks}), which no NetworkPolicy limits")

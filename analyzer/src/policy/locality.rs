@@ -6,11 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use schemas::inventory::{NETWORKS, ObjectKind, parse_labels};
+use schemas::{
+    inventory::{NETWORKS, ObjectKind, parse_labels},
+    vocabulary::Transport,
+};
 
-use super::{Draft, Finding};
+use super::{
+    Draft, Finding,
+    rule::{Port, Rules},
+};
 use crate::{
-    communication::{Edge, Endpoint, Workload},
+    communication::{Direction, Edge, Endpoint, PerDirection, Workload},
     netpol::stays_on_link,
 };
 
@@ -28,6 +34,15 @@ impl Draft<'_> {
         stays
     }
 
+    /// Names the workloads whose rules name the tunnel of a mesh: what passes in it, nobody else sees.
+    pub(super) fn name_tunnels(&mut self, rules: &BTreeMap<Workload, PerDirection<Rules<'_>>>) {
+        let is_tunnelled = |directions: &PerDirection<Rules<'_>>| {
+            directions[Direction::Ingress].values().any(|ports| ports.contains_key(&HBONE))
+        };
+        let tunnelled = rules.iter().filter(|(_, directions)| is_tunnelled(directions)).map(|(workload, _)| workload);
+        self.findings.extend(tunnelled.cloned().map(|workload| Finding::Tunnel { workload }));
+    }
+
     /// Names the workloads whose pods have networks beside the cluster's.
     pub(super) fn name_other_networks(&mut self) {
         let mut networks: BTreeMap<Workload, BTreeSet<Arc<str>>> = BTreeMap::new();
@@ -42,6 +57,9 @@ impl Draft<'_> {
         self.findings.extend(networks.into_iter().map(finding));
     }
 }
+
+/// The port on which the proxies of Istio's ambient mode take connections to all ports of a pod (HTTP-based overlay network).
+const HBONE: Port = Port::single(Transport::Tcp, 15008);
 
 /// Whether an address holds on one link alone (RFC 3927, RFC 4291).
 pub(super) const fn is_link_local(address: IpAddr) -> bool {

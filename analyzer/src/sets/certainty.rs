@@ -20,6 +20,7 @@ use super::{
     Unattributed,
     exposure::{Exposure, Runtime},
     redirect::{Redirects, WithinPods},
+    unattributed,
 };
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
 
@@ -66,14 +67,21 @@ impl OwnHours {
 
     /// Finds the workloads that others saw have connections while the agents of their own nodes saw nothing of them, and
     /// those that run in something that hides it.
-    pub(super) fn find_unseen(&self, communications: &Communications, redirects: &Redirects, exposure: &mut Exposure) {
+    pub(super) fn find_unseen(
+        &self,
+        communications: &Communications,
+        redirects: &Redirects,
+        unattributed: &Unattributed,
+        exposure: &mut Exposure,
+    ) {
         let mut unseen: BTreeMap<Workload, (RoaringBitmap, BTreeSet<Edge>)> = BTreeMap::new();
         for (edge, evidence) in communications {
-            let by_server = (&edge.source, &evidence.server_hours);
+            let by_server = (Direction::Egress, &edge.source, &evidence.server_hours);
             // What was dialled through several Services' pods may have been answered by another one.
             let is_answered = evidence.answered && !evidence.is_unanswered(edge, redirects);
-            let by_client = (&edge.destination, &evidence.client_hours);
-            for (end, hours) in [Some(by_server), Some(by_client).filter(|_| is_answered)].into_iter().flatten() {
+            let by_client = (Direction::Ingress, &edge.destination, &evidence.client_hours);
+            let seen = [Some(by_server), Some(by_client).filter(|_| is_answered)];
+            for (direction, end, hours) in seen.into_iter().flatten() {
                 let Endpoint::Workload(workload) = end else { continue };
                 let Some(time) = exposure.of(workload) else { continue };
                 let mut hours = hours & &evidence.hours & &time.observable;
@@ -81,7 +89,7 @@ impl OwnHours {
                     continue; // as nearly all are
                 }
                 hours -= self.near(workload);
-                if !hours.is_empty() {
+                if !hours.is_empty() && !unattributed::explains(unattributed, workload, direction, edge) {
                     let (all, edges) = unseen.entry(workload.clone()).or_default();
                     *all |= hours;
                     edges.insert(edge.clone());
@@ -148,7 +156,8 @@ impl<'a> Certainty<'a> {
     /// What only a proxy in the client's own pod is known to have accepted.
     fn doubt_client(&self, workload: &Workload, edge: &Edge, evidence: &Evidence) -> Option<String> {
         let is_doubtful = !evidence.client_hours.is_empty()
-            && matches!(edge.destination, Endpoint::External { .. })
+            && evidence.server_hours.is_empty()
+            && matches!(edge.destination, Endpoint::External { .. } | Endpoint::Workload(_))
             && evidence.is_intercepted(edge, self.redirects)
             && evidence.failed >= evidence.connections;
         is_doubtful.then(|| {

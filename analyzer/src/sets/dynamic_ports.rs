@@ -4,9 +4,10 @@
 //!
 //! Undeclared ports of one destination are taken for such if there are several of them and
 //!
-//! - each had one connection, and none was seen twice; or
-//! - each is from the range of which the kernel chooses (from 32768 on, `ip_local_port_range`), and each was another pod's,
-//!   or they were in use one after the other.
+//! - each had one connection, and they are of the range of which the kernel chooses, or one peer's, some of that range or
+//!   many and far from each other; or
+//! - each is of that range (from 32768 on, `ip_local_port_range`), and each was another pod's, or they were in use one after
+//!   the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,8 @@ pub(crate) struct Dynamic {
 
 /// What was seen of one port of a destination.
 struct Seen<'a> {
+    /// The workload that dialled it first; `None` for all who are none.
+    source: Option<&'a Workload>,
     pods: BTreeSet<&'a str>,
     connections: i64,
     first: TimestampMs,
@@ -43,7 +46,11 @@ pub(super) fn find<'a>(
     for (edge, evidence) in communications.filter(|(edge, evidence)| may_be(edge, evidence)) {
         let Some(transport) = edge.transport.known() else { continue };
         let ports = seen.entry((&edge.destination, transport)).or_default();
-        let port = ports.entry(edge.port).or_insert(Seen {
+        let port = ports.entry(edge.port).or_insert_with(|| Seen {
+            source: match &edge.source {
+                Endpoint::Workload(workload) => Some(workload),
+                _ => None,
+            },
             pods: BTreeSet::new(),
             connections: 0,
             first: evidence.first_seen,
@@ -77,18 +84,24 @@ fn may_be(edge: &Edge, evidence: &Evidence) -> bool {
         && !matches!(edge.destination, Endpoint::Unknown { .. })
 }
 
-/// Of the ports of a destination those that differ each time; none where too few do.
+/// Of the ports of a destination those that differ each time.
 fn differing(ports: &BTreeMap<u16, Seen<'_>>) -> BTreeSet<u16> {
-    let of_one_pod = || ports.iter().filter(|(_, seen)| seen.pods.len() <= 1);
     let is_chosen_by_kernel = |port: u16| port >= FIRST_EPHEMERAL;
-    let mut differing: BTreeSet<u16> =
-        of_one_pod().filter(|(_, seen)| seen.connections == 1).map(|(port, _)| *port).collect();
-    let from_kernel = differing.iter().filter(|port| is_chosen_by_kernel(**port)).count();
-    let far = differing.iter().zip(differing.iter().skip(1)).filter(|(port, next)| **next - **port >= FAR).count();
-    let is_scattered = differing.len() >= MANY && 2 * far >= differing.len();
-    // Fixed ports that were tried once each look alike, were it not for where they are.
-    if differing.len() < FEWEST || (from_kernel * 4 < differing.len() && !is_scattered) {
-        differing.clear();
+    let of_one_pod = || ports.iter().filter(|(_, seen)| seen.pods.len() <= 1);
+    let mut once: BTreeMap<Option<&Workload>, BTreeSet<u16>> = BTreeMap::new();
+    for (port, seen) in of_one_pod().filter(|(_, seen)| seen.connections == 1) {
+        once.entry(seen.source).or_default().insert(*port);
+    }
+    let of_kernel: BTreeSet<u16> = once.values().flatten().copied().filter(|port| is_chosen_by_kernel(*port)).collect();
+    let mut differing = if of_kernel.len() >= FEWEST { of_kernel } else { BTreeSet::new() };
+    for ports in once.into_values().filter(|ports| ports.len() >= FEWEST) {
+        let of_kernel = ports.iter().filter(|port| is_chosen_by_kernel(**port)).count();
+        let far = ports.iter().zip(ports.iter().skip(1)).filter(|(port, next)| **next - **port >= FAR).count();
+        let is_scattered = ports.len() >= MANY && 2 * far >= ports.len();
+        // Fixed ports that were tried once each look alike, were it not for where they are.
+        if is_scattered || of_kernel * 4 >= ports.len() {
+            differing.extend(ports);
+        }
     }
     let kernel: BTreeMap<u16, &Seen<'_>> =
         of_one_pod().filter(|(port, _)| is_chosen_by_kernel(**port)).map(|(port, seen)| (*port, seen)).collect();

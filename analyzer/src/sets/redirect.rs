@@ -88,16 +88,16 @@ pub(super) fn settle(communications: &mut Communications, within: &WithinPods, d
         if paired.is_empty() && !is_named && !is_suspect {
             continue;
         }
-        let candidates = if !paired.is_empty() {
-            paired.clone()
-        } else if handed.intersection(&own).next().is_some() {
+        let known: BTreeSet<u16> = if handed.intersection(&own).next().is_some() {
             handed.intersection(&own).copied().collect()
         } else if own.is_empty() {
             handed.into_iter().filter(|port| !is_of_proxy(*port)).collect()
         } else {
             own
         };
-        let only = candidates.first().copied().filter(|_| candidates.len() == 1 && (is_named || !paired.is_empty()));
+        // What some dialled is not all that there is to dial.
+        let is_only = known.len() == 1 && paired.is_subset(&known) && (is_named || !paired.is_empty());
+        let only = known.first().copied().filter(|_| is_only);
         for edge in edges {
             let Some(evidence) = communications.remove(&edge) else { continue };
             let sent = sent(&edge);

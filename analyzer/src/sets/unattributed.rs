@@ -66,6 +66,15 @@ pub(super) fn find(communications: &Communications, index: &Index) -> Unattribut
     unattributed
 }
 
+/// Whether an edge of a workload is one of those that containers of its pods, in a network of their own, are taken to have.
+pub(super) fn explains(unattributed: &Unattributed, workload: &Workload, direction: Direction, edge: &Edge) -> bool {
+    let is_same = |other: &Edge| {
+        let is_port = direction == Direction::Ingress || other.port == edge.port;
+        is_port && other.transport == edge.transport && other.ends(direction).1 == edge.ends(direction).1
+    };
+    unattributed.get(&(workload.clone(), direction)).is_some_and(|(_, edges)| edges.iter().any(is_same))
+}
+
 /// The node of a socket in a network within some pod; `None` for other ends.
 fn network_within(end: &Endpoint) -> Option<&str> {
     match end {

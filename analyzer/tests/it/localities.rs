@@ -91,6 +91,16 @@ fn what_holds_on_one_link_alone_is_no_rule_and_is_named() {
 }
 
 #[test]
+fn the_tunnel_of_a_mesh_stands_for_all_ports_and_is_named() {
+    let mut capture = web_and_db();
+    capture.talk(WEB, DB, 15_008);
+    let report = capture.report();
+    assert!(report.allows("demo/db-network").contains("ingress app=web 15008/TCP"), "{}", report.yaml);
+    assert!(report.said.contains("demo/db: 15008/TCP is the tunnel of an ambient mesh"), "{}", report.said);
+    assert!(!web_and_db().report().said.contains("tunnel"));
+}
+
+#[test]
 fn a_multicast_group_is_a_marked_rule() {
     let mut capture = web_and_db();
     for group in ["224.0.0.251", "ff02::fb"] {

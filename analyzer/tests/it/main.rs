@@ -21,3 +21,4 @@ mod tight;
 mod undirected;
 mod unknown_ends;
 mod withheld;
+mod worlds;
