@@ -49,15 +49,20 @@ pub(super) struct Conversations {
     forgot: Option<TimestampMs>,
     /// Network namespaces and ports on which something was received first: all, once there are too many.
     serving: HashSet<(u64, u16)>,
+    /// Local ports from which a port of somebody was asked, and when last; in two generations.
+    asked: [HashMap<Asked, TimestampMs>; 2],
     young: HashMap<Conversation, (Role, TimestampMs)>,
     old: HashMap<Conversation, (Role, TimestampMs)>,
 }
+
+/// A network namespace, a port of it, and the port of somebody else that was asked from there.
+type Asked = (u64, u16, u16);
 
 impl Conversations {
     /// Remembers at most `limit`, and at least half as many.
     pub(super) fn new(limit: usize, began: TimestampMs) -> Self {
         let (serving, young, old) = (HashSet::new(), HashMap::new(), HashMap::new());
-        Self { limit: limit.max(2), began, forgot: None, serving, young, old }
+        Self { limit: limit.max(2), began, forgot: None, serving, asked: Default::default(), young, old }
     }
 
     /// Datagrams passed in a window, from `time` on.
@@ -77,6 +82,9 @@ impl Conversations {
                 self.forgot = Some(time);
             }
         }
+        if role == Role::Client {
+            self.remember_asked(conversation, time);
+        }
         if role == Role::Server && self.serving.len() < self.limit {
             self.serving.insert((conversation.netns_cookie, conversation.local_port));
         }
@@ -84,15 +92,38 @@ impl Conversations {
         Seen { role, is_new_in_window: window > last_window }
     }
 
+    fn remember_asked(&mut self, conversation: Conversation, time: TimestampMs) {
+        let Conversation { netns_cookie, local_port, remote: (_, port) } = conversation;
+        // Peers ask each other from the same port.
+        if local_port != port {
+            if self.asked[0].len() >= self.limit / 2 {
+                self.asked.swap(0, 1);
+                self.asked[0].clear();
+            }
+            self.asked[0].insert((netns_cookie, local_port, port), time);
+        }
+    }
+
+    /// When the port of somebody was last asked from the same port as in a conversation.
+    fn last_asked(&self, conversation: Conversation) -> Option<TimestampMs> {
+        let Conversation { netns_cookie, local_port, remote: (_, port) } = conversation;
+        self.asked.iter().filter_map(|asked| asked.get(&(netns_cookie, local_port, port)).copied()).max()
+    }
+
     /// What the local end of a new conversation is. What is sent from a port that others may know can be an answer: to
     /// what came before the run, or to what is forgotten. Not after as long as nothing passed as a firewall takes for the
     /// end of a conversation.
     fn begun_by(&self, conversation: Conversation, first: First, time: TimestampMs) -> Role {
         let First { role, port_is_chosen, is_older } = first;
+        let is_soon_after = |then: TimestampMs| time.0 - then.0 < REMEMBERED_MS;
+        // Where a program of the cgroup puts one of several addresses in the place of that which was asked, as Cilium's
+        // load balancing of sockets does, the one that answers is another one, on the same port.
+        if role != Role::Client && self.last_asked(conversation).is_some_and(is_soon_after) {
+            return Role::Client;
+        }
         if role != Role::Client || !port_is_chosen {
             return role;
         }
-        let is_soon_after = |then: TimestampMs| time.0 - then.0 < REMEMBERED_MS;
         let serves = || {
             let socket = (conversation.netns_cookie, conversation.local_port);
             self.serving.len() >= self.limit || self.serving.contains(&socket)
@@ -130,6 +161,24 @@ mod tests {
         assert_eq!(see(Role::Server, 0), Seen { role: Role::Client, is_new_in_window: false });
         assert_eq!(see(Role::Server, 60_000), Seen { role: Role::Client, is_new_in_window: true });
         assert_eq!(see(Role::Server, 0), Seen { role: Role::Client, is_new_in_window: false });
+    }
+
+    #[test]
+    fn an_answer_from_another_address_on_the_port_that_was_asked_is_an_answer() {
+        let mut conversations = Conversations::new(8, TimestampMs(0));
+        let mut see = |local_port, remote: ([u8; 4], u16), role, second: i64| {
+            let remote = (IpAddr::from(remote.0), remote.1);
+            let (time, conversation) =
+                (TimestampMs(second * 1000), Conversation { netns_cookie: 1, local_port, remote });
+            conversations.see(conversation, first(role, true), time, time).role
+        };
+        assert_eq!(see(5999, ([10, 96, 0, 10], 53), Role::Client, 1), Role::Client);
+        assert_eq!(see(5999, ([10, 0, 0, 7], 53), Role::Server, 1), Role::Client, "a backend of the Service");
+        assert_eq!(see(5999, ([10, 0, 0, 8], 40_000), Role::Server, 1), Role::Server, "nobody asked that port");
+        assert_eq!(see(6000, ([10, 0, 0, 7], 53), Role::Server, 1), Role::Server, "nobody asked from that port");
+        assert_eq!(see(5999, ([10, 0, 0, 9], 53), Role::Server, 1000), Role::Server, "long after");
+        assert_eq!(see(7946, ([10, 0, 0, 1], 7946), Role::Client, 2), Role::Client);
+        assert_eq!(see(7946, ([10, 0, 0, 2], 7946), Role::Server, 2), Role::Server, "a peer begins");
     }
 
     #[test]
