@@ -220,7 +220,7 @@ impl Sets {
         let redirects = redirect::settle(&mut communications, &within, &declared);
         let unattributed = unattributed::find(&communications, index);
         let mut exposure = Exposure::new(index, runs, &communications);
-        own.find_unseen(&communications, &redirects, &unattributed, &mut exposure);
+        own.find_unseen(&communications, &redirects, &unattributed, index, &mut exposure);
         // What is certain of an edge by itself, and by what a person decided.
         let certain: Vec<Option<Fate>> = {
             let certainty =

@@ -8,11 +8,14 @@
 //! | the server | certainly recorded, and nothing else explains it | held |
 //! | the server | its sockets are not its node's | a rule; it is not observed |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use roaring::RoaringBitmap;
 use schemas::{
-    index::{Span, UnknownReason},
+    index::{Index, Span, UnknownReason},
     vocabulary::Transport,
 };
 
@@ -33,7 +36,8 @@ pub(super) struct Certainty<'a> {
     tolerance_ms: i64,
     /// Ports on which datagrams came whose sender was not asked for.
     unasked: BTreeSet<(&'a Workload, u16)>,
-    /// Workloads and transports of connections to addresses that may stand for anything, such as a load balancer's.
+    /// Workloads and transports of connections to addresses that may stand for anything, such as a load balancer's, or a node's
+    /// with ports of its own for pods and Services.
     elsewhere: BTreeSet<(&'a Workload, Option<Transport>)>,
 }
 
@@ -72,8 +76,20 @@ impl OwnHours {
         communications: &Communications,
         redirects: &Redirects,
         unattributed: &Unattributed,
+        index: &Index,
         exposure: &mut Exposure,
     ) {
+        // A proxy of the node may go on with what it took from a pod under the pod's address (Cilium's, for rules above TCP).
+        let is_the_nodes = |edge: &Edge, workload: &Workload| {
+            let has = |address: &IpAddr| index.pods_with(*address).any(|pod| Workload::of(pod, index) == *workload);
+            communications.iter().any(|(other, evidence)| {
+                let is_same = (&other.destination, &other.transport, other.port)
+                    == (&edge.destination, &edge.transport, edge.port);
+                is_same
+                    && !evidence.client_hours.is_empty()
+                    && matches!(&other.source, Endpoint::Node { address, .. } if has(address))
+            })
+        };
         let mut unseen: BTreeMap<Workload, (RoaringBitmap, BTreeSet<Edge>)> = BTreeMap::new();
         for (edge, evidence) in communications {
             let by_server = (Direction::Egress, &edge.source, &evidence.server_hours);
@@ -89,7 +105,10 @@ impl OwnHours {
                     continue; // as nearly all are
                 }
                 hours -= self.near(workload);
-                if !hours.is_empty() && !unattributed::explains(unattributed, workload, direction, edge) {
+                if hours.is_empty() || unattributed::explains(unattributed, workload, direction, edge) {
+                    continue;
+                }
+                if direction == Direction::Ingress || !is_the_nodes(edge, workload) {
                     let (all, edges) = unseen.entry(workload.clone()).or_default();
                     *all |= hours;
                     edges.insert(edge.clone());
@@ -124,8 +143,8 @@ impl<'a> Certainty<'a> {
                 (_, Endpoint::Workload(workload)) if source.is_unknown_as(UnknownReason::SenderNotAsked) => {
                     unasked.insert((workload, *port));
                 }
-                (Endpoint::Workload(workload), Endpoint::External { .. } | Endpoint::Unknown { .. })
-                    if evidence.is_established() =>
+                (Endpoint::Workload(workload), other)
+                    if evidence.is_established() && !matches!(other, Endpoint::Workload(_)) =>
                 {
                     elsewhere.insert((workload, transport.known()));
                 }

@@ -63,6 +63,34 @@ fn so_is_a_server_that_answers_clients_whose_nodes_see_them() {
 }
 
 #[test]
+fn whom_a_proxy_of_the_node_speaks_for_is_no_sandbox() {
+    let mut capture = sandboxed();
+    let row = capture.row("client", SANDBOX, DB, 5432);
+    (row.source_kind, row.source_node) = ("node".into(), Some("node-a".into()));
+    let report = capture.report();
+    assert!(report.allows("demo/db-network").contains("ingress [ns jobs] app=sandbox 5432/TCP"), "{}", report.yaml);
+    assert!(!report.said.contains("others saw it"), "{}", report.said);
+    assert_eq!(limits(&report, "sandbox-network"), ["Ingress", "Egress"]);
+}
+
+#[test]
+fn what_came_by_a_port_of_the_node_is_a_rule_at_both_ends() {
+    let mut capture = web_and_db();
+    capture.pod("demo/shop", SANDBOX);
+    capture.talk(SANDBOX, DB, 5432);
+    // hostPort: the node puts the pod's address and port in the place of its own.
+    capture.dial(WEB, "192.0.2.1", 18_080);
+    capture.accept(SANDBOX, WEB, 8080);
+    let report = capture.report();
+    assert_eq!(report.allows("demo/shop-network"), lines(["egress app=db 5432/TCP", "ingress app=web 8080/TCP"]));
+    let egress = report.allows("demo/web-network");
+    assert!(
+        egress.contains("egress app=shop 8080/TCP") && egress.contains("egress 192.0.2.1/32 18080/TCP"),
+        "{egress:?}"
+    );
+}
+
+#[test]
 fn whose_own_end_was_seen_is_closed_as_ever() {
     let mut capture = sandboxed();
     capture.dial(SANDBOX, DB, 5432);

@@ -54,13 +54,15 @@ enum Cause {
     Tunnel,
     /// The same by the bridge of the node, whose agent knows it.
     Bridge,
+    /// A server is reached by a port of its node.
+    HostPort,
     /// A server listens where the kernel lets it.
     DynamicPorts,
     /// A server is called by SCTP, which it declares.
     Sctp,
 }
 
-const CAUSES: [Cause; 11] = [
+const CAUSES: [Cause; 12] = [
     Cause::NeverAsks,
     Cause::NoLengths,
     Cause::Sandbox,
@@ -70,6 +72,7 @@ const CAUSES: [Cause; 11] = [
     Cause::Nested,
     Cause::Tunnel,
     Cause::Bridge,
+    Cause::HostPort,
     Cause::DynamicPorts,
     Cause::Sctp,
 ];
@@ -94,10 +97,22 @@ impl World {
         let mut truth: BTreeSet<Call> = self.calls.iter().map(|call| self.on_the_wire(*call)).collect();
         let from_outside =
             |port, is_udp| Call { client: Who::Address(VISITOR), server: Who::Pod(self.subject), port, is_udp };
+        if self.cause == Some(Cause::HostPort) {
+            let by_host = |call: &Call| Call { server: Who::Address(NODE), port: HOST_PORT, ..*call };
+            truth.extend(self.calls.iter().filter(|call| self.is_by_host(**call)).map(by_host));
+        }
         if self.cause == Some(Cause::DynamicPorts) {
             truth.extend(DYNAMIC.map(|port| from_outside(port, false)));
         }
         truth
+    }
+
+    /// Whether a pod calls the subject by a port of the node.
+    fn is_by_host(&self, call: Call) -> bool {
+        self.cause == Some(Cause::HostPort)
+            && call.server == Who::Pod(self.subject)
+            && matches!(call.client, Who::Pod(_))
+            && !call.is_udp
     }
 
     fn on_the_wire(&self, call: Call) -> Call {
@@ -128,6 +143,7 @@ impl World {
         if self.cause == Some(Cause::Bridge) {
             capture.object(ObjectKind::NodeInterfaces, None, "node-a").addresses = vec![BRIDGE.into()];
         }
+        // Of a call by a port of the node, the client's end has the node and that port.
         for (number, call) in self.truth().into_iter().enumerate() {
             self.record(&mut capture, call, number as u16);
         }
@@ -149,6 +165,7 @@ impl World {
         let is_older = self.cause == Some(Cause::Older) && !is_udp && (of_subject(client) || of_subject(server));
         let is_connected = self.cause == Some(Cause::NoLengths) && is_udp;
         if let Who::Pod(_) = client
+            && !self.is_by_host(call)
             && !(is_connected || self.cause == Some(Cause::Sandbox) && of_subject(client))
         {
             let row = match self.cause {
@@ -217,7 +234,7 @@ impl World {
         let subject = Who::Pod(self.subject);
         let everybody = (0..self.pods).map(Who::Pod);
         match self.cause {
-            None | Some(Cause::Intercepted | Cause::Bridge) => {}
+            None | Some(Cause::Intercepted | Cause::Bridge | Cause::HostPort) => {}
             Some(Cause::NeverAsks | Cause::Redirected | Cause::Tunnel | Cause::DynamicPorts | Cause::Sctp) => {
                 touch(subject, "Ingress");
             }
@@ -404,7 +421,7 @@ fn whatever_agents_see_nothing_that_passed_is_cut_and_nothing_else_is_allowed_or
     for (cause, Tally { closed, withheld, cut, over_allowed, .. }) in &*tallies.borrow() {
         println!("{cause:?}: {closed} directions closed, {withheld} withheld, {cut} cut, {over_allowed} over-allowed");
         // A cause that never leaves anything open, or always everything, is not what these worlds are about.
-        let leaves_open = !matches!(cause, Cause::Intercepted | Cause::Bridge);
+        let leaves_open = !matches!(cause, Cause::Intercepted | Cause::Bridge | Cause::HostPort);
         assert!(*closed > 0 || *cause == Cause::NoLengths, "{cause:?}");
         assert_eq!(*withheld > 0, leaves_open, "{cause:?}");
     }
@@ -413,6 +430,8 @@ fn whatever_agents_see_nothing_that_passed_is_cut_and_nothing_else_is_allowed_or
 const VISITOR: &str = "198.51.100.9";
 const PROVIDER: &str = "198.51.100.50";
 const TUNNEL: &str = "10.244.219.64";
+const NODE: &str = "192.0.2.1";
+const HOST_PORT: u16 = 18_080;
 const BRIDGE: &str = "10.244.0.1";
 /// A container's address in a network of its own.
 const WITHIN: &str = "172.17.0.2";
