@@ -63,6 +63,10 @@ pub(crate) struct Evidence {
     pub(crate) source_pods: BTreeSet<Arc<str>>,
     /// UIDs of the destination's pods.
     pub(crate) destination_pods: BTreeSet<Arc<str>>,
+    /// Containers of the source's pods, as their own node's agent told; an empty name where it did not know.
+    pub(crate) source_containers: BTreeSet<Arc<str>>,
+    /// Containers of the destination's pods, likewise.
+    pub(crate) destination_containers: BTreeSet<Arc<str>>,
     /// Connections established.
     pub(crate) connections: i64,
     /// Connections that failed to establish.
@@ -98,6 +102,8 @@ impl Default for Evidence {
             scan_hours: RoaringBitmap::new(),
             source_pods: BTreeSet::new(),
             destination_pods: BTreeSet::new(),
+            source_containers: BTreeSet::new(),
+            destination_containers: BTreeSet::new(),
             connections: 0,
             failed: 0,
             closed: 0,
@@ -123,6 +129,14 @@ impl Evidence {
         match direction {
             Direction::Egress => &self.client_hours,
             Direction::Ingress => &self.server_hours,
+        }
+    }
+
+    /// Pods and containers of the end whose direction it is.
+    pub(crate) const fn pods_of(&self, direction: Direction) -> (&BTreeSet<Arc<str>>, &BTreeSet<Arc<str>>) {
+        match direction {
+            Direction::Egress => (&self.source_pods, &self.source_containers),
+            Direction::Ingress => (&self.destination_pods, &self.destination_containers),
         }
     }
 
@@ -154,6 +168,8 @@ impl Evidence {
             scan_hours,
             source_pods,
             destination_pods,
+            source_containers,
+            destination_containers,
             connections,
             failed,
             closed,
@@ -175,6 +191,8 @@ impl Evidence {
         self.scan_hours |= scan_hours;
         self.source_pods.extend(source_pods);
         self.destination_pods.extend(destination_pods);
+        self.source_containers.extend(source_containers);
+        self.destination_containers.extend(destination_containers);
         self.connections += connections;
         self.failed += failed;
         self.closed += closed;

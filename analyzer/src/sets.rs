@@ -235,7 +235,8 @@ impl Sets {
             };
             communications.iter().map(fate).collect()
         };
-        let judge = judge::Judge { index, exposure: &exposure, thresholds };
+        let ephemeral = judge::ephemeral_containers(index);
+        let judge = judge::Judge { index, exposure: &exposure, thresholds, ephemeral };
         let dynamic_ports = {
             let open = communications.iter().zip(&certain).filter(|(_, fate)| fate.is_none());
             dynamic_ports::find(open.map(|(communication, _)| communication), &declared)

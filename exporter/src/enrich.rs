@@ -100,6 +100,8 @@ pub(crate) struct Enricher {
     missing: BTreeSet<PathBuf>,
     /// UIDs of pods with a network of their own that have a process in the node's, as far as reported.
     in_node_network: BTreeSet<Arc<str>>,
+    /// Names of containers by their IDs, of each pod by its UID.
+    containers: HashMap<Arc<str>, HashMap<Arc<str>, Arc<str>>>,
     next_seq: i64,
 }
 
@@ -117,6 +119,7 @@ struct End {
     host_network: Option<bool>,
     service: Option<Arc<str>>,
     target_port: Option<u16>,
+    container: Option<Arc<str>>,
 }
 
 impl Enricher {
@@ -142,6 +145,7 @@ impl Enricher {
             next_prune: TimestampMs(0),
             missing: BTreeSet::new(),
             in_node_network: BTreeSet::new(),
+            containers: HashMap::new(),
             next_seq: 0,
         }
     }
@@ -156,6 +160,12 @@ impl Enricher {
 
     /// Learns a record, as it was written to the inventory.
     pub(crate) fn learn(&mut self, record: InventoryRecord) {
+        if let Some(containers) = &record.containers {
+            let uid = record.uid.clone().unwrap_or_else(|| pod_name_as_uid(&record));
+            let names: HashMap<Arc<str>, Arc<str>> = serde_json::from_str(containers).unwrap_or_default();
+            let known = self.containers.entry(uid).or_default();
+            known.extend(names.into_iter().map(|(name, id)| (id, name)));
+        }
         self.index.apply(record);
     }
 
@@ -186,7 +196,7 @@ impl Enricher {
         match &mut self.kubelet {
             Some(kubelet) => {
                 if let Some(uid) = kubelet.add(&path, now) {
-                    self.sockets.add_cgroup(event.id, uid, now);
+                    self.sockets.add_cgroup(event.id, &path, uid, now);
                 }
             }
             None => self.sockets.add_made(path, event.id, now),
@@ -205,6 +215,7 @@ impl Enricher {
         if now >= self.next_prune {
             self.next_prune = TimestampMs(now.0 + PRUNE_MS);
             self.index.forget(TimestampMs(now.0 - 2 * self.window_ms - PRUNE_MS));
+            self.containers.retain(|uid, _| self.index.pod(uid, now).is_some());
         }
         self.locate_pods(now);
     }
@@ -218,7 +229,7 @@ impl Enricher {
                 if let Some(uid) = kubelet.add(path, now)
                     && let Some(id) = inode(path)
                 {
-                    self.sockets.add_cgroup(id, uid, now);
+                    self.sockets.add_cgroup(id, path, uid, now);
                 }
             });
             // Their numbers are of another hierarchy than sockets tell; their processes tell the network.
@@ -259,10 +270,11 @@ impl Enricher {
         }
         let sums = &flow.sums;
         let span = Span { from: sums.first_seen, to: sums.last_seen };
-        let local = self.local(key.socket, key.local_address, span);
+        let mut local = self.local(key.socket, key.local_address, span);
+        local.container = self.container(&local, key.socket);
         let transport = key.transport.as_str();
         let remote = if key.remote_address.is_loopback() {
-            local.clone()
+            End { container: None, ..local.clone() }
         } else {
             self.remote(key.remote_address, transport, key.server_port, key.role, span)
         };
@@ -343,8 +355,16 @@ impl Enricher {
             rtt_us_hist: RttHistogram(sums.rtt.map(i64::from)),
             first_seen: sums.first_seen,
             last_seen: sums.last_seen,
+            source_container: source.container,
+            destination_container: destination.container,
         });
         Step::Record { record, is_unnamed, is_contradicted }
+    }
+
+    /// The name of the container that a pod's socket is of.
+    fn container(&self, local: &End, socket: SocketOwner) -> Option<Arc<str>> {
+        let names = self.containers.get(local.pod_uid.as_ref()?)?;
+        names.get(self.sockets.container(socket)?).cloned()
     }
 
     /// Reports a pod with a network of its own that has a process in the node's, once.

@@ -619,6 +619,8 @@ fn same_object(a: &InventoryRecord, b: &InventoryRecord) -> bool {
         scope: Arc::clone(&a.scope),
         observed_at: TimestampMs(0),
         event: Arc::clone(&a.event),
+        // A container that begins anew has another ID, and is the same to all who ask.
+        containers: None,
         ..record.clone()
     };
     comparable(a) == comparable(b)

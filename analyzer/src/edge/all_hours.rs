@@ -30,6 +30,8 @@ struct Sums {
     failures: BTreeSet<u32>,
     source_pods: Pods,
     destination_pods: Pods,
+    source_containers: Pods,
+    destination_containers: Pods,
 }
 
 /// Pods, by numbers of their UIDs, sorted. There are few, and they are looked at for every edge and hour.
@@ -44,7 +46,7 @@ impl Tally {
         for edge in &hour.edges {
             let sums = self.edges[edge.edge as usize].get_or_insert_default();
             let counts = edge.counts();
-            let Sums { evidence, services, failures, source_pods, destination_pods } = &mut **sums;
+            let Sums { evidence, services, failures, source_pods, destination_pods, .. } = &mut **sums;
             evidence.via_service |= edge.via_service;
             evidence.answered |= edge.answered;
             if edge.seen_by_client {
@@ -75,6 +77,8 @@ impl Tally {
             failures.extend(&edge.failures);
             edge.source_pods.iter().for_each(|pod| insert(source_pods, *pod));
             edge.destination_pods.iter().for_each(|pod| insert(destination_pods, *pod));
+            edge.source_containers.iter().for_each(|name| insert(&mut sums.source_containers, *name));
+            edge.destination_containers.iter().for_each(|name| insert(&mut sums.destination_containers, *name));
         }
     }
 
@@ -87,7 +91,15 @@ impl Tally {
         let ends: Vec<Endpoint> = folder.ends.values.iter().map(|end| endpoint(texts, *end)).collect();
         let met = self.edges.into_iter().zip(&folder.edges.values);
         let communication = |(sums, key): (Option<Box<Sums>>, &EdgeKey)| {
-            let Sums { evidence, services, failures, source_pods, destination_pods } = *sums?;
+            let Sums {
+                evidence,
+                services,
+                failures,
+                source_pods,
+                destination_pods,
+                source_containers,
+                destination_containers,
+            } = *sums?;
             let edge = Edge {
                 source: ends[key.source as usize].clone(),
                 destination: ends[key.destination as usize].clone(),
@@ -101,6 +113,8 @@ impl Tally {
                 failures: all(&mut failures.into_iter()),
                 source_pods: all(&mut source_pods.into_iter()),
                 destination_pods: all(&mut destination_pods.into_iter()),
+                source_containers: all(&mut source_containers.into_iter()),
+                destination_containers: all(&mut destination_containers.into_iter()),
                 ..evidence
             };
             Some((edge, evidence))

@@ -98,32 +98,36 @@ pub(super) enum Text {
     SourceWorkload,
     SourcePodUid,
     SourceNode,
+    SourceContainer,
     DestinationKind,
     DestinationNamespace,
     DestinationWorkloadKind,
     DestinationWorkload,
     DestinationPodUid,
     DestinationNode,
+    DestinationContainer,
 }
 
-pub(super) const SOURCE: [Text; 6] = [
+pub(super) const SOURCE: [Text; 7] = [
     Text::SourceKind,
     Text::SourceNamespace,
     Text::SourceWorkloadKind,
     Text::SourceWorkload,
     Text::SourcePodUid,
     Text::SourceNode,
+    Text::SourceContainer,
 ];
-pub(super) const DESTINATION: [Text; 6] = [
+pub(super) const DESTINATION: [Text; 7] = [
     Text::DestinationKind,
     Text::DestinationNamespace,
     Text::DestinationWorkloadKind,
     Text::DestinationWorkload,
     Text::DestinationPodUid,
     Text::DestinationNode,
+    Text::DestinationContainer,
 ];
 /// In the order of [`Text`].
-pub(super) const TEXTS: [&str; 19] = [
+pub(super) const TEXTS: [&str; 21] = [
     "observer",
     "transport",
     "source_address",
@@ -137,12 +141,14 @@ pub(super) const TEXTS: [&str; 19] = [
     "source_workload",
     "source_pod_uid",
     "source_node",
+    "source_container",
     "destination_kind",
     "destination_namespace",
     "destination_workload_kind",
     "destination_workload",
     "destination_pod_uid",
     "destination_node",
+    "destination_container",
 ];
 const NUMBERS: [&str; 17] = [
     "direction_known",

@@ -62,7 +62,7 @@ pub(super) struct EndKey {
 /// What a row says of its transport and its local end: transport, whether it shares its node's network, the observer's
 /// node, kind, namespace, workload kind, workload, pod, and node; and the port of the source, above a bit that is set, where
 /// it is not known which end initiated.
-type LocalKey = [u32; 10];
+type LocalKey = [u32; 11];
 
 /// Rows that wait for what their other end says: of one conversation, hour and [`Slot`].
 #[derive(Debug)]
@@ -117,12 +117,14 @@ pub(super) struct Folder<'a> {
     zones: HashMap<u32, Arc<str>>,
     columns: [TextColumn; TEXTS.len()],
     client: u32,
+    /// The empty text.
+    unnamed: u32,
 }
 
 impl<'a> Folder<'a> {
     pub(super) fn new(index: &'a Index, overlaps: &'a Overlaps) -> Self {
         let mut texts = Texts::default();
-        let client = texts.number("client");
+        let (client, unnamed) = (texts.number("client"), texts.number(""));
         let zone = |(node, _): (&InventoryRecord, _)| Some((texts.number(&node.name), Arc::clone(node.zone.as_ref()?)));
         let zones = index.latest(ObjectKind::Node).filter_map(zone).collect();
         Self {
@@ -145,6 +147,7 @@ impl<'a> Folder<'a> {
             zones,
             columns: Default::default(),
             client,
+            unnamed,
         }
     }
 
@@ -191,6 +194,7 @@ impl<'a> Folder<'a> {
                 text(side[3]),
                 text(side[4]),
                 text(side[5]),
+                text(side[6]),
                 source_port.map_or(0, |port| u32::from(port) << 1 | 1),
             ];
             // Rows of one pod often follow one another.
@@ -403,8 +407,19 @@ impl<'a> Folder<'a> {
         let holds = Holds::default();
         let resolver = Resolver { index: self.index, span, holds: &holds };
         let is_client = is_client(key);
-        let [transport, is_host, observer_node, kind, namespace, workload_kind, workload, pod_uid, node, port_told] =
-            self.locals.values[key[3] as usize];
+        let [
+            transport,
+            is_host,
+            observer_node,
+            kind,
+            namespace,
+            workload_kind,
+            workload,
+            pod_uid,
+            node,
+            container,
+            port_told,
+        ] = self.locals.values[key[3] as usize];
         let source_port = (port_told & 1 != 0).then_some((port_told >> 1) as u16);
         let text = |number| self.texts.text(number);
         let empty: Arc<str> = "".into();
@@ -458,6 +473,12 @@ impl<'a> Folder<'a> {
             _ => None,
         };
         let own = if is_client { Some(&source) } else { answered };
+        let is_of_pod = own.is_some_and(|end| end.kind == EndKind::Pod);
+        let [source_container, destination_container] = [is_client, !is_client].map(|is_own| match container {
+            _ if !is_own || !is_of_pod => Texts::NONE,
+            Texts::NONE => self.unnamed,
+            known => known,
+        });
         let own = own.filter(|end| matches!(end.kind, EndKind::Pod | EndKind::Node)).map(|end| self.resolved(end));
         let source = self.resolved(&source);
         let mut targets = SmallVec::with_capacity(destinations.len());
@@ -467,7 +488,15 @@ impl<'a> Folder<'a> {
             let service = self.texts.number_of(service.as_deref());
             let crosses_zones = self.crosses_zones(source, destination);
             let target = |edge| Target {
-                marks: Marks { edge, source_pod: source.pod, destination_pod: destination.pod, service, answered },
+                marks: Marks {
+                    edge,
+                    source_pod: source.pod,
+                    destination_pod: destination.pod,
+                    source_container,
+                    destination_container,
+                    service,
+                    answered,
+                },
                 crosses_zones,
                 place: (i64::MIN, 0),
             };
@@ -520,8 +549,7 @@ impl<'a> Folder<'a> {
         }
         let own = self.resolved(&End::unknown(UnknownReason::WithinPod.as_str()));
         let edge = self.edge(transport, own, pod, port, None);
-        let marks =
-            Marks { edge, source_pod: Texts::NONE, destination_pod: pod.pod, service: Texts::NONE, answered: true };
+        let marks = Marks { edge, destination_pod: pod.pod, answered: true, ..Marks::default() };
         Some(Target { marks, crosses_zones: false, place: (i64::MIN, 0) })
     }
 
@@ -568,9 +596,19 @@ impl Pending {
     /// What has to be the same for rows to be settled as one.
     fn key(&self) -> impl Ord + use<> {
         let Self { conversation, own, target, hour, span, failure, counts: _ } = self;
-        let Marks { edge, source_pod, destination_pod, service, answered } = target.marks;
+        let Marks { edge, source_pod, destination_pod, source_container, destination_container, service, answered } =
+            target.marks;
         let own = own.map(|own| (own.end, own.pod, own.host));
-        (*conversation, own, [edge, source_pod, destination_pod, service, *failure], answered, *hour, slot(*span))
+        let containers = [source_container, destination_container];
+        (
+            *conversation,
+            own,
+            [edge, source_pod, destination_pod, service, *failure],
+            containers,
+            answered,
+            *hour,
+            slot(*span),
+        )
     }
 }
 

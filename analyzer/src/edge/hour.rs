@@ -23,6 +23,8 @@ pub(super) struct HourEdge {
     pub(super) failures: SmallVec<[u32; 2]>,
     pub(super) source_pods: SmallVec<[u32; 6]>,
     pub(super) destination_pods: SmallVec<[u32; 6]>,
+    pub(super) source_containers: SmallVec<[u32; 2]>,
+    pub(super) destination_containers: SmallVec<[u32; 2]>,
     pub(super) first_seen: i64,
     pub(super) last_seen: i64,
 }
@@ -56,6 +58,8 @@ impl HourEdges {
         edge.answered |= target.answered;
         insert_text(&mut edge.source_pods, target.source_pod);
         insert_text(&mut edge.destination_pods, target.destination_pod);
+        insert_text(&mut edge.source_containers, target.source_container);
+        insert_text(&mut edge.destination_containers, target.destination_container);
         if target.service != Texts::NONE {
             edge.via_service = true;
             insert_text(&mut edge.services, target.service);
@@ -82,6 +86,8 @@ impl HourEdge {
             failures: SmallVec::new(),
             source_pods: SmallVec::new(),
             destination_pods: SmallVec::new(),
+            source_containers: SmallVec::new(),
+            destination_containers: SmallVec::new(),
             first_seen: i64::MAX,
             last_seen: i64::MIN,
         }
@@ -126,6 +132,8 @@ impl HourEdge {
         other.failures.into_iter().for_each(|failure| insert(&mut self.failures, failure));
         other.source_pods.into_iter().for_each(|pod| insert(&mut self.source_pods, pod));
         other.destination_pods.into_iter().for_each(|pod| insert(&mut self.destination_pods, pod));
+        other.source_containers.into_iter().for_each(|name| insert(&mut self.source_containers, name));
+        other.destination_containers.into_iter().for_each(|name| insert(&mut self.destination_containers, name));
         self.first_seen = self.first_seen.min(other.first_seen);
         self.last_seen = self.last_seen.max(other.last_seen);
     }

@@ -42,6 +42,8 @@ pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
             failures: texts.sorted(&edge.failures),
             source_pod_uids: texts.sorted(&edge.source_pods),
             destination_pod_uids: texts.sorted(&edge.destination_pods),
+            source_containers: texts.sorted(&edge.source_containers),
+            destination_containers: texts.sorted(&edge.destination_containers),
             client_seen: edge.seen_by_client,
             client: edge.client,
             server_seen: edge.seen_by_server,
@@ -106,7 +108,15 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
     let ends =
         ["source_", "destination_"].map(|side| names::<EdgeEnd, { EdgeEnd::WIDTH }>(side).map(|name| texts(&name)));
     let mut lists = |name: &str| Texts::list(column(name).as_list::<i32>(), &mut folder.texts);
-    let listed = ["services", "failures", "source_pod_uids", "destination_pod_uids"].map(&mut lists);
+    let listed = [
+        "services",
+        "failures",
+        "source_pod_uids",
+        "destination_pod_uids",
+        "source_containers",
+        "destination_containers",
+    ]
+    .map(&mut lists);
     let ports = column("port").as_primitive::<UInt16Type>().values();
     let source_ports = column("source_port").as_primitive::<UInt16Type>();
     let dialled = column("dialled_ports").as_list::<i32>();
@@ -126,7 +136,8 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         let transport = transports.rows()[row];
         let source_port = source_ports.is_valid(row).then(|| source_ports.value(row));
         let edge = folder.edge_of(EdgeKey { transport, source, destination, port: ports[row], own_node, source_port });
-        let [services, failures, source_pods, destination_pods] = listed.each_ref().map(|list| list.row(row));
+        let [services, failures, source_pods, destination_pods, source_containers, destination_containers] =
+            listed.each_ref().map(|list| list.row(row));
         let offsets = dialled.value_offsets();
         let edge = HourEdge {
             seen_by_client,
@@ -140,6 +151,8 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
             failures: sorted(failures),
             source_pods: sorted(source_pods),
             destination_pods: sorted(destination_pods),
+            source_containers: sorted(source_containers),
+            destination_containers: sorted(destination_containers),
             first_seen: times[1][row],
             last_seen: times[2][row],
             ..HourEdge::new(edge)

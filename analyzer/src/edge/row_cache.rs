@@ -69,6 +69,9 @@ pub(super) struct Marks {
     pub(super) edge: u32,
     pub(super) source_pod: u32,
     pub(super) destination_pod: u32,
+    /// Of the end that the rows' own agent sees.
+    pub(super) source_container: u32,
+    pub(super) destination_container: u32,
     pub(super) service: u32,
     pub(super) answered: bool,
 }

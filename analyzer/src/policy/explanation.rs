@@ -1,6 +1,10 @@
 //! What every rule rests on, and why something is in no rule: as text for people, and as JSON beside the policies.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    sync::Arc,
+};
 
 use k8s_openapi::{
     api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort},
@@ -101,6 +105,9 @@ struct EdgeExplained {
     days: usize,
     source_pods: usize,
     destination_pods: usize,
+    /// Containers at either end, as far as their nodes' agents told.
+    source_containers: Vec<String>,
+    destination_containers: Vec<String>,
     bytes_sent: i64,
     bytes_received: i64,
     seen_by: Option<&'static str>,
@@ -154,7 +161,7 @@ impl Explanation {
         let mut policies: Vec<PolicyExplained> = set.policies.iter().map(&mut explain).collect();
         // Who has no policy is explained too.
         let withheld = set.withheld.keys().map(|(workload, _)| workload);
-        let silent: std::collections::BTreeSet<&Workload> =
+        let silent: BTreeSet<&Workload> =
             withheld.chain(left_out.keys().copied()).filter(|workload| wish.wants(workload)).collect();
         let has_policy =
             |workload: &Workload| set.policies.iter().any(|written| written.workload.as_ref() == Some(workload));
@@ -335,6 +342,8 @@ impl EdgeExplained {
             days: evidence.days(),
             source_pods: evidence.source_pods.len(),
             destination_pods: evidence.destination_pods.len(),
+            source_containers: named(&evidence.source_containers),
+            destination_containers: named(&evidence.destination_containers),
             bytes_sent: evidence.bytes_sent,
             bytes_received: evidence.bytes_received,
             seen_by: was_seen.then(|| evidence.seen_by()),
@@ -357,9 +366,19 @@ impl EdgeExplained {
         if !self.services.is_empty() {
             let _ = write!(text, "; dialled as {}", self.services.join(", "));
         }
+        for (end, containers) in [("from", &self.source_containers), ("to", &self.destination_containers)] {
+            if !containers.is_empty() {
+                let _ = write!(text, "; {end} container {}", containers.join(", "));
+            }
+        }
         let _ = write!(text, "; {status}, {reason}");
         text
     }
+}
+
+/// The containers that have a name.
+fn named(containers: &BTreeSet<Arc<str>>) -> Vec<String> {
+    containers.iter().filter(|name| !name.is_empty()).map(ToString::to_string).collect()
 }
 
 /// Why an edge is not in the policy of one of its ends.

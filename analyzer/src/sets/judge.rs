@@ -1,6 +1,9 @@
 //! How sure an edge and a set are, and which edges a person has to look at first.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use roaring::RoaringBitmap;
 use schemas::{hour::Hour, index::Index, inventory::ObjectKind, table::TimestampMs};
@@ -15,6 +18,17 @@ pub(super) struct Judge<'a> {
     pub(super) index: &'a Index,
     pub(super) exposure: &'a Exposure,
     pub(super) thresholds: Thresholds,
+    /// Names of containers that somebody added to pods, to look into them.
+    pub(super) ephemeral: BTreeMap<Workload, BTreeSet<Arc<str>>>,
+}
+
+/// The ephemeral containers of all pods, by workload.
+pub(super) fn ephemeral_containers(index: &Index) -> BTreeMap<Workload, BTreeSet<Arc<str>>> {
+    let mut ephemeral: BTreeMap<Workload, BTreeSet<Arc<str>>> = BTreeMap::new();
+    for (pod, _) in index.latest(ObjectKind::Pod).filter(|(pod, _)| !pod.ephemeral_containers.is_empty()) {
+        ephemeral.entry(Workload::of(pod, index)).or_default().extend(pod.ephemeral_containers.iter().cloned());
+    }
+    ephemeral
 }
 
 impl Judge<'_> {
@@ -24,6 +38,16 @@ impl Judge<'_> {
         let (first, last) = (hours.min()?, hours.max()?);
         if hours.len() == scan_hours.len() && self.scans_only(&edge.source, scan_hours) {
             return Some(format!("scan: seen only while {} tried many others, and almost all failed", edge.source));
+        }
+        for (direction, workload) in edge.workloads() {
+            let (_, containers) = evidence.pods_of(direction);
+            let is_debugged = |added: &BTreeSet<Arc<str>>| !containers.is_empty() && containers.is_subset(added);
+            if self.ephemeral.get(workload).is_some_and(is_debugged) {
+                let names = containers.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+                return Some(format!(
+                    "ephemeral container: only {names} did it, which somebody added to pods of {workload}"
+                ));
+            }
         }
         let ends = [&edge.source, &edge.destination];
         for end in ends {

@@ -137,6 +137,8 @@ impl Evidence {
             server_hours: self.client_hours,
             source_pods: self.destination_pods,
             destination_pods: self.source_pods,
+            source_containers: self.destination_containers,
+            destination_containers: self.source_containers,
             bytes_sent: self.bytes_received,
             bytes_received: self.bytes_sent,
             via_service: false,

@@ -3,6 +3,7 @@
 mod agents;
 mod cli;
 mod connectivity;
+mod containers;
 mod dynamic_ports;
 mod input;
 mod localities;

@@ -89,6 +89,11 @@ struct Pod {
     host_network: bool,
     #[serde(default)]
     runtime_class_name: Option<Arc<str>>,
+    /// Names and IDs of the pod's containers: the cgroup of each has its ID in its name.
+    #[serde(default)]
+    containers: Map,
+    #[serde(default)]
+    ephemeral_containers: Vec<Arc<str>>,
     /// All but those that the inventory keeps are left out.
     #[serde(default)]
     annotations: Map,
@@ -264,6 +269,7 @@ fn service_records(service: Service, records: &mut Vec<InventoryRecord>) {
 fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
     let Pod { namespace, name, uid, labels, owner, pod_ips, node, host_network, ports, netns, cgroup, .. } = pod;
     let (runtime_class, mut annotations) = (pod.runtime_class_name, pod.annotations);
+    let (containers, ephemeral_containers) = (pod.containers, pod.ephemeral_containers);
     annotations.retain(|key, _| ALLOWED_ANNOTATIONS.contains(&&**key));
     let ports = ports.into_iter().map(|ContainerPort { name, container_port, protocol }| Port {
         name,
@@ -283,6 +289,8 @@ fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
         annotations: if annotations.is_empty() { None } else { json(&annotations) },
         host_network: Some(host_network),
         runtime_class,
+        containers: if containers.is_empty() { None } else { json(&containers) },
+        ephemeral_containers,
         phase: Some("Running".into()),
         ..record(ObjectKind::Pod, Some(&namespace), &name)
     };

@@ -55,6 +55,8 @@ struct Made {
 #[derive(Debug)]
 pub(super) struct Located {
     pub(super) uid: Arc<str>,
+    /// ID of the container, of a cgroup that is one's or below it.
+    pub(super) container: Option<Arc<str>>,
     pub(super) last: TimestampMs,
 }
 
@@ -69,8 +71,13 @@ impl SocketMap {
     }
 
     /// A cgroup of a pod.
-    pub(super) fn add_cgroup(&mut self, id: u64, uid: Arc<str>, now: TimestampMs) {
-        self.by_cgroup.insert(id, Located { uid, last: now });
+    pub(super) fn add_cgroup(&mut self, id: u64, path: &Path, uid: Arc<str>, now: TimestampMs) {
+        self.by_cgroup.insert(id, Located { uid, container: container_id(path).map(Arc::from), last: now });
+    }
+
+    /// The ID of the container that a socket is of.
+    pub(super) fn container(&self, socket: SocketOwner) -> Option<&Arc<str>> {
+        self.by_cgroup.get(&socket.cgroup_id)?.container.as_ref()
     }
 
     /// The pod of a socket, and whether that is certain.
@@ -110,7 +117,7 @@ impl SocketMap {
         let asked = self.asked.get(path).filter(|asked| asked.inode == inode);
         let cookie = asked.map_or_else(|| netns::cookie(path), |asked| asked.cookie);
         self.asked.insert(path.to_path_buf(), Asked { inode, cookie, last: now });
-        let located = Located { uid: Arc::clone(uid), last: now };
+        let located = Located { uid: Arc::clone(uid), container: None, last: now };
         match cookie {
             Some(cookie) => drop(self.by_cookie.insert(cookie, located)),
             None => drop(self.by_inode.insert(inode as u32, located)),
@@ -121,11 +128,13 @@ impl SocketMap {
     /// A pod's cgroup and those of its containers below it; whether it is there.
     pub(super) fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
         let from_here = self.made.range::<Path, _>((Bound::Included(directory), Bound::Unbounded));
-        let made: Vec<u64> =
-            from_here.take_while(|(path, _)| path.starts_with(directory)).map(|(_, made)| made.id).collect();
+        let made: Vec<(u64, PathBuf)> = from_here
+            .take_while(|(path, _)| path.starts_with(directory))
+            .map(|(path, made)| (made.id, path.clone()))
+            .collect();
         let there = inode(directory);
-        for id in made.iter().copied().chain(there) {
-            self.by_cgroup.insert(id, Located { uid: Arc::clone(uid), last: now });
+        for (id, path) in made.iter().map(|(id, path)| (*id, &**path)).chain(there.map(|id| (id, directory))) {
+            self.add_cgroup(id, path, Arc::clone(uid), now);
         }
         if there.is_none() {
             return !made.is_empty();
@@ -149,6 +158,17 @@ impl SocketMap {
     }
 }
 
+/// The ID of the container that a cgroup is of, by its path: all runtimes have 64 hexadecimal digits in the name of a
+/// container's cgroup. Of containers within containers it is the outermost, which is the pod's; of nodes that are containers
+/// themselves, what follows the pod's part.
+fn container_id(path: &Path) -> Option<&str> {
+    let path = path.to_str()?;
+    let below_pod = path.find("kubepods").map_or(path, |at| &path[at..]);
+    below_pod
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .find(|part| part.len() == CONTAINER_ID_DIGITS && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// Tells of every directory below a cgroup's.
 pub(super) fn walk(directory: &Path, found: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -167,6 +187,8 @@ pub(crate) fn inode(path: &Path) -> Option<u64> {
 
 /// How long a pod's sockets are remembered after it is gone: longer than the longest window, an hour.
 pub(super) const REMEMBERED_MS: i64 = 2 * 3_600_000;
+
+const CONTAINER_ID_DIGITS: usize = 64;
 
 /// Most cgroups that are remembered.
 const CGROUPS: usize = 16_384;

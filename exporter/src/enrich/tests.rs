@@ -110,7 +110,7 @@ fn the_local_end_is_its_sockets_pod_and_the_remote_one_has_the_address() {
 #[test]
 fn without_a_cookie_a_namespace_number_that_was_reused_names_nobody() {
     let (mut enricher, netns) = enricher(Filter::default(), vec![pod("new", "10.0.0.1"), pod("old", "10.0.0.2")]);
-    let by_inode = Located { uid: "uid-new".into(), last: TimestampMs(0) };
+    let by_inode = Located { uid: "uid-new".into(), container: None, last: TimestampMs(0) };
     enricher.sockets.by_inode.insert(netns, by_inode);
     let mut flow = flow(netns, Role::Client, "10.0.0.2", "10.0.0.9", 80);
     flow.key.socket.netns_cookie = 1;
@@ -154,6 +154,29 @@ fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
     flow.key.socket.cgroup_id = inode(&container).expect("it is there");
     let row = named(&mut enricher, &flow).expect("it is kept");
     assert_eq!((row.source_pod.as_deref(), row.source_host_network), (Some("proxy"), Some(true)));
+}
+
+#[test]
+fn a_container_is_told_by_its_id_in_the_path_of_its_cgroup() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let id = "4fa6c0e1b5d2".repeat(5) + "4fa6";
+    let container = directory.path().join(format!("cri-containerd-{id}.scope/nested"));
+    fs::create_dir_all(&container).expect("made");
+    let pod = InventoryRecord {
+        containers: Some(format!(r#"{{"app":"{}","debugger":"{id}"}}"#, "0".repeat(64)).into()),
+        ..pod("web", "10.0.0.1")
+    };
+    let (mut enricher, _) = enricher(Filter::default(), vec![]);
+    enricher.learn(pod.clone());
+    let observation = Observation { record: pod, netns: None, cgroup: Some(directory.path().into()) };
+    enricher.locate(&[observation], TimestampMs(0));
+    for (cgroup, name) in [(container.as_path(), Some("debugger")), (directory.path(), None)] {
+        let mut flow = flow(99, Role::Server, "10.0.0.1", "198.51.100.1", 443);
+        flow.key.socket.cgroup_id = inode(cgroup).expect("it is there");
+        let row = named(&mut enricher, &flow).expect("it is kept");
+        assert_eq!((row.destination_pod.as_deref(), row.destination_container.as_deref()), (Some("web"), name));
+        assert_eq!(row.source_container, None);
+    }
 }
 
 #[test]
@@ -294,7 +317,7 @@ fn a_cgroup_of_another_pod_than_the_network_namespaces_counts_as_a_contradiction
     let mut enricher = on_kubernetes(None);
     enricher.learn(InventoryRecord { uid: Some(UID.into()), scope: "part".into(), ..pod("web", "10.0.0.1") });
     enricher.learn(InventoryRecord { scope: "part".into(), ..pod("entered", "10.0.0.3") });
-    let located = Located { uid: "uid-entered".into(), last: TimestampMs(0) };
+    let located = Located { uid: "uid-entered".into(), container: None, last: TimestampMs(0) };
     enricher.sockets.by_cookie.insert(7, located);
     let Step::Record { record, is_contradicted, .. } = enricher.step(&from_cgroup(9), false, TimestampMs(10_000))
     else {

@@ -91,6 +91,7 @@ struct Status {
     conditions: Vec<Condition>,
     container_statuses: Vec<ContainerStatus>,
     init_container_statuses: Vec<ContainerStatus>,
+    ephemeral_container_statuses: Vec<ContainerStatus>,
     /// Of ReplicaSets.
     replicas: i64,
     /// Of nodes.
@@ -114,8 +115,12 @@ struct Condition {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct ContainerStatus {
+    name: String,
+    /// `RUNTIME://ID`.
+    #[serde(rename = "containerID")]
+    container_id: Option<String>,
     state: ContainerState,
 }
 
@@ -306,6 +311,10 @@ fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) ->
     let pod_ips = status.pod_ips.iter().map(|pod_ip| &pod_ip.ip).chain(&status.pod_ip);
     let addresses = addresses(pod_ips);
     let has_network = !addresses.is_empty();
+    let added = &status.ephemeral_container_statuses;
+    let id = |container: &ContainerStatus| Some(container.container_id.as_deref()?.rsplit_once("://")?.1.to_owned());
+    let ids: BTreeMap<&str, String> =
+        statuses().chain(added).filter_map(|container| Some((&*container.name, id(container)?))).collect();
     InventoryRecord {
         ports: [&spec.containers, &spec.init_containers]
             .into_iter()
@@ -315,6 +324,8 @@ fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) ->
             .collect(),
         object_node: spec.node_name.as_deref().filter(|node| !node.is_empty()).map(|node| texts.share(node)),
         host_network: Some(spec.host_network),
+        containers: if ids.is_empty() { None } else { serde_json::to_string(&ids).ok().map(Arc::from) },
+        ephemeral_containers: added.iter().map(|container| texts.share(&container.name)).collect(),
         runtime_class: spec.runtime_class_name.as_deref().map(|class| texts.share(class)),
         phase: status.phase.as_deref().map(|phase| texts.share(phase)),
         // kubelet may report the sandbox later than what runs in it.
