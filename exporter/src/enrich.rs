@@ -237,10 +237,17 @@ impl Enricher {
                 walk(&root, &mut |path| drop(kubelet.add(path, now)));
             }
         }
-        for (uid, path) in kubelet.networks(now, self.sockets.host_inode()) {
-            if self.sockets.add_netns(&path, &uid, now) {
-                kubelet.found(&uid);
+        let mut networks = kubelet.networks(now, self.sockets.host_inode());
+        // What a pod in the node's network enters is others'.
+        networks.retain(|(uid, _)| self.index.pod(uid, now).is_none_or(|pod| pod.host_network != Some(true)));
+        for (uid, paths) in &networks {
+            if paths.first().is_some_and(|path| self.sockets.add_netns(path, uid, now)) {
+                kubelet.found(uid);
             }
+        }
+        // A process of one pod may be in another one's network, which is that one's.
+        for (uid, paths) in &networks {
+            paths.iter().skip(1).for_each(|path| self.sockets.add_netns_within(path, uid, now));
         }
         if is_walk_due {
             self.sockets.forget(now);

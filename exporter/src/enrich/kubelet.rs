@@ -5,7 +5,7 @@
 //! first: the one that holds the sandbox.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -65,14 +65,14 @@ impl Kubelet {
         is_due
     }
 
-    /// Pods whose network is to be looked for now, and the file of it, if they are in another one than the node's: they
-    /// may not be yet, or never.
-    pub(super) fn networks(&mut self, now: TimestampMs, host_inode: u32) -> Vec<(Arc<str>, PathBuf)> {
+    /// Pods whose networks are to be looked for now, and the files of these, if they are in others than the node's: they may
+    /// not be yet, or never. The first one is the pod's own, others are of containers within it.
+    pub(super) fn networks(&mut self, now: TimestampMs, host_inode: u32) -> Vec<(Arc<str>, Vec<PathBuf>)> {
         let due = self.pods.iter_mut().filter(|(_, place)| now >= place.next_look);
-        due.filter_map(|(uid, place)| {
+        due.map(|(uid, place)| {
             place.next_look = TimestampMs(now.0 + place.pause_ms);
             place.pause_ms = (place.pause_ms * 2).min(WALK_MS);
-            Some((Arc::clone(uid), place.network(host_inode)?))
+            (Arc::clone(uid), place.networks(host_inode))
         })
         .collect()
     }
@@ -90,16 +90,17 @@ impl Place {
         Self { cgroups: Vec::new(), next_look: now, pause_ms: FIRST_PAUSE_MS }
     }
 
-    /// The network namespace of the process that began first, of those that are not in the node's: runtimes watch over a
+    /// The network namespaces of its processes, in the order in which these began, but for the node's: runtimes watch over a
     /// container from within its cgroup (CRI-O's conmon).
-    fn network(&self, host_inode: u32) -> Option<PathBuf> {
+    fn networks(&self, host_inode: u32) -> Vec<PathBuf> {
         let processes = self.cgroups.iter().filter_map(|cgroup| fs::read_to_string(cgroup.join(PROCESSES)).ok());
         // The numbers of a cgroup's processes are in no order; a process of another PID namespace is 0.
         let ids = processes.flat_map(|text| text.lines().filter_map(|id| id.parse::<u32>().ok()).collect::<Vec<_>>());
         let mut began: Vec<_> = ids.filter(|id| *id != 0).filter_map(|id| Some((began(id)?, id))).collect();
         began.sort_unstable();
-        let mut paths = began.iter().map(|(_, id)| PathBuf::from(format!("/proc/{id}/ns/net")));
-        paths.find(|path| inode(path).is_some_and(|inode| inode as u32 != host_inode))
+        let paths = began.iter().map(|(_, id)| PathBuf::from(format!("/proc/{id}/ns/net")));
+        let mut met = HashSet::from([u64::from(host_inode)]);
+        paths.filter(|path| inode(path).is_some_and(|inode| met.insert(inode))).collect()
     }
 }
 

@@ -125,6 +125,19 @@ impl SocketMap {
         true
     }
 
+    /// A network namespace within a pod, unless it is known to be another pod's.
+    pub(super) fn add_netns_within(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) {
+        let Some(inode) = inode(path) else { return };
+        let cookie = netns::cookie(path);
+        let known = match cookie {
+            Some(cookie) => self.by_cookie.get(&cookie),
+            None => self.by_inode.get(&(inode as u32)),
+        };
+        if known.is_none_or(|located| located.uid == *uid) {
+            self.add_netns(path, uid, now);
+        }
+    }
+
     /// A pod's cgroup and those of its containers below it; whether it is there.
     pub(super) fn add_cgroups(&mut self, directory: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
         let from_here = self.made.range::<Path, _>((Bound::Included(directory), Bound::Unbounded));

@@ -157,6 +157,48 @@ fn a_host_network_pod_is_told_by_the_cgroup_of_its_container() {
 }
 
 #[test]
+fn networks_of_containers_within_a_pod_are_the_pods_also_without_cgroups_of_version_2() {
+    let start = || std::process::Command::new("unshare").args(["--net", "sleep", "60"]).spawn();
+    let Ok(mut processes) = (0..3).map(|_| start()).collect::<Result<Vec<_>, _>>() else { return };
+    let own = inode(Path::new(POD_NETNS)).expect("this process has one");
+    let netns = |process: &std::process::Child| inode(Path::new(&format!("/proc/{}/ns/net", process.id())));
+    for process in &mut processes {
+        while netns(process) == Some(own) {
+            if process.try_wait().is_ok_and(|ended| ended.is_some()) {
+                eprintln!("SKIPPED: network namespaces need root");
+                return;
+            }
+        }
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let uids = ["1f0c9a2e-7c0f-4a52-9b1d-0123456789ab", "2f0c9a2e-7c0f-4a52-9b1d-0123456789ab"];
+    let (mut enricher, _) = enricher(Filter::default(), vec![]);
+    enricher.use_kubernetes(None, Some(directory.path().into()));
+    // The first pod has a network within it, and a process in the network of the second.
+    for (uid, members) in uids.iter().zip([&[0, 1, 2][..], &[2]]) {
+        let cgroup = directory.path().join(format!("kubepods/pod{uid}"));
+        fs::create_dir_all(&cgroup).expect("made");
+        let ids: Vec<String> = members.iter().map(|member: &usize| processes[*member].id().to_string()).collect();
+        fs::write(cgroup.join("cgroup.procs"), ids.join("\n")).expect("written");
+    }
+    enricher.tick(TimestampMs(1_000_000));
+    let owners: Vec<Option<String>> = processes
+        .iter()
+        .map(|process| {
+            let netns_inode = netns(process).expect("it runs") as u32;
+            let cookie = netns::cookie(Path::new(&format!("/proc/{}/ns/net", process.id())));
+            let socket = SocketOwner { netns_inode, netns_cookie: cookie.unwrap_or(0), cgroup_id: 0 };
+            enricher.sockets.pod(socket).map(|(uid, _)| uid.to_string())
+        })
+        .collect();
+    for process in &mut processes {
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+    assert_eq!(owners, [uids[0], uids[0], uids[1]].map(|uid| Some(uid.to_owned())));
+}
+
+#[test]
 fn a_container_is_told_by_its_id_in_the_path_of_its_cgroup() {
     let directory = tempfile::tempdir().expect("a directory");
     let id = "4fa6c0e1b5d2".repeat(5) + "4fa6";
