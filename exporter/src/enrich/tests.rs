@@ -10,7 +10,7 @@ use super::{
     *,
 };
 use crate::{
-    flow::{Sums, Transport},
+    flow::{FlowKey, Sums, Transport},
     probe::netns,
 };
 
