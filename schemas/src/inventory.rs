@@ -87,8 +87,8 @@ dataset! {
     runtime_class: Option<Arc<str>> => "inventory.runtime_class", "";
     /// A pod's containers that run or ran last, as canonical JSON: names, and the IDs that their runtime gave them.
     containers: Option<Arc<str>> => "inventory.containers", "";
-    /// Names of a pod's ephemeral containers, which somebody added to look into it.
-    ephemeral_containers: Vec<Arc<str>> => "inventory.ephemeral_containers", "";
+    /// Names of a pod's ephemeral containers, which somebody added to look into it, as canonical JSON; null if there are none.
+    ephemeral_containers: Option<Arc<str>> => "inventory.ephemeral_containers", "";
 
     partition by observed_at, |row| row.observed_at;
     sort by |a, b| (a.observed_at, a.seq).cmp(&(b.observed_at, b.seq));

@@ -44,10 +44,11 @@ crate::table! {
     source_pod_uids: Vec<Arc<str>> => "", "";
     /// UIDs of the destination's pods.
     destination_pod_uids: Vec<Arc<str>> => "", "";
-    /// Containers of the source's pods, as their own node's agent told; an empty name where it did not know.
-    source_containers: Vec<Arc<str>> => "", "";
+    /// Containers of the source's pods, as their own node's agent told, with commas between their names; an empty name
+    /// where it did not know.
+    source_containers: Option<Arc<str>> => "", "";
     /// Containers of the destination's pods, likewise.
-    destination_containers: Vec<Arc<str>> => "", "";
+    destination_containers: Option<Arc<str>> => "", "";
     /// Whether the client's end was recorded.
     client_seen: bool => "", "";
     /// What the client's end counted.

@@ -1,6 +1,6 @@
 //! Hours of edges as rows of rollups, and back.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use arrow::{
     array::{Array as _, AsArray, Int64Array, ListArray, RecordBatch},
@@ -42,8 +42,8 @@ pub(super) fn rows(folder: &Folder<'_>, hour: &HourEdges) -> Vec<RollupRow> {
             failures: texts.sorted(&edge.failures),
             source_pod_uids: texts.sorted(&edge.source_pods),
             destination_pod_uids: texts.sorted(&edge.destination_pods),
-            source_containers: texts.sorted(&edge.source_containers),
-            destination_containers: texts.sorted(&edge.destination_containers),
+            source_containers: joined(&texts.sorted(&edge.source_containers)),
+            destination_containers: joined(&texts.sorted(&edge.destination_containers)),
             client_seen: edge.seen_by_client,
             client: edge.client,
             server_seen: edge.seen_by_server,
@@ -105,18 +105,11 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         text
     };
     let transports = texts("transport");
+    let containers = ["source_containers", "destination_containers"].map(&mut texts);
     let ends =
         ["source_", "destination_"].map(|side| names::<EdgeEnd, { EdgeEnd::WIDTH }>(side).map(|name| texts(&name)));
     let mut lists = |name: &str| Texts::list(column(name).as_list::<i32>(), &mut folder.texts);
-    let listed = [
-        "services",
-        "failures",
-        "source_pod_uids",
-        "destination_pod_uids",
-        "source_containers",
-        "destination_containers",
-    ]
-    .map(&mut lists);
+    let listed = ["services", "failures", "source_pod_uids", "destination_pod_uids"].map(&mut lists);
     let ports = column("port").as_primitive::<UInt16Type>().values();
     let source_ports = column("source_port").as_primitive::<UInt16Type>();
     let dialled = column("dialled_ports").as_list::<i32>();
@@ -136,8 +129,9 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         let transport = transports.rows()[row];
         let source_port = source_ports.is_valid(row).then(|| source_ports.value(row));
         let edge = folder.edge_of(EdgeKey { transport, source, destination, port: ports[row], own_node, source_port });
-        let [services, failures, source_pods, destination_pods, source_containers, destination_containers] =
-            listed.each_ref().map(|list| list.row(row));
+        let [services, failures, source_pods, destination_pods] = listed.each_ref().map(|list| list.row(row));
+        let [source_containers, destination_containers] =
+            containers.each_ref().map(|names| parted(names.rows()[row], &mut folder.texts));
         let offsets = dialled.value_offsets();
         let edge = HourEdge {
             seen_by_client,
@@ -151,8 +145,8 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
             failures: sorted(failures),
             source_pods: sorted(source_pods),
             destination_pods: sorted(destination_pods),
-            source_containers: sorted(source_containers),
-            destination_containers: sorted(destination_containers),
+            source_containers,
+            destination_containers,
             first_seen: times[1][row],
             last_seen: times[2][row],
             ..HourEdge::new(edge)
@@ -164,6 +158,20 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
 /// Numbers are given in the order in which texts are met, which is another one here.
 fn sorted<const N: usize>(numbers: &[u32]) -> SmallVec<[u32; N]> {
     let mut numbers = SmallVec::from_slice(numbers);
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Names with commas between them; `None` of none.
+fn joined(names: &[Arc<str>]) -> Option<Arc<str>> {
+    (!names.is_empty()).then(|| names.join(",").into())
+}
+
+/// The numbers of names with commas between them.
+fn parted(names: u32, texts: &mut Texts) -> SmallVec<[u32; 2]> {
+    let names = texts.text(names).cloned();
+    let mut numbers: SmallVec<[u32; 2]> =
+        names.iter().flat_map(|names| names.split(',')).map(|name| texts.number(name)).collect();
     numbers.sort_unstable();
     numbers
 }

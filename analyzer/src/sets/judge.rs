@@ -25,8 +25,10 @@ pub(super) struct Judge<'a> {
 /// The ephemeral containers of all pods, by workload.
 pub(super) fn ephemeral_containers(index: &Index) -> BTreeMap<Workload, BTreeSet<Arc<str>>> {
     let mut ephemeral: BTreeMap<Workload, BTreeSet<Arc<str>>> = BTreeMap::new();
-    for (pod, _) in index.latest(ObjectKind::Pod).filter(|(pod, _)| !pod.ephemeral_containers.is_empty()) {
-        ephemeral.entry(Workload::of(pod, index)).or_default().extend(pod.ephemeral_containers.iter().cloned());
+    for (pod, _) in index.latest(ObjectKind::Pod) {
+        let Some(names) = &pod.ephemeral_containers else { continue };
+        let names: BTreeSet<Arc<str>> = serde_json::from_str(names).unwrap_or_default();
+        ephemeral.entry(Workload::of(pod, index)).or_default().extend(names);
     }
     ephemeral
 }

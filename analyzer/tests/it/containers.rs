@@ -10,7 +10,7 @@ const OUTSIDE: &str = "198.51.100.9";
 fn debugged() -> Capture {
     let mut capture = web_and_db();
     let web = capture.inventory.iter_mut().find(|object| object.addresses.iter().any(|address| &**address == WEB));
-    web.expect("it is there").ephemeral_containers = vec!["debugger".into()];
+    web.expect("it is there").ephemeral_containers = Some(r#"["debugger"]"#.into());
     capture.flows[0].source_container = Some("app".into());
     capture.flows[1].destination_container = Some("postgres".into());
     capture

@@ -1,7 +1,7 @@
 //! Identity from a YAML file, for hosts without Kubernetes: pods, Services and nodes as an operator knows them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use schemas::{
     table::Port,
     vocabulary::Transport,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Observation;
 
@@ -93,7 +93,7 @@ struct Pod {
     #[serde(default)]
     containers: Map,
     #[serde(default)]
-    ephemeral_containers: Vec<Arc<str>>,
+    ephemeral_containers: BTreeSet<Arc<str>>,
     /// All but those that the inventory keeps are left out.
     #[serde(default)]
     annotations: Map,
@@ -290,7 +290,7 @@ fn pod_observation(pod: Pod, here: &Arc<str>) -> Observation {
         host_network: Some(host_network),
         runtime_class,
         containers: if containers.is_empty() { None } else { json(&containers) },
-        ephemeral_containers,
+        ephemeral_containers: if ephemeral_containers.is_empty() { None } else { json(&ephemeral_containers) },
         phase: Some("Running".into()),
         ..record(ObjectKind::Pod, Some(&namespace), &name)
     };
@@ -306,9 +306,9 @@ fn record(kind: ObjectKind, namespace: Option<&Arc<str>>, name: &str) -> Invento
     }
 }
 
-/// Canonical JSON: the map is sorted by key.
-fn json(map: &Map) -> Option<Arc<str>> {
-    serde_json::to_string(map).ok().map(Arc::from)
+/// Canonical JSON, of what is sorted.
+fn json(sorted: &impl Serialize) -> Option<Arc<str>> {
+    serde_json::to_string(sorted).ok().map(Arc::from)
 }
 
 fn texts(addresses: &[IpAddr]) -> Vec<Arc<str>> {

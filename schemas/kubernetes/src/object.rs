@@ -1,7 +1,7 @@
 //! What an object of the API says, as an inventory record.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -325,7 +325,7 @@ fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) ->
         object_node: spec.node_name.as_deref().filter(|node| !node.is_empty()).map(|node| texts.share(node)),
         host_network: Some(spec.host_network),
         containers: if ids.is_empty() { None } else { serde_json::to_string(&ids).ok().map(Arc::from) },
-        ephemeral_containers: added.iter().map(|container| texts.share(&container.name)).collect(),
+        ephemeral_containers: names(added),
         runtime_class: spec.runtime_class_name.as_deref().map(|class| texts.share(class)),
         phase: status.phase.as_deref().map(|phase| texts.share(phase)),
         // kubelet may report the sandbox later than what runs in it.
@@ -334,6 +334,12 @@ fn pod(base: InventoryRecord, spec: Spec, status: &Status, texts: &mut Texts) ->
         addresses,
         ..base
     }
+}
+
+/// Names of containers as JSON, in order; `None` of none.
+fn names(containers: &[ContainerStatus]) -> Option<Arc<str>> {
+    let names: BTreeSet<&str> = containers.iter().map(|container| &*container.name).collect();
+    if names.is_empty() { None } else { serde_json::to_string(&names).ok().map(Arc::from) }
 }
 
 impl PortSpec {

@@ -86,14 +86,7 @@ pub fn write_rollup(
         // There are many, of few rows, which are read whole: statistics would be most of a file.
         let properties = properties::<RollupRow>(metadata).into_builder();
         let mut properties = properties.set_statistics_enabled(EnabledStatistics::None).set_offset_index_disabled(true);
-        for list in [
-            "services",
-            "failures",
-            "source_pod_uids",
-            "destination_pod_uids",
-            "source_containers",
-            "destination_containers",
-        ] {
+        for list in ["services", "failures", "source_pod_uids", "destination_pod_uids"] {
             let items = ColumnPath::from([list, "list", "item"].map(str::to_owned).to_vec());
             properties = properties.set_column_dictionary_enabled(items, true);
         }
