@@ -182,8 +182,11 @@ impl Draft<'_> {
     /// Withholds what connections could belong to of which it is not known which end initiated.
     pub(super) fn withhold_undirected(&mut self) {
         for ((workload, direction), edges) in &self.sets.undirected {
-            let named = some_of(edges);
-            let reason = format!("connections were open before the recording, and who dialled is not known: {named}");
+            let connections: i64 = edges.values().sum();
+            let named = some_of(edges.keys());
+            let reason = format!(
+                "connections were open before the recording ({connections}), and who dialled is not known: {named}"
+            );
             self.withhold_seen(workload, *direction, reason);
         }
     }
@@ -331,9 +334,11 @@ fn join_nodes(rules: &mut Rules<'_>) {
 }
 
 /// The first of some edges, and how many more there are.
-fn some_of(edges: &BTreeSet<Edge>) -> String {
-    let named: Vec<String> = edges.iter().take(NAMED_EDGES).map(ToString::to_string).collect();
-    match edges.len().saturating_sub(NAMED_EDGES) {
+fn some_of<'a>(edges: impl IntoIterator<Item = &'a Edge, IntoIter: ExactSizeIterator>) -> String {
+    let edges = edges.into_iter();
+    let more = edges.len().saturating_sub(NAMED_EDGES);
+    let named: Vec<String> = edges.take(NAMED_EDGES).map(ToString::to_string).collect();
+    match more {
         0 => named.join(", "),
         more => format!("{}, and {more} more", named.join(", ")),
     }

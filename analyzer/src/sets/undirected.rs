@@ -12,8 +12,9 @@ use super::{
 };
 use crate::communication::{Communications, Direction, Edge, Endpoint, Evidence, Workload};
 
-/// Edges without a direction, by workload and direction that they could belong to.
-pub(crate) type Undirected = BTreeMap<(Workload, Direction), BTreeSet<Edge>>;
+/// Edges without a direction, by workload and direction that they could belong to, each with how many connections it had at
+/// least.
+pub(crate) type Undirected = BTreeMap<(Workload, Direction), BTreeMap<Edge, i64>>;
 
 /// A port of a workload.
 type Served = BTreeSet<(Workload, Transport, u16)>;
@@ -44,8 +45,9 @@ pub(super) fn settle(
             Some(Direction::Egress) => add(communications, Edge { source_port: None, ..edge }, evidence),
             Some(Direction::Ingress) => add(communications, turned(edge), Evidence::turned(evidence)),
             None => {
+                let connections = evidence.max_active.max(evidence.connections).max(evidence.closed);
                 for (workload, direction) in possible(&edge) {
-                    unsettled.entry((workload, direction)).or_default().insert(edge.clone());
+                    unsettled.entry((workload, direction)).or_default().insert(edge.clone(), connections);
                 }
             }
         }

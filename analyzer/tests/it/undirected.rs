@@ -3,7 +3,8 @@
 use crate::support::{Capture, DB, WEB, flowscribe, limits, lines, tcp, web_and_db};
 
 const OUTSIDE: &str = "198.51.100.7";
-const SAID: &str = "withheld and left open, connections were open before the recording, and who dialled is not known";
+const SAID: &str =
+    "withheld and left open, connections were open before the recording (1), and who dialled is not known";
 
 /// A connection of a pod that was open before the recording: its own port, whose it is on the other side, and that port.
 fn open(capture: &mut Capture, pod: &str, own_port: Option<u16>, other: &str, port: u16) {

@@ -2,14 +2,19 @@
 
 use std::{fs, process::Command};
 
+use schemas::inventory::{InventoryRecord, ObjectKind};
 use serde_json::Value;
+use testdata::{pod::Exchange, recording::Recording};
 
 use crate::{
     harness::{Ran, require},
-    support::executable,
+    support::{executable, lab, pod, rows},
 };
 
-tests![the_nodes_own_network_is_that_of_its_first_process_without_cap_sys_ptrace];
+tests![
+    the_nodes_own_network_is_that_of_its_first_process_without_cap_sys_ptrace,
+    what_a_nodes_own_interfaces_have_is_in_the_inventory,
+];
 
 /// What `doctor` finds, run by a shell after these words.
 fn findings(before: &str) -> Value {
@@ -23,6 +28,36 @@ fn finding<'a>(report: &'a Value, what: &str) -> (&'a str, bool) {
     let found = report["findings"].as_array().expect("a list").iter().find(|finding| finding["what"] == what);
     let found = found.unwrap_or_else(|| panic!("no {what}: {report:#}"));
     (found["detail"].as_str().expect("text"), found["ok"].as_bool().expect("a truth"))
+}
+
+fn what_a_nodes_own_interfaces_have_is_in_the_inventory() -> Ran {
+    let mut lab = lab()?;
+    let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+    // As a CNI's tunnel has it.
+    let add = |address: &str| {
+        let within = format!("--net={}", lab.node_netns().display());
+        let arguments = [&within, "ip", "address", "add", address, "dev", "lo"];
+        let added = Command::new("nsenter").args(arguments).status().expect("nsenter starts");
+        assert!(added.success(), "{address}: {added}");
+    };
+    add("10.244.219.64/32");
+    add("fd00:10:244:219::64/128");
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().join("capture");
+    let recording = Recording::start(executable(), &lab, &output, &[] as &[&str]).expect("the exporter records");
+    lab.listen(server, 7001, Exchange::new(1, 1)).expect("the port is free");
+    lab.dial(client, (lab.ipv4(server), 7001), 1, Exchange::new(1, 1)).expect("the server answers");
+    recording.stop().expect("the exporter ends well");
+    let known = rows::<InventoryRecord>(&output);
+    let interfaces: Vec<_> = known.iter().filter(|row| *row.kind == ObjectKind::NodeInterfaces).collect();
+    let [found] = interfaces[..] else { panic!("one row tells of them: {interfaces:?}") };
+    let is_its_node = |row: &InventoryRecord| *row.kind == ObjectKind::Node && row.name == found.name;
+    assert!(known.iter().any(is_its_node) && found.node == found.name, "{found:?}");
+    for address in ["10.244.219.64", "fd00:10:244:219::64"] {
+        assert!(found.addresses.iter().any(|known| &**known == address), "{found:?}");
+    }
+    assert!(!found.addresses.iter().any(|known| known.starts_with("127.") || known.starts_with("fe80")), "{found:?}");
+    Ok(())
 }
 
 fn the_nodes_own_network_is_that_of_its_first_process_without_cap_sys_ptrace() -> Ran {
