@@ -117,6 +117,8 @@ pub struct Index {
     pod_range_ends: BTreeSet<IpAddr>,
     /// Addresses of nodes' own interfaces, and the nodes: some addresses are on several, such as that of a local resolver.
     interfaces: HashMap<IpAddr, BTreeSet<Arc<str>>>,
+    /// The ranges of Services: with IPVS, every node has all of their addresses on an interface.
+    service_ranges: BTreeSet<IpNet>,
     snapshots: HashMap<Arc<str>, Snapshot>,
     last_heard: HashMap<Arc<str>, TimestampMs>,
     coverage: Coverage,
@@ -330,6 +332,9 @@ impl Index {
         *heard = record.observed_at.max(*heard);
         for cidr in record.cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()) {
             self.ranges.add(cidr);
+            if *record.kind == ObjectKind::ServiceCidr {
+                self.service_ranges.insert(cidr);
+            }
             if *record.kind == ObjectKind::Node {
                 self.pod_ranges.insert(cidr.network());
                 self.pod_range_ends.insert(cidr.broadcast());

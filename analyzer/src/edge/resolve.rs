@@ -146,9 +146,7 @@ impl Resolver<'_> {
             // Only what is dialled can be a Service; one that dials is a node that hides behind its address.
             Owner::Service(_) => End { address: Some(text), ..End::unknown("service_address") },
             // Bridges, tunnels and local resolvers have addresses that only the nodes know.
-            Owner::External | Owner::Unknown(UnknownReason::NoOwner | UnknownReason::NoInventory)
-                if let Some(node) = interfaces.next() =>
-            {
+            Owner::External | Owner::Unknown(UnknownReason::NoOwner) if let Some(node) = interfaces.next() => {
                 End::node(Some(Arc::clone(node)).filter(|_| interfaces.next().is_none()), Some(text))
             }
             Owner::External => End { kind: EndKind::External, address: Some(text), ..End::default() },

@@ -57,6 +57,18 @@ fn a_pod_that_has_an_interfaces_address_later_is_the_pod() {
 }
 
 #[test]
+fn the_address_of_a_service_is_no_nodes_though_every_node_has_it() {
+    // As kube-proxy does it with IPVS; the Service is gone since.
+    let mut capture = web_and_db();
+    let plain = capture.report();
+    capture.dial(WEB, "10.96.0.77", 80);
+    let unknown = capture.report();
+    interfaces(&mut capture, "node-a", &["10.96.0.77"]);
+    assert_eq!(capture.report().yaml, unknown.yaml);
+    assert_ne!(unknown.yaml, plain.yaml, "its egress is left open");
+}
+
+#[test]
 fn a_local_resolver_is_named_once_and_not_as_one_that_may_change() {
     let mut capture = web_and_db();
     for (node, transport) in [("node-a", "udp"), ("node-b", "tcp")] {

@@ -133,16 +133,22 @@ fn remember_unflagged(sk: *const u8, reason: u8) -> Option<()> {
 /// Tells that a TCP socket listens, or remembers its connection.
 #[inline(always)]
 fn adopt<const COPIED: bool>(sk: *const u8, socket: Socket<COPIED>) -> Option<()> {
-    let (now, state) = (now_ns(), socket.state());
-    if state == LISTEN {
-        let mut event = empty(EVENT_LISTENING, TCP, now);
+    if socket.state() == LISTEN {
+        let mut event = empty(EVENT_LISTENING, TCP, now_ns());
         socket.describe(&mut event);
         report(&event);
         return None;
     }
-    if !is_open(state) || remembered(sk).is_some() {
+    adopt_open(sk, socket)
+}
+
+/// Remembers the connection of a TCP socket, if it is open. Apart, as the verifier walks through it once per subflow.
+#[inline(always)]
+fn adopt_open<const COPIED: bool>(sk: *const u8, socket: Socket<COPIED>) -> Option<()> {
+    if !is_open(socket.state()) || remembered(sk).is_some() {
         return None;
     }
+    let now = now_ns();
     let role = if socket.has_port_by_connect() { ROLE_CLIENT } else { ROLE_UNKNOWN };
     let mut connection = Connection::new(0, role, (socket.local_port(), socket.remote_port()));
     connection.told_ns = now;
@@ -183,7 +189,7 @@ fn adopt_subflows(sk: *const u8) -> Option<()> {
         let context = node.wrapping_sub(field!(OFFSETS.subflow_node) as usize);
         let subflow: *const u8 = copied(context, field!(OFFSETS.subflow_socket));
         if !subflow.is_null() {
-            let _ = adopt(subflow, Socket::<true>::new(subflow));
+            let _ = adopt_open(subflow, Socket::<true>::new(subflow));
         }
         node = copied(node, 0);
     }

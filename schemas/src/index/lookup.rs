@@ -195,7 +195,7 @@ impl Index {
 
     /// Whether an address is that of a node's interface, and was nobody's else.
     pub fn is_interface_alone(&self, address: IpAddr) -> bool {
-        self.interfaces.contains_key(&address) && !self.leases.contains_key(&address)
+        self.interface_of(address).next().is_some() && !self.leases.contains_key(&address)
     }
 
     /// Whether an address is the first one of a node's pod range.
@@ -210,7 +210,8 @@ impl Index {
 
     /// The nodes that have had an address on an interface of their own, whoever else has it; at any time.
     pub fn interface_of(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
-        self.interfaces.get(&address).into_iter().flatten()
+        let is_of_service = || self.service_ranges.iter().any(|range| range.contains(&address));
+        self.interfaces.get(&address).filter(|_| !is_of_service()).into_iter().flatten()
     }
 
     /// The address ranges of the cluster, disjoint and in order, from first to last address.
