@@ -238,7 +238,12 @@ impl Sets {
         let ephemeral = judge::ephemeral_containers(index);
         let judge = judge::Judge { index, exposure: &exposure, thresholds, ephemeral };
         let dynamic_ports = {
-            let open = communications.iter().zip(&certain).filter(|(_, fate)| fate.is_none());
+            // What a person decided on tells of the rest, too.
+            let may_tell = |fate: &Option<Fate>| matches!(fate, None | Some(Fate::Pinned(_) | Fate::Forbidden(_)));
+            let open = communications
+                .iter()
+                .zip(&certain)
+                .filter(|((edge, evidence), fate)| may_tell(fate) && judge.suspect(edge, evidence).is_none());
             dynamic_ports::find(open.map(|(communication, _)| communication), &declared)
         };
         let fates: Vec<Fate> = communications
@@ -246,7 +251,9 @@ impl Sets {
             .zip(certain)
             .map(|((edge, evidence), certain)| {
                 let held = || {
-                    dynamic_ports::doubt(&dynamic_ports, edge).or_else(|| judge.held(edge, evidence)).map(Fate::Held)
+                    let suspect = judge.suspect(edge, evidence);
+                    let held = suspect.or_else(|| dynamic_ports::doubt(&dynamic_ports, edge));
+                    held.or_else(|| judge.held(edge, evidence)).map(Fate::Held)
                 };
                 certain.or_else(held).unwrap_or(Fate::Learned)
             })

@@ -113,9 +113,9 @@ dataset! {
     /// Last moment in the window at which the edge was observed.
     last_seen: TimestampMs => "flow.last_seen", "";
     /// Container of the source's pod whose socket it is; null at the other end, and where it is not known.
-    source_container: Option<Arc<str>> => "source.k8s.container.name", "";
+    source_container: Option<Arc<str>> => "source.k8s.pod.container.name", "";
     /// Container of the destination's pod, likewise.
-    destination_container: Option<Arc<str>> => "destination.k8s.container.name", "";
+    destination_container: Option<Arc<str>> => "destination.k8s.pod.container.name", "";
 
     // A window that ends at the full hour belongs to the hour it lies in.
     partition by window_end, |row| TimestampMs(row.window_end.0 - 1);

@@ -132,6 +132,14 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         let [services, failures, source_pods, destination_pods] = listed.each_ref().map(|list| list.row(row));
         let [source_containers, destination_containers] =
             containers.each_ref().map(|names| parted(names.rows()[row], &mut folder.texts));
+        // Rollups of a time before there were names of containers.
+        let unnamed = folder.texts.number("");
+        let or_unnamed = |names: SmallVec<[u32; 2]>, is_seen: bool, pods: &[u32]| match names.is_empty() {
+            true if is_seen && !pods.is_empty() => SmallVec::from_slice(&[unnamed]),
+            _ => names,
+        };
+        let source_containers = or_unnamed(source_containers, seen_by_client, source_pods);
+        let destination_containers = or_unnamed(destination_containers, seen_by_server, destination_pods);
         let offsets = dialled.value_offsets();
         let edge = HourEdge {
             seen_by_client,

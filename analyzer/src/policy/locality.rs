@@ -23,11 +23,17 @@ use crate::{
 impl Draft<'_> {
     /// Whether an edge is of addresses that hold on one link alone: the next pod has others, so that no rule can name them.
     pub(super) fn stays_on_link(&mut self, edge: &Edge) -> bool {
-        let stays = [&edge.source, &edge.destination].into_iter().any(|end| match end {
-            Endpoint::External { address } => stays_on_link(*address),
-            Endpoint::Unknown { address: Some(address), .. } => self.index.ends_pod_range(*address),
+        // Nothing is sent from everybody's address, and only datagrams are sent to it.
+        let is_everybodys = |address: IpAddr| {
+            edge.transport.known() == Some(Transport::Udp)
+                && self.index.ends_pod_range(address)
+                && self.index.pods_with(address).next().is_none()
+        };
+        let stays = match (&edge.source, &edge.destination) {
+            (Endpoint::External { address }, _) | (_, Endpoint::External { address }) => stays_on_link(*address),
+            (_, Endpoint::Unknown { address: Some(address), .. }) => is_everybodys(*address),
             _ => false,
-        });
+        };
         if stays {
             self.findings.insert(Finding::OnLink { rule: edge.to_string() });
         }

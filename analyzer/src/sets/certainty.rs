@@ -119,7 +119,7 @@ impl OwnHours {
             exposure.doubt(&workload, &hours, edges);
         }
         let hides = |workload: &&Workload| match exposure.of(workload).and_then(|time| time.runtime.as_ref()) {
-            Some(Runtime::Machine) => true,
+            Some(Runtime::Machine | Runtime::Sandbox(_)) => true,
             Some(Runtime::Class(_)) => !self.0.contains_key(*workload),
             None => false,
         };

@@ -187,9 +187,14 @@ impl Decisions {
 
     /// The range of ports with which an edge is pinned, without what is forbidden of it.
     pub(super) fn range_of(&self, edge: &Edge) -> Option<Vec<RangeInclusive<u16>>> {
-        let pin = self.list.iter().find(|decision| decision.is_pin && decision.is_about(edge))?;
-        let range = pin.ports.as_ref().map(|ports| ports.range.clone()).filter(|range| range.start() < range.end())?;
-        let mut left = RangeSetBlaze::from_iter([range]);
+        let pins = self.list.iter().filter(|decision| decision.is_pin && decision.is_about(edge));
+        let ranges = pins.filter_map(|pin| pin.ports.as_ref()).map(|ports| ports.range.clone());
+        let left = RangeSetBlaze::from_iter(ranges.filter(|range| range.start() < range.end()));
+        if left.is_empty() { None } else { Some(self.allowed_of(edge, left).ranges().collect()) }
+    }
+
+    /// Of ports that are pinned for an edge, those that are not forbidden.
+    fn allowed_of(&self, edge: &Edge, mut left: RangeSetBlaze<u16>) -> RangeSetBlaze<u16> {
         let is_same = |decision: &&Decision| decision.from.is(&edge.source) && decision.to.is(&edge.destination);
         for forbidden in self.list.iter().filter(|decision| !decision.is_pin).filter(is_same) {
             match &forbidden.ports {
@@ -200,7 +205,7 @@ impl Decisions {
                 Some(_) => {}
             }
         }
-        Some(left.ranges().collect())
+        left
     }
 
     /// Edges that are pinned by name and port, and that nothing seen is an example of.
@@ -212,7 +217,7 @@ impl Decisions {
             for source in decision.from.endpoints(index) {
                 for destination in decision.to.endpoints(index) {
                     let transport = Word::Known(transport.unwrap_or(Transport::Tcp));
-                    let edge = Edge {
+                    let mut edge = Edge {
                         source: source.clone(),
                         destination,
                         transport,
@@ -220,9 +225,15 @@ impl Decisions {
                         own_node: false,
                         source_port: None,
                     };
-                    let is_forbidden = self.list.iter().any(|other| !other.is_pin && other.is_about(&edge));
+                    let allowed = self.allowed_of(&edge, RangeSetBlaze::from_iter([range.clone()]));
                     concerned.insert(number);
-                    if !is_forbidden {
+                    let forbids = |other: &Decision| {
+                        !other.is_pin && range.clone().any(|port| other.is_about(&Edge { port, ..edge.clone() }))
+                    };
+                    concerned
+                        .extend(self.list.iter().enumerate().filter(|(_, other)| forbids(other)).map(|(at, _)| at));
+                    if let Some(port) = allowed.first() {
+                        edge.port = port;
                         edges.push((edge, decision.fate()));
                     }
                 }

@@ -4,7 +4,7 @@
 //!
 //! Undeclared ports of one destination are taken for such if there are several of them and
 //!
-//! - each had one connection, and they are of the range of which the kernel chooses, or one peer's, some of that range or
+//! - each had one connection that was soon over, and they are of the range of which the kernel chooses, or one peer's, some of that range or
 //!   many and far from each other; or
 //! - each is of that range (from 32768 on, `ip_local_port_range`), and each was another pod's, or they were in use one after
 //!   the other.
@@ -33,6 +33,8 @@ struct Seen<'a> {
     source: Option<&'a Workload>,
     pods: BTreeSet<&'a str>,
     connections: i64,
+    /// All of them were over before the next look at what is open.
+    are_short: bool,
     first: TimestampMs,
     last: TimestampMs,
 }
@@ -53,11 +55,13 @@ pub(super) fn find<'a>(
             },
             pods: BTreeSet::new(),
             connections: 0,
+            are_short: true,
             first: evidence.first_seen,
             last: evidence.last_seen,
         });
         port.pods.extend(evidence.destination_pods.iter().map(|uid| &**uid));
         port.connections += evidence.connections.max(evidence.max_active);
+        port.are_short &= evidence.max_active == 0;
         port.first = port.first.min(evidence.first_seen);
         port.last = port.last.max(evidence.last_seen);
     }
@@ -76,7 +80,13 @@ pub(super) fn find<'a>(
 
 /// Whether an edge may be to a port that was not chosen: nobody can declare what is dialled through a Service otherwise.
 fn may_be(edge: &Edge, evidence: &Evidence) -> bool {
-    edge.port >= FIRST_UNPRIVILEGED
+    // Of a node, nobody declares the lower ports; what no datagram came back from, nobody may serve.
+    let first = if matches!(edge.destination, Endpoint::Node { .. }) { FIRST_EPHEMERAL } else { FIRST_UNPRIVILEGED };
+    let is_answered = edge.transport.known() != Some(Transport::Udp)
+        || evidence.bytes_received > 0
+        || !evidence.server_hours.is_empty();
+    edge.port >= first
+        && is_answered
         && !edge.own_node
         && edge.source_port.is_none()
         && evidence.is_established()
@@ -89,7 +99,7 @@ fn differing(ports: &BTreeMap<u16, Seen<'_>>) -> BTreeSet<u16> {
     let is_chosen_by_kernel = |port: u16| port >= FIRST_EPHEMERAL;
     let of_one_pod = || ports.iter().filter(|(_, seen)| seen.pods.len() <= 1);
     let mut once: BTreeMap<Option<&Workload>, BTreeSet<u16>> = BTreeMap::new();
-    for (port, seen) in of_one_pod().filter(|(_, seen)| seen.connections == 1) {
+    for (port, seen) in of_one_pod().filter(|(_, seen)| seen.connections == 1 && seen.are_short) {
         once.entry(seen.source).or_default().insert(*port);
     }
     let of_kernel: BTreeSet<u16> = once.values().flatten().copied().filter(|port| is_chosen_by_kernel(*port)).collect();

@@ -96,6 +96,8 @@ pub(crate) struct Time {
 /// In what a pod runs whose sockets may not be its node's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Runtime {
+    /// A RuntimeClass that is known to have sockets of its own, by name.
+    Sandbox(Arc<str>),
     /// A RuntimeClass that is not known to make ordinary containers, by name.
     Class(Arc<str>),
     /// A virtual machine.
@@ -359,14 +361,16 @@ impl Runtime {
         {
             return Some(Self::Machine);
         }
-        pod.runtime_class.clone().filter(|class| !is_ordinary(class)).map(Self::Class)
+        let class = pod.runtime_class.clone().filter(|class| !is_ordinary(class))?;
+        let is_sandbox = SANDBOXES.iter().any(|sandbox| class.starts_with(sandbox));
+        Some(if is_sandbox { Self::Sandbox(class) } else { Self::Class(class) })
     }
 }
 
 impl fmt::Display for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Class(class) => write!(f, "RuntimeClass {class}"),
+            Self::Sandbox(class) | Self::Class(class) => write!(f, "RuntimeClass {class}"),
             Self::Machine => f.write_str("a virtual machine"),
         }
     }
@@ -399,6 +403,8 @@ fn length_ms(spans: impl Iterator<Item = Span>) -> i64 {
 /// How the names of RuntimeClasses begin whose containers are processes of the node: those of OCI runtimes, and those that
 /// add devices to them.
 const ORDINARY_RUNTIMES: [&str; 7] = ["runc", "crun", "youki", "sysbox", "nvidia", "amd", "habana"];
+/// How the names of RuntimeClasses begin whose containers have a kernel or a network of their own, by their projects.
+const SANDBOXES: [&str; 3] = ["gvisor", "runsc", "kata"];
 /// Label and its value of the pods in which KubeVirt runs virtual machines, and the kind of their owner.
 const KUBEVIRT: &str = "kubevirt.io";
 const LAUNCHER: &str = "virt-launcher";

@@ -34,16 +34,20 @@ pub(super) fn ephemeral_containers(index: &Index) -> BTreeMap<Workload, BTreeSet
 }
 
 impl Judge<'_> {
-    /// Why an edge is not to be learned before a person has looked at it; `None` if it may be.
-    pub(super) fn held(&self, edge: &Edge, evidence: &Evidence) -> Option<String> {
+    /// Why who had an edge is not whom policies are for; `None` if there is no sign of that.
+    pub(super) fn suspect(&self, edge: &Edge, evidence: &Evidence) -> Option<String> {
         let Evidence { hours, scan_hours, .. } = evidence;
-        let (first, last) = (hours.min()?, hours.max()?);
+        if hours.is_empty() {
+            return None;
+        }
         if hours.len() == scan_hours.len() && self.scans_only(&edge.source, scan_hours) {
             return Some(format!("scan: seen only while {} tried many others, and almost all failed", edge.source));
         }
         for (direction, workload) in edge.workloads() {
             let (_, containers) = evidence.pods_of(direction);
-            let is_debugged = |added: &BTreeSet<Arc<str>>| !containers.is_empty() && containers.is_subset(added);
+            // Of hours in which its own node recorded nothing, nobody knows which container it was.
+            let is_known = !containers.is_empty() && hours.is_subset(evidence.hours_of(direction));
+            let is_debugged = |added: &BTreeSet<Arc<str>>| is_known && containers.is_subset(added);
             if self.ephemeral.get(workload).is_some_and(is_debugged) {
                 let names = containers.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
                 return Some(format!(
@@ -62,6 +66,13 @@ impl Judge<'_> {
                 ));
             }
         }
+        None
+    }
+
+    /// Why an edge is not to be learned before a person has looked at it; `None` if it may be.
+    pub(super) fn held(&self, edge: &Edge, evidence: &Evidence) -> Option<String> {
+        let ends = [&edge.source, &edge.destination];
+        let (first, last) = (evidence.hours.min()?, evidence.hours.max()?);
         // Addresses outside come and go, as those of clients and of content networks do.
         let [Endpoint::Workload(_), Endpoint::Workload(_)] = ends else { return None };
         let since = self.hours_without(edge, last);

@@ -49,6 +49,16 @@ fn what_others_did_too_or_nobody_knows_who_is_a_rule_as_ever() {
     capture.dial(WEB, OUTSIDE, 8443);
     let expected = ["egress 198.51.100.9/32 443/TCP", "egress 198.51.100.9/32 8443/TCP", "egress app=db 5432/TCP"];
     assert_eq!(capture.report().allows("demo/web-network"), lines(expected));
+    // In hours without an agent on its own node, only the other end saw it.
+    let mut later = debugged();
+    let row = later.accept(DB, WEB, 5433);
+    for time in [&mut row.window_start, &mut row.window_end, &mut row.first_seen, &mut row.last_seen] {
+        time.0 += 7_200_000;
+    }
+    by(later.dial(WEB, DB, 5433), "debugger");
+    later.accept(DB, WEB, 5433);
+    let report = later.report_with(&["--min-coverage", "0"]);
+    assert!(report.allows("demo/web-network").contains("egress app=db 5433/TCP"), "{}", report.said);
     // A container of that name which is the pod's own.
     let mut own = web_and_db();
     by(own.dial(WEB, OUTSIDE, 443), "debugger");

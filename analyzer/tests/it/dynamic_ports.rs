@@ -107,10 +107,58 @@ fn fixed_ports_are_rules_wherever_they_are_and_however_seldom_they_are_used() {
         [40_001, 40_002, 40_003].into_iter().for_each(|port| talk(&mut one, WEB, DB, port, hours));
     }
     assert_eq!(one.report_with(&["--min-coverage", "0"]).allows("demo/db-network").len(), 4);
+    // Connections that stay, as those of gRPC and of scrapers.
+    let mut kept = web_and_db();
+    for port in [8_080, 9_090, 50_051, 50_052, 50_053] {
+        let row = kept.dial(WEB, DB, port);
+        (row.closed, row.active) = (0, 1);
+        let row = kept.accept(DB, WEB, port);
+        (row.closed, row.active) = (0, 1);
+    }
+    assert_eq!(kept.report().allows("demo/db-network").len(), 6);
     // One alone, as of a node of Erlang.
     let mut single = web_and_db();
     single.talk(WEB, DB, 39_241);
     assert_eq!(single.report().allows("demo/db-network").len(), 2);
+}
+
+#[test]
+fn who_is_not_meant_by_a_decision_is_left_open_as_before() {
+    let mut capture = ftp();
+    capture.pod("demo/other", "10.244.0.41");
+    for port in [41_001, 47_002] {
+        capture.talk("10.244.0.41", DB, port);
+    }
+    let pinned = capture.report_decided("pin: [{ from: demo/web, to: demo/db, port: 1024-65535/tcp }]");
+    assert_eq!(limits(&pinned, "other-network"), ["Ingress"], "{}", pinned.said);
+    assert_eq!(limits(&pinned, "web-network"), ["Ingress", "Egress"]);
+    assert!(pinned.said.contains("demo/db was dialled by demo/other on 2 ports"), "{}", pinned.said);
+}
+
+#[test]
+fn several_pins_are_one_range_each_and_what_is_forbidden_at_its_start_is_left_out() {
+    let capture = ftp();
+    let both = capture.report_decided(
+        "pin: [{ from: demo/web, to: demo/db }, { from: demo/web, to: demo/db, port: 5000-65535/tcp }]",
+    );
+    assert_eq!(both.allows("demo/db-network"), lines(["ingress app=web 5000-65535/TCP"]));
+    let unseen = web_and_db().report_decided(
+        "{pin: [{ from: demo/web, to: demo/db, port: 30000-30010/tcp }], forbid: [{ from: demo/web, to: demo/db, port: 30000 }]}",
+    );
+    let expected = lines(["ingress app=web 30001-30010/TCP", "ingress app=web 5432/TCP"]);
+    assert_eq!(unseen.allows("demo/db-network"), expected);
+    assert!(!unseen.said.contains("concerns nothing"), "{}", unseen.said);
+}
+
+#[test]
+fn a_scan_is_a_scan_wherever_its_ports_are() {
+    // A trace of a route, by datagrams that nobody answers.
+    let mut capture = web_and_db();
+    for port in 33_434..33_464 {
+        let row = capture.dial(WEB, "198.51.100.7", port);
+        (row.transport, row.closed, row.bytes_received) = ("udp".into(), 0, Some(0));
+    }
+    assert_eq!(limits(&capture.report(), "web-network"), ["Ingress", "Egress"]);
 }
 
 #[test]

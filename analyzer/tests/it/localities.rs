@@ -96,6 +96,10 @@ fn what_holds_on_one_link_alone_is_no_rule_and_is_named() {
     }
     let report = capture.report();
     assert_eq!(report.yaml, plain.yaml);
+    // A pod that nobody knows may have the last address of a range.
+    let mut visited = capture.clone();
+    visited.accept(DB, "10.244.7.255", 5432);
+    assert_eq!(limits(&visited.report(), "db-network"), ["Egress"]);
     for address in link {
         assert!(report.said.contains(address) && report.said.contains("6700/UDP: left out, it stays on the link"));
     }

@@ -51,7 +51,7 @@ fn a_virtual_machine_is_not_observed_whatever_its_launcher_does() {
 
 #[test]
 fn runtimes_whose_containers_are_the_nodes_processes_close_as_ever() {
-    for class in ["nvidia", "crun", "gvisor"] {
+    for class in ["nvidia", "crun", "confidential"] {
         let mut capture = web_and_db();
         capture.pod("demo/sandbox", SANDBOX);
         capture.talk(SANDBOX, DB, 5432);
@@ -62,6 +62,15 @@ fn runtimes_whose_containers_are_the_nodes_processes_close_as_ever() {
         // Of a class that nobody knows, its own sockets were seen.
         assert_eq!(capture.report().yaml, plain.yaml, "{class}");
     }
+}
+
+#[test]
+fn a_workload_that_moves_into_a_sandbox_is_not_observed_any_more() {
+    let mut capture = web_and_db();
+    capture.pod("demo/moved", SANDBOX);
+    capture.talk(SANDBOX, DB, 5432);
+    capture.pod("demo/moved", "10.244.0.61").runtime_class = Some("kata-qemu".into());
+    assert_eq!(limits(&capture.report(), "moved-network"), [""; 0]);
 }
 
 #[test]

@@ -118,8 +118,10 @@ impl Conversations {
         let is_soon_after = |then: TimestampMs| time.0 - then.0 < REMEMBERED_MS;
         // Where a program of the cgroup puts one of several addresses in the place of that which was asked, as Cilium's
         // load balancing of sockets does, the one that answers is another one, on the same port.
+        // From a known port to one that needs no privilege, the other may as well have begun.
         if role != Role::Client && self.last_asked(conversation).is_some_and(is_soon_after) {
-            return Role::Client;
+            let is_served = conversation.remote.1 < FIRST_UNPRIVILEGED;
+            return if port_is_chosen && !is_served { Role::Unknown } else { Role::Client };
         }
         if role != Role::Client || !port_is_chosen {
             return role;
@@ -137,6 +139,9 @@ impl Conversations {
 /// For how long Linux remembers a conversation in which nothing passes, in milliseconds: the longest default of
 /// `nf_conntrack_udp_timeout_stream`, 180 s before Linux 4.20 and 120 s since. After that, whoever sends begins it.
 const REMEMBERED_MS: i64 = 180_000;
+
+/// The first port that everybody may serve (`ip_unprivileged_port_start`).
+const FIRST_UNPRIVILEGED: u16 = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -177,6 +182,8 @@ mod tests {
         assert_eq!(see(5999, ([10, 0, 0, 8], 40_000), Role::Server, 1), Role::Server, "nobody asked that port");
         assert_eq!(see(6000, ([10, 0, 0, 7], 53), Role::Server, 1), Role::Server, "nobody asked from that port");
         assert_eq!(see(5999, ([10, 0, 0, 9], 53), Role::Server, 1000), Role::Server, "long after");
+        assert_eq!(see(5060, ([10, 0, 0, 1], 5080), Role::Client, 2), Role::Client);
+        assert_eq!(see(5060, ([10, 0, 0, 2], 5080), Role::Server, 2), Role::Unknown, "either may begin");
         assert_eq!(see(7946, ([10, 0, 0, 1], 7946), Role::Client, 2), Role::Client);
         assert_eq!(see(7946, ([10, 0, 0, 2], 7946), Role::Server, 2), Role::Server, "a peer begins");
     }

@@ -44,9 +44,10 @@ impl Interfaces {
         is_due
     }
 
-    /// The inventory's record of them; `None` where none can be read.
+    /// The inventory's record of them; `None` where none can be read, and where there are so many that they are those of
+    /// Services, which kube-proxy gives to an interface of every node if it uses IPVS.
     pub(crate) fn record(&self) -> Option<InventoryRecord> {
-        (!self.addresses.is_empty()).then(|| InventoryRecord {
+        (1..=MOST).contains(&self.addresses.len()).then(|| InventoryRecord {
             kind: ObjectKind::NodeInterfaces.into(),
             name: Arc::clone(&self.node),
             addresses: self.addresses.iter().map(|address| address.to_string().into()).collect(),
@@ -82,6 +83,8 @@ fn interfaces_ipv6(text: &str) -> BTreeSet<Ipv6Addr> {
     addresses.filter(|address| !address.is_loopback() && !address.is_unicast_link_local()).collect()
 }
 
+/// Most addresses that a node's own interfaces are taken to have.
+const MOST: usize = 256;
 /// How often the interfaces are looked at.
 const PAUSE_MS: i64 = 30_000;
 

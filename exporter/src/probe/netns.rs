@@ -39,16 +39,19 @@ pub(super) fn all() -> Vec<PathBuf> {
     files.collect::<BTreeMap<u64, PathBuf>>().into_values().collect()
 }
 
-/// Does something within each of some network namespaces, one after the other. What is gone meanwhile is passed over.
+/// Does something within each of some network namespaces, one after the other. What is gone meanwhile, or can't be entered, is
+/// passed over.
 ///
 /// # Errors
-/// One can't be entered, or what is done there fails.
+/// What is done there fails.
 pub(super) fn in_each(namespaces: Vec<PathBuf>, act: impl Fn() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     let walk = move || {
         for namespace in namespaces {
             let Ok(file) = File::open(namespace) else { continue };
-            setns(&file, CloneFlags::CLONE_NEWNET)?;
-            act()?;
+            // One of a user namespace in which this process has no rights is passed over too.
+            if setns(&file, CloneFlags::CLONE_NEWNET).is_ok() {
+                act()?;
+            }
         }
         Ok(())
     };

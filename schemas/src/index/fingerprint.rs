@@ -92,8 +92,11 @@ impl Fingerprints {
         }
         let outside: BTreeSet<IpAddr> = outside.into_iter().collect();
         for address in outside {
-            for node in index.interface_of(address) {
-                sum = sum.wrapping_add(hash((address, node)));
+            // Whose it is where it is one node's alone, and that it is several nodes'.
+            let mut nodes = index.interface_of(address);
+            if let Some(node) = nodes.next() {
+                let only = Some(node).filter(|_| nodes.next().is_none());
+                sum = sum.wrapping_add(hash((address, "interface", only)));
             }
             if index.is_of_cluster(address) {
                 sum = sum.wrapping_add(hash(address));
