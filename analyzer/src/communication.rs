@@ -63,7 +63,7 @@ pub(crate) struct Evidence {
     pub(crate) source_pods: BTreeSet<Arc<str>>,
     /// UIDs of the destination's pods.
     pub(crate) destination_pods: BTreeSet<Arc<str>>,
-    /// Containers of the source's pods, as their own node's agent told; an empty name where it did not know.
+    /// Containers of the source's pods, as their own node's agent recorded; an empty name where it did not know.
     pub(crate) source_containers: BTreeSet<Arc<str>>,
     /// Containers of the destination's pods, likewise.
     pub(crate) destination_containers: BTreeSet<Arc<str>>,

@@ -237,21 +237,22 @@ impl Sets {
         };
         let ephemeral = judge::ephemeral_containers(index);
         let judge = judge::Judge { index, exposure: &exposure, thresholds, ephemeral };
+        let suspects: Vec<Option<String>> =
+            communications.iter().map(|(edge, evidence)| judge.suspect(edge, evidence)).collect();
         let dynamic_ports = {
-            // What a person decided on tells of the rest, too.
+            // What a person decided on shows how the rest is, too.
             let may_tell = |fate: &Option<Fate>| matches!(fate, None | Some(Fate::Pinned(_) | Fate::Forbidden(_)));
             let open = communications
                 .iter()
-                .zip(&certain)
-                .filter(|((edge, evidence), fate)| may_tell(fate) && judge.suspect(edge, evidence).is_none());
+                .zip(certain.iter().zip(&suspects))
+                .filter(|(_, (fate, suspect))| may_tell(fate) && suspect.is_none());
             dynamic_ports::find(open.map(|(communication, _)| communication), &declared)
         };
         let fates: Vec<Fate> = communications
             .iter()
-            .zip(certain)
-            .map(|((edge, evidence), certain)| {
+            .zip(certain.into_iter().zip(suspects))
+            .map(|((edge, evidence), (certain, suspect))| {
                 let held = || {
-                    let suspect = judge.suspect(edge, evidence);
                     let held = suspect.or_else(|| dynamic_ports::doubt(&dynamic_ports, edge));
                     held.or_else(|| judge.held(edge, evidence)).map(Fate::Held)
                 };

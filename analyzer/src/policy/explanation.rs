@@ -105,7 +105,7 @@ struct EdgeExplained {
     days: usize,
     source_pods: usize,
     destination_pods: usize,
-    /// Containers at either end, as far as their nodes' agents told.
+    /// Containers at either end, as far as their nodes' agents knew them.
     source_containers: Vec<String>,
     destination_containers: Vec<String>,
     bytes_sent: i64,

@@ -195,14 +195,10 @@ impl Decisions {
 
     /// Of ports that are pinned for an edge, those that are not forbidden.
     fn allowed_of(&self, edge: &Edge, mut left: RangeSetBlaze<u16>) -> RangeSetBlaze<u16> {
-        let is_same = |decision: &&Decision| decision.from.is(&edge.source) && decision.to.is(&edge.destination);
-        for forbidden in self.list.iter().filter(|decision| !decision.is_pin).filter(is_same) {
+        for forbidden in self.list.iter().filter(|decision| !decision.is_pin && decision.is_between(edge)) {
             match &forbidden.ports {
                 None => left.clear(),
-                Some(ports) if ports.transport.is_none_or(|of| edge.transport.known() == Some(of)) => {
-                    left = left - RangeSetBlaze::from_iter([ports.range.clone()]);
-                }
-                Some(_) => {}
+                Some(ports) => left = left - RangeSetBlaze::from_iter([ports.range.clone()]),
             }
         }
         left
@@ -227,8 +223,10 @@ impl Decisions {
                     };
                     let allowed = self.allowed_of(&edge, RangeSetBlaze::from_iter([range.clone()]));
                     concerned.insert(number);
+                    let overlaps =
+                        |ports: &Ports| ports.range.start() <= range.end() && range.start() <= ports.range.end();
                     let forbids = |other: &Decision| {
-                        !other.is_pin && range.clone().any(|port| other.is_about(&Edge { port, ..edge.clone() }))
+                        !other.is_pin && other.is_between(&edge) && other.ports.as_ref().is_none_or(overlaps)
                     };
                     concerned
                         .extend(self.list.iter().enumerate().filter(|(_, other)| forbids(other)).map(|(at, _)| at));
@@ -280,9 +278,13 @@ impl Decision {
     }
 
     fn is_about(&self, edge: &Edge) -> bool {
-        let Edge { source, destination, transport, port, .. } = edge;
-        let is_port = self.ports.as_ref().is_none_or(|ports| ports.has(transport.known(), *port));
-        is_port && self.from.is(source) && self.to.is(destination)
+        self.is_between(edge) && self.ports.as_ref().is_none_or(|ports| ports.range.contains(&edge.port))
+    }
+
+    /// Whether it is about an edge but for its port.
+    fn is_between(&self, edge: &Edge) -> bool {
+        let is_of_transport = |ports: &Ports| ports.is_of(edge.transport.known());
+        self.ports.as_ref().is_none_or(is_of_transport) && self.from.is(&edge.source) && self.to.is(&edge.destination)
     }
 
     fn fate(&self) -> Fate {
@@ -300,7 +302,11 @@ impl fmt::Display for Decision {
 
 impl Ports {
     fn has(&self, transport: Option<Transport>, port: u16) -> bool {
-        self.range.contains(&port) && self.transport.is_none_or(|of| transport == Some(of))
+        self.range.contains(&port) && self.is_of(transport)
+    }
+
+    fn is_of(&self, transport: Option<Transport>) -> bool {
+        self.transport.is_none_or(|of| transport == Some(of))
     }
 }
 

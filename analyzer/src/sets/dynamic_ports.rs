@@ -4,8 +4,8 @@
 //!
 //! Undeclared ports of one destination are taken for such if there are several of them and
 //!
-//! - each had one connection that was soon over, and they are of the range of which the kernel chooses, or one peer's, some of that range or
-//!   many and far from each other; or
+//! - each had one connection that was soon over, and they are of the range of which the kernel chooses, or one peer's, some
+//!   of that range or many and far from each other; or
 //! - each is of that range (from 32768 on, `ip_local_port_range`), and each was another pod's, or they were in use one after
 //!   the other.
 

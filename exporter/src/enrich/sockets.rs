@@ -113,10 +113,7 @@ impl SocketMap {
 
     /// A pod's network namespace; whether it is there.
     pub(super) fn add_netns(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) -> bool {
-        let Some(inode) = inode(path) else { return false };
-        let asked = self.asked.get(path).filter(|asked| asked.inode == inode);
-        let cookie = asked.map_or_else(|| netns::cookie(path), |asked| asked.cookie);
-        self.asked.insert(path.to_path_buf(), Asked { inode, cookie, last: now });
+        let Some(Asked { inode, cookie, .. }) = self.ask(path, now) else { return false };
         let located = Located { uid: Arc::clone(uid), container: None, last: now };
         match cookie {
             Some(cookie) => drop(self.by_cookie.insert(cookie, located)),
@@ -125,10 +122,19 @@ impl SocketMap {
         true
     }
 
+    /// What a network namespace's file says, which is asked of each once; `None` when it is gone.
+    fn ask(&mut self, path: &Path, now: TimestampMs) -> Option<Asked> {
+        let inode = inode(path)?;
+        let known = self.asked.get(path).filter(|asked| asked.inode == inode);
+        let cookie = known.map_or_else(|| netns::cookie(path), |asked| asked.cookie);
+        let asked = Asked { inode, cookie, last: now };
+        self.asked.insert(path.to_path_buf(), asked);
+        Some(asked)
+    }
+
     /// A network namespace within a pod, unless it is known to be another pod's.
     pub(super) fn add_netns_within(&mut self, path: &Path, uid: &Arc<str>, now: TimestampMs) {
-        let Some(inode) = inode(path) else { return };
-        let cookie = netns::cookie(path);
+        let Some(Asked { inode, cookie, .. }) = self.ask(path, now) else { return };
         let known = match cookie {
             Some(cookie) => self.by_cookie.get(&cookie),
             None => self.by_inode.get(&(inode as u32)),
