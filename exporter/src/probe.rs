@@ -2,6 +2,7 @@
 //!
 //! Nothing outside of this module knows aya, system calls of the kernel's own, or `unsafe`.
 
+mod btf;
 #[cfg(test)]
 mod calls;
 mod counters;
@@ -25,15 +26,17 @@ use std::{
     },
     path::Path,
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{Program, ProgramError, sock_ops::SockOpsLink, tp_btf::BtfTracePointLink},
     sys::{Stats, enable_stats},
 };
+use btf::Types;
 use host::{cgroup2_mount, check_capabilities};
 use load::{Loaded, Loading, attach_close};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -70,6 +73,8 @@ pub(crate) struct Probe {
     degraded: Vec<Degraded>,
     /// What attaches [`CLOSE`], while it is needed: dropping it detaches.
     close: Option<BtfTracePointLink>,
+    /// Finds the last of what was open before.
+    adopting: Option<JoinHandle<()>>,
     neighbours: Neighbours,
     malformed: u64,
     /// Skipped runs of programs, counted when they were unloaded.
@@ -144,15 +149,19 @@ impl Probe {
             return Err(ProbeError::Cgroup { path, source });
         }
         let directory = File::open(&path).map_err(|source| ProbeError::Cgroup { path: path.clone(), source })?;
-        let kernel = offsets::read(Path::new(KERNEL_BTF))?;
+        let no_btf = |source| ProbeError::NoBtf { path: KERNEL_BTF.into(), source };
+        let bytes = fs::read(KERNEL_BTF).map_err(no_btf)?;
+        let types = Types::parse(&bytes).map_err(|error| no_btf(io::Error::other(error)))?;
+        let offsets = offsets::find(&types)?;
         let inode = directory.metadata().map_or(0, |metadata| metadata.ino());
         let is_mount = path == cgroup2_mount()?;
-        let watched_cgroup = if is_mount || kernel.offsets.cgroup_ancestors == 0 { 0 } else { inode };
-        let btf = Btf::from_sys_fs().map_err(|source| ProbeError::Load(Box::new(source.into())))?;
+        let watched_cgroup = if is_mount || offsets.cgroup_ancestors == 0 { 0 } else { inode };
+        let btf =
+            Btf::parse(&bytes, Endianness::default()).map_err(|source| ProbeError::Load(Box::new(source.into())))?;
         let settings = Settings { window_ns, utc_offset_ns, watched_cgroup };
         let mut programs = EbpfLoader::new()
             .btf(Some(&btf))
-            .override_global("OFFSETS", &Global(kernel.offsets), true)
+            .override_global("OFFSETS", &Global(offsets), true)
             .override_global("SETTINGS", &Global(settings), true)
             .map_max_entries(EVENTS, ring_bytes)
             .map_max_entries(EDGES, kernel_edges)
@@ -164,7 +173,7 @@ impl Probe {
 
         let (btf_of, directory) = (&btf, &directory);
         let (names, loaded) = (Names::new(None), Loaded::default());
-        let mut loading = Loading { programs: &mut programs, btf: btf_of, kernel: &kernel, directory, names, loaded };
+        let mut loading = Loading { programs: &mut programs, btf: btf_of, types: &types, directory, names, loaded };
         loading.list_programs();
         loading.find_node();
         let tcp = Some(loading.tcp(&path)?);
@@ -178,7 +187,7 @@ impl Probe {
         control.set(control::HAS_ADOPTED, u64::from(has_adopted), 0).map_err(map_error(CONTROL))?;
         let own = loading.number(TCP);
         let Loading { names: program_names, loaded, .. } = loading;
-        let Loaded { names, degraded, close, list_open, sees: _ } = loaded;
+        let Loaded { names, degraded, close, adopting, list_open, sees: _ } = loaded;
 
         let mut take = |name| programs.take_map(name).ok_or(ProbeError::NotInObject { name });
         let copy = |map: &Map| map_fd(map)?.try_clone_to_owned().map_err(ProbeError::Descriptor);
@@ -205,6 +214,7 @@ impl Probe {
             loaded: names,
             degraded,
             close,
+            adopting,
             neighbours: Neighbours::new(program_names, &path, own),
             malformed: 0,
             skipped_before: 0,
@@ -213,7 +223,8 @@ impl Probe {
         probe.neighbours.forgive(probe.sum(counter::FLAG_MISSING)?);
         probe.forget_older()?;
         // The kernel's type information takes more than all the rest.
-        drop((btf, kernel));
+        drop((btf, types));
+        drop(bytes);
         return_memory();
         Ok(probe)
     }
@@ -252,6 +263,9 @@ impl Probe {
     /// # Errors
     /// The kernel refuses the read.
     pub(crate) fn forget_older(&mut self) -> Result<(), ProbeError> {
+        if self.adopting.as_ref().is_some_and(|adopting| !adopting.is_finished()) {
+            return Ok(());
+        }
         let is_over = || Ok(self.sum(counter::ADOPTED_ENDED)? >= self.sum(counter::ADOPTED)?);
         if self.close.is_some() && self.neighbours.is_empty() && is_over()? {
             self.close = None;

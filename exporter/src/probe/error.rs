@@ -25,7 +25,7 @@ pub enum ProbeError {
     NoBtf {
         path: PathBuf,
         #[source]
-        source: btf_rs::Error,
+        source: io::Error,
     },
     /// The kernel lacks a field: it is too old, or was built without an option.
     #[error(

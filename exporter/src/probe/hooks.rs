@@ -50,8 +50,10 @@ pub(super) const CGROUPS: &str = "observe_cgroups";
 pub(super) const OPEN: &str = "list_open";
 /// Finds what was open before the run.
 pub(super) const ADOPT: &str = "adopt_sockets";
-/// Find what was open before the run and no process has a file of, in one network namespace after the other.
-pub(super) const ADOPT_FILELESS: [&str; 2] = ["adopt_connections", "adopt_receivers"];
+/// Finds the TCP sockets that were open before the run and no process has a file of, in one network namespace after the other.
+pub(super) const ADOPT_CONNECTIONS: &str = "adopt_connections";
+/// The same of UDP.
+pub(super) const ADOPT_RECEIVERS: &str = "adopt_receivers";
 /// Lists the names of all programs of the machine.
 pub(super) const LIST: &str = "list_programs";
 /// Finds the node's own network, and this process.
@@ -79,7 +81,7 @@ impl Spec {
             }
             LIST => "the names of programs of others that are in the way",
             CLOSE => "the ends of connections that were open before the run",
-            name if ADOPT_FILELESS.contains(&name) => {
+            ADOPT_CONNECTIONS | ADOPT_RECEIVERS => {
                 "what was open before the run and no process has a file of: sockets of an io_uring alone, or not yet accepted"
             }
             CGROUPS => "the names of pods in the node's network that are gone before their cgroups are looked for",
@@ -107,8 +109,8 @@ pub(crate) const PROGRAMS: [Spec; 17] = [
     Spec { name: CLOSE, hook: Hook::Tracepoint("inet_sock_set_state"), since: "5.12" },
     Spec { name: OPEN, hook: Hook::Iterator("bpf_map_elem"), since: "5.12" },
     Spec { name: ADOPT, hook: Hook::Iterator("task_file"), since: "5.12" },
-    Spec { name: "adopt_connections", hook: Hook::Iterator("tcp"), since: "5.12" },
-    Spec { name: "adopt_receivers", hook: Hook::Iterator("udp"), since: "5.12" },
+    Spec { name: ADOPT_CONNECTIONS, hook: Hook::Iterator("tcp"), since: "5.12" },
+    Spec { name: ADOPT_RECEIVERS, hook: Hook::Iterator("udp"), since: "5.12" },
 ];
 
 /// Returns of functions that had one argument more before 5.19, and that arm64 could not be traced at before 6.4; since 6.3
@@ -127,7 +129,7 @@ mod tests {
 
     #[test]
     fn every_name_is_a_program_and_every_program_has_one_name() {
-        let named = [TCP, CLOSE, OPEN, ADOPT, SENT.0, RECEIVED.0];
+        let named = [TCP, CLOSE, OPEN, ADOPT, ADOPT_CONNECTIONS, ADOPT_RECEIVERS, SENT.0, RECEIVED.0];
         for name in named.into_iter().chain(SENT.1).chain(RECEIVED.1).chain(ADDRESSED) {
             assert_eq!(spec(name).name, name);
         }

@@ -3,8 +3,10 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    thread::{self, JoinHandle},
 };
 
 use aya::{
@@ -17,22 +19,21 @@ use aya::{
 
 use super::{
     Degraded, ProbeError, Refusal,
+    btf::Types,
     hooks::{
-        ADDRESSED, ADOPT, ADOPT_FILELESS, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN, RECEIVED, SENT, Spec,
-        TCP, spec,
+        ADDRESSED, ADOPT, ADOPT_CONNECTIONS, ADOPT_RECEIVERS, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN,
+        RECEIVED, SENT, Spec, TCP, spec,
     },
     host::{CAP_SYS_ADMIN, has_capability},
     neighbour::Names,
-    netns,
-    offsets::Kernel,
-    walk,
+    netns, walk,
 };
 
 /// Programs on their way into the kernel.
 pub(super) struct Loading<'a> {
     pub(super) programs: &'a mut Ebpf,
     pub(super) btf: &'a Btf,
-    pub(super) kernel: &'a Kernel,
+    pub(super) types: &'a Types<'a>,
     /// The cgroup to watch.
     pub(super) directory: &'a File,
     /// Of programs that are in the way.
@@ -49,6 +50,8 @@ pub(super) struct Loaded {
     pub(super) degraded: Vec<Degraded>,
     /// What attaches [`CLOSE`]: it detaches when it is dropped.
     pub(super) close: Option<BtfTracePointLink>,
+    /// Finds the last of what was open before, while the rest records.
+    pub(super) adopting: Option<JoinHandle<()>>,
     pub(super) list_open: Option<OwnedFd>,
     /// Whether it is watched what connected UDP sockets send, and what they receive.
     pub(super) sees: [bool; 2],
@@ -129,13 +132,24 @@ impl Loading<'_> {
         if !has_capability(CAP_SYS_ADMIN) {
             return;
         }
-        for name in ADOPT_FILELESS {
-            let walked = self.iterator(spec(name)).and_then(|program| {
-                let walked = netns::in_each(netns::all(), move || walk::walk(program.as_fd(), None).map(drop));
-                walked.map_err(|error| Refusal::Other(Box::new(error)))
-            });
-            self.note(spec(name), walked);
-        }
+        // Who sends from a UDP socket that is not known to be older would be taken for a client.
+        let receivers = self.iterator(spec(ADOPT_RECEIVERS)).and_then(|program| {
+            netns::in_each(netns::all(), move || walk::walk(program.as_fd(), None).map(drop)).map_err(other)
+        });
+        self.note(spec(ADOPT_RECEIVERS), receivers);
+        // The kernel looks through the connections of all namespaces for each (0.6 ms), which is not waited for.
+        let connections = self.iterator(spec(ADOPT_CONNECTIONS)).and_then(|program| {
+            run(&program)?;
+            let walk = move || netns::in_each(netns::all(), move || walk::walk(program.as_fd(), None).map(drop));
+            self.loaded.adopting = Some(thread::spawn(move || {
+                if let Err(error) = walk() {
+                    let error = crate::chain(&error);
+                    tracing::warn!(error, program = ADOPT_CONNECTIONS, "{}", spec(ADOPT_CONNECTIONS).cost());
+                }
+            }));
+            Ok(())
+        });
+        self.note(spec(ADOPT_CONNECTIONS), connections);
     }
 
     /// The number of a program in the kernel; 0 where it is not there.
@@ -199,7 +213,7 @@ impl Loading<'_> {
 
     fn load_tracepoint(&mut self, spec: Spec) -> Result<(), Refusal> {
         let Hook::Tracepoint(point) = spec.hook else { return Err(Refusal::NoHook(spec.name.into())) };
-        if !self.kernel.has_tracepoint(point) {
+        if !self.types.has_typedef(&format!("btf_trace_{point}")) {
             return Err(Refusal::NoHook(format!("tracepoint {point}")));
         }
         let btf = self.btf;
@@ -207,7 +221,7 @@ impl Loading<'_> {
     }
 
     fn exit(&mut self, spec: Spec, function: &str, arguments: usize) -> Result<(), Refusal> {
-        match self.kernel.arguments(function) {
+        match self.types.arguments(function) {
             Some(found) if found == arguments => {}
             Some(found) => {
                 return Err(Refusal::NoHook(format!("{function} with {arguments} arguments (it has {found})")));
@@ -227,7 +241,7 @@ impl Loading<'_> {
         let program = self.program::<Iter>(spec.name)?;
         program.load(over, btf)?;
         let program = program.fd()?.as_fd().try_clone_to_owned();
-        program.map_err(|error| Refusal::Other(Box::new(error)))
+        program.map_err(other)
     }
 
     fn program<'p, P>(&'p mut self, name: &'static str) -> Result<&'p mut P, ProgramError>
@@ -270,5 +284,9 @@ pub(super) fn attach_close(programs: &mut Ebpf) -> Result<BtfTracePointLink, Pro
 }
 
 fn run(program: &OwnedFd) -> Result<(), Refusal> {
-    walk::walk(program.as_fd(), None).map(drop).map_err(|error| Refusal::Other(Box::new(error)))
+    walk::walk(program.as_fd(), None).map(drop).map_err(other)
+}
+
+fn other(error: io::Error) -> Refusal {
+    Refusal::Other(Box::new(error))
 }
