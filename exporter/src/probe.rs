@@ -156,11 +156,12 @@ impl Probe {
         let inode = directory.metadata().map_or(0, |metadata| metadata.ino());
         let is_mount = path == cgroup2_mount()?;
         let watched_cgroup = if is_mount || offsets.cgroup_ancestors == 0 { 0 } else { inode };
+        let hooked = load::attached_to(&types);
         let btf =
-            Btf::parse(&bytes, Endianness::default()).map_err(|source| ProbeError::Load(Box::new(source.into())))?;
+            Btf::parse(&hooked, Endianness::default()).map_err(|source| ProbeError::Load(Box::new(source.into())))?;
         let settings = Settings { window_ns, utc_offset_ns, watched_cgroup };
         let mut programs = EbpfLoader::new()
-            .btf(Some(&btf))
+            .btf(None)
             .override_global("OFFSETS", &Global(offsets), true)
             .override_global("SETTINGS", &Global(settings), true)
             .map_max_entries(EVENTS, ring_bytes)

@@ -109,6 +109,28 @@ impl<'a> Types<'a> {
         })
     }
 
+    /// The bytes of type information in which only these types have names, and every type has the number that it has here:
+    /// what aya needs to attach to functions (`Func`), tracepoints and iterators. The whole takes it 30 ms to read, and 3 ms to
+    /// look a name up in.
+    pub(super) fn only<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<u8> {
+        let mut strings = vec![0];
+        let mut records: Vec<u8> = Vec::new();
+        for name in names {
+            for kind in [Kind::Typedef, Kind::Function] {
+                for number in self.find(kind, name) {
+                    let end = number as usize * HEAD_BYTES;
+                    while records.len() < end {
+                        records.extend([0, FORWARD << 24, 0].into_iter().flat_map(u32::to_ne_bytes));
+                    }
+                    let head = [strings.len() as u32, kind.number() << 24, 0];
+                    records[end - HEAD_BYTES..end].copy_from_slice(head.map(u32::to_ne_bytes).as_flattened());
+                }
+            }
+            strings.extend(name.bytes().chain([0]));
+        }
+        written(&records, &strings)
+    }
+
     /// Numbers of the types of a kind and name.
     fn find(&self, kind: Kind, name: &str) -> impl Iterator<Item = u32> {
         let numbers = self.named[kind as usize].iter().copied();
@@ -169,6 +191,16 @@ impl<'a> Types<'a> {
     }
 }
 
+impl Kind {
+    const fn number(self) -> u32 {
+        match self {
+            Self::Struct => STRUCT,
+            Self::Typedef => TYPEDEF,
+            Self::Function => FUNC,
+        }
+    }
+}
+
 impl Head {
     /// Bytes of its record after the head; `None` where the kind is not known.
     fn rest(self) -> Option<usize> {
@@ -184,11 +216,21 @@ impl Head {
     }
 }
 
+/// A file of types and strings.
+fn written(records: &[u8], strings: &[u8]) -> Vec<u8> {
+    let (length, rest) = (records.len() as u32, strings.len() as u32);
+    let [low, high] = MAGIC.to_ne_bytes();
+    let header = [u32::from_ne_bytes([low, high, VERSION, 0]), HEADER_BYTES, 0, length, length, rest];
+    [header.map(u32::to_ne_bytes).as_flattened(), records, strings].concat()
+}
+
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 const MAGIC: u16 = 0xEB9F;
+const VERSION: u8 = 1;
+const HEADER_BYTES: u32 = 24;
 const HEAD_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 /// Most names and qualifiers before a struct, and most unnamed members within each other: more than any kernel has.
@@ -217,6 +259,8 @@ const ENUM64: u32 = 19;
 
 #[cfg(test)]
 mod tests {
+    use aya::{Btf, Endianness};
+    use aya_obj::btf::BtfKind;
     use proptest::prelude::*;
 
     use super::*;
@@ -241,12 +285,7 @@ mod tests {
             &[name("act"), FUNC << 24, 6],
         ];
         let records: Vec<u8> = records.concat().iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let (length, strings) = (records.len() as u32, STRINGS.len() as u32);
-        let header = [24, 0, length, length, strings].into_iter().flat_map(u32::to_ne_bytes);
-        let mut bytes = MAGIC.to_ne_bytes().to_vec();
-        bytes.extend([1, 0]);
-        bytes.extend(header.chain(records).chain(STRINGS.iter().copied()));
-        bytes
+        written(&records, STRINGS)
     }
 
     #[test]
@@ -269,6 +308,19 @@ mod tests {
         assert_eq!(types.arguments("act"), Some(2));
         assert_eq!(types.arguments("a"), None);
         assert!(types.has_typedef("either") && !types.has_typedef("outer"));
+    }
+
+    #[test]
+    fn what_is_left_has_its_names_and_numbers() {
+        let bytes = example();
+        let left = Types::parse(&bytes).unwrap().only(["act", "either", "nothing"]);
+        let types = Types::parse(&left).unwrap();
+        assert_eq!(types.find(Kind::Typedef, "either").collect::<Vec<_>>(), [4]);
+        assert_eq!(types.find(Kind::Function, "act").collect::<Vec<_>>(), [7]);
+        let btf = Btf::parse(&left, Endianness::default()).unwrap();
+        assert_eq!(btf.id_by_type_name_kind("either", BtfKind::Typedef).unwrap(), 4);
+        assert_eq!(btf.id_by_type_name_kind("act", BtfKind::Func).unwrap(), 7);
+        assert!(btf.id_by_type_name_kind("outer", BtfKind::Struct).is_err());
     }
 
     #[test]

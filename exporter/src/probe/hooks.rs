@@ -30,6 +30,16 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
+    /// The name of its type in the kernel, where it has one.
+    pub(super) fn type_name(self) -> Option<String> {
+        match self {
+            Self::Tracepoint(name) => Some(format!("btf_trace_{name}")),
+            Self::Exit(function, _) => Some(function.to_owned()),
+            Self::Iterator(over) => Some(format!("bpf_iter_{over}")),
+            Self::SockOps | Self::SockAddr(_) => None,
+        }
+    }
+
     /// The cgroup hook's number in the kernel's user API.
     pub(super) const fn attach_type(self) -> Option<u32> {
         match self {

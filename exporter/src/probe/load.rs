@@ -22,7 +22,7 @@ use super::{
     btf::Types,
     hooks::{
         ADDRESSED, ADOPT, ADOPT_CONNECTIONS, ADOPT_RECEIVERS, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN,
-        RECEIVED, SENT, Spec, TCP, spec,
+        PROGRAMS, RECEIVED, SENT, Spec, TCP, spec,
     },
     host::{CAP_SYS_ADMIN, has_capability},
     neighbour::Names,
@@ -213,7 +213,7 @@ impl Loading<'_> {
 
     fn load_tracepoint(&mut self, spec: Spec) -> Result<(), Refusal> {
         let Hook::Tracepoint(point) = spec.hook else { return Err(Refusal::NoHook(spec.name.into())) };
-        if !self.types.has_typedef(&format!("btf_trace_{point}")) {
+        if !spec.hook.type_name().is_some_and(|name| self.types.has_typedef(&name)) {
             return Err(Refusal::NoHook(format!("tracepoint {point}")));
         }
         let btf = self.btf;
@@ -271,6 +271,13 @@ impl Loading<'_> {
             }
         }
     }
+}
+
+/// The part of the kernel's type information that programs are attached to.
+pub(super) fn attached_to(types: &Types<'_>) -> Vec<u8> {
+    let specs = PROGRAMS.iter().chain([&FIND_NODE, &LIST_PROGRAMS]);
+    let names: Vec<String> = specs.filter_map(|spec| spec.hook.type_name()).collect();
+    types.only(names.iter().map(String::as_str))
 }
 
 /// Attaches [`CLOSE`], which is loaded.
