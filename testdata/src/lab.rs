@@ -32,8 +32,9 @@ use process::Process;
 use serde_json::{Value, json};
 
 use crate::{
+    cgroup,
     cluster::{self, Cluster},
-    pod::{self, Exchange, Order},
+    pod::{Exchange, Order},
 };
 pub(crate) use spec::Subject;
 pub use spec::{NODE_IPV4, NODE_IPV6, PodId, PodSpec};
@@ -445,7 +446,7 @@ impl Drop for Lab {
             pod.process.end();
         }
         if let Some(name) = self.cgroup.file_name() {
-            let _ = pod::remove_tree(&Path::new(CGROUP1).join(name));
+            let _ = cgroup::remove_tree(&Path::new(CGROUP1).join(name));
         }
         self.node.end();
     }

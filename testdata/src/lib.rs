@@ -8,6 +8,7 @@
 //! demo and the tests start exactly what users start, from one file.
 
 pub mod app;
+mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod enforce;
@@ -17,6 +18,8 @@ pub mod lab;
 mod names;
 pub mod neighbour;
 pub mod nodes;
+pub mod own_stack;
 pub mod pod;
 pub mod recording;
+mod relay;
 pub mod sender;

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     mem::size_of,
+    net::Ipv4Addr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
 };
@@ -46,6 +47,31 @@ impl Neighbour {
     pub fn holding_sendmsg4(cgroup: &Path) -> Result<Self> {
         let program = [instruction(0xb7, 0, 0, 0, 1), instruction(0x95, 0, 0, 0, 0)];
         Self::attach(cgroup, &program, (SOCK_ADDR, UDP4_SENDMSG), UDP4_SENDMSG, 0)
+    }
+
+    /// Attaches programs that make one IPv4 address of another in what is dialled and sent to, and make it the first again in
+    /// who it is received from: a load balancer of sockets, as Cilium has it.
+    ///
+    /// # Errors
+    /// The kernel refuses one.
+    pub fn balancing(cgroup: &Path, service: Ipv4Addr, backend: Ipv4Addr) -> Result<[Self; 3]> {
+        let there = Self::rewriting(cgroup, CONNECT4, service, backend)?;
+        let sent = Self::rewriting(cgroup, UDP4_SENDMSG, service, backend)?;
+        Ok([there, sent, Self::rewriting(cgroup, UDP4_RECVMSG, backend, service)?])
+    }
+
+    fn rewriting(cgroup: &Path, attach_type: u32, from: Ipv4Addr, to: Ipv4Addr) -> Result<Self> {
+        let constant = |address: Ipv4Addr| i32::from_ne_bytes(address.octets());
+        let program = [
+            instruction(0x61, 2, 1, USER_IP4, 0),       // r2 = context.user_ip4
+            instruction(0xb4, 3, 0, 0, constant(from)), // w3 = from
+            instruction(0x5d, 2, 3, 2, 0),              // if r2 != r3 goto end
+            instruction(0xb4, 3, 0, 0, constant(to)),   // w3 = to
+            instruction(0x63, 1, 3, USER_IP4, 0),       // context.user_ip4 = w3
+            instruction(0xb7, 0, 0, 0, 1),              // end: r0 = 1
+            instruction(0x95, 0, 0, 0, 0),              // exit
+        ];
+        Self::attach(cgroup, &program, (SOCK_ADDR, attach_type), attach_type, ALLOW_MULTI)
     }
 
     fn attach(
@@ -135,5 +161,9 @@ const DETACH: libc::c_long = 9;
 const SOCK_OPS: u32 = 13;
 const SOCK_ADDR: u32 = 18;
 const CGROUP_SOCK_OPS: u32 = 3;
+const CONNECT4: u32 = 10;
 const UDP4_SENDMSG: u32 = 14;
+const UDP4_RECVMSG: u32 = 19;
+/// Where a `bpf_sock_addr` has the other end's address.
+const USER_IP4: i16 = 4;
 const ALLOW_MULTI: u32 = 2;

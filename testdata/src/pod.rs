@@ -5,9 +5,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::File,
     io::{self, BufRead, Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     os::fd::OwnedFd,
     path::Path,
     process::{Command, Stdio},
@@ -16,7 +16,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -35,7 +35,10 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::names;
+use crate::{
+    cgroup::{join, remove_cgroups},
+    names, own_stack, relay,
+};
 
 /// What a pod's process can be told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +47,8 @@ pub enum Order {
     Run { program: String, arguments: Vec<String>, input: String },
     /// Listen on a port of all addresses, IPv4 and IPv6, and treat every connection alike.
     Listen { port: u16, exchange: Exchange },
+    /// The same on a port that the kernel chooses; answers which.
+    ListenAnywhere { exchange: Exchange },
     /// The same with a listener of MPTCP, as servers in Go have it.
     ListenMultipath { port: u16, exchange: Exchange },
     /// Listen on a port and accept nobody: what is connected is in no process's file table.
@@ -98,6 +103,12 @@ pub enum Order {
     BeginDial { to: SocketAddr, exchange: Exchange },
     /// Wait until every connect that was begun is answered and its exchange is over.
     AwaitDials,
+    /// Take the connections that are redirected to a port, and hand them on to where they were sent, from an address or from
+    /// any: what a service mesh has in each pod.
+    Relay { port: u16, from: Option<Ipv4Addr> },
+    /// Talk to somebody from a TCP/IP stack of this process's own, over the pod's link and with an address that the kernel
+    /// does not have: what a sandbox does.
+    DialOwnStack { address: Ipv4Addr, to: SocketAddrV4, transport: own_stack::Transport, exchange: Exchange },
     /// Connect and stay connected until [`Order::Release`].
     Hold { to: SocketAddr, exchange: Exchange },
     /// The same from a socket of MPTCP.
@@ -174,14 +185,6 @@ pub fn run_node(cgroup: &Path) -> Result<()> {
     ran
 }
 
-/// Moves this process to a cgroup; sockets keep the cgroup they were made in.
-///
-/// # Errors
-/// The cgroup is not there or may not be joined.
-fn join(cgroup: &Path) -> Result<()> {
-    fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("join cgroup {}", cgroup.display()))
-}
-
 #[derive(Default)]
 struct Pod {
     held: Vec<TcpStream>,
@@ -201,6 +204,7 @@ impl Pod {
                 run_program(&program, &arguments, &input).map(|()| 0)
             }
             Order::Listen { port, exchange } => self.listen(port, exchange, None),
+            Order::ListenAnywhere { exchange } => self.listen(0, exchange, None),
             Order::ListenMultipath { port, exchange } => self.listen(port, exchange, Some(Protocol::MPTCP)),
             Order::ListenIdle { port } => {
                 self.idle.push(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?);
@@ -357,6 +361,10 @@ impl Pod {
                 socket.bind(&at.into())?;
                 socket.connect(&at.into()).map(|()| 1).map_err(Into::into)
             }
+            Order::Relay { port, from } => relay::serve(port, from).map(|()| 1).map_err(Into::into),
+            Order::DialOwnStack { address, to, transport, exchange } => {
+                own_stack::dial(address, to, transport, exchange).map(|()| 1)
+            }
             Order::Finish { exchange } => {
                 let held = std::mem::take(&mut self.held);
                 let count = held.len() as u64;
@@ -369,7 +377,9 @@ impl Pod {
     }
 
     fn listen(&mut self, port: u16, exchange: Exchange, protocol: Option<Protocol>) -> Result<u64> {
-        if let Some(known) = self.listeners.insert(port, exchange) {
+        if port != 0
+            && let Some(known) = self.listeners.insert(port, exchange)
+        {
             if known != exchange {
                 bail!("port {port} listens already, for another exchange");
             }
@@ -381,6 +391,7 @@ impl Pod {
         socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from(socket);
+        let port = listener.local_addr()?.port();
         let served = Arc::clone(&self.served);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -392,7 +403,7 @@ impl Pod {
                 });
             }
         });
-        Ok(1)
+        Ok(port.into())
     }
 }
 
@@ -460,29 +471,6 @@ fn run_program(program: &str, arguments: &[&str], input: &str) -> Result<()> {
         bail!("{program} {}: {}\n{input}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
-}
-
-/// Cleans up after a lab: waits until the processes of its cgroups are gone, and removes the cgroups.
-///
-/// # Errors
-/// A cgroup is still in use after minutes.
-fn remove_cgroups(root: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        match remove_tree(root) {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => return Err(error),
-            Err(_) => thread::sleep(Duration::from_millis(20)),
-        }
-    }
-}
-
-/// Removes a cgroup after those below it.
-pub(crate) fn remove_tree(cgroup: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
-        remove_tree(&entry.path())?;
-    }
-    fs::remove_dir(cgroup)
 }
 
 /// As the standard library has it.

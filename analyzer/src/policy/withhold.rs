@@ -196,8 +196,10 @@ impl Draft<'_> {
     pub(super) fn withhold_redirected(&mut self) {
         for ((workload, direction), edges) in &self.sets.redirects.unknown {
             let named = some_of(edges);
-            let reason =
-                format!("a proxy accepts there in place of the port that was dialled, which is not known: {named}");
+            let reason = format!(
+                "a proxy may accept there in place of the port that was dialled, which is not known: {named}; declare the ports \
+                 that its containers serve, or record those who dial"
+            );
             self.withhold_seen(workload, *direction, reason);
         }
         for ((workload, accepting), dialled) in &self.sets.redirects.dialled {

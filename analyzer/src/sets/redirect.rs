@@ -81,10 +81,11 @@ pub(super) fn settle(communications: &mut Communications, within: &WithinPods, d
         let of_workload = declared.ports(&workload, Transport::Tcp);
         let own: BTreeSet<u16> = of_workload.iter().copied().filter(|port| !is_of_proxy(*port)).collect();
         let is_named = ACCEPTING_PORTS.contains(&port) && (!of_workload.contains(&port) || !own.is_empty());
-        // Something else is served within the pod that visitors were meant to reach, and nobody reached it.
+        // Something else is served within the pod that visitors were meant to reach, or may be, and nobody reached it.
+        let is_meant = |handed: &u16| if own.is_empty() { !is_of_proxy(*handed) } else { own.contains(handed) };
         let is_suspect = !of_workload.contains(&port)
-            && own.iter().any(|port| handed.contains(port))
-            && own.is_disjoint(&ports.accepted);
+            && handed.iter().any(is_meant)
+            && own.union(&handed).all(|port| !ports.accepted.contains(port));
         if paired.is_empty() && !is_named && !is_suspect {
             continue;
         }

@@ -132,15 +132,17 @@ impl Loading<'_> {
         if !has_capability(CAP_SYS_ADMIN) {
             return;
         }
+        let namespaces = netns::all();
+        let others = namespaces.clone();
         // Who sends from a UDP socket that is not known to be older would be taken for a client.
         let receivers = self.iterator(spec(ADOPT_RECEIVERS)).and_then(|program| {
-            netns::in_each(netns::all(), move || walk::walk(program.as_fd(), None).map(drop)).map_err(other)
+            netns::in_each(namespaces, move || walk::walk(program.as_fd(), None).map(drop)).map_err(other)
         });
         self.note(spec(ADOPT_RECEIVERS), receivers);
         // The kernel looks through the connections of all namespaces for each (0.6 ms), which is not waited for.
         let connections = self.iterator(spec(ADOPT_CONNECTIONS)).and_then(|program| {
             run(&program)?;
-            let walk = move || netns::in_each(netns::all(), move || walk::walk(program.as_fd(), None).map(drop));
+            let walk = move || netns::in_each(others, move || walk::walk(program.as_fd(), None).map(drop));
             self.loaded.adopting = Some(thread::spawn(move || {
                 if let Err(error) = walk() {
                     let error = crate::chain(&error);

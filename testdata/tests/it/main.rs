@@ -25,6 +25,7 @@ mod node;
 mod own;
 mod plan;
 mod receive;
+mod stacks;
 mod support;
 mod telemetry;
 mod udp;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         own::TESTS,
         plan::TESTS,
         receive::TESTS,
+        stacks::TESTS,
         telemetry::TESTS,
         udp::TESTS,
         udp_direction::TESTS,
