@@ -8,6 +8,9 @@
 //!   of that range or many and far from each other; or
 //! - each is of that range (from 32768 on, `ip_local_port_range`), and each was another pod's, or they were in use one after
 //!   the other.
+//!
+//! One is enough, over UDP, if all who sent to it had been asked by its own end before, on a port below that range: then
+//! they answered from another port, as TFTP does (RFC 1350, section 4).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +34,7 @@ pub(crate) struct Dynamic {
 struct Seen<'a> {
     /// The workload that dialled it first; `None` for all who are none.
     source: Option<&'a Workload>,
+    sources: BTreeSet<&'a Endpoint>,
     pods: BTreeSet<&'a str>,
     connections: i64,
     /// All of them were over before the next look at what is open.
@@ -45,20 +49,29 @@ pub(super) fn find<'a>(
     declared: &Declared<'_>,
 ) -> DynamicPorts {
     let mut seen: BTreeMap<(&Endpoint, Transport), BTreeMap<u16, Seen<'_>>> = BTreeMap::new();
-    for (edge, evidence) in communications.filter(|(edge, evidence)| may_be(edge, evidence)) {
+    let mut asked: BTreeSet<(&Endpoint, &Endpoint)> = BTreeSet::new();
+    for (edge, evidence) in communications {
         let Some(transport) = edge.transport.known() else { continue };
+        if transport == Transport::Udp && edge.port < FIRST_EPHEMERAL {
+            asked.insert((&edge.source, &edge.destination));
+        }
+        if !may_be(edge, evidence) {
+            continue;
+        }
         let ports = seen.entry((&edge.destination, transport)).or_default();
         let port = ports.entry(edge.port).or_insert_with(|| Seen {
             source: match &edge.source {
                 Endpoint::Workload(workload) => Some(workload),
                 _ => None,
             },
+            sources: BTreeSet::new(),
             pods: BTreeSet::new(),
             connections: 0,
             are_short: true,
             first: evidence.first_seen,
             last: evidence.last_seen,
         });
+        port.sources.insert(&edge.source);
         port.pods.extend(evidence.destination_pods.iter().map(|uid| &**uid));
         port.connections += evidence.connections.max(evidence.max_active);
         port.are_short &= evidence.max_active == 0;
@@ -66,11 +79,14 @@ pub(super) fn find<'a>(
         port.last = port.last.max(evidence.last_seen);
     }
     let mut found = DynamicPorts::new();
-    for ((destination, transport), mut ports) in seen.into_iter().filter(|(_, ports)| ports.len() >= FEWEST) {
+    for ((destination, transport), mut ports) in seen {
         if let Endpoint::Workload(workload) = destination {
             ports.retain(|port, _| !declared.has(workload, transport, *port));
         }
-        let ports = differing(&ports);
+        let has_asked = |seen: &Seen<'_>| seen.sources.iter().all(|source| asked.contains(&(destination, source)));
+        let answers = ports.iter().filter(|(port, seen)| **port >= FIRST_EPHEMERAL && has_asked(seen));
+        let answers = answers.filter(|_| transport == Transport::Udp).map(|(port, _)| *port);
+        let ports: BTreeSet<u16> = answers.chain(differing(&ports)).collect();
         if !ports.is_empty() {
             found.insert((destination.clone(), transport), Dynamic { ports, ..Dynamic::default() });
         }
@@ -202,27 +218,38 @@ impl Dynamic {
 
     /// Why a direction of one of its ends is not closed.
     pub(crate) fn reason(&self, (destination, transport): &(Endpoint, Transport), direction: Direction) -> String {
-        let (whose, (first, last)) = (if direction == Direction::Ingress { "its" } else { "the" }, self.bounds());
-        let of = if direction == Direction::Ingress { String::new() } else { format!(" of {destination}") };
-        let count = self.ports.len();
-        format!("{whose} ports{of} differ each time ({count} seen, from {first} to {last}/{})", transport.protocol())
+        let (whose, of) = match direction {
+            Direction::Ingress => ("its", String::new()),
+            Direction::Egress => ("the", format!(" of {destination}")),
+        };
+        let (seen, protocol) = (self.seen(), transport.protocol());
+        format!("{whose} ports{of} differ each time ({} seen, {seen}/{protocol})", self.ports.len())
     }
 
     /// In words, of a destination.
     pub(crate) fn described(&self, (destination, transport): &(Endpoint, Transport)) -> String {
-        let (first, last) = self.bounds();
-        let (Self { ports, sources, connections }, protocol) = (self, transport.protocol());
+        let Self { ports, sources, connections } = self;
         let mut named: Vec<String> = sources.iter().take(NAMED_SOURCES).map(ToString::to_string).collect();
         let more = sources.len().saturating_sub(NAMED_SOURCES);
         named.extend((more > 0).then(|| format!("{more} more")));
         let (from, to) = self.range();
         format!(
-            "{destination} was dialled by {} on {} ports from {first} to {last}/{protocol} that differ each time \
-             ({connections} connections): pin or forbid a range (--decisions), such as port: {from}-{to}/{}",
+            "{destination} was dialled by {} on ports that differ each time ({} seen in {connections} connections, {}/{}): pin or \
+             forbid a range (--decisions), such as port: {from}-{to}/{}",
             named.join(", "),
             ports.len(),
-            protocol.to_lowercase(),
+            self.seen(),
+            transport.protocol(),
+            transport.protocol().to_lowercase(),
         )
+    }
+
+    /// Where its ports are.
+    fn seen(&self) -> String {
+        match self.bounds() {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("from {first} to {last}"),
+        }
     }
 }
 

@@ -35,8 +35,8 @@ fn ports_that_differ_each_time_are_named_once_and_leave_their_direction_open() {
     let report = ftp().report();
     assert_eq!(limits(&report, "db-network"), ["Egress"]);
     assert_eq!(limits(&report, "web-network"), ["Ingress"]);
-    let once = "demo/db was dialled by demo/web on 3 ports from 5303 to 54218/TCP that differ each time (3 connections): pin or \
-                forbid a range (--decisions), such as port: 1024-65535/tcp";
+    let once = "demo/db was dialled by demo/web on ports that differ each time (3 seen in 3 connections, from 5303 to 54218/TCP): \
+                pin or forbid a range (--decisions), such as port: 1024-65535/tcp";
     assert_eq!(report.said.matches(once).count(), 1, "{}", report.said);
     assert!(!report.said.contains("held for review"), "{}", report.said);
     let withheld =
@@ -74,6 +74,30 @@ fn a_range_that_nothing_was_seen_of_can_be_pinned() {
     let expected = lines(["ingress app=web 30000-32767/TCP", "ingress app=web 5432/TCP"]);
     assert_eq!(pinned.allows("demo/db-network"), expected);
     assert!(pinned.said.contains("pinned") && !pinned.said.contains("without a reason"), "{}", pinned.said);
+}
+
+#[test]
+fn who_is_answered_from_another_port_is_named_for_its_own() {
+    let tftp = |answered: u16, asks: u16| {
+        let mut capture = web_and_db();
+        for (client, server, port) in [(WEB, DB, asks), (DB, WEB, answered)] {
+            capture.dial(client, server, port).transport = "udp".into();
+            capture.accept(server, client, port).transport = "udp".into();
+        }
+        capture.report()
+    };
+    let report = tftp(45_639, 69);
+    assert_eq!(limits(&report, "web-network"), ["Egress"]);
+    assert_eq!(limits(&report, "db-network"), ["Ingress"]);
+    let said = "demo/web was dialled by demo/db on ports that differ each time (1 seen in 1 connections, 45639/UDP): pin or forbid";
+    assert!(report.said.contains(said), "{}", report.said);
+    // Who asks from where it is asked, or is asked where everybody may choose, has fixed ports for all that is known.
+    for (answered, asks) in [(51_820, 51_820), (5_060, 69)] {
+        let report = tftp(answered, asks);
+        assert_eq!(limits(&report, "web-network"), ["Ingress", "Egress"]);
+        let allowed = report.allows("demo/web-network");
+        assert!(allowed.contains(&format!("ingress app=db {answered}/UDP")), "{allowed:?}");
+    }
 }
 
 #[test]
@@ -132,7 +156,11 @@ fn who_is_not_meant_by_a_decision_is_left_open_as_before() {
     let pinned = capture.report_decided("pin: [{ from: demo/web, to: demo/db, port: 1024-65535/tcp }]");
     assert_eq!(limits(&pinned, "other-network"), ["Ingress"], "{}", pinned.said);
     assert_eq!(limits(&pinned, "web-network"), ["Ingress", "Egress"]);
-    assert!(pinned.said.contains("demo/db was dialled by demo/other on 2 ports"), "{}", pinned.said);
+    assert!(
+        pinned.said.contains("demo/db was dialled by demo/other on ports that differ each time (2 seen"),
+        "{}",
+        pinned.said
+    );
 }
 
 #[test]

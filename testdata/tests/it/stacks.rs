@@ -29,6 +29,7 @@ tests![
     what_has_a_stack_of_its_own_is_not_observed_and_its_peers_are,
     what_a_network_within_a_pod_sends_is_the_pods,
     ports_that_the_kernel_chose_are_named_once,
+    an_answer_from_a_port_that_the_kernel_chose_is_no_rule_for_the_one_that_asked,
 ];
 
 const CALL: Exchange = Exchange::new(10, 20);
@@ -263,6 +264,44 @@ fn ports_that_the_kernel_chose_are_named_once() -> Ran {
         assert_eq!(report.ports("client", "egress"), closed);
         assert_eq!(report.ports("server", "ingress"), closed);
         assert_eq!(report.said.contains("differ"), is_chosen, "{}", report.said);
+    }
+    Ok(())
+}
+
+fn an_answer_from_a_port_that_the_kernel_chose_is_no_rule_for_the_one_that_asked() -> Ran {
+    for is_transfer in [true, false] {
+        let mut lab = lab()?;
+        let (client, server) = (pod(&mut lab, "client"), pod(&mut lab, "server"));
+        let open = |lab: &mut Lab, pod, port| {
+            let at = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+            lab.order(pod, &Order::OpenUdp { at, connected_to: None }).expect("the port is free")
+        };
+        let send = |lab: &mut Lab, pod, socket, to| {
+            assert_eq!(lab.order(pod, &Order::SendOn { socket, to: Some(to) }).expect("it is sent"), 1);
+        };
+        let (report, _) = record(&mut lab, None, |lab| {
+            let (of_client, of_server) = (lab.ipv4(client).into(), lab.ipv4(server).into());
+            let (asks, serves) = (open(lab, client, 0), open(lab, server, 69));
+            send(lab, client, asks, SocketAddr::new(of_server, 69));
+            let from = lab.order(server, &Order::ReceiveOn { socket: serves }).expect("it comes") as u16;
+            let sends = if is_transfer { open(lab, server, 0) } else { serves };
+            for _ in 0..3 {
+                send(lab, server, sends, SocketAddr::new(of_client, from));
+                let port = lab.order(client, &Order::ReceiveOn { socket: asks }).expect("it comes") as u16;
+                send(lab, client, asks, SocketAddr::new(of_server, port));
+                lab.order(server, &Order::ReceiveOn { socket: sends }).expect("it comes");
+            }
+        });
+        assert_eq!(report.ports("client", "egress"), Some([69].into()));
+        assert_eq!(report.ports("server", "ingress"), Some([69].into()));
+        assert_eq!(report.ports("client", "ingress"), (!is_transfer).then(BTreeSet::new));
+        assert_eq!(report.ports("server", "egress"), (!is_transfer).then(BTreeSet::new));
+        assert_eq!(
+            report.said.matches("differ each time (1 seen in").count(),
+            usize::from(is_transfer),
+            "{}",
+            report.said
+        );
     }
     Ok(())
 }
