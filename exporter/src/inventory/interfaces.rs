@@ -38,8 +38,16 @@ impl Interfaces {
     pub(crate) fn look(&mut self, now: TimestampMs) -> bool {
         let is_due = now >= self.next;
         if is_due {
+            let is_first = self.next == TimestampMs(0);
             self.next = TimestampMs(now.0 + PAUSE_MS);
-            self.addresses = read(&self.directory);
+            let before = std::mem::replace(&mut self.addresses, read(&self.directory)).len();
+            let addresses = self.addresses.len();
+            if addresses > MOST && (is_first || before <= MOST) {
+                tracing::warn!(
+                    addresses,
+                    "the addresses of the node's interfaces are not recorded: more than {MOST} are taken for those of Services (IPVS)"
+                );
+            }
         }
         is_due
     }

@@ -136,17 +136,27 @@ impl Loading<'_> {
         let others = namespaces.clone();
         // Who sends from a UDP socket that is not known to be older would be taken for a client.
         let receivers = self.iterator(spec(ADOPT_RECEIVERS)).and_then(|program| {
-            netns::in_each(namespaces, move || walk::walk(program.as_fd(), None).map(drop)).map_err(other)
+            let refused = netns::in_each(namespaces, move || walk::walk(program.as_fd(), None).map(drop));
+            let namespaces = refused.map_err(other)?;
+            if namespaces > 0 {
+                tracing::warn!(namespaces, "network namespaces can't be entered: {}", spec(ADOPT_RECEIVERS).cost());
+            }
+            Ok(())
         });
         self.note(spec(ADOPT_RECEIVERS), receivers);
         // The kernel looks through the connections of all namespaces for each (0.6 ms), which is not waited for.
         let connections = self.iterator(spec(ADOPT_CONNECTIONS)).and_then(|program| {
             run(&program)?;
-            let walk = move || netns::in_each(others, move || walk::walk(program.as_fd(), None).map(drop));
             self.loaded.adopting = Some(thread::spawn(move || {
-                if let Err(error) = walk() {
+                let walked = netns::in_each(others, move || walk::walk(program.as_fd(), None).map(drop));
+                if let Err(error) = walked {
                     let error = crate::chain(&error);
-                    tracing::warn!(error, program = ADOPT_CONNECTIONS, "{}", spec(ADOPT_CONNECTIONS).cost());
+                    tracing::warn!(
+                        error,
+                        program = ADOPT_CONNECTIONS,
+                        "not recorded: {}",
+                        spec(ADOPT_CONNECTIONS).cost()
+                    );
                 }
             }));
             Ok(())

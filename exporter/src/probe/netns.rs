@@ -39,21 +39,26 @@ pub(super) fn all() -> Vec<PathBuf> {
     files.collect::<BTreeMap<u64, PathBuf>>().into_values().collect()
 }
 
-/// Does something within each of some network namespaces, one after the other. What is gone meanwhile, or can't be entered, is
-/// passed over.
+/// Does something within each of some network namespaces, one after the other; what is gone meanwhile is passed over. Returns
+/// how many can't be entered, such as those of user namespaces in which this process has no rights.
 ///
 /// # Errors
 /// What is done there fails.
-pub(super) fn in_each(namespaces: Vec<PathBuf>, act: impl Fn() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+pub(super) fn in_each(
+    namespaces: Vec<PathBuf>,
+    act: impl Fn() -> io::Result<()> + Send + 'static,
+) -> io::Result<usize> {
     let walk = move || {
+        let mut refused = 0;
         for namespace in namespaces {
-            let Ok(file) = File::open(namespace) else { continue };
-            // One of a user namespace in which this process has no rights is passed over too.
-            if setns(&file, CloneFlags::CLONE_NEWNET).is_ok() {
+            let entered = File::open(&namespace).map(|file| setns(&file, CloneFlags::CLONE_NEWNET).is_ok());
+            if entered.as_ref().is_ok_and(|entered| *entered) {
                 act()?;
+            } else if entered.is_ok() || namespace.exists() {
+                refused += 1;
             }
         }
-        Ok(())
+        Ok(refused)
     };
     // A thread of its own: what has entered a namespace does not come back.
     thread::spawn(walk).join().unwrap_or_else(|_| Err(io::Error::other("the walk failed")))
