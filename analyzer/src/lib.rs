@@ -42,8 +42,8 @@ use crate::output::note;
 
 /// The program: parses the command line and runs one command.
 ///
-/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted; commands
-/// that compare say in their help what 0 and 1 mean.
+/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted. Commands that
+/// judge policies say in their help what 0 and 1 mean, and exit with 2 when they could not.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::parse_named(arguments) {
         Ok(args) => args,
@@ -76,7 +76,10 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(error) => {
             note!("flowscribe: {error:#}");
-            if matches!(args.command, Command::Diff(_)) { ExitCode::from(NOT_COMPARED) } else { ExitCode::FAILURE }
+            match args.command {
+                Command::Connectivity(_) | Command::Diff(_) | Command::Verify(_) => ExitCode::from(NOT_DECIDED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -84,4 +87,4 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 /// As diff(1) says that it could not compare.
-const NOT_COMPARED: u8 = 2;
+const NOT_DECIDED: u8 = 2;

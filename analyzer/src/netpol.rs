@@ -12,12 +12,14 @@
 mod blocks;
 mod connections;
 mod difference;
+mod ends;
 mod expressible;
 mod label_index;
 pub(crate) mod manifests;
 mod ownership;
 pub(crate) mod population;
 pub(crate) mod replay;
+mod validation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +29,7 @@ use std::{
 
 use ipnet::IpNet;
 use k8s_openapi::{
-    api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
+    api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use roaring::RoaringBitmap;
@@ -38,6 +40,7 @@ use crate::communication::{Direction, PerDirection};
 pub(crate) use blocks::{ranges, size};
 pub(crate) use connections::{Connections, Transport};
 pub(crate) use difference::{Allowed, Difference, DifferenceError, compare, is_valid, supposed, with_former};
+pub(crate) use ends::{End, Pairs, join};
 pub(crate) use expressible::{is_dns_label, is_expressible, stays_on_link};
 pub(crate) use label_index::LabelIndex;
 pub(crate) use ownership::{MANAGED_BY, MANAGER, is_marked, marks};
@@ -74,6 +77,9 @@ pub(crate) struct Enforcement<'a> {
     /// By subject: the policies that isolate it, for ingress and for egress.
     isolating: Vec<PerDirection<Vec<usize>>>,
 }
+
+/// A policy that isolates a subject in a direction, or a rule of it that names one, by numbers.
+pub(crate) type Concern = (usize, Direction, Option<usize>);
 
 /// Why a policy can't be in force: the API server would refuse it.
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +239,30 @@ impl<'a> Enforcement<'a> {
         Some(peers)
     }
 
+    /// What policies make of each of some subjects, by number: those that isolate it, and rules that name it. Two of whom it is
+    /// the same may do the same, and the same may be done to them.
+    pub(crate) fn concerns(&self, wanted: &RoaringBitmap) -> BTreeMap<u32, Vec<Concern>> {
+        let mut concerns: BTreeMap<u32, Vec<Concern>> = BTreeMap::new();
+        for subject in wanted {
+            for direction in Direction::ALL {
+                let isolating = self.isolating[subject as usize][direction].iter();
+                let isolating = isolating.map(|policy| (*policy, direction, None));
+                concerns.entry(subject).or_default().extend(isolating);
+            }
+        }
+        for (number, policy) in self.policies.iter().enumerate() {
+            for direction in Direction::ALL {
+                for (rule, Rule { peers, .. }) in policy.rules[direction].iter().enumerate() {
+                    let named = peers.as_ref().map(|peers| &peers.subjects & wanted).unwrap_or_default();
+                    for subject in named {
+                        concerns.entry(subject).or_default().push((number, direction, Some(rule)));
+                    }
+                }
+            }
+        }
+        concerns
+    }
+
     /// The directions in which any policy isolates a subject.
     pub(crate) fn isolated(&self, subject: usize) -> PerDirection<bool> {
         PerDirection::new(|direction| !self.isolating[subject][direction].is_empty())
@@ -276,7 +306,7 @@ impl<'a> Enforcement<'a> {
                 continue;
             }
             let Some(ports) = &rule.ports else { return Connections::all() };
-            for (transport, first, last) in ports.iter().filter_map(|port| port.range(self.of(to))) {
+            for (transport, first, last) in ports.iter().flat_map(|port| port.ranges(self.of(to))) {
                 allowed.insert(transport, first, last);
             }
         }
@@ -338,20 +368,21 @@ impl Port {
         })
     }
 
-    /// The ports that it stands for at a destination; a name that the destination does not have stands for none.
-    fn range(&self, to: Option<&Subject>) -> Option<(Transport, u16, u16)> {
-        match self {
-            Self::Range(transport, first, last) => Some((*transport, *first, *last)),
-            Self::Named(transport, name) => {
-                let ports = &to?.ports;
-                let named = ports.iter().find(|port| port.name == *name && port.transport == *transport)?;
-                Some((*transport, named.port, named.port))
-            }
-        }
+    /// The ports that it stands for at a destination: of a name each that has it there, or none.
+    fn ranges(&self, to: Option<&Subject>) -> impl Iterator<Item = (Transport, u16, u16)> {
+        let (range, named) = match self {
+            Self::Range(transport, first, last) => (Some((*transport, *first, *last)), None),
+            Self::Named(transport, name) => (None, Some((*transport, name))),
+        };
+        let ports = to.zip(named).into_iter().flat_map(|(to, (transport, name))| {
+            let named = to.ports.iter().filter(move |port| port.name == *name && port.transport == transport);
+            named.map(move |port| (transport, port.port, port.port))
+        });
+        range.into_iter().chain(ports)
     }
 
     fn has(&self, transport: Transport, port: u16, to: Option<&Subject>) -> bool {
-        self.range(to).is_some_and(|(of, first, last)| of == transport && (first..=last).contains(&port))
+        self.ranges(to).any(|(of, first, last)| of == transport && (first..=last).contains(&port))
     }
 }
 
@@ -366,8 +397,12 @@ struct Scope<'a> {
 impl Scope<'_> {
     /// The policy, whom it selects, and in which directions it isolates them.
     fn compile(&self, policy: &NetworkPolicy) -> Result<(Policy, RoaringBitmap, Vec<Direction>), String> {
+        if let Some(refusal) = validation::refusals(policy).into_iter().next() {
+            return Err(refusal);
+        }
         let namespace = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-        let spec = policy.spec.as_ref().ok_or("it has no spec")?;
+        let empty = NetworkPolicySpec::default();
+        let spec = policy.spec.as_ref().unwrap_or(&empty);
         let none = LabelSelector::default();
         let selected = &self.pods.select(spec.pod_selector.as_ref().unwrap_or(&none))? & &self.members_of(namespace);
         let ingress = spec.ingress.iter().flatten().map(|rule| (&rule.from, &rule.ports));

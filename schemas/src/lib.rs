@@ -35,6 +35,8 @@ pub mod index;
 #[cfg(feature = "std")]
 pub mod inventory;
 #[cfg(feature = "std")]
+pub mod labels;
+#[cfg(feature = "std")]
 pub mod protobuf;
 #[cfg(feature = "std")]
 pub mod rollup;

@@ -1,16 +1,16 @@
 //! `flowscribe connectivity`: what policies allow between the workloads of manifests, and with the outside.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::fmt;
 
 use crate::{
     cli::{ConnectivityArgs, ConnectivityFormat},
-    communication::{Direction, Workload},
+    communication::Direction,
     netpol::{
-        Allowed, Connections, Enforcement, Party,
+        Allowed, End, Enforcement, Pairs, Party, join,
         manifests::{Manifests, ManifestsError},
         ranges,
     },
-    output::{self, OutputError},
+    output::{self, OutputError, notes},
 };
 
 /// Why connectivity can't be listed.
@@ -24,13 +24,8 @@ pub(crate) enum ConnectivityError {
     Output(#[from] OutputError),
 }
 
-/// One end of a listed connection.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Peer {
-    /// First and last address of a range outside of the cluster.
-    Range(IpAddr, IpAddr),
-    Workload(Workload),
-}
+/// One end of a listed connection, in words.
+struct Listed<'a>(&'a End);
 
 /// Lists what is allowed.
 ///
@@ -42,35 +37,37 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
     let (list, invalid) = list(&manifests);
     let text = match format {
         ConnectivityFormat::Text => {
-            let mut lines: Vec<String> = list.iter().map(|(ends, allowed)| line(ends, allowed)).collect();
+            let line =
+                |((from, to), allowed): (&(End, End), _)| format!("{} => {} : {allowed}\n", Listed(from), Listed(to));
+            let mut lines: Vec<String> = list.iter().map(line).collect();
             lines.sort();
             lines.concat()
         }
-        ConnectivityFormat::Json => output::json(&Allowed::list(&list))?,
+        ConnectivityFormat::Json => output::json(&Allowed::list(&list, |end| Listed(end).to_string()))?,
     };
     output::write(&text, output.as_deref())?;
+    notes!("{}", manifests.remarks.iter().map(|remark| format!("{remark}\n")).collect::<String>());
     output::skipped(manifests.problems.iter().chain(&invalid));
     if invalid.is_empty() && manifests.problems.is_empty() { Ok(()) } else { Err(ConnectivityError::Invalid) }
 }
 
 /// Everything that is allowed between two different ends; and the policies that are not valid, in words.
-fn list(manifests: &Manifests) -> (BTreeMap<(Peer, Peer), Connections>, Vec<String>) {
+fn list(manifests: &Manifests) -> (Pairs, Vec<String>) {
     let Manifests { policies, population, .. } = manifests;
     let subjects = population.subjects();
     let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
-    let members = population.members.iter().enumerate();
-    let pods = members.map(|(number, member)| (Peer::Workload(member.workload.clone()), Party::Subject(number)));
-    let pods: Vec<(Peer, Party)> = pods.collect();
+    let names = population.told_apart(&[&enforcement]).into_iter().enumerate();
+    let pods: Vec<(End, Party)> = names.map(|(number, name)| (End::Workload(name), Party::Subject(number))).collect();
     let with_outside = |direction| {
         let ranges = ranges(enforcement.blocks(direction)).into_iter();
-        let outside = ranges.map(|(first, last)| (Peer::Range(first, last), Party::Address(first)));
+        let outside = ranges.map(|(first, last)| (End::Addresses(first, last), Party::Address(first)));
         pods.iter().cloned().chain(outside).collect::<Vec<_>>()
     };
     let (sources, destinations) = (with_outside(Direction::Ingress), with_outside(Direction::Egress));
-    let mut list: BTreeMap<(Peer, Peer), Connections> = BTreeMap::new();
+    let mut list = Pairs::new();
     for (from, source) in &sources {
         for (to, destination) in &destinations {
-            let are_outside = matches!((from, to), (Peer::Range(..), Peer::Range(..)));
+            let are_outside = matches!((from, to), (End::Addresses(..), End::Addresses(..)));
             if from == to || are_outside {
                 continue;
             }
@@ -80,18 +77,14 @@ fn list(manifests: &Manifests) -> (BTreeMap<(Peer, Peer), Connections>, Vec<Stri
             }
         }
     }
-    (list, invalid.iter().map(ToString::to_string).collect())
+    (join(list), invalid.iter().map(ToString::to_string).collect())
 }
 
-fn line((from, to): &(Peer, Peer), allowed: &Connections) -> String {
-    format!("{from} => {to} : {allowed}\n")
-}
-
-impl fmt::Display for Peer {
+impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Range(first, last) => write!(f, "{first}-{last}[External]"),
-            Self::Workload(workload) => write!(f, "{workload}[{}]", workload.kind),
+        match self.0 {
+            End::Addresses(first, last) => write!(f, "{first}-{last}[External]"),
+            End::Workload(workload) => write!(f, "{workload}[{}]", workload.kind),
         }
     }
 }

@@ -33,6 +33,10 @@ pub(crate) enum VerifyError {
     Cluster(#[from] ClusterError),
     #[error("no policies in {0}")]
     NoPolicies(PathBuf),
+    #[error(
+        "some of the policies are none that an API server takes: what would be in force without them is not what they say"
+    )]
+    Invalid,
     #[error(transparent)]
     Output(#[from] OutputError),
 }
@@ -63,12 +67,15 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     };
     output::write(&text, output.as_deref())?;
     output::skipped(problems.iter().cloned().chain(capture.open.problems.iter().map(ToString::to_string)));
+    if !problems.is_empty() {
+        return Err(VerifyError::Invalid);
+    }
     let is_judged = verdict.judged > 0;
     let is_wrong = match strict {
         true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),
         false => verdict.wrong().next().is_some(),
     };
-    Ok(problems.is_empty() && is_judged && verdict.let_through.is_empty() && !is_wrong)
+    Ok(is_judged && verdict.let_through.is_empty() && !is_wrong)
 }
 
 /// Observed edges by workload: allowed, denied with an explanation, denied without one.

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Write},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -17,6 +16,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use super::{
     Connections, DEFAULT_NAMESPACE, Enforcement, NAMESPACE_NAME, Party, Subject,
     blocks::ranges,
+    ends::{End, Pairs, join},
     population::{Member, Population},
 };
 use crate::communication::{Direction, Workload};
@@ -36,18 +36,10 @@ pub(crate) struct Difference {
     /// Directions of workloads that any policy isolates now, or no longer.
     closed: BTreeSet<(Workload, Direction)>,
     opened: BTreeSet<(Workload, Direction)>,
-    added: BTreeMap<(End, End), Connections>,
-    removed: BTreeMap<(End, End), Connections>,
+    added: Pairs,
+    removed: Pairs,
     /// Ranges of ports that both allow.
     unchanged: usize,
-}
-
-/// One end of what is allowed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum End {
-    Workload(Workload),
-    /// First and last address.
-    Addresses(IpAddr, IpAddr),
 }
 
 /// Pods that selectors of policies ask for, where nobody tells which there are.
@@ -65,7 +57,14 @@ pub(crate) fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) ->
                 let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
                 let subject = Subject { namespace: Arc::clone(namespace), labels, ports: Vec::new() };
                 let pod = Arc::clone(&workload.name);
-                population.members.push(Member { workload, subject, pod, is_there: true, is_current: true });
+                population.members.push(Member {
+                    workload,
+                    subject,
+                    pod,
+                    is_there: true,
+                    is_current: true,
+                    is_odd: false,
+                });
             }
             Ok::<(), DifferenceError>(())
         };
@@ -163,7 +162,8 @@ pub(crate) fn compare(
     };
     let (old, new) = (enforce(old)?, enforce(new)?);
     let mut difference = Difference::default();
-    let workload = |subject: usize| &population.members[subject].workload;
+    let names = population.told_apart(&[&old, &new]);
+    let workload = |subject: usize| &names[subject];
     for subject in 0..subjects.len() {
         let [was, is] = [&old, &new].map(|enforcement| enforcement.isolated(subject));
         for direction in Direction::ALL {
@@ -216,6 +216,9 @@ pub(crate) fn compare(
             }
         }
     }
+    for list in [&mut difference.added, &mut difference.removed] {
+        *list = join(std::mem::take(list));
+    }
     Ok(difference)
 }
 
@@ -238,7 +241,7 @@ impl Difference {
 
     /// Ranges of ports between two ends that are allowed now, and that are no longer.
     pub(crate) fn counts(&self) -> [usize; 2] {
-        let count = |list: &BTreeMap<_, Connections>| list.values().map(|of| of.ranges().count()).sum::<usize>();
+        let count = |list: &Pairs| list.values().map(|of| of.ranges().count()).sum::<usize>();
         [count(&self.added), count(&self.removed)]
     }
 
@@ -322,8 +325,8 @@ impl Serialize for Difference {
         let mut object = serializer.serialize_struct("Difference", 6)?;
         object.serialize_field("closed", &directions(&self.closed))?;
         object.serialize_field("opened", &directions(&self.opened))?;
-        object.serialize_field("added", &Allowed::list(&self.added))?;
-        object.serialize_field("removed", &Allowed::list(&self.removed))?;
+        object.serialize_field("added", &Allowed::list(&self.added, End::to_string))?;
+        object.serialize_field("removed", &Allowed::list(&self.removed, End::to_string))?;
         object.serialize_field("unchanged", &self.unchanged)?;
         let affected: Vec<String> = self.affected().into_iter().map(ToString::to_string).collect();
         object.serialize_field("affected", &affected)?;
@@ -347,22 +350,13 @@ pub(crate) struct Allowed<'a> {
 }
 
 impl<'a> Allowed<'a> {
-    pub(crate) fn list<E: fmt::Display>(list: &'a BTreeMap<(E, E), Connections>) -> Vec<Self> {
-        let allowed = |((from, to), connections): (&(E, E), &'a Connections)| Self {
-            source: from.to_string(),
-            destination: to.to_string(),
+    /// What is allowed, with the ends in words.
+    pub(crate) fn list(list: &'a Pairs, told: impl Fn(&End) -> String) -> Vec<Self> {
+        let allowed = |((from, to), connections): (&(End, End), &'a Connections)| Self {
+            source: told(from),
+            destination: told(to),
             connections,
         };
         list.iter().map(allowed).collect()
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Workload(workload) => write!(f, "{workload}"),
-            Self::Addresses(first, last) if first == last => write!(f, "{first}"),
-            Self::Addresses(first, last) => write!(f, "{first}-{last}"),
-        }
     }
 }

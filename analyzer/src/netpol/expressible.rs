@@ -30,3 +30,10 @@ pub(crate) fn is_dns_label(text: &str) -> bool {
     let is_short = (1..=63).contains(&text.len());
     is_short && text.chars().all(is_plain) && !text.starts_with('-') && !text.ends_with('-')
 }
+
+/// Whether a text is a DNS subdomain (RFC 1123): at most 253 characters, DNS labels apart by dots, of any length each.
+pub(crate) fn is_dns_subdomain(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
+    text.len() <= 253 && text.split('.').all(|label| is_label(label) && label.chars().all(is_plain))
+}

@@ -1,6 +1,9 @@
 //! Kubernetes manifests in files: policies, and the pods that they are about, given as such or by what makes them.
 
+mod documents;
+
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -8,7 +11,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::{Container, Namespace, Pod, PodTemplateSpec},
+        core::v1::{Namespace, PodSpec, PodTemplateSpec},
         networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -21,6 +24,7 @@ use super::{
     DEFAULT_NAMESPACE, NamedPort, Subject, Transport,
     ownership::{MANAGED_BY, MANAGER},
     population::{Member, Population},
+    validation,
 };
 use crate::communication::Workload;
 
@@ -31,6 +35,20 @@ pub(crate) struct Manifests {
     pub(crate) population: Population,
     /// What is in the files and can't be used, a line each.
     pub(crate) problems: Vec<String>,
+    /// What is in the files and of no concern to policies, a line each.
+    pub(crate) remarks: BTreeSet<String>,
+    /// What makes pods, and the pods that were made.
+    templates: Vec<Made>,
+    pods: Vec<Made>,
+    owners: BTreeMap<Workload, Workload>,
+}
+
+/// Pods, as something makes or made them.
+#[derive(Debug)]
+struct Made {
+    by: Workload,
+    name: Arc<str>,
+    subject: Subject,
 }
 
 /// Why manifests can't be read.
@@ -53,22 +71,25 @@ impl Manifests {
         files.sort();
         let mut manifests = Self::default();
         for file in files {
-            match fs::read_to_string(&file) {
-                Ok(text) => manifests.read_text(&text, &file.display().to_string()),
+            match fs::read(&file) {
+                Ok(bytes) => manifests.add_all(documents::read(&bytes), &file.display().to_string()),
                 Err(error) => manifests.problems.push(format!("{}: {error}", file.display())),
             }
         }
-        manifests.population.join();
+        manifests.settle();
         Ok(manifests)
     }
 
-    /// Takes in the text of a file.
+    /// Takes in the policies of a text.
     pub(crate) fn read_text(&mut self, text: &str, file: &str) {
-        for document in serde_yaml::Deserializer::from_str(text) {
-            match Value::deserialize(document) {
+        self.add_all(documents::read_text(text), file);
+    }
+
+    fn add_all(&mut self, documents: Vec<Result<Value, String>>, file: &str) {
+        for document in documents {
+            match document {
                 Ok(object) => self.add(object, file),
-                // The rest of the file can't be told apart.
-                Err(error) => return self.problems.push(format!("{file}: {error}")),
+                Err(error) => self.problems.push(format!("{file}: {error}")),
             }
         }
     }
@@ -92,16 +113,28 @@ impl Manifests {
             }
             return;
         }
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        if let Err(error) = self.add_object(object, &kind, &version) {
-            self.problems.push(format!("{file}: {kind} {name}: {error}"));
+        let [namespace, name] = ["namespace", "name"].map(|key| object["metadata"][key].as_str().unwrap_or_default());
+        let name = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
+        for problem in self.add_object(object, &kind, &version).err().unwrap_or_default() {
+            self.problems.push(format!("{file}: {kind} {name}: {problem}"));
         }
     }
 
-    fn add_object(&mut self, object: Value, kind: &str, version: &str) -> Result<(), serde_json::Error> {
+    fn add_object(&mut self, object: Value, kind: &str, version: &str) -> Result<(), Vec<String>> {
+        let refused = |error: serde_json::Error| vec![error.to_string()];
         match kind {
+            // A file of something else, such as evidence.
+            "" if !["apiVersion", "metadata", "spec"].iter().any(|field| object.get(field).is_some()) => {}
+            "" => return Err(vec!["kind is missing".into()]),
             "NetworkPolicy" if version == "networking.k8s.io/v1" => {
-                self.policies.push(serde_json::from_value(object)?);
+                let policy = validation::read(&object)?;
+                let (namespace, name) = (&policy.metadata.namespace, &policy.metadata.name);
+                let is_known =
+                    |known: &NetworkPolicy| known.metadata.namespace == *namespace && known.metadata.name == *name;
+                if self.policies.iter().any(is_known) {
+                    return Err(vec!["there is another policy of this name in its namespace".into()]);
+                }
+                self.policies.push(policy);
             }
             // A set that is kept in one: see `crate::commands::regenerate`.
             "ConfigMap" if object["metadata"]["labels"][MANAGED_BY] == MANAGER => {
@@ -112,22 +145,26 @@ impl Manifests {
                 }
             }
             "Namespace" => {
-                let namespace: Namespace = serde_json::from_value(object)?;
+                let namespace = Namespace::deserialize(&object).map_err(refused)?;
                 let labels = labels(&namespace.metadata);
                 self.population.namespaces.insert(namespace.metadata.name.unwrap_or_default().into(), labels);
             }
             "Pod" => {
-                let pod: Pod = serde_json::from_value(object)?;
-                let containers = pod.spec.map(|spec| spec.containers).unwrap_or_default();
-                let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-                let (kind, name) = owner.map_or(("", None), |owner| (&*owner.kind, Some(owner.name.clone())));
-                let kind = if kind.is_empty() { "Pod" } else { kind };
-                let name = name.or_else(|| pod.metadata.name.clone()).unwrap_or_default();
-                self.add_pod(kind, &name, &pod.metadata, &pod.metadata, &containers);
+                let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(refused)?;
+                if matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
+                    return Ok(());
+                }
+                let spec = PodSpec::deserialize(&object["spec"]).map_err(refused)?;
+                let (namespace, pod) = (namespace(&metadata), metadata.name.clone().unwrap_or_default());
+                let by = owner(&metadata, &namespace).unwrap_or_else(|| workload(&namespace, "Pod", &pod));
+                self.add_pods(by, &metadata, &metadata, &spec, false);
             }
             kind if kind.ends_with("NetworkPolicy") => {
-                self.problems
-                    .push(format!("{kind} of {version} is not considered, only those of networking.k8s.io/v1"));
+                let what = format!("of {version} is not considered, only those of networking.k8s.io/v1");
+                return Err(vec![what]);
+            }
+            kind if version.starts_with("networking.k8s.io/") && !NETWORKING_KINDS.contains(&kind) => {
+                return Err(vec![format!("{version} has no such kind")]);
             }
             // Whatever makes pods, of any kind, has their template.
             _ => {
@@ -136,29 +173,118 @@ impl Manifests {
                 if !template["template"]["spec"]["containers"].is_array() {
                     return Ok(());
                 }
-                let template = PodTemplateSpec::deserialize(&template["template"])?;
-                let metadata = ObjectMeta::deserialize(&object["metadata"])?;
-                let containers = template.spec.map(|spec| spec.containers).unwrap_or_default();
-                let name = metadata.name.clone().unwrap_or_default();
-                self.add_pod(kind, &name, &metadata, &template.metadata.unwrap_or_default(), &containers);
+                let template = PodTemplateSpec::deserialize(&template["template"]).map_err(refused)?;
+                let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(refused)?;
+                let namespace = namespace(&metadata);
+                let by = workload(&namespace, kind, metadata.name.as_deref().unwrap_or_default());
+                if let Some(owner) = owner(&metadata, &namespace) {
+                    self.owners.insert(by.clone(), owner);
+                    // That of a former release.
+                    if object["spec"]["replicas"] == 0 {
+                        return Ok(());
+                    }
+                }
+                let spec = template.spec.unwrap_or_default();
+                self.add_pods(by, &metadata, &template.metadata.unwrap_or_default(), &spec, true);
             }
         }
         Ok(())
     }
 
-    fn add_pod(&mut self, kind: &str, name: &str, place: &ObjectMeta, pod: &ObjectMeta, containers: &[Container]) {
-        let namespace: Arc<str> = place.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE).into();
-        let workload = Workload { namespace: Arc::clone(&namespace), name: name.into(), kind: kind.into() };
-        let ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
-        let named = ports.filter_map(|port| {
-            let transport = Transport::of_protocol(port.protocol.as_deref().unwrap_or("TCP"))?;
-            let number = u16::try_from(port.container_port).ok()?;
-            Some(NamedPort { name: port.name.as_deref()?.into(), transport, port: number })
-        });
-        let subject = Subject { namespace, labels: labels(pod), ports: named.collect() };
-        let pod = pod.name.as_deref().unwrap_or(name).into();
-        self.population.members.push(Member { workload, subject, pod, is_there: true, is_current: true });
+    fn add_pods(&mut self, by: Workload, place: &ObjectMeta, pod: &ObjectMeta, spec: &PodSpec, is_template: bool) {
+        if spec.host_network == Some(true) {
+            self.remarks.insert(format!("{by}: its pods are in their node's network, where no policy concerns them"));
+            return;
+        }
+        let subject = Subject { namespace: namespace(place), labels: labels(pod), ports: named_ports(spec) };
+        let name: Arc<str> = pod.name.as_deref().unwrap_or(&by.name).into();
+        for port in &subject.ports {
+            let same =
+                subject.ports.iter().filter(|other| (&other.name, other.transport) == (&port.name, port.transport));
+            if same.count() > 1 {
+                let (port, protocol) = (&port.name, port.transport.protocol());
+                self.remarks.insert(format!(
+                    "{by}: several of its ports are named {port}/{protocol}, which means each of them"
+                ));
+            }
+        }
+        let made = if is_template { &mut self.templates } else { &mut self.pods };
+        made.push(Made { by, name, subject });
     }
+
+    /// Makes members of pods: of a workload those that are there, and where none is, those that it would make.
+    fn settle(&mut self) {
+        let mut there = BTreeSet::new();
+        let member = |workload: Workload, Made { name: pod, subject, .. }| Member {
+            workload,
+            subject,
+            pod,
+            is_there: true,
+            is_current: true,
+            is_odd: false,
+        };
+        for made in std::mem::take(&mut self.pods) {
+            let top = self.top(&made.by);
+            there.insert(top.clone());
+            self.population.members.push(member(top, made));
+        }
+        let templates = std::mem::take(&mut self.templates);
+        // What makes pods itself knows better than what was made by it.
+        let own: BTreeSet<&Workload> =
+            templates.iter().map(|made| &made.by).filter(|by| !self.owners.contains_key(by)).collect();
+        let own: BTreeSet<Workload> = own.into_iter().cloned().collect();
+        for made in templates {
+            let top = self.top(&made.by);
+            if !there.contains(&top) && (top == made.by || !own.contains(&top)) {
+                self.population.members.push(member(top, made));
+            }
+        }
+        self.population.join();
+    }
+
+    /// What is above all owners of something.
+    fn top(&self, workload: &Workload) -> Workload {
+        let mut top = workload;
+        for _ in 0..OWNERS {
+            match self.owners.get(top) {
+                Some(owner) => top = owner,
+                None => break,
+            }
+        }
+        top.clone()
+    }
+}
+
+/// What controls an object; a static pod, which its node does, is its own, without its node's name.
+fn owner(metadata: &ObjectMeta, namespace: &Arc<str>) -> Option<Workload> {
+    let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    if owner.kind != "Node" {
+        return Some(workload(namespace, &owner.kind, &owner.name));
+    }
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let short = name.strip_suffix(&owner.name).and_then(|name| name.strip_suffix('-'));
+    Some(workload(namespace, "Pod", short.unwrap_or(name)))
+}
+
+fn workload(namespace: &Arc<str>, kind: &str, name: &str) -> Workload {
+    Workload { namespace: Arc::clone(namespace), name: name.into(), kind: kind.into() }
+}
+
+fn namespace(metadata: &ObjectMeta) -> Arc<str> {
+    metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE).into()
+}
+
+/// The ports with names of containers, and of init containers that go on beside them (native sidecars).
+fn named_ports(spec: &PodSpec) -> Vec<NamedPort> {
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let named = ports.filter_map(|port| {
+        let transport = Transport::of_protocol(port.protocol.as_deref().unwrap_or("TCP"))?;
+        let number = u16::try_from(port.container_port).ok()?;
+        Some(NamedPort { name: port.name.as_deref()?.into(), transport, port: number })
+    });
+    named.collect()
 }
 
 fn labels(metadata: &ObjectMeta) -> Labels {
@@ -182,3 +308,7 @@ fn find(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 }
 
 const MANIFESTS: [&str; 3] = ["yaml", "yml", "json"];
+/// The kinds of `networking.k8s.io`, but for NetworkPolicy, in any version.
+const NETWORKING_KINDS: [&str; 5] = ["ClusterCIDR", "IPAddress", "Ingress", "IngressClass", "ServiceCIDR"];
+/// Owners above one another; a circle must end.
+const OWNERS: usize = 8;

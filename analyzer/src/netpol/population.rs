@@ -5,12 +5,14 @@ use std::{
     sync::Arc,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use schemas::{
     index::Index,
     inventory::{InventoryRecord, Labels, ObjectKind},
+    labels,
 };
 
-use super::{NamedPort, Subject};
+use super::{Enforcement, LabelIndex, NamedPort, Subject};
 use crate::communication::Workload;
 
 /// Pods, and the namespaces that they are in.
@@ -33,6 +35,8 @@ pub(crate) struct Member {
     pub(crate) is_there: bool,
     /// Or one like them may be made again.
     pub(crate) is_current: bool,
+    /// Whether its workload's own selector, as far as it is known, does not select it.
+    pub(crate) is_odd: bool,
 }
 
 impl Population {
@@ -51,21 +55,64 @@ impl Population {
             let known = found.entry((workload, subject));
             known.or_insert_with(|| (Arc::clone(&pod.name), false)).1 |= is_there;
         }
+        let mut pods: BTreeMap<Workload, usize> = BTreeMap::new();
+        for (pod, ..) in index.pods() {
+            *pods.entry(Workload::of(pod, index)).or_default() += 1;
+        }
+        let selectors = Owners::of(index);
         let there: BTreeSet<Workload> =
             found.iter().filter(|(_, (_, is_there))| *is_there).map(|((workload, _), _)| workload.clone()).collect();
         let member = |((workload, subject), (pod, is_there)): ((Workload, Subject), (Arc<str>, bool))| {
             let Workload { namespace, name, kind } = &workload;
-            // A job that is scheduled makes pods like those that it made.
-            let may_return = || !there.contains(&workload) && index.is_there(kind, namespace, name);
+            // A job that is scheduled makes pods like those that it made, and so does what makes some for each run.
+            let comes_again = || is_made_anew(kind, pods.get(&workload).copied().unwrap_or_default());
+            let may_return = || !there.contains(&workload) && (index.is_there(kind, namespace, name) || comes_again());
             let is_current = is_there || may_return();
             let is_last = is_current || !there.contains(&workload);
-            is_last.then_some(Member { workload, subject, pod, is_there, is_current })
+            let is_odd = selectors.selects(&workload, &subject.labels) == Some(false);
+            is_last.then_some(Member { workload, subject, pod, is_there, is_current, is_odd })
         };
         let labels = |(namespace, labels): (&InventoryRecord, &Labels)| (Arc::clone(&namespace.name), labels.clone());
         Self {
             members: found.into_iter().filter_map(member).collect(),
             namespaces: index.latest(ObjectKind::Namespace).map(labels).collect(),
         }
+    }
+
+    /// The workload of each member, by its name; with the labels that tell it from others of the same, where policies make
+    /// another thing of it.
+    pub(crate) fn told_apart(&self, enforcements: &[&Enforcement<'_>]) -> Vec<Workload> {
+        let mut numbers: BTreeMap<&Workload, Vec<usize>> = BTreeMap::new();
+        for (number, member) in self.members.iter().enumerate() {
+            numbers.entry(&member.workload).or_default().push(number);
+        }
+        numbers.retain(|_, numbers| numbers.len() > 1);
+        let several = numbers.values().flatten().map(|number| *number as u32).collect();
+        let concerns: Vec<_> = enforcements.iter().map(|enforcement| enforcement.concerns(&several)).collect();
+        let mut kinds: BTreeMap<&Workload, BTreeMap<_, Vec<usize>>> = BTreeMap::new();
+        for (workload, number) in
+            numbers.into_iter().flat_map(|(of, numbers)| numbers.into_iter().map(move |number| (of, number)))
+        {
+            let concern: Vec<_> = concerns.iter().map(|concerns| concerns.get(&(number as u32))).collect();
+            let kind = (concern, &self.members[number].subject.ports);
+            kinds.entry(workload).or_default().entry(kind).or_default().push(number);
+        }
+        let mut names: Vec<Workload> = self.members.iter().map(|member| member.workload.clone()).collect();
+        for numbers in kinds.into_values().filter(|kinds| kinds.len() > 1).flat_map(BTreeMap::into_values) {
+            let own = &self.members[numbers[0]];
+            let has = |member: &Member, key: &Arc<str>, value| member.subject.labels.get(key) == Some(value);
+            let of_workload = self.members.iter().filter(|member| member.workload == own.workload);
+            let differing = own.subject.labels.iter().filter(|(key, value)| {
+                numbers.iter().all(|number| has(&self.members[*number], key, value))
+                    && !of_workload.clone().all(|member| has(member, key, value))
+            });
+            let labels: Vec<String> = differing.map(|(key, value)| format!("{key}={value}")).collect();
+            let what = if labels.is_empty() { format!("pod {}", own.pod) } else { labels.join(",") };
+            for number in numbers {
+                names[number].name = format!("{} ({what})", names[number].name).into();
+            }
+        }
+        names
     }
 
     /// Makes pods that are alike one.
@@ -78,4 +125,33 @@ impl Population {
     pub(crate) fn subjects(&self) -> Vec<Subject> {
         self.members.iter().map(|member| member.subject.clone()).collect()
     }
+}
+
+/// The selectors of pods' owners.
+struct Owners(BTreeMap<Workload, LabelSelector>);
+
+impl Owners {
+    fn of(index: &Index) -> Self {
+        let owner = |(record, _): (&InventoryRecord, _)| {
+            let selector = serde_json::from_str(record.selector.as_deref()?).ok()?;
+            let namespace = record.namespace.clone().unwrap_or_default();
+            Some((
+                Workload { namespace, name: Arc::clone(&record.name), kind: record.workload_kind.clone()? },
+                selector,
+            ))
+        };
+        Self(index.latest(ObjectKind::Workload).filter_map(owner).collect())
+    }
+
+    /// Whether a workload's own selector selects pods with these labels; `None` where it has none, or nobody knows it.
+    fn selects(&self, workload: &Workload, labels: &Labels) -> Option<bool> {
+        let selected = LabelIndex::new([labels]).select(self.0.get(workload)?);
+        selected.ok().map(|selected| !selected.is_empty())
+    }
+}
+
+/// Whether others like a workload's pods come when those are gone: a controller makes some for each release or run, or
+/// several without a controller were there.
+fn is_made_anew(kind: &str, pods: usize) -> bool {
+    labels::is_workload_kind(kind) || kind == ObjectKind::Pod.as_str() && pods > 1
 }

@@ -12,8 +12,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::{
-    Connections, Denial, Enforcement, InvalidPolicy, Party, Transport, blocks::size, expressible::is_expressible,
-    population::Population,
+    Connections, Denial, Enforcement, InvalidPolicy, Party, Transport,
+    blocks::size,
+    expressible::is_expressible,
+    population::{Member, Population},
 };
 use crate::{
     communication::{DNS_PORT, Direction, Edge, Endpoint, Evidence, Workload},
@@ -213,8 +215,29 @@ impl<'a> Replay<'a, '_> {
         if sources.is_empty() || destinations.is_empty() {
             return None;
         }
+        Some(self.between(&sources, &destinations, transport, edge.port))
+    }
+
+    fn between(&self, sources: &[Party], destinations: &[Party], transport: Transport, port: u16) -> BTreeSet<Denial> {
         let pairs = sources.iter().flat_map(|source| destinations.iter().map(move |to| (*source, *to)));
-        Some(pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, edge.port)).collect())
+        pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, port)).collect()
+    }
+
+    /// A pod without which an edge would be allowed, as its workload does not select it.
+    fn odd(&self, edge: &Edge) -> Option<&Member> {
+        let transport = edge.transport.known()?;
+        let member = |party: &Party| match party {
+            Party::Subject(number) => Some(&self.population.members[*number]),
+            Party::Address(_) => None,
+        };
+        let is_odd = |party: &Party| member(party).is_some_and(|member| member.is_odd);
+        let (odd, others): (Vec<_>, Vec<_>) = [&edge.source, &edge.destination]
+            .map(|end| self.parties(end).into_iter().partition::<Vec<_>, _>(is_odd))
+            .into_iter()
+            .unzip();
+        let [sources, destinations] = &others[..] else { return None };
+        let is_fault = self.between(sources, destinations, transport, edge.port).is_empty();
+        odd.iter().flatten().find_map(member).filter(|_| is_fault)
     }
 
     /// How many workloads there are, and how many of them no policy limits in any direction.
@@ -247,7 +270,9 @@ impl<'a> Replay<'a, '_> {
             Some(end) => with("an end is not known", &end.to_string()),
             // An odd row is not for policies to allow.
             None if !is_expressible(edge) => with("no policy can speak of it", ""),
-            None => None,
+            None => self.odd(edge).and_then(|Member { workload, pod, .. }| {
+                with("an odd pod", &format!("{workload} does not select its pod {pod}, by the labels that it has"))
+            }),
         }
     }
 

@@ -1,14 +1,15 @@
 //! Selecting a workload's pods, all of them and no others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use schemas::{
     index::Index,
-    inventory::{InventoryRecord, Labels, ObjectKind},
+    inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
+    labels::{Nature, nature, rank},
 };
 
 use super::finding::Finding;
@@ -28,24 +29,36 @@ pub(super) struct Selector {
 /// Finds the selectors of workloads.
 pub(super) struct Selectors<'a> {
     owners: HashMap<Workload, &'a InventoryRecord>,
-    /// The stable labels that all pods of a workload ever had in common.
+    /// The labels that all pods of a workload ever had in common and that stay, and the name of the Job that made them.
     common: HashMap<Workload, Labels>,
+    /// By kind of owner, the labels that were seen to move between pods of one, or on living pods.
+    moving: HashSet<(Arc<str>, Arc<str>)>,
     /// By namespace.
     members: HashMap<&'a str, Vec<&'a Member>>,
+    /// By namespace, what Services select.
+    services: HashMap<&'a str, Vec<Labels>>,
     found: HashMap<Workload, Option<Arc<Selector>>>,
 }
 
 impl<'a> Selectors<'a> {
     pub(super) fn new(index: &'a Index, population: &'a Population) -> Self {
         let mut common: HashMap<Workload, Labels> = HashMap::new();
+        let mut moving = HashSet::new();
         for (pod, labels) in index.pod_versions().filter(|(pod, _)| pod.host_network != Some(true)) {
             let workload = Workload::of(pod, index);
+            let kept = |key: &Arc<str>| nature(labels, key).stays() || JOB_NAMES.contains(&&**key);
             match common.get_mut(&workload) {
-                Some(known) => known.retain(|key, value| labels.get(key) == Some(value)),
+                Some(known) => known.retain(|key, value| {
+                    let stays = labels.get(key) == Some(value);
+                    if !stays && !BUILT_IN.contains(&&*workload.kind) && !nature(labels, key).is_identity() {
+                        moving.insert((Arc::clone(&workload.kind), Arc::clone(key)));
+                    }
+                    stays
+                }),
                 None => {
-                    let stable = labels.iter().filter(|(key, _)| !is_volatile(key));
-                    let stable = stable.map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
-                    common.insert(workload, stable);
+                    let kept = labels.iter().filter(|(key, _)| kept(key));
+                    let kept = kept.map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
+                    common.insert(workload, kept);
                 }
             }
         }
@@ -59,22 +72,25 @@ impl<'a> Selectors<'a> {
             Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
         };
         let owners = index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
-        Self { owners, common, members, found: HashMap::new() }
+        let mut services: HashMap<&str, Vec<Labels>> = HashMap::new();
+        for (service, _) in index.latest(ObjectKind::Service) {
+            let selected = parse_labels(service.selector.as_deref().unwrap_or_default());
+            if let Some(namespace) = service.namespace.as_deref().filter(|_| !selected.is_empty()) {
+                services.entry(namespace).or_default().push(selected);
+            }
+        }
+        Self { owners, common, moving, members, services, found: HashMap::new() }
     }
 
-    /// The selector of a workload: its owner's own, or the fewest labels that only its pods have in common; in both cases
-    /// without what changes from one rollout, replica or place to the next. Where the owner's own selects pods of others
-    /// too, with as many of the pods' common labels as keep those out. `None` when nothing is left.
+    /// The selector of a workload: its owner's own, or else all labels that tell what its pods are and that stay. Where
+    /// that selects pods of others too, with as many of the pods' other labels, or of what the others have, as keep those
+    /// out; but never with what changes from one release, run, replica or place to the next. `None` when nothing is left.
     pub(super) fn of(&mut self, workload: &Workload) -> Option<Arc<Selector>> {
         if let Some(found) = self.found.get(workload) {
             return found.clone();
         }
-        let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?));
-        let selector = match own {
-            Some(own) => self.narrowed(workload, own),
-            None => self.narrowed(workload, Selector::default()),
-        };
-        let selector = selector.map(Arc::new);
+        let selector = self.own(workload).or_else(|| self.identity(workload));
+        let selector = selector.map(|selector| Arc::new(self.narrowed(workload, selector)));
         self.found.insert(workload.clone(), selector.clone());
         selector
     }
@@ -99,42 +115,147 @@ impl<'a> Selectors<'a> {
         findings
     }
 
-    /// The selector with the fewest labels added that keep out as many pods of others as labels can; `None` where that
-    /// selects everything.
-    fn narrowed(&self, workload: &Workload, selector: Selector) -> Option<Selector> {
+    /// The selector of a workload's owner; one that selects none of its pods is a mistake of whoever wrote it down.
+    fn own(&self, workload: &Workload) -> Option<Selector> {
+        let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?))?;
+        let mut pods = self.members_of(&workload.namespace).filter(|member| member.workload == *workload).peekable();
+        let is_of_none = pods.peek().is_some() && !pods.any(|pod| own.matches(&pod.subject.labels));
+        (!is_of_none).then_some(own)
+    }
+
+    /// The labels that tell what a workload's pods are, and stay; where there are none, all that stay.
+    fn identity(&self, workload: &Workload) -> Option<Selector> {
+        let common = self.common.get(workload)?;
+        let stable = || common.iter().filter(|(key, _)| self.stays(workload, key));
+        let served = self.served(workload);
+        let tells = |(key, value): &(&Arc<str>, &Arc<str>)| {
+            let is_known = matches!(nature(common, key), Nature::Identity | Nature::Workload(_));
+            is_known || **value == workload.name || served.contains(*key)
+        };
+        let select = |labels: Vec<(&Arc<str>, &Arc<str>)>| {
+            let labels: BTreeMap<_, _> =
+                labels.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+            (!labels.is_empty()).then(|| Selector { labels, expressions: Vec::new() })
+        };
+        let is_custom = |(key, _): &(&Arc<str>, &Arc<str>)| nature(common, key) == Nature::Custom;
+        let mut labels: Vec<_> = stable().filter(tells).collect();
+        // Hooks of a release, and the releases of a chart, often have no other label that tells them apart.
+        labels.extend(self.job_name(workload));
+        select(labels).or_else(|| select(stable().filter(is_custom).collect()))
+    }
+
+    /// The name of a Job that nothing owns, which is the same at each release, as its pods have it.
+    fn job_name(&self, workload: &Workload) -> Option<(&Arc<str>, &Arc<str>)> {
+        let common = self.common.get(workload).filter(|_| &*workload.kind == "Job")?;
+        let name = JOB_NAMES.iter().find_map(|key| common.get_key_value(*key))?;
+        (*name.1 == workload.name).then_some(name)
+    }
+
+    /// Keys by which Services select exactly the pods of a workload.
+    fn served(&self, workload: &Workload) -> BTreeSet<Arc<str>> {
+        let members = || self.members_of(&workload.namespace).filter(|member| member.is_current);
+        let is_exact = |selected: &&Labels| {
+            let selects =
+                |member: &Member| selected.iter().all(|(key, value)| member.subject.labels.get(key) == Some(value));
+            members().all(|member| selects(member) == (member.workload == *workload))
+        };
+        let services = self.services.get(&*workload.namespace).into_iter().flatten().filter(is_exact);
+        services.flat_map(|selected| selected.keys().cloned()).collect()
+    }
+
+    /// Whether a label that all pods of a workload have is one that those of tomorrow have too.
+    fn stays(&self, workload: &Workload, key: &Arc<str>) -> bool {
+        !JOB_NAMES.contains(&&**key) && !self.moving.contains(&(Arc::clone(&workload.kind), Arc::clone(key)))
+    }
+
+    /// The selector with what keeps out as many pods of others as can be.
+    fn narrowed(&self, workload: &Workload, mut selector: Selector) -> Selector {
         let others = self.members_of(&workload.namespace).filter(|member| member.is_current);
-        let mut others: Vec<&Labels> = others
-            .filter(|member| member.workload != *workload && selector.matches(&member.subject.labels))
-            .map(|member| &member.subject.labels)
-            .collect();
-        let mut narrowed = selector;
-        if others.is_empty() && narrowed.selects_something() {
-            return Some(narrowed);
+        let mut others: Vec<&Member> =
+            others.filter(|member| member.workload != *workload && selector.matches(&member.subject.labels)).collect();
+        if others.is_empty() {
+            return selector;
         }
+        let labels = self.additions(workload);
+        let exclusions = self.exclusions(workload, &others);
+        // What tells who it is goes before what tells who it is not, and that before labels of which nobody knows.
+        let (identity, custom): (Vec<_>, Vec<_>) = labels.into_iter().partition(|(is_identity, _)| *is_identity);
+        for options in [identity, exclusions, custom] {
+            while !others.is_empty() {
+                let left =
+                    |selector: &Selector| others.iter().filter(|other| selector.matches(&other.subject.labels)).count();
+                let tried =
+                    options.iter().map(|(_, option)| selector.clone().and(option)).map(|tried| (left(&tried), tried));
+                let Some((left, best)) = tried.min_by_key(|(left, _)| *left).filter(|(left, _)| *left < others.len())
+                else {
+                    break;
+                };
+                selector = best;
+                others.retain(|other| selector.matches(&other.subject.labels));
+                debug_assert_eq!(others.len(), left);
+            }
+        }
+        selector
+    }
+
+    /// Labels that all of a workload's pods have and that stay, the best first; and whether they tell what it is.
+    fn additions(&self, workload: &Workload) -> Vec<(bool, Narrowing)> {
         let none = Labels::new();
         let common = self.common.get(workload).unwrap_or(&none);
-        let mut candidates: Vec<(&Arc<str>, &Arc<str>)> =
-            common.iter().filter(|(key, _)| !narrowed.labels.contains_key(&***key)).collect();
-        candidates.sort_by_key(|(key, _)| rank(key));
-        while !others.is_empty() || !narrowed.selects_something() {
-            let has = |(key, value): (&Arc<str>, &Arc<str>)| {
-                others.iter().filter(|labels| labels.get(&**key) == Some(value)).count()
-            };
-            let left = candidates.iter().map(|label| has(*label)).enumerate().min_by_key(|(_, left)| *left);
-            let Some((at, left)) = left else { break };
-            if left == others.len() && narrowed.selects_something() {
-                break; // no label tells them apart
+        let mut labels: Vec<_> = common.iter().filter(|(key, _)| self.stays(workload, key)).collect();
+        labels.sort_by_key(|(key, _)| rank(key));
+        let label = |(key, value): (&Arc<str>, &Arc<str>)| Narrowing::Label(key.to_string(), value.to_string());
+        let mut options: Vec<(bool, Narrowing)> =
+            labels.into_iter().map(|(key, value)| (nature(common, key).is_identity(), label((key, value)))).collect();
+        options.extend(self.job_name(workload).map(|name| (true, label(name))));
+        options
+    }
+
+    /// What pods of others surely have, and none of a workload's.
+    fn exclusions(&self, workload: &Workload, others: &[&Member]) -> Vec<(bool, Narrowing)> {
+        let own: Vec<&Labels> = self
+            .members_of(&workload.namespace)
+            .filter(|member| member.workload == *workload)
+            .map(|member| &member.subject.labels)
+            .collect();
+        let known: BTreeSet<&Workload> = others.iter().map(|other| &other.workload).collect();
+        let mut options = Vec::new();
+        for other in known {
+            let selector = self.own(other).or_else(|| self.identity(other)).unwrap_or_default();
+            for (key, value) in &selector.labels {
+                let values: Vec<Option<&Arc<str>>> = own.iter().map(|labels| labels.get(&**key)).collect();
+                if values.iter().all(Option::is_none) && rank(key) == usize::MAX {
+                    options.push((false, Narrowing::Without(key.clone())));
+                } else if values.iter().all(|own| own.is_none_or(|own| **own != **value)) {
+                    options.push((false, Narrowing::Other(key.clone(), value.clone())));
+                }
             }
-            let (key, value) = candidates.remove(at);
-            narrowed.labels.insert(key.to_string(), value.to_string());
-            others.retain(|labels| labels.get(&**key) == Some(value));
         }
-        narrowed.selects_something().then_some(narrowed)
+        // Whoever makes Jobs, their pods have this label, and no others do.
+        let is_of_job = |labels: &Labels, key: &str| labels.contains_key(key);
+        for key in JOB_NAMES {
+            if !own.iter().any(|labels| is_of_job(labels, key))
+                && others.iter().any(|other| is_of_job(&other.subject.labels, key))
+            {
+                options.push((false, Narrowing::Without(key.to_owned())));
+            }
+        }
+        options
     }
 
     fn members_of(&self, namespace: &str) -> impl Iterator<Item = &Member> {
         self.members.get(namespace).into_iter().flatten().copied()
     }
+}
+
+/// What narrows a selector.
+enum Narrowing {
+    /// Pods that have a label of this value.
+    Label(String, String),
+    /// Pods that do not have it.
+    Without(String),
+    /// Pods that do not have it of this value.
+    Other(String, String),
 }
 
 impl Selector {
@@ -178,9 +299,33 @@ impl Selector {
         }
     }
 
+    /// This, and something more.
+    fn and(mut self, narrowing: &Narrowing) -> Self {
+        let expression = match narrowing {
+            Narrowing::Label(key, value) => {
+                self.labels.insert(key.clone(), value.clone());
+                return self;
+            }
+            Narrowing::Without(key) => (key.clone(), "DoesNotExist", Vec::new()),
+            Narrowing::Other(key, value) => (key.clone(), "NotIn", vec![value.clone()]),
+        };
+        let (key, operator, mut values) = expression;
+        let same = self.expressions.iter_mut().find(|(known, of, _)| *known == key && *of == operator);
+        match same {
+            Some((_, _, known)) => {
+                known.append(&mut values);
+                known.sort();
+                known.dedup();
+            }
+            None => self.expressions.push((key, operator.to_owned(), values)),
+        }
+        self.expressions.sort();
+        self
+    }
+
     fn stable(mut self) -> Option<Self> {
-        self.labels.retain(|key, _| !is_volatile(key));
-        self.expressions.retain(|(key, ..)| !is_volatile(key));
+        self.labels.retain(|key, _| !GENERATED.contains(&key.as_str()));
+        self.expressions.retain(|(key, ..)| !GENERATED.contains(&key.as_str()));
         self.expressions.iter_mut().for_each(|(_, _, values)| values.sort());
         self.expressions.sort();
         self.selects_something().then_some(self)
@@ -192,45 +337,20 @@ impl Selector {
     }
 }
 
-/// How well a label tells what a workload is: first those that are made for it, last those that change with its version.
-fn rank(key: &str) -> usize {
-    let known = IDENTITY_LABELS.iter().position(|label| *label == key);
-    known.unwrap_or(if VERSION_LABELS.contains(&key) { IDENTITY_LABELS.len() + 1 } else { IDENTITY_LABELS.len() })
-}
-
-/// Whether a label changes with the rollout, the replica, the run of a job or the place of a pod.
-fn is_volatile(key: &str) -> bool {
-    VOLATILE_LABELS.contains(&key) || VOLATILE_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
-}
-
-const VOLATILE_LABELS: [&str; 12] = [
+/// Labels that Kubernetes adds to the selectors of ReplicaSets and Jobs.
+const GENERATED: [&str; 6] = [
     "pod-template-hash",
     "rollouts-pod-template-hash",
-    "controller-revision-hash",
-    "pod-template-generation",
-    "statefulset.kubernetes.io/pod-name",
-    "apps.kubernetes.io/pod-index",
     "controller-uid",
     "batch.kubernetes.io/controller-uid",
     "job-name",
     "batch.kubernetes.io/job-name",
-    "batch.kubernetes.io/job-completion-index",
-    "kubernetes.io/hostname",
 ];
-/// Kubernetes' recommended labels, and those that were usual before them.
-const IDENTITY_LABELS: [&str; 9] = [
-    "app",
-    "app.kubernetes.io/name",
-    "k8s-app",
-    "app.kubernetes.io/component",
-    "component",
-    "app.kubernetes.io/instance",
-    "name",
-    "role",
-    "tier",
-];
-const VERSION_LABELS: [&str; 4] = ["app.kubernetes.io/version", "helm.sh/chart", "chart", "version"];
-const VOLATILE_PREFIXES: [&str; 2] = ["topology.kubernetes.io/", "failure-domain.beta.kubernetes.io/"];
+/// The name of the Job that made a pod; the first since Kubernetes 1.27.
+const JOB_NAMES: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
+/// Owners whose pods have the labels that a user gave them.
+const BUILT_IN: [&str; 7] = ["CronJob", "DaemonSet", "Deployment", "Job", "Pod", "ReplicaSet", "StatefulSet"];
+
 /// Kubernetes leaves out empty lists.
 pub(super) fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
     if list.is_empty() { None } else { Some(list) }

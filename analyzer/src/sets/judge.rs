@@ -253,9 +253,10 @@ impl Judge<'_> {
         *workload.kind == ObjectKind::Pod || observable.len() >= self.thresholds.hold_hours
     }
 
-    /// The hours that a pod without an owner ran, if it was there once, for a while, and is gone.
+    /// The hours that a pod without an owner ran, if it was there once, for a while, and is gone. Of one that others like it
+    /// came before or after, more may come.
     fn passing(&self, workload: &Workload) -> Option<u64> {
-        let time = self.exposure.of(workload).filter(|_| *workload.kind == ObjectKind::Pod)?;
+        let time = self.exposure.of(workload).filter(|time| *workload.kind == ObjectKind::Pod && time.pods == 1)?;
         let is_gone = self.hours_since(time.until) >= self.thresholds.hold_hours;
         (is_gone && time.ran.len() <= PASSING_HOURS).then(|| time.ran.len())
     }

@@ -136,9 +136,10 @@ fn what_is_not_valid_is_named_and_the_rest_is_listed() {
     fs::write(directory.path().join("notes.txt"), "no manifest").expect("written");
     let output = flowscribe(&["connectivity", "--manifests", &directory.path().to_string_lossy(), "--format", "json"]);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("skipped policy a/bad: `nonsense` is not a CIDR") && said.contains("broken.json"), "{said}");
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let refused = "NetworkPolicy a/bad: spec.ingress[0].from[0].ipBlock.cidr: `nonsense` is not a CIDR";
+    assert!(said.contains(refused) && said.contains("broken.json"), "{said}");
     let list: serde_yaml::Value = serde_yaml::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(list[0]["source"].as_str(), Some("0.0.0.0-255.255.255.255[External]"));
+    assert_eq!(list[0]["source"].as_str(), Some("a/db[StatefulSet]"));
     assert_eq!(list[0]["connections"][1]["protocol"].as_str(), Some("TCP"));
 }

@@ -110,14 +110,16 @@ fn what_can_not_be_judged_is_not_said_to_be_allowed() {
 fn policies_that_are_no_policies_are_an_error() {
     let capture = web_and_db();
     let (code, _, said) = verify(&capture, "{apiVersion: v1, kind: Service, metadata: {name: x}}", &[]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(said.starts_with("flowscribe: no policies in "), "{said}");
     let bad = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: bad, namespace: demo}, \
         spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70}]}]}}";
     let (code, _, said) = verify(&capture, bad, &[]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(
-        said.contains("skipped policy demo/bad: endPort 70 needs a port that is a number and not larger"),
+        said.contains(
+            "NetworkPolicy demo/bad: spec.ingress[0].ports[0].endPort: endPort 70 needs a port that is a number"
+        ),
         "{said}"
     );
 }

@@ -331,20 +331,37 @@ fn a_backend_that_nobody_saw_answer_is_no_reason_to_refuse() {
 }
 
 #[test]
-fn policies_that_would_deny_what_is_stable_are_not_written() {
+fn an_odd_pod_is_named_and_refuses_the_report_of_nobody() {
+    let plain = watched(9).report();
     let mut capture = watched(9);
     // A pod of web that web's own selector does not select: what it sends is denied at db.
     let pod = capture.bare_pod("demo/web-odd", "10.244.0.73", r#"{"app":"odd"}"#);
     (pod.owner_kind, pod.owner) = (Some("Deployment".into()), Some("web".into()));
     capture.health.clear();
     watch(&mut capture, 9 * DAY_MS);
+    let report = capture.report();
+    assert_eq!(report.allows("demo/db-network"), plain.allows("demo/db-network"));
+    assert_eq!(report.allows("demo/web-network"), plain.allows("demo/web-network"));
+    assert!(report.said.contains("demo/web: its selector does not select its pod web-odd"), "{}", report.said);
     let input = capture.write();
-    let output = flowscribe(&["report", "--input", &input.path().to_string_lossy()]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{said}");
-    let refused = "refusing to write policies that deny what is stable (1), please report this:\n\
-        demo/web → demo/db 5432/TCP: denied by ingress of demo/db-network; stable, 216 connections\n";
-    assert!(said.contains(refused), "{said}");
+    let policies = input.path().join("policies.yaml");
+    std::fs::write(&policies, &report.yaml).expect("written");
+    let [input, policies] = [input.path(), &policies].map(|path| path.to_string_lossy().into_owned());
+    let verified = flowscribe(&["verify", "--strict", "--policies", &policies, "--input", &input]);
+    let found = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{found}");
+    let explained = "an odd pod: demo/web does not select its pod web-odd, by the labels that it has";
+    assert!(found.contains(explained), "{found}");
+}
+
+#[test]
+fn a_selector_that_selects_none_of_its_pods_is_a_mistake_and_not_used() {
+    let mut capture = watched(9);
+    for owner in capture.inventory.iter_mut().filter(|row| *row.kind == ObjectKind::Workload && &*row.name == "web") {
+        owner.selector = Some(r#"{"matchLabels":{"app":"wbe"}}"#.into());
+    }
+    let report = capture.report();
+    assert_eq!(report.allows("demo/db-network"), watched(9).report().allows("demo/db-network"));
 }
 
 #[test]

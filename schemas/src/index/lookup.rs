@@ -9,6 +9,7 @@ use std::{
 use super::{Backend, Holds, Index, Lease, Owner, Span, UnknownReason, Version, addresses, is_over};
 use crate::{
     inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
+    labels,
     table::{Port, TimestampMs},
 };
 
@@ -87,19 +88,35 @@ impl Index {
         Some(&*version.record)
     }
 
-    /// The workload a pod belongs to, by kind and name: its top owner, as far as owners are known, or itself when it has
-    /// none. Where a ReplicaSet is not known, the hash that its Deployment or Rollout gave it tells theirs.
+    /// The workload a pod belongs to, by kind and name: what a user made, where a label tells it, of which a controller makes
+    /// something new for each release or run; or its top owner, as far as owners are known. Pods that nothing owns, or
+    /// another pod does, and whose names are made up, are one workload if they have the same labels of identity. Where a
+    /// ReplicaSet is not known, the hash that its Deployment or Rollout gave it tells theirs.
     pub fn workload_of(&self, pod: &InventoryRecord) -> (Arc<str>, Arc<str>) {
-        let Some(mut top) = pod.owner_kind.clone().zip(pod.owner.clone()) else {
-            return (Arc::from(ObjectKind::Pod), Arc::clone(&pod.name));
+        if let Some(json) = pod.labels.as_deref().filter(|json| labels::may_name_workload(json))
+            && let Some((kind, name)) = labels::workload(&parse_labels(json))
+        {
+            return (Arc::from(kind), Arc::from(name));
+        }
+        let mut top = match pod.owner_kind.clone().zip(pod.owner.clone()) {
+            None => return unowned(pod, &pod.name),
+            Some((kind, _)) if &*kind == "Pod" => return unowned(pod, &pod.name),
+            // kubelet runs it from a file, and names it after its node.
+            Some((kind, node)) if &*kind == "Node" => {
+                let name = pod.name.strip_suffix(&*node).and_then(|name| name.strip_suffix('-'));
+                return (Arc::from(ObjectKind::Pod), name.map_or_else(|| Arc::clone(&pod.name), Arc::from));
+            }
+            Some(owner) => owner,
         };
         for _ in 0..OWNERS {
             let key =
                 (Arc::from(ObjectKind::Workload), pod.namespace.clone(), Arc::clone(&top.1), Some(Arc::clone(&top.0)));
             let Some(workload) = self.ids.get(&key).and_then(|id| self.object(*id).versions.last()) else {
-                return by_template_hash(pod, &top).unwrap_or(top);
+                return by_template_hash(pod, &top).or_else(|| by_run(pod, &top, true)).unwrap_or(top);
             };
-            let Some(owner) = workload.record.owner_kind.clone().zip(workload.record.owner.clone()) else { break };
+            let Some(owner) = workload.record.owner_kind.clone().zip(workload.record.owner.clone()) else {
+                return by_run(pod, &top, false).unwrap_or(top);
+            };
             // What an operator made is a workload; the operator's own object, which no record tells of, is none.
             let is_made_for_it = matches!(&*top.0, "ReplicaSet" | "Job");
             let key = (
@@ -371,6 +388,13 @@ fn target_port(service_port: &Port, pod: &InventoryRecord) -> Option<u16> {
 
 /// The owner of a pod's ReplicaSet: a Deployment or Rollout names it after itself and the hash of its template, which
 /// is also a label of the pod.
+/// The workload of a pod that no controller made: by its name, which somebody chose, or where it is made up, by its labels.
+fn unowned(pod: &InventoryRecord, name: &Arc<str>) -> (Arc<str>, Arc<str>) {
+    let labels = pod.labels.as_deref().filter(|_| labels::is_made_up(name));
+    let identity = labels.and_then(|json| labels::identity(&parse_labels(json)));
+    (Arc::from(ObjectKind::Pod), identity.map_or_else(|| Arc::clone(name), Arc::from))
+}
+
 fn by_template_hash(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>)) -> Option<(Arc<str>, Arc<str>)> {
     if &**kind != "ReplicaSet" {
         return None;
@@ -382,6 +406,26 @@ fn by_template_hash(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>)) 
     })
 }
 
+/// What makes a Job anew for each run, by the number at its name's end: a CronJob, where nobody knows who made it (minutes
+/// since 1970, as the CronJob controller has it), or whoever makes one for each release, as the pods' labels tell.
+fn by_run(
+    pod: &InventoryRecord,
+    (kind, name): &(Arc<str>, Arc<str>),
+    may_be_owned: bool,
+) -> Option<(Arc<str>, Arc<str>)> {
+    let (base, run) = name.rsplit_once('-').filter(|(base, _)| &**kind == "Job" && !base.is_empty())?;
+    if run.is_empty() || !run.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    if may_be_owned && run.len() == CRON_RUN_DIGITS {
+        return Some((Arc::from("CronJob"), Arc::from(base)));
+    }
+    labels::identity(&parse_labels(pod.labels.as_deref()?))?;
+    Some((Arc::clone(kind), Arc::from(base)))
+}
+
+/// Minutes since 1970 have so many digits, until 2160.
+const CRON_RUN_DIGITS: usize = 8;
 /// The label that holds the hash, and who sets it.
 const TEMPLATE_HASHES: [(&str, &str); 2] =
     [("pod-template-hash", "Deployment"), ("rollouts-pod-template-hash", "Rollout")];
