@@ -37,7 +37,7 @@ use schemas::inventory::Labels;
 use serde::Serialize;
 
 use crate::communication::{Direction, PerDirection};
-pub(crate) use blocks::{ranges, size};
+pub(crate) use blocks::{may_hold_pods, ranges, size};
 pub(crate) use connections::{Connections, Transport};
 pub(crate) use difference::{Allowed, Difference, DifferenceError, compare, is_valid, supposed, with_former};
 pub(crate) use ends::{End, Pairs, join};
@@ -278,6 +278,14 @@ impl<'a> Enforcement<'a> {
         let isolating = self.isolating[subject][direction].iter();
         let rules = isolating.flat_map(move |policy| &self.policies[*policy].rules[direction]);
         rules.filter_map(|rule| rule.peers.as_ref()).flat_map(|peers| peers.blocks.iter().map(|block| block.cidr))
+    }
+
+    /// The blocks of all policies, without their exceptions, with the policy's path.
+    pub(crate) fn blocks_by_policy(&self) -> impl Iterator<Item = (&str, IpNet)> {
+        self.policies.iter().flat_map(|policy| {
+            let rules = policy.rules.values().flatten().filter_map(|rule| rule.peers.as_ref());
+            rules.flat_map(|peers| &peers.blocks).map(|block| (&*policy.path, block.cidr))
+        })
     }
 
     /// Every address range that a policy in force tells apart from others in a direction.

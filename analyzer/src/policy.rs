@@ -244,6 +244,9 @@ impl<'a> Draft<'a> {
         {
             let of_service = evidence.service_ports.iter().filter(|_| self.wish.service_ports);
             let of_service = of_service.flat_map(|port| allowed(*port));
+            if self.wish.service_ports {
+                self.judge_services(destination, evidence);
+            }
             let ports: Vec<Port> = served.iter().copied().chain(of_service).collect();
             if is_dns {
                 self.asks_names.insert(workload.clone());

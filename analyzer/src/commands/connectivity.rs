@@ -1,6 +1,8 @@
 //! `flowscribe connectivity`: what policies allow between the workloads of manifests, and with the outside.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
+
+use ipnet::IpNet;
 
 use crate::{
     cli::{ConnectivityArgs, ConnectivityFormat},
@@ -8,7 +10,7 @@ use crate::{
     netpol::{
         Allowed, End, Enforcement, Pairs, Party, join,
         manifests::{Manifests, ManifestsError},
-        ranges,
+        may_hold_pods, ranges,
     },
     output::{self, OutputError, notes},
 };
@@ -34,7 +36,7 @@ struct Listed<'a>(&'a End);
 pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
     let ConnectivityArgs { manifests, format, output } = args;
     let manifests = Manifests::read(manifests)?;
-    let (list, invalid) = list(&manifests);
+    let (list, invalid, covering) = list(&manifests);
     let text = match format {
         ConnectivityFormat::Text => {
             let line =
@@ -46,13 +48,14 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
         ConnectivityFormat::Json => output::json(&Allowed::list(&list, |end| Listed(end).to_string()))?,
     };
     output::write(&text, output.as_deref())?;
-    notes!("{}", manifests.remarks.iter().map(|remark| format!("{remark}\n")).collect::<String>());
+    notes!("{}", manifests.remarks.iter().chain(&covering).map(|remark| format!("{remark}\n")).collect::<String>());
     output::skipped(manifests.problems.iter().chain(&invalid));
     if invalid.is_empty() && manifests.problems.is_empty() { Ok(()) } else { Err(ConnectivityError::Invalid) }
 }
 
-/// Everything that is allowed between two different ends; and the policies that are not valid, in words.
-fn list(manifests: &Manifests) -> (Pairs, Vec<String>) {
+/// Everything that is allowed between two different ends; the policies that are not valid, and blocks of others that pods may
+/// be in, in words.
+fn list(manifests: &Manifests) -> (Pairs, Vec<String>, BTreeSet<String>) {
     let Manifests { policies, population, .. } = manifests;
     let subjects = population.subjects();
     let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
@@ -77,7 +80,17 @@ fn list(manifests: &Manifests) -> (Pairs, Vec<String>) {
             }
         }
     }
-    (join(list), invalid.iter().map(ToString::to_string).collect())
+    let addresses: BTreeSet<_> = population.addresses.values().flatten().collect();
+    let covers = |block: IpNet| match addresses.is_empty() {
+        true => may_hold_pods(block),
+        false => addresses.iter().any(|address| block.contains(*address)),
+    };
+    let covering = enforcement.blocks_by_policy().filter(|(_, block)| covers(*block));
+    let covering = covering.map(|(policy, block)| {
+        format!("{policy}: {block} may cover pods; whether an ipBlock allows them depends on the network plugin, and is not listed")
+    });
+    let covering = covering.collect();
+    (join(list), invalid.iter().map(ToString::to_string).collect(), covering)
 }
 
 impl fmt::Display for Listed<'_> {

@@ -164,6 +164,9 @@ struct DeniedJson<'v> {
     connections: i64,
     by: &'v BTreeSet<Denial>,
     explanation: Option<&'v str>,
+    /// An address block by which some network plugins allow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowed_by_some: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -199,12 +202,13 @@ struct WorkloadJson<'v> {
 
 impl<'v> VerdictJson<'v> {
     fn new(verdict: &'v Verdict<'_>) -> Self {
-        let denied = |Denied { edge, evidence, status, by, explanation }: &'v Denied<'_>| DeniedJson {
+        let denied = |Denied { edge, evidence, status, by, explanation, block }: &'v Denied<'_>| DeniedJson {
             edge,
             status: *status,
             connections: evidence.connections,
             by,
             explanation: explanation.as_deref(),
+            allowed_by_some: block.map(|block| block.to_string()),
         };
         let unseen = verdict.unseen.iter().flat_map(|((source, destination), excuses)| {
             excuses.iter().map(move |(excuse, connections)| UnseenJson {

@@ -13,6 +13,14 @@ pub(crate) fn size(block: IpNet) -> u128 {
     1u128.checked_shl(bits).unwrap_or(u128::MAX)
 }
 
+/// Whether pods may have addresses of a block: those that are not routed outside (RFC 1918, RFC 6598, RFC 4193), as far as it
+/// names several.
+pub(crate) fn may_hold_pods(block: IpNet) -> bool {
+    let private = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+    let mut private = private.into_iter().filter_map(|range| range.parse::<IpNet>().ok());
+    block.prefix_len() < block.max_prefix_len() && private.any(|range| range.contains(&block) || block.contains(&range))
+}
+
 /// All addresses, divided where any of the blocks begins or ends. IPv6 only where a block is of it.
 pub(crate) fn ranges(blocks: impl Iterator<Item = IpNet>) -> Vec<(IpAddr, IpAddr)> {
     let (mut v4, mut v6) = (BTreeSet::from([0u32]), BTreeSet::new());

@@ -5,6 +5,7 @@ mod documents;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -157,6 +158,9 @@ impl Manifests {
                 let spec = PodSpec::deserialize(&object["spec"]).map_err(refused)?;
                 let (namespace, pod) = (namespace(&metadata), metadata.name.clone().unwrap_or_default());
                 let by = owner(&metadata, &namespace).unwrap_or_else(|| workload(&namespace, "Pod", &pod));
+                let addresses = object["status"]["podIPs"].as_array().into_iter().flatten();
+                let addresses = addresses.filter_map(|address| address["ip"].as_str()?.parse::<IpAddr>().ok());
+                self.population.addresses.entry(by.clone()).or_default().extend(addresses);
                 self.add_pods(by, &metadata, &metadata, &spec, false);
             }
             kind if kind.ends_with("NetworkPolicy") => {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -22,6 +23,8 @@ pub(crate) struct Population {
     pub(crate) members: Vec<Member>,
     /// Labels of namespaces, by name.
     pub(crate) namespaces: BTreeMap<Arc<str>, Labels>,
+    /// Addresses of pods that are there, as far as they are known.
+    pub(crate) addresses: BTreeMap<Workload, BTreeSet<IpAddr>>,
 }
 
 /// Pods of a workload that are alike.
@@ -44,6 +47,7 @@ impl Population {
     /// there, and where none is, the latest that were.
     pub(crate) fn of_index(index: &Index) -> Self {
         let mut found: BTreeMap<(Workload, Subject), (Arc<str>, bool)> = BTreeMap::new();
+        let mut addresses: BTreeMap<Workload, BTreeSet<IpAddr>> = BTreeMap::new();
         for (pod, labels, is_there) in index.pods().filter(|(pod, ..)| pod.host_network != Some(true)) {
             let workload = Workload::of(pod, index);
             let ports = pod.ports.iter().filter_map(|port| {
@@ -52,6 +56,10 @@ impl Population {
             });
             let subject =
                 Subject { namespace: Arc::clone(&workload.namespace), labels: labels.clone(), ports: ports.collect() };
+            if is_there {
+                let of_pod = pod.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+                addresses.entry(workload.clone()).or_default().extend(of_pod);
+            }
             let known = found.entry((workload, subject));
             known.or_insert_with(|| (Arc::clone(&pod.name), false)).1 |= is_there;
         }
@@ -76,6 +84,7 @@ impl Population {
         Self {
             members: found.into_iter().filter_map(member).collect(),
             namespaces: index.latest(ObjectKind::Namespace).map(labels).collect(),
+            addresses,
         }
     }
 

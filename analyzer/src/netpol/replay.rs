@@ -60,6 +60,8 @@ pub(crate) struct Denied<'a> {
     pub(crate) by: BTreeSet<Denial>,
     /// Why that is right; `None` where it is not known to be.
     pub(crate) explanation: Option<String>,
+    /// An address block by which some network plugins allow it all the same.
+    pub(crate) block: Option<IpNet>,
 }
 
 /// Why something is allowed that was not observed.
@@ -110,15 +112,18 @@ impl Verdict<'_> {
 
 impl fmt::Display for Denied<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { edge, evidence, status, by, explanation } = self;
+        let Self { edge, evidence, status, by, explanation, block } = self;
         let policies = |denial: &Denial| {
             let policies = denial.policies.iter().map(|policy| &**policy).collect::<Vec<_>>().join(" and ");
             format!("{} of {policies}", denial.direction.as_str())
         };
         let by = by.iter().map(policies).collect::<Vec<_>>().join(", ");
         write!(f, "{edge}: denied by {by}; {}, {} connections", status.as_str(), evidence.connections)?;
-        match explanation {
-            Some(explanation) => write!(f, "; {explanation}"),
+        if let Some(explanation) = explanation {
+            write!(f, "; {explanation}")?;
+        }
+        match block {
+            Some(block) => write!(f, "; its ipBlock {block} holds the pod's address, which some network plugins allow"),
             None => Ok(()),
         }
     }
@@ -156,7 +161,8 @@ pub(crate) fn replay<'a, 'p>(
         }
         let status = Status::Learning;
         let explanation = replay.explain(edge, evidence, fate, &by);
-        verdict.denied.push(Denied { edge, evidence, status, by, explanation });
+        let block = replay.covering_block(edge, &by);
+        verdict.denied.push(Denied { edge, evidence, status, by, explanation, block });
     }
     if !verdict.denied.is_empty() {
         let known = replay.status();
@@ -221,6 +227,21 @@ impl<'a> Replay<'a, '_> {
     fn between(&self, sources: &[Party], destinations: &[Party], transport: Transport, port: u16) -> BTreeSet<Denial> {
         let pairs = sources.iter().flat_map(|source| destinations.iter().map(move |to| (*source, *to)));
         pairs.flat_map(|(source, to)| self.enforcement.denials(source, to, transport, port)).collect()
+    }
+
+    /// A block, of the rules of a side that refuses an edge, that holds an address of the other end's pods.
+    fn covering_block(&self, edge: &Edge, by: &BTreeSet<Denial>) -> Option<IpNet> {
+        by.iter().find_map(|denial| {
+            let (own, peer) = match denial.direction {
+                Direction::Egress => (&edge.source, &edge.destination),
+                Direction::Ingress => (&edge.destination, &edge.source),
+            };
+            let (Endpoint::Workload(own), Endpoint::Workload(peer)) = (own, peer) else { return None };
+            let addresses = self.population.addresses.get(peer)?;
+            let numbers = self.numbers.get(own)?.iter();
+            let mut blocks = numbers.flat_map(|number| self.enforcement.blocks_of(*number, denial.direction));
+            blocks.find(|block| addresses.iter().any(|address| block.contains(address)))
+        })
     }
 
     /// A pod without which an edge would be allowed, as its workload does not select it.

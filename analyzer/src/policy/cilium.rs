@@ -3,7 +3,7 @@
 //! Cilium knows nodes, its own among them, by entity and never by address; a rule there names either pods, or addresses,
 //! or entities; and a direction is closed by the first rule for it, which may name nobody.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -13,20 +13,41 @@ use k8s_openapi::{
 use schemas::{index::Index, inventory::ObjectKind};
 use serde_json::{Value, json};
 
+use super::locality::is_link_local;
 use crate::netpol::NAMESPACE_NAME;
 
 /// The addresses that are nodes'.
-pub(crate) struct Nodes(BTreeSet<IpAddr>);
+#[derive(Default)]
+pub(crate) struct Nodes {
+    /// By which nodes are known to each other.
+    of_any: BTreeSet<IpAddr>,
+    /// Those that every node has, or may have: they stand for a pod's own node, as that of a local resolver does.
+    of_own: BTreeSet<IpAddr>,
+}
 
 impl Nodes {
-    pub(crate) fn new(index: &Index) -> Self {
-        let addresses = index.latest(ObjectKind::Node).flat_map(|(node, _)| &node.addresses);
-        Self(addresses.filter_map(|address| address.parse().ok()).collect())
+    /// Those that the inventory names, and those that were seen to be nodes'.
+    pub(crate) fn new(index: &Index, seen: impl Iterator<Item = IpAddr>) -> Self {
+        let kinds = [ObjectKind::Node, ObjectKind::NodeInterfaces];
+        let named = kinds.into_iter().flat_map(|kind| index.latest(kind)).flat_map(|(node, _)| &node.addresses);
+        let services = index.latest(ObjectKind::Service).flat_map(|(service, _)| &service.addresses);
+        let parse = |address: &Arc<str>| address.parse().ok();
+        let services: BTreeSet<IpAddr> = services.filter_map(parse).collect();
+        let is_own = |address: &IpAddr| is_link_local(*address) || services.contains(address);
+        let (of_own, of_any) = named.filter_map(parse).chain(seen).partition(is_own);
+        Self { of_any, of_own }
     }
 
-    fn has_one_in(&self, block: &IPBlock) -> bool {
-        let Ok(block) = block.cidr.parse::<IpNet>() else { return false };
-        block.prefix_len() > 0 && self.0.range(block.network()..=block.broadcast()).next().is_some()
+    /// Which nodes a block stands for, as entities.
+    fn entities(&self, block: &IPBlock) -> &'static [&'static str] {
+        let Ok(block) = block.cidr.parse::<IpNet>() else { return &[] };
+        let has = |known: &BTreeSet<IpAddr>| known.range(block.network()..=block.broadcast()).next().is_some();
+        match () {
+            () if block.prefix_len() == 0 => &[],
+            () if has(&self.of_any) => &["host", "remote-node"],
+            () if has(&self.of_own) => &["host"],
+            () => &[],
+        }
     }
 }
 
@@ -59,10 +80,10 @@ fn rules(
     ports: &Option<Vec<NetworkPolicyPort>>,
     nodes: &Nodes,
 ) -> Vec<Value> {
-    let (mut endpoints, mut blocks, mut entities) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let (mut endpoints, mut blocks, mut entities) = (Vec::new(), Vec::new(), BTreeSet::<&str>::new());
     for peer in peers.iter().flatten() {
         match &peer.ip_block {
-            Some(block) if nodes.has_one_in(block) => entities.extend(["host", "remote-node"]),
+            Some(block) if !nodes.entities(block).is_empty() => entities.extend(nodes.entities(block)),
             Some(block) => blocks.push(match &block.except {
                 Some(except) => json!({ "cidr": block.cidr, "except": except }),
                 None => json!({ "cidr": block.cidr }),

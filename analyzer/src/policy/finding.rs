@@ -31,6 +31,8 @@ pub(crate) enum Finding {
     Tunnel { workload: Workload },
     /// A workload whose pods have other networks beside the cluster's.
     OtherNetworks { workload: Workload, networks: BTreeSet<Arc<str>> },
+    /// A Service that leads to a workload by other labels than those of its rule.
+    OtherLabels { workload: Workload, service: String, labels: BTreeSet<String> },
     /// More addresses than wanted, that can't be merged.
     ManyAddresses { workload: Workload, ports: String, blocks: usize },
     /// A workload that sends, but was not seen to ask for names: it may yet need to.
@@ -90,6 +92,14 @@ impl fmt::Display for Finding {
             Self::OtherNetworks { workload, networks } => {
                 let networks = networks.iter().map(|network| &**network).collect::<Vec<_>>().join(", ");
                 write!(f, "{workload}: its pods have other networks ({networks}), which no NetworkPolicy limits")
+            }
+            Self::OtherLabels { workload, service, labels } => {
+                let labels = labels.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                write!(
+                    f,
+                    "{workload}: rules select it by other labels than its Service {service} does ({labels}); where packets are \
+                     judged by the Service's address, as on EKS, that is denied: have both select by the same labels"
+                )
             }
             Self::ManyAddresses { workload, ports, blocks } => {
                 write!(f, "{workload}: {blocks} addresses outside on {ports} that can't be merged within the limits")

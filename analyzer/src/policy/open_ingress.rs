@@ -1,11 +1,11 @@
-//! Services that a person wants open to everybody outside.
+//! Services: those that a person wants open to everybody outside, and those that lead to pods by other labels than rules do.
 
 use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemas::{
     index::Span,
-    inventory::{InventoryRecord, ObjectKind},
+    inventory::{InventoryRecord, ObjectKind, parse_labels},
     table::TimestampMs,
 };
 
@@ -14,7 +14,7 @@ use super::{
     rule::{Peer, Port},
 };
 use crate::{
-    communication::{Direction, Workload},
+    communication::{Direction, Endpoint, Evidence, Workload},
     sets::behind,
 };
 
@@ -53,5 +53,19 @@ impl Draft<'_> {
         let always = Span { from: TimestampMs(i64::MIN), to: TimestampMs(i64::MAX) };
         let behind = behind(self.index, service, self.sets.exposure.capture.unwrap_or(always));
         behind.into_iter().map(|(workload, (transport, port))| (workload, Port::single(transport, port))).collect()
+    }
+
+    /// Names the Services through which a workload was dialled whose selectors have other labels than its rule.
+    pub(super) fn judge_services(&mut self, end: &Endpoint, evidence: &Evidence) {
+        let Endpoint::Workload(workload) = end else { return };
+        let Some(rule) = self.selectors.of(workload) else { return };
+        for (service, _) in self.index.latest(ObjectKind::Service) {
+            let selected = parse_labels(service.selector.as_deref().unwrap_or_default());
+            if evidence.services.contains(&*path_of(service)) && !selected.is_empty() && !rule.is_within(&selected) {
+                let (workload, service) = (workload.clone(), path_of(service));
+                let labels = selected.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                self.findings.insert(Finding::OtherLabels { workload, service, labels });
+            }
+        }
     }
 }

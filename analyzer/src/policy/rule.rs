@@ -76,6 +76,26 @@ pub(super) fn shortest(rules: &Rules<'_>) -> Vec<Rule> {
     shorter.into_iter().collect()
 }
 
+/// Has once what two peers say: of a node's address, where one end knows it for a node's and the other does not, and of pods
+/// that another selector selects too, on the same ports.
+pub(super) fn join(rules: &mut Rules<'_>) {
+    let nodes: Vec<IpNet> = rules.keys().filter_map(Peer::node_block).collect();
+    let nodes = nodes.into_iter().map(|cidr| [false, true].map(|is_node| Peer::Block { cidr, is_node }));
+    let mut same: Vec<[Peer; 2]> = nodes.collect();
+    for (narrow, ports) in rules.iter() {
+        let wide = rules.iter().find(|(wide, known)| {
+            *wide != narrow && wide.covers(narrow) && ports.keys().all(|port| known.contains_key(port))
+        });
+        same.extend(wide.map(|(wide, _)| [narrow.clone(), wide.clone()]));
+    }
+    for [narrow, wide] in same {
+        if let Some(ports) = rules.remove(&narrow) {
+            let known = rules.entry(wide).or_default();
+            ports.into_iter().for_each(|(port, edges)| known.entry(port).or_default().extend(edges));
+        }
+    }
+}
+
 impl Port {
     pub(super) const fn single(transport: Transport, port: u16) -> Self {
         Self { transport, first: port, last: port }
@@ -103,6 +123,16 @@ impl Peer {
         match self {
             Self::Block { cidr, is_node: true } => Some(*cidr),
             _ => None,
+        }
+    }
+
+    /// Whether it names all pods that another one names.
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pods { namespace, selector }, Self::Pods { namespace: of_other, selector: narrow }) => {
+                namespace == of_other && selector.covers(narrow)
+            }
+            _ => false,
         }
     }
 

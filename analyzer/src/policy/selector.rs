@@ -286,6 +286,18 @@ impl Selector {
             })
     }
 
+    /// Whether it asks for nothing that another one does not ask for, so that it selects all that the other does.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.labels.iter().all(|(key, value)| other.labels.get(key) == Some(value))
+            && self.expressions.iter().all(|expression| other.expressions.contains(expression))
+    }
+
+    /// Whether all that it asks for are labels of a Service's selector.
+    pub(super) fn is_within(&self, service: &Labels) -> bool {
+        self.expressions.is_empty()
+            && self.labels.iter().all(|(key, value)| service.get(&**key).is_some_and(|of| **of == **value))
+    }
+
     pub(super) fn to_api(&self) -> LabelSelector {
         let expression = |(key, operator, values): &(String, String, Vec<String>)| LabelSelectorRequirement {
             key: key.clone(),

@@ -11,7 +11,7 @@ use schemas::{index::UnknownReason, inventory::ObjectKind, programs::Program};
 
 use super::{
     Draft, Finding, Wish, path_of,
-    rule::{Peer, Port, Rules},
+    rule::{Peer, Port, join},
 };
 use crate::{
     communication::{Direction, Edge, Endpoint, Evidence, Workload},
@@ -230,7 +230,7 @@ impl Draft<'_> {
         for (workload, directions) in &mut self.rules {
             for direction in Direction::ALL {
                 let rules = &mut directions[direction];
-                join_nodes(rules);
+                join(rules);
                 let mut by_ports: BTreeMap<BTreeSet<Port>, BTreeSet<IpAddr>> = BTreeMap::new();
                 for (peer, ports) in rules.iter() {
                     if let Peer::Block { cidr, is_node: false } = peer {
@@ -321,17 +321,6 @@ impl Draft<'_> {
                     .iter()
                     .any(|end| matches!(end, Endpoint::Workload(other) if self.rules.contains_key(other)))
             })
-    }
-}
-
-/// Has a node's address in one rule only, where one end knows it for a node's and the other does not.
-fn join_nodes(rules: &mut Rules<'_>) {
-    let nodes: Vec<IpNet> = rules.keys().filter_map(Peer::node_block).collect();
-    for cidr in nodes {
-        if let Some(ports) = rules.remove(&Peer::Block { cidr, is_node: false }) {
-            let known = rules.entry(Peer::Block { cidr, is_node: true }).or_default();
-            ports.into_iter().for_each(|(port, edges)| known.entry(port).or_default().extend(edges));
-        }
     }
 }
 

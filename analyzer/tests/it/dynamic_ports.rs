@@ -2,23 +2,16 @@
 
 use std::path::Path;
 
-use schemas::{flow::FlowRecord, table::TimestampMs};
+use schemas::table::TimestampMs;
 
-use crate::support::{Capture, DB, START_MS, WEB, flowscribe, limits, lines, tcp, web_and_db};
+use crate::support::{Capture, DB, START_MS, WEB, flowscribe, later, limits, lines, tcp, web_and_db};
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// A row some hours later.
-fn later(row: &mut FlowRecord, hours: i64) {
-    for time in [&mut row.window_start, &mut row.window_end, &mut row.first_seen, &mut row.last_seen] {
-        time.0 += hours * HOUR_MS;
-    }
-}
-
 /// A connection that both ends saw, some hours after the start.
 fn talk(capture: &mut Capture, client: &str, server: &str, port: u16, hours: i64) {
-    later(capture.dial(client, server, port), hours);
-    later(capture.accept(server, client, port), hours);
+    later(capture.dial(client, server, port), hours * HOUR_MS);
+    later(capture.accept(server, client, port), hours * HOUR_MS);
 }
 
 /// As FTP has it: the ports of passive mode are the server's choice, from 1024 on.

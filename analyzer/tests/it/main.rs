@@ -12,6 +12,7 @@ mod manifests;
 mod observers;
 mod one_sided;
 mod oracle;
+mod owners;
 mod programs;
 mod regenerate;
 mod replayed;

@@ -306,3 +306,19 @@ fn evidence_and_policies_can_be_files() {
         "{evidence}"
     );
 }
+
+#[test]
+fn what_a_block_may_allow_is_named_where_it_is_denied() {
+    let wide = |cidr: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: wide, namespace: demo}}, spec: \
+             {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: {cidr}}}}}]}}]}}}}"
+        )
+    };
+    let capture = web_and_db();
+    let (_, found, _) = verify(&capture, &wide("10.244.0.0/16"), &[]);
+    let named = "its ipBlock 10.244.0.0/16 holds the pod's address, which some network plugins allow";
+    assert!(found.contains(named), "{found}");
+    let (_, found, _) = verify(&capture, &wide("192.0.2.0/24"), &[]);
+    assert!(found.contains("denied by egress of demo/wide") && !found.contains("ipBlock"), "{found}");
+}

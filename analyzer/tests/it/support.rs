@@ -312,6 +312,13 @@ pub(crate) fn limits(report: &Report, policy: &str) -> Vec<String> {
     types.iter().filter_map(|direction| Some(direction.as_str()?.to_owned())).collect()
 }
 
+/// Has what a row tells of happen so much later.
+pub(crate) fn later(row: &mut FlowRecord, after_ms: i64) {
+    for time in [&mut row.window_start, &mut row.window_end, &mut row.first_seen, &mut row.last_seen] {
+        time.0 += after_ms;
+    }
+}
+
 /// The lines that [`Report::allows`] should give.
 pub(crate) fn lines<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
     lines.into_iter().map(str::to_owned).collect()

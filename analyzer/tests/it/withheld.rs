@@ -2,7 +2,7 @@
 
 use schemas::{flow::FlowRecord, inventory::ObjectKind, table::TimestampMs};
 
-use crate::support::{Capture, DB, Report, START_MS, WEB, flowscribe, lines, tcp, web_and_db};
+use crate::support::{Capture, DB, Report, START_MS, WEB, flowscribe, later, lines, tcp, web_and_db};
 
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
@@ -14,20 +14,13 @@ fn watched(days: i64) -> Capture {
     for hour in 0..days * 24 {
         for row in &rows {
             let mut row = row.clone();
-            move_to(&mut row, hour * HOUR_MS);
+            later(&mut row, hour * HOUR_MS);
             row.seq = capture.flows.len() as i64;
             capture.flows.push(row);
         }
     }
     watch(&mut capture, days * DAY_MS);
     capture
-}
-
-/// Has a row of the first minute happen so much later.
-fn move_to(row: &mut FlowRecord, later_ms: i64) {
-    let later = |time: TimestampMs| TimestampMs(time.0 + later_ms);
-    (row.window_start, row.window_end) = (later(row.window_start), later(row.window_end));
-    (row.first_seen, row.last_seen) = (later(row.first_seen), later(row.last_seen));
 }
 
 /// Has the capture's node watched for so long.
@@ -55,7 +48,7 @@ fn a_policy_says_of_itself_what_changes_with_its_set_only() {
     let mut more = watched(5);
     let before = more.flows.len();
     more.talk(WEB, DB, 9187);
-    more.flows[before..].iter_mut().for_each(|row| move_to(row, 4 * DAY_MS));
+    more.flows[before..].iter_mut().for_each(|row| later(row, 4 * DAY_MS));
     more.health.clear();
     watch(&mut more, 5 * DAY_MS);
     assert_eq!(digest(&five), digest(&six));
@@ -87,7 +80,7 @@ fn a_workload_of_which_too_little_was_watched_is_left_open() {
 fn a_direction_that_is_not_stable_is_named_and_can_be_left_open() {
     let mut capture = watched(5);
     // The day before the end, web dials something new.
-    move_to(capture.dial(WEB, "198.51.100.7", 443), 4 * DAY_MS);
+    later(capture.dial(WEB, "198.51.100.7", 443), 4 * DAY_MS);
     capture.health.clear();
     watch(&mut capture, 5 * DAY_MS);
     let report = capture.report();
@@ -321,7 +314,7 @@ fn a_backend_that_nobody_saw_answer_is_no_reason_to_refuse() {
     }
     capture.service("demo/db", "10.96.0.5", 80, "5432", Some(r#"{"tier":"db"}"#));
     // What else it does closes its ingress.
-    move_to(capture.dial("10.244.0.72", "198.51.100.7", 443), 8 * DAY_MS);
+    later(capture.dial("10.244.0.72", "198.51.100.7", 443), 8 * DAY_MS);
     capture.health.clear();
     watch(&mut capture, 9 * DAY_MS);
     let report = capture.report();

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
+    io::Write as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -20,7 +21,11 @@ use crate::{
     support::{documents, executable, flowscribe, wait_until},
 };
 
-tests![the_api_server_takes_both_dialects_by_the_real_schemas, another_analyzer_reads_the_same_connections,];
+tests![
+    the_api_server_takes_both_dialects_by_the_real_schemas,
+    the_api_server_takes_and_refuses_what_we_take_and_refuse,
+    another_analyzer_reads_the_same_connections,
+];
 
 /// What `flowscribe report` writes.
 fn report(capture: &Path, more: &[&str]) -> String {
@@ -64,6 +69,38 @@ fn the_api_server_takes_both_dialects_by_the_real_schemas() {
         "spec": { "endpointSelector": {}, "ingress": [{ "toPorts": [{ "ports": [{ "port": 80 }] }] }] } });
     let refused = api.create(&nonsense).expect_err("a port is a text there");
     assert!(format!("{refused:#}").contains("port"), "the schema is in force: {refused:#}");
+}
+
+/// The verdicts on which `analyzer/tests/it/manifests.rs` goes.
+fn the_api_server_takes_and_refuses_what_we_take_and_refuse() {
+    let api = Cluster::start().expect("the API server starts");
+    let is_taken = |document: &str| {
+        let mut kubectl = Command::new("kubectl");
+        kubectl.args(["apply", "--dry-run=server", "--validate=strict", "-f", "-"]);
+        kubectl
+            .env("KUBECONFIG", api.kubeconfig("admin"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut running = kubectl.spawn().expect("kubectl is installed");
+        running.stdin.take().expect("it is piped").write_all(document.as_bytes()).expect("it reads");
+        let output = running.wait_with_output().expect("it ends");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let corpora = [
+        (include_str!("../../../analyzer/tests/policies/refused.yaml"), false),
+        (include_str!("../../../analyzer/tests/policies/taken.yaml"), true),
+    ];
+    let mut other = Vec::new();
+    for (text, expected) in corpora {
+        for document in text.split("---\n").filter(|document| !document.trim().is_empty()) {
+            let (taken, said) = is_taken(document);
+            if taken != expected {
+                other.push(format!("{document}{said}"));
+            }
+        }
+    }
+    assert!(other.is_empty(), "the server judges otherwise:\n{}", other.join("\n"));
 }
 
 /// What `flowscribe verify` finds of the policies that are in the cluster.

@@ -9,6 +9,7 @@ use crate::{
         cache::{State, StateError},
     },
     cli::{InputArgs, LearnArgs, PolicyFormat},
+    communication::Endpoint,
     netpol::{
         population::Population,
         replay::{self, Terms, Verdict},
@@ -163,7 +164,12 @@ impl Capture {
         match format {
             PolicyFormat::Kubernetes => policies.map(serde_yaml::to_string).collect(),
             PolicyFormat::Cilium => {
-                let nodes = cilium::Nodes::new(&self.open.index);
+                let ends = self.sets().edges.keys().flat_map(|edge| [&edge.source, &edge.destination]);
+                let seen = ends.filter_map(|end| match end {
+                    Endpoint::Node { address, .. } => Some(*address),
+                    _ => None,
+                });
+                let nodes = cilium::Nodes::new(&self.open.index, seen);
                 policies.map(|policy| serde_yaml::to_string(&cilium::translate(policy, &nodes))).collect()
             }
         }

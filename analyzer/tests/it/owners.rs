@@ -1,0 +1,217 @@
+//! Whose pods are whose: what controllers make anew for each run, pods that nothing owns, and those that their node does; and
+//! what else the labels of pods and Services decide.
+
+use schemas::{
+    inventory::{InventoryRecord, ObjectKind},
+    table::TimestampMs,
+};
+
+use crate::support::{Capture, DB, START_MS, WEB, flowscribe, later, limits, lines, web_and_db};
+
+const HOUR_MS: i64 = 3_600_000;
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// A row of the inventory that changes another one some time after the start.
+fn changed(capture: &mut Capture, row: &InventoryRecord, after_ms: i64, event: &str, labels: Option<&str>) {
+    let mut row = row.clone();
+    (row.seq, row.observed_at, row.event) =
+        (capture.inventory.len() as i64, TimestampMs(START_MS + after_ms), event.into());
+    row.labels = labels.map(Into::into).or(row.labels);
+    capture.inventory.push(row);
+}
+
+/// A capture of some days in which tasks of Airflow's kind, without an owner, ask the database, two a day at first.
+fn tasks(days: i64, tasks: i64) -> Capture {
+    let mut capture = web_and_db();
+    for task in 0..tasks {
+        let (address, at) = (format!("10.244.1.{}", task + 1), task * 12 * HOUR_MS);
+        let labels = format!(
+            r#"{{"component":"worker","release":"etl","dag_id":"d{task}","run_id":"r{task}","try_number":"1"}}"#
+        );
+        let pod = capture.bare_pod(&format!("demo/etl-load-9af{task}c{task}"), &address, &labels);
+        (pod.observed_at, pod.event) = (TimestampMs(START_MS + at), "upsert".into());
+        let pod = pod.clone();
+        changed(&mut capture, &pod, at + HOUR_MS / 6, "delete", None);
+        later(capture.dial(&address, DB, 5432), at);
+        later(capture.accept(DB, &address, 5432), at);
+    }
+    for day in 0..=days {
+        later(capture.dial(WEB, DB, 5432), day * DAY_MS);
+        later(capture.accept(DB, WEB, 5432), day * DAY_MS);
+    }
+    let mut end = capture.clean_end();
+    end.window_end = TimestampMs(START_MS + days * DAY_MS + HOUR_MS);
+    capture.health.push(end);
+    capture
+}
+
+#[test]
+fn tasks_that_nothing_owns_are_one_workload_by_what_they_have_in_common() {
+    let report = tasks(3, 6).report();
+    let expected = lines(["ingress app=web 5432/TCP", "ingress component=worker,release=etl 5432/TCP"]);
+    assert_eq!(report.allows("demo/db-network"), expected, "{}", report.said);
+    assert_eq!(report.names(), ["demo/db-network", "demo/etl-worker-network", "demo/web-network"]);
+    assert_eq!(report.selector("demo/etl-worker-network"), "component=worker,release=etl");
+    let [first, last] = [3, 4].map(|days| tasks(days, 6).report());
+    assert_eq!(first.names(), last.names(), "a day without one changes nothing");
+    assert_eq!(first.allows("demo/db-network"), last.allows("demo/db-network"));
+}
+
+#[test]
+fn a_task_that_ran_once_is_named_and_held_by_what_it_is() {
+    let report = tasks(3, 1).report();
+    assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
+    let said =
+        "demo/etl-worker → demo/db 5432/TCP: held for review, one-off: demo/etl-worker is a pod without an owner";
+    assert!(report.said.contains(said), "{}", report.said);
+}
+
+#[test]
+fn a_pin_for_a_namespace_is_one_rule_for_what_they_have_in_common() {
+    let report = tasks(3, 6).report_decided("pin: [{ from: 'demo/*', to: demo/db, port: 5432 }]");
+    assert!(report.names().len() == 3 && report.rules("demo/db-network", "ingress") == 1, "{}", report.yaml);
+}
+
+#[test]
+fn static_pods_are_workloads_of_their_own() {
+    let mut capture = web_and_db();
+    for (name, address) in [("etcd", "10.244.0.61"), ("scheduler", "10.244.0.62")] {
+        let labels = format!(r#"{{"component":"{name}","tier":"control-plane"}}"#);
+        let pod = capture.bare_pod(&format!("kube-system/{name}-node-a"), address, &labels);
+        (pod.owner_kind, pod.owner) = (Some("Node".into()), Some("node-a".into()));
+        capture.talk(WEB, address, 2379);
+    }
+    let report = capture.report();
+    assert_eq!(report.selector("kube-system/etcd-network"), "component=etcd,tier=control-plane");
+    assert_eq!(report.selector("kube-system/scheduler-network"), "component=scheduler,tier=control-plane");
+    assert_eq!(limits(&report, "web-network"), ["Ingress", "Egress"]);
+}
+
+#[test]
+fn a_job_without_labels_opens_nothing() {
+    let mut capture = web_and_db();
+    capture.workload("Job", "demo/seed", "{}");
+    let labels = r#"{"batch.kubernetes.io/controller-uid":"u1","batch.kubernetes.io/job-name":"seed"}"#;
+    let pod = capture.bare_pod("demo/seed-x7k2p", "10.244.0.61", labels);
+    (pod.owner_kind, pod.owner) = (Some("Job".into()), Some("seed".into()));
+    capture.talk("10.244.0.61", DB, 5432);
+    let report = capture.report();
+    assert_eq!(limits(&report, "db-network"), ["Ingress", "Egress"]);
+    let expected = lines(["ingress app=web 5432/TCP", "ingress batch.kubernetes.io/job-name=seed 5432/TCP"]);
+    assert_eq!(report.allows("demo/db-network"), expected);
+}
+
+#[test]
+fn runs_of_a_cron_job_that_nobody_may_see_are_one_workload() {
+    let mut capture = web_and_db();
+    for run in 0..3 {
+        let address = format!("10.244.0.6{run}");
+        let job = format!("nightly-2930200{run}");
+        let pod = capture.bare_pod(&format!("demo/{job}-x7k2p"), &address, r#"{"app":"nightly"}"#);
+        (pod.owner_kind, pod.owner) = (Some("Job".into()), Some(job.into()));
+        capture.talk(&address, DB, 5432);
+    }
+    let report = capture.report();
+    assert_eq!(report.names(), ["demo/db-network", "demo/nightly-network", "demo/web-network"]);
+}
+
+#[test]
+fn a_label_that_changed_on_a_pod_is_not_selected_by_for_others_of_its_kind() {
+    let queue = |moves: bool| {
+        let mut capture = web_and_db();
+        for (name, address) in [("a", "10.244.0.61"), ("b", "10.244.0.62")] {
+            let pod = capture.bare_pod(&format!("demo/{name}-1"), address, r#"{"shard":"one"}"#);
+            (pod.owner_kind, pod.owner) = (Some("Queue".into()), Some(name.into()));
+            let pod = pod.clone();
+            if moves && name == "a" {
+                changed(&mut capture, &pod, 30_000, "upsert", Some(r#"{"shard":"two"}"#));
+            }
+            capture.talk(WEB, address, 7000);
+        }
+        capture.report()
+    };
+    assert!(queue(false).names().contains(&"demo/b-network".to_owned()), "it stays, for all that is known");
+    let report = queue(true);
+    assert!(report.said.contains("demo/b: no policy, its pods have no usable labels"), "{}", report.said);
+}
+
+#[test]
+fn what_a_service_selects_a_workload_by_tells_what_it_is() {
+    let mut capture = web_and_db();
+    let pod = capture.bare_pod("demo/store-1", "10.244.0.61", r#"{"shelf":"books","colour":"red"}"#);
+    (pod.owner_kind, pod.owner) = (Some("Store".into()), Some("store".into()));
+    capture.talk(WEB, "10.244.0.61", 7000);
+    assert_eq!(capture.report().selector("demo/store-network"), "colour=red,shelf=books", "all that stay");
+    capture.service("demo/books", "10.96.0.9", 80, "7000", Some(r#"{"shelf":"books"}"#));
+    assert_eq!(capture.report().selector("demo/store-network"), "shelf=books");
+}
+
+#[test]
+fn of_two_selectors_of_which_one_takes_in_the_other_one_is_named() {
+    let mut capture = web_and_db();
+    // A second Deployment of the same pods' labels: nothing tells them apart.
+    capture.workload("Deployment", "demo/web-b", r#"{"matchLabels":{"app":"web","side":"b"}}"#);
+    let labels = r#"{"app":"web","side":"b"}"#;
+    let pod = capture.bare_pod("demo/web-b-1", "10.244.0.61", labels);
+    (pod.owner_kind, pod.owner) = (Some("Deployment".into()), Some("web-b".into()));
+    let pod = capture.bare_pod("demo/web-2", "10.244.0.62", labels);
+    (pod.owner_kind, pod.owner) = (Some("Deployment".into()), Some("web".into()));
+    for address in ["10.244.0.61", "10.244.0.62"] {
+        capture.talk(address, DB, 5432);
+    }
+    let report = capture.report();
+    assert_eq!(report.allows("demo/db-network"), lines(["ingress app=web 5432/TCP"]));
+    assert!(report.said.contains("demo/web: its selector also selects pods of demo/web-b"), "{}", report.said);
+}
+
+#[test]
+fn where_a_services_address_is_judged_its_other_labels_are_named() {
+    let mut capture = web_and_db();
+    capture.pod("demo/db", DB).labels = Some(r#"{"app":"db","role":"server"}"#.into());
+    capture.service("demo/db", "10.96.0.9", 80, "5432", Some(r#"{"role":"server"}"#));
+    capture.talk_through(WEB, ("10.96.0.9", 80), (DB, 5432));
+    let said = "demo/db: rules select it by other labels than its Service demo/db does (role=server)";
+    assert!(capture.report_with(&["--service-ports"]).said.contains(said));
+    assert!(!capture.report().said.contains(said), "of others it is none of their concern");
+    let mut same = capture.clone();
+    for service in same.inventory.iter_mut().filter(|row| *row.kind == ObjectKind::Service) {
+        service.selector = Some(r#"{"app":"db","role":"server"}"#.into());
+    }
+    assert!(!same.report_with(&["--service-ports"]).said.contains("other labels"));
+}
+
+#[test]
+fn to_cilium_a_local_resolver_is_the_own_node() {
+    let mut capture = web_and_db();
+    capture.object(ObjectKind::NodeInterfaces, None, "node-a").addresses =
+        vec!["169.254.20.10".into(), "10.244.0.1".into()];
+    capture.inventory.last_mut().expect("it was pushed").object_node = Some("node-a".into());
+    capture.dial(WEB, "169.254.20.10", 53).transport = "udp".into();
+    capture.dial(WEB, "192.0.2.1", 9100);
+    let yaml = capture.report_with(&["--format", "cilium"]).yaml;
+    assert!(yaml.contains("  - toEntities:\n    - host\n    toPorts:\n    - ports:\n      - port: '53'"), "{yaml}");
+    assert!(
+        yaml.contains(
+            "  - toEntities:\n    - host\n    - remote-node\n    toPorts:\n    - ports:\n      - port: '9100'"
+        ),
+        "{yaml}"
+    );
+    assert!(!yaml.contains("169.254.20.10"), "{yaml}");
+}
+
+#[test]
+fn a_pod_that_is_made_anew_has_its_policy_while_there_is_none() {
+    let mut capture = web_and_db();
+    for (run, address) in [("1", "10.244.0.61"), ("2", "10.244.0.62")] {
+        let labels = format!(r#"{{"tekton.dev/task":"lint","tekton.dev/taskRun":"lint-{run}"}}"#);
+        let pod = capture.bare_pod(&format!("demo/lint-{run}-pod"), address, &labels);
+        (pod.owner_kind, pod.owner) = (Some("TaskRun".into()), Some(format!("lint-{run}").into()));
+        let pod = pod.clone();
+        changed(&mut capture, &pod, 50_000, "delete", None);
+        capture.talk(address, DB, 5432);
+    }
+    let input = capture.write();
+    let output = flowscribe(&["report", "--input", &input.path().to_string_lossy(), "--min-coverage", "0"]);
+    let yaml = String::from_utf8_lossy(&output.stdout);
+    assert!(yaml.contains("name: lint-network") && yaml.contains("tekton.dev/task: lint"), "{yaml}");
+}
