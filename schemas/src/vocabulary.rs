@@ -75,6 +75,8 @@ vocabulary! {
         NodeInterfaces = "NodeInterfaces",
         /// A pod.
         Pod = "Pod",
+        /// A PodDisruptionBudget: its selector tells by what its author knows pods.
+        PodDisruptionBudget = "PodDisruptionBudget",
         /// A Service.
         Service = "Service",
         /// A range that Service addresses are taken from.

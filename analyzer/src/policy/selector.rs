@@ -35,7 +35,7 @@ pub(super) struct Selectors<'a> {
     moving: HashSet<(Arc<str>, Arc<str>)>,
     /// By namespace.
     members: HashMap<&'a str, Vec<&'a Member>>,
-    /// By namespace, what Services select.
+    /// By namespace, what Services and PodDisruptionBudgets select.
     services: HashMap<&'a str, Vec<Labels>>,
     found: HashMap<Workload, Option<Arc<Selector>>>,
 }
@@ -73,9 +73,18 @@ impl<'a> Selectors<'a> {
         };
         let owners = index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
         let mut services: HashMap<&str, Vec<Labels>> = HashMap::new();
-        for (service, _) in index.latest(ObjectKind::Service) {
-            let selected = parse_labels(service.selector.as_deref().unwrap_or_default());
-            if let Some(namespace) = service.namespace.as_deref().filter(|_| !selected.is_empty()) {
+        let budgets = index.latest(ObjectKind::PodDisruptionBudget).map(|(budget, _)| budget);
+        let budgets = budgets.filter_map(|budget| Some((budget, Selector::from_json(budget.selector.as_deref()?)?)));
+        let budgets = budgets.filter(|(_, selector)| selector.expressions.is_empty());
+        let budgets = budgets.map(|(budget, selector)| {
+            let labels = selector.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+            (budget, labels.collect::<Labels>())
+        });
+        let of_services = index.latest(ObjectKind::Service).map(|(service, _)| service);
+        let of_services =
+            of_services.map(|service| (service, parse_labels(service.selector.as_deref().unwrap_or_default())));
+        for (object, selected) in of_services.chain(budgets) {
+            if let Some(namespace) = object.namespace.as_deref().filter(|_| !selected.is_empty()) {
                 services.entry(namespace).or_default().push(selected);
             }
         }
@@ -151,7 +160,7 @@ impl<'a> Selectors<'a> {
         (*name.1 == workload.name).then_some(name)
     }
 
-    /// Keys by which Services select exactly the pods of a workload.
+    /// Keys by which Services and PodDisruptionBudgets select exactly the pods of a workload.
     fn served(&self, workload: &Workload) -> BTreeSet<Arc<str>> {
         let members = || self.members_of(&workload.namespace).filter(|member| member.is_current);
         let is_exact = |selected: &&Labels| {

@@ -225,3 +225,13 @@ fn a_block_that_may_cover_pods_is_said_to_depend_on_the_plugin() {
     let said = |cidr| listed(&[pod("web", ""), known.clone(), policy(cidr)].concat()).1;
     assert!(said("10.1.0.0/16").contains("10.1.0.0/16 may cover pods") && said("10.2.0.0/16").is_empty());
 }
+
+#[test]
+fn a_key_that_is_there_twice_is_refused_though_kubectl_takes_the_last() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let policy =
+        corpus(TAKEN)[0].1.replace("podSelector: {}", "podSelector: {}\n  podSelector: { matchLabels: { a: b } }");
+    fs::write(directory.path().join("a.yaml"), policy).expect("a file");
+    let (output, said) = connectivity(directory.path());
+    assert!(output.status.code() == Some(2) && said.contains("duplicate"), "{said}");
+}

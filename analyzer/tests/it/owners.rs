@@ -136,7 +136,7 @@ fn a_label_that_changed_on_a_pod_is_not_selected_by_for_others_of_its_kind() {
 }
 
 #[test]
-fn what_a_service_selects_a_workload_by_tells_what_it_is() {
+fn what_a_service_or_a_budget_selects_a_workload_by_tells_what_it_is() {
     let mut capture = web_and_db();
     let pod = capture.bare_pod("demo/store-1", "10.244.0.61", r#"{"shelf":"books","colour":"red"}"#);
     (pod.owner_kind, pod.owner) = (Some("Store".into()), Some("store".into()));
@@ -144,6 +144,10 @@ fn what_a_service_selects_a_workload_by_tells_what_it_is() {
     assert_eq!(capture.report().selector("demo/store-network"), "colour=red,shelf=books", "all that stay");
     capture.service("demo/books", "10.96.0.9", 80, "7000", Some(r#"{"shelf":"books"}"#));
     assert_eq!(capture.report().selector("demo/store-network"), "shelf=books");
+    capture.inventory.pop();
+    let budget = capture.object(ObjectKind::PodDisruptionBudget, Some("demo"), "store");
+    budget.selector = Some(r#"{"matchLabels":{"colour":"red"}}"#.into());
+    assert_eq!(capture.report().selector("demo/store-network"), "colour=red");
 }
 
 #[test]

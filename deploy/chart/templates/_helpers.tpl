@@ -139,6 +139,8 @@ envFrom: [{ secretRef: { name: {{ . }} } }]
 - { apiGroups: [""], resources: [namespaces], verbs: [list, watch] }
 # The ranges of Service addresses.
 - { apiGroups: ["networking.k8s.io"], resources: [servicecidrs], verbs: [list, watch] }
+# By which labels their authors know pods.
+- { apiGroups: ["policy"], resources: [poddisruptionbudgets], verbs: [list, watch] }
 # What owns pods, and by which labels.
 - { apiGroups: [""], resources: [replicationcontrollers], verbs: [list, watch] }
 - { apiGroups: ["apps"], resources: [deployments], verbs: [list, watch] }

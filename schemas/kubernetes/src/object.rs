@@ -284,6 +284,7 @@ pub fn record(resource: &Resource, object: Object, texts: &mut Texts) -> Invento
         ObjectKind::ServiceCidr => {
             InventoryRecord { cidrs: spec.cidrs.into_iter().map(Arc::from).collect(), labels: None, ..base }
         }
+        ObjectKind::PodDisruptionBudget => InventoryRecord { selector: spec.selector.map(json), labels: None, ..base },
         ObjectKind::Workload => InventoryRecord {
             workload_kind: Some(texts.share(&resource.api.kind)),
             selector: spec.selector.map(|selector| json(as_label_selector(selector))),

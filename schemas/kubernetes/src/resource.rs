@@ -52,6 +52,7 @@ impl Resource {
         ];
         let others = [
             Self::new(ObjectKind::Namespace, "", "v1", "Namespace", "namespaces"),
+            Self::new(ObjectKind::PodDisruptionBudget, "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
             Self::new(ObjectKind::ServiceCidr, "networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs"),
         ];
         let owners = owners.map(|(group, version, kind, plural)| Self::workload(group, version, kind, plural));

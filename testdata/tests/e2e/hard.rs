@@ -118,7 +118,7 @@ fn nobody_is_taken_for_somebody_else() {
             r#"pod,changing,Pod,changing,false,"{""app"":""changing""}",1"#,
             r#"pod,entered,Pod,entered,false,"{""app"":""entered""}",1"#,
             r#"pod,monitor,Pod,monitor,true,"{""app"":""monitor""}",1"#,
-            r#"pod,nightly-29400000-x7x2p,Job,nightly-29400000,false,"{""app"":""nightly-29400000-x7x2p""}",1"#,
+            r#"pod,nightly-29400000-x7x2p,CronJob,nightly,false,"{""app"":""nightly-29400000-x7x2p""}",1"#,
             r#"pod,older,Pod,older,false,"{""app"":""older""}",1"#,
             r#"pod,proxy,Pod,proxy,true,"{""app"":""proxy""}",1"#,
             r#"pod,static-lab,Pod,static-lab,false,"{""app"":""static-lab""}",1"#,

@@ -287,6 +287,10 @@ impl Installation {
         let mut events = BTreeMap::<String, BTreeSet<String>>::new();
         for event in self.api.list("events.k8s.io/v1", "Event", NAMESPACE).expect("it answers") {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            // The server has some of its own, of Services.
+            if event["reportingController"] != "flowscribe" {
+                continue;
+            }
             assert_eq!(event["regarding"]["kind"], "NetworkPolicy");
             events.entry(text(&event["reason"])).or_default().insert(text(&event["regarding"]["name"]));
         }
