@@ -92,14 +92,46 @@ pub fn identity(labels: &Labels) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether a name was made up for one object of several: it ends with a number, or with what Kubernetes or a program put there
-/// at random (the letters and digits of `k8s.io/apimachinery/pkg/util/rand`, five of them; or four of any kind with a digit).
+/// Whether a name was made up for one object of several: it ends with a number, or with what was put there at random.
 pub fn is_made_up(name: &str) -> bool {
-    let last = name.rsplit(['-', '.', '_']).next().filter(|last| last.len() < name.len()).unwrap_or_default();
-    let has_digit = last.bytes().any(|byte| byte.is_ascii_digit());
-    let is_number = !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit());
-    let is_random = last.len() == 5 && last.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
-    is_number || is_random || has_digit && last.len() >= 4
+    last_of(name).is_some_and(|(_, last)| is_number(last) || is_random(last))
+}
+
+/// A name without what was put at its end at random; `None` where there is no such thing, or nothing else.
+pub fn base_of(name: &str) -> Option<&str> {
+    let (mut base, _) = last_of(name).filter(|(_, last)| is_random(last))?;
+    // Of a UUID, all of it.
+    while let Some((rest, last)) = last_of(base)
+        && last.len() >= 4
+        && last.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && last.bytes().any(|byte| byte.is_ascii_digit())
+    {
+        base = rest;
+    }
+    Some(base)
+}
+
+/// The last part of a name, and what is before it.
+fn last_of(name: &str) -> Option<(&str, &str)> {
+    let (base, last) = name.rsplit_once(['-', '.', '_'])?;
+    (!base.is_empty() && !last.is_empty()).then_some((base, last))
+}
+
+pub(crate) fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether somebody put a text together at random: five of the letters and digits that Kubernetes takes
+/// (`k8s.io/apimachinery/pkg/util/rand`), or letters and digits that come after each other more than once; or it is a number
+/// as long as a time.
+fn is_random(text: &str) -> bool {
+    let is_of_kubernetes = text.len() == 5 && text.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
+    let kinds: Vec<bool> = text.bytes().map(|byte| byte.is_ascii_digit()).collect();
+    let changes = kinds.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    is_of_kubernetes && text != "https"
+        || is_plain && text.len() >= 4 && changes >= 2
+        || is_number(text) && text.len() >= 8
 }
 
 /// Whether a kind of workload is one that a controller makes pods for anew at each release or run.
@@ -211,6 +243,10 @@ const IDENTITY: [&str; 10] = [
     "run",
     "tier",
 ];
+/// Kinds of owners that Kubernetes has itself, and pods without one.
+pub const BUILT_IN_KINDS: [&str; 8] =
+    ["CronJob", "DaemonSet", "Deployment", "Job", "Pod", "ReplicaSet", "ReplicationController", "StatefulSet"];
+
 /// Those of them that tell one installation from another.
 const INSTANCE: [&str; 2] = ["app.kubernetes.io/instance", "release"];
 /// Words of keys whose values change with a release.
@@ -380,7 +416,12 @@ mod tests {
         for name in ["web-0", "task-x7k2p", "etl-load-9af31c", "a.b-20261127", "wc-driver-6d5f"] {
             assert!(is_made_up(name), "{name}");
         }
-        for name in ["web", "shadow", "reviews-v1", "test-connection", "one-legacy", "db2", ""] {
+        assert_eq!(base_of("build-x7k2p"), Some("build"));
+        assert_eq!(base_of("t-5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"), Some("t"));
+        for name in ["pg-2", "web-step1", "web-https", "mysql", "x7k2p"] {
+            assert_eq!(base_of(name), None, "{name}");
+        }
+        for name in ["web", "shadow", "web-step1", "reviews-v1", "test-connection", "one-legacy", "db2", ""] {
             assert!(!is_made_up(name), "{name}");
         }
     }

@@ -17,6 +17,8 @@ pub(crate) enum Finding {
     SelectsAnother { workload: Workload, other: Workload },
     /// A workload's selector misses one of its pods.
     MissesOwnPod { workload: Workload, pod: Arc<str> },
+    /// A workload's selector, as it was recorded, selects none of its pods.
+    SelectsNone { workload: Workload },
     /// A rule is left out because an end can't be told.
     Unresolved { rule: String },
     /// A rule that names a node's address, which autoscaling may change.
@@ -69,6 +71,12 @@ impl fmt::Display for Finding {
                 write!(f, "{workload}: its selector also selects pods of {other}")
             }
             Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
+            Self::SelectsNone { workload } => {
+                write!(
+                    f,
+                    "{workload}: its selector, as it was recorded, selects none of its pods; their labels are used instead"
+                )
+            }
             Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),
             Self::AddressOfNode { rule } => write!(f, "{rule}: allowed by the node's address, which may change"),
             Self::Redirected { workload, accepting, dialled } => {

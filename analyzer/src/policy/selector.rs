@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use schemas::{
     index::Index,
     inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
-    labels::{Nature, nature, rank},
+    labels::{BUILT_IN_KINDS, Nature, nature, rank},
 };
 
 use super::finding::Finding;
@@ -50,7 +50,7 @@ impl<'a> Selectors<'a> {
             match common.get_mut(&workload) {
                 Some(known) => known.retain(|key, value| {
                     let stays = labels.get(key) == Some(value);
-                    if !stays && !BUILT_IN.contains(&&*workload.kind) && !nature(labels, key).is_identity() {
+                    if !stays && !BUILT_IN_KINDS.contains(&&*workload.kind) && !nature(labels, key).is_identity() {
                         moving.insert((Arc::clone(&workload.kind), Arc::clone(key)));
                     }
                     stays
@@ -107,6 +107,9 @@ impl<'a> Selectors<'a> {
     /// What is wrong with the selector of a workload: whom else it selects, and which pods of its own it does not.
     pub(super) fn judge(&self, workload: &Workload, selector: &Selector) -> BTreeSet<Finding> {
         let mut findings = BTreeSet::new();
+        if self.is_mistaken(workload) {
+            findings.insert(Finding::SelectsNone { workload: workload.clone() });
+        }
         for member in self.members_of(&workload.namespace).filter(|member| member.is_current) {
             let is_own = member.workload == *workload;
             match (is_own, selector.matches(&member.subject.labels)) {
@@ -124,12 +127,18 @@ impl<'a> Selectors<'a> {
         findings
     }
 
-    /// The selector of a workload's owner; one that selects none of its pods is a mistake of whoever wrote it down.
+    /// The selector of a workload's owner, unless it selects none of the workload's pods.
     fn own(&self, workload: &Workload) -> Option<Selector> {
         let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?))?;
         let mut pods = self.members_of(&workload.namespace).filter(|member| member.workload == *workload).peekable();
         let is_of_none = pods.peek().is_some() && !pods.any(|pod| own.matches(&pod.subject.labels));
         (!is_of_none).then_some(own)
+    }
+
+    /// Whether the selector of a workload's owner selects none of its pods: a mistake of whoever wrote it down.
+    fn is_mistaken(&self, workload: &Workload) -> bool {
+        let selector = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?));
+        selector.is_some() && self.own(workload).is_none()
     }
 
     /// The labels that tell what a workload's pods are, and stay; where there are none, all that stay.
@@ -369,9 +378,6 @@ const GENERATED: [&str; 6] = [
 ];
 /// The name of the Job that made a pod; the first since Kubernetes 1.27.
 const JOB_NAMES: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
-/// Owners whose pods have the labels that a user gave them.
-const BUILT_IN: [&str; 7] = ["CronJob", "DaemonSet", "Deployment", "Job", "Pod", "ReplicaSet", "StatefulSet"];
-
 /// Kubernetes leaves out empty lists.
 pub(super) fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
     if list.is_empty() { None } else { Some(list) }

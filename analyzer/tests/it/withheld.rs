@@ -355,6 +355,8 @@ fn a_selector_that_selects_none_of_its_pods_is_a_mistake_and_not_used() {
     }
     let report = capture.report();
     assert_eq!(report.allows("demo/db-network"), watched(9).report().allows("demo/db-network"));
+    let said = "demo/web: its selector, as it was recorded, selects none of its pods; their labels are used instead";
+    assert!(report.said.contains(said), "{}", report.said);
 }
 
 #[test]

@@ -108,14 +108,14 @@ impl Index {
             }
             Some(owner) => owner,
         };
+        let mut is_known = false;
         for _ in 0..OWNERS {
             let key =
                 (Arc::from(ObjectKind::Workload), pod.namespace.clone(), Arc::clone(&top.1), Some(Arc::clone(&top.0)));
-            let Some(workload) = self.ids.get(&key).and_then(|id| self.object(*id).versions.last()) else {
-                return by_template_hash(pod, &top).or_else(|| by_run(pod, &top, true)).unwrap_or(top);
-            };
-            let Some(owner) = workload.record.owner_kind.clone().zip(workload.record.owner.clone()) else {
-                return by_run(pod, &top, false).unwrap_or(top);
+            let workload = self.ids.get(&key).and_then(|id| self.object(*id).versions.last());
+            is_known = workload.is_some();
+            let Some(owner) = workload.and_then(|of| of.record.owner_kind.clone().zip(of.record.owner.clone())) else {
+                break;
             };
             // What an operator made is a workload; the operator's own object, which no record tells of, is none.
             let is_made_for_it = matches!(&*top.0, "ReplicaSet" | "Job");
@@ -130,7 +130,8 @@ impl Index {
             }
             top = owner;
         }
-        top
+        let by_hash = || if is_known { None } else { by_template_hash(pod, &top) };
+        by_hash().or_else(|| by_run(pod, &top, is_known)).unwrap_or(top)
     }
 
     /// Whether somebody who knows the whole cluster told of it at any time.
@@ -406,21 +407,20 @@ fn by_template_hash(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>)) 
     })
 }
 
-/// What makes a Job anew for each run, by the number at its name's end: a CronJob, where nobody knows who made it (minutes
-/// since 1970, as the CronJob controller has it), or whoever makes one for each release, as the pods' labels tell.
-fn by_run(
-    pod: &InventoryRecord,
-    (kind, name): &(Arc<str>, Arc<str>),
-    may_be_owned: bool,
-) -> Option<(Arc<str>, Arc<str>)> {
-    let (base, run) = name.rsplit_once('-').filter(|(base, _)| &**kind == "Job" && !base.is_empty())?;
-    if run.is_empty() || !run.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+/// What is made anew for each run, by what stands at its name's end: Jobs of a CronJob, where nobody knows who made them (minutes
+/// since 1970, as the CronJob controller has it); Jobs of whoever makes one for each release, where the pods' labels tell what
+/// they are; and what controllers of other kinds make with names that are made up.
+fn by_run(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>), is_known: bool) -> Option<(Arc<str>, Arc<str>)> {
+    if &**kind != "Job" {
+        let is_other = !labels::BUILT_IN_KINDS.contains(&&**kind);
+        return labels::base_of(name).filter(|_| is_other).map(|base| (Arc::clone(kind), Arc::from(base)));
     }
-    if may_be_owned && run.len() == CRON_RUN_DIGITS {
+    let (base, run) = name.rsplit_once('-')?;
+    if !is_known && !base.is_empty() && run.len() == CRON_RUN_DIGITS && labels::is_number(run) {
         return Some((Arc::from("CronJob"), Arc::from(base)));
     }
     labels::identity(&parse_labels(pod.labels.as_deref()?))?;
+    let base = if labels::is_number(run) && !base.is_empty() { base } else { labels::base_of(name)? };
     Some((Arc::clone(kind), Arc::from(base)))
 }
 

@@ -288,7 +288,7 @@ impl Installation {
         for event in self.api.list("events.k8s.io/v1", "Event", NAMESPACE).expect("it answers") {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             // The server has some of its own, of Services.
-            if event["reportingController"] != "flowscribe" {
+            if event["reportingController"] != "flowscribe.io/regenerate" {
                 continue;
             }
             assert_eq!(event["regarding"]["kind"], "NetworkPolicy");
