@@ -16,8 +16,6 @@ use smoltcp::{
     wire::{EthernetAddress, IpCidr, IpEndpoint},
 };
 
-use crate::pod::Exchange;
-
 /// What it talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transport {
@@ -25,12 +23,17 @@ pub enum Transport {
     Udp,
 }
 
-/// Talks to somebody from an address that nobody else answers for: over TCP an exchange that it ends; over UDP one datagram
-/// each way.
+/// Talks to somebody from an address that nobody else answers for: over TCP so many bytes each way,
+/// and then it ends the connection; over UDP one datagram each way.
 ///
 /// # Errors
 /// It may not send on the link, or the other end does not do its part within [`TIMEOUT`].
-pub(crate) fn dial(address: Ipv4Addr, to: SocketAddrV4, transport: Transport, exchange: Exchange) -> Result<()> {
+pub(crate) fn dial(
+    address: Ipv4Addr,
+    to: SocketAddrV4,
+    transport: Transport,
+    (to_server, to_client): (usize, usize),
+) -> Result<()> {
     let mut link = Link(RawSocket::new("eth0", Medium::Ethernet).context("open the link")?);
     let [_, _, high, low] = address.octets();
     let hardware = EthernetAddress([2, 0, 0, 0, high, low]);
@@ -68,13 +71,13 @@ pub(crate) fn dial(address: Ipv4Addr, to: SocketAddrV4, transport: Transport, ex
             let (mut sent, mut received) = (0, 0);
             until(&mut sockets, &mut interface, &mut |sockets| {
                 let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
-                if socket.can_send() && sent < exchange.to_server {
-                    sent += socket.send_slice(&vec![b'c'; exchange.to_server - sent]).unwrap_or(0);
+                if socket.can_send() && sent < to_server {
+                    sent += socket.send_slice(&vec![b'c'; to_server - sent]).unwrap_or(0);
                 }
                 if socket.can_recv() {
                     received += socket.recv(|bytes| (bytes.len(), bytes.len())).unwrap_or(0);
                 }
-                socket.may_send() && sent == exchange.to_server && received == exchange.to_client
+                socket.may_send() && sent == to_server && received == to_client
             })?;
             sockets.get_mut::<tcp::Socket<'_>>(handle).close();
             until(&mut sockets, &mut interface, &mut |sockets| {
@@ -85,7 +88,7 @@ pub(crate) fn dial(address: Ipv4Addr, to: SocketAddrV4, transport: Transport, ex
             let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; BUFFER]);
             let handle = sockets.add(udp::Socket::new(buffer(), buffer()));
             let socket = sockets.get_mut::<udp::Socket<'_>>(handle);
-            if socket.bind(LOCAL_PORT).is_err() || socket.send_slice(&vec![b'c'; exchange.to_server], to).is_err() {
+            if socket.bind(LOCAL_PORT).is_err() || socket.send_slice(&vec![b'c'; to_server], to).is_err() {
                 bail!("the datagram can't be sent");
             }
             until(&mut sockets, &mut interface, &mut |sockets| {

@@ -363,7 +363,7 @@ impl Pod {
             }
             Order::Relay { port, from } => relay::serve(port, from).map(|()| 1).map_err(Into::into),
             Order::DialOwnStack { address, to, transport, exchange } => {
-                own_stack::dial(address, to, transport, exchange).map(|()| 1)
+                own_stack::dial(address, to, transport, (exchange.to_server, exchange.to_client)).map(|()| 1)
             }
             Order::Finish { exchange } => {
                 let held = std::mem::take(&mut self.held);

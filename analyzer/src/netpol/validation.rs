@@ -18,7 +18,11 @@ use super::expressible::{is_dns_label, is_dns_subdomain};
 /// The API server would refuse it, in so many words.
 pub(crate) fn read(object: &Value) -> Result<NetworkPolicy, Vec<String>> {
     let mut problems = Vec::new();
-    let mut unknown = |path: serde_ignored::Path<'_>| problems.push(format!("unknown field {path}"));
+    // API servers of 1.24 to 1.27 wrote a status, so that it is in dumps of theirs.
+    let mut unknown = |path: serde_ignored::Path<'_>| match path.to_string() {
+        path if path == "status" => {}
+        path => problems.push(format!("unknown field {path}")),
+    };
     let policy: NetworkPolicy = match serde_ignored::deserialize(object, &mut unknown) {
         Ok(policy) => policy,
         Err(error) => return Err(vec![error.to_string()]),
