@@ -79,9 +79,9 @@ pub(super) fn shortest(rules: &Rules<'_>) -> Vec<Rule> {
 /// Has once what two peers say: of a node's address, where one end knows it for a node's and the other does not, and of pods
 /// that another selector selects too, on the same ports.
 pub(super) fn join(rules: &mut Rules<'_>) {
-    let nodes: Vec<IpNet> = rules.keys().filter_map(Peer::node_block).collect();
-    let nodes = nodes.into_iter().map(|cidr| [false, true].map(|is_node| Peer::Block { cidr, is_node }));
-    let mut same: Vec<[Peer; 2]> = nodes.collect();
+    let nodes = rules.keys().filter_map(Peer::node_block);
+    let mut same: Vec<[Peer; 2]> =
+        nodes.map(|cidr| [false, true].map(|is_node| Peer::Block { cidr, is_node })).collect();
     for (narrow, ports) in rules.iter() {
         let wide = rules.iter().find(|(wide, known)| {
             *wide != narrow && wide.covers(narrow) && ports.keys().all(|port| known.contains_key(port))
