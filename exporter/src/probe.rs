@@ -264,7 +264,7 @@ impl Probe {
     /// # Errors
     /// The kernel refuses the read.
     pub(crate) fn forget_older(&mut self) -> Result<(), ProbeError> {
-        if self.adopting.as_ref().is_some_and(|adopting| !adopting.is_finished()) {
+        if self.adopting.is_some() {
             return Ok(());
         }
         let is_over = || Ok(self.sum(counter::ADOPTED_ENDED)? >= self.sum(counter::ADOPTED)?);
@@ -326,6 +326,11 @@ impl Probe {
 
     /// Hands over every record that waits, oldest first, and returns how many bytes they took in the ring buffer.
     pub(crate) fn drain(&mut self, mut take: impl FnMut(&Record)) -> usize {
+        if self.adopting.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.adopting = None;
+            // What was not to be forgotten yet, or could not be asked for, is asked for again at the end of the window.
+            let _ = self.forget_older();
+        }
         let mut bytes = 0;
         while let Some(record) = self.events.next() {
             bytes += record.len() + RECORD_HEADER_BYTES;

@@ -50,10 +50,14 @@ pub fn nature(labels: &Labels, key: &str) -> Nature {
 
 /// What becomes of a label, by itself.
 fn of_label(key: &str, value: &str) -> Nature {
+    let is_common = IDENTITY.contains(&key);
     match known(key) {
-        Some(Nature::Identity) if is_version(value) => Nature::Release,
+        Some(Nature::Identity) if is_common && (is_number(value) || has_version(value)) => Nature::Release,
+        Some(Nature::Identity) if is_common && MOVING_VALUES.contains(&value) => Nature::Moves,
         Some(nature) => nature,
-        None if is_version(value) || words(key).any(|word| RELEASE_WORDS.contains(&&*word)) => Nature::Release,
+        None if has_version(value) || is_hash(value) || is_number(value) && value.len() >= 5 => Nature::Release,
+        None if words(key).any(|word| RELEASE_WORDS.contains(&&*word)) => Nature::Release,
+        None if MOVING_VALUES.contains(&value) => Nature::Moves,
         None if words(key).any(|word| RUN_WORDS.contains(&&*word)) => Nature::Run,
         None if words(key).any(|word| MOVING_WORDS.contains(&&*word)) => Nature::Moves,
         None => Nature::Custom,
@@ -77,7 +81,16 @@ pub fn workload(labels: &Labels) -> Option<(&'static str, &str)> {
 /// A name for what pods are that have the same labels of identity: their values, the instance's first, each once; `None`
 /// where they have none.
 pub fn identity(labels: &Labels) -> Option<String> {
-    let tells = |key: &str| nature(labels, key).is_identity();
+    named(labels, Nature::is_identity)
+}
+
+/// The same by the labels that stay, for all that is known.
+pub fn custom(labels: &Labels) -> Option<String> {
+    named(labels, |nature| nature == Nature::Custom)
+}
+
+fn named(labels: &Labels, tells: impl Fn(Nature) -> bool) -> Option<String> {
+    let tells = |key: &str| tells(nature(labels, key));
     let mut keys: Vec<&str> = labels.keys().map(|key| &**key).filter(|key| tells(key)).collect();
     keys.sort_by_key(|key| (!INSTANCE.contains(key), rank(key)));
     let mut name = String::new();
@@ -92,9 +105,14 @@ pub fn identity(labels: &Labels) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether a name was made up for one object of several: it ends with a number, or with what was put there at random.
+/// Whether a name was made up for one object of several: it ends with a number, or holds what was put there at random.
 pub fn is_made_up(name: &str) -> bool {
-    last_of(name).is_some_and(|(_, last)| is_number(last) || is_random(last))
+    last_of(name).is_some_and(|(_, last)| is_number(last)) || name.split(['-', '.', '_']).skip(1).any(is_random)
+}
+
+/// Whether a label of a value is one that pods of tomorrow have too.
+pub fn stays(key: &str, value: &str) -> bool {
+    of_label(key, value).stays()
 }
 
 /// A name without what was put at its end at random; `None` where there is no such thing, or nothing else.
@@ -122,16 +140,15 @@ pub(crate) fn is_number(text: &str) -> bool {
 }
 
 /// Whether somebody put a text together at random: five of the letters and digits that Kubernetes takes
-/// (`k8s.io/apimachinery/pkg/util/rand`), or letters and digits that come after each other more than once; or it is a number
-/// as long as a time.
+/// (`k8s.io/apimachinery/pkg/util/rand`), but for some words; or letters and digits that come after each other again and again;
+/// or it is a number as long as a time.
 fn is_random(text: &str) -> bool {
     let is_of_kubernetes = text.len() == 5 && text.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
     let kinds: Vec<bool> = text.bytes().map(|byte| byte.is_ascii_digit()).collect();
     let changes = kinds.windows(2).filter(|pair| pair[0] != pair[1]).count();
-    is_of_kubernetes && text != "https"
-        || is_plain && text.len() >= 4 && changes >= 2
-        || is_number(text) && text.len() >= 8
+    let is_mixed = is_plain && changes >= 3 && !text.starts_with('v');
+    is_of_kubernetes && !["https", "mssql"].contains(&text) || is_mixed || is_number(text) && text.len() >= 8
 }
 
 /// Whether a kind of workload is one that a controller makes pods for anew at each release or run.
@@ -197,8 +214,9 @@ fn lines() -> impl Iterator<Item = (&'static str, &'static str, Nature, &'static
     })
 }
 
-/// The words of a key, in lower case: `example.com/buildNumber` has `example`, `com`, `build` and `number`.
+/// The words of a key's name, in lower case: `example.com/buildNumber` has `build` and `number`.
 fn words(key: &str) -> impl Iterator<Item = String> {
+    let key = key.rsplit('/').next().unwrap_or(key);
     let mut words = vec![String::new()];
     let mut was_lower = false;
     for letter in key.chars() {
@@ -213,19 +231,41 @@ fn words(key: &str) -> impl Iterator<Item = String> {
     words.into_iter().filter(|word| !word.is_empty())
 }
 
-/// Whether a value looks like a version (`1.2`, `v1.2.3-rc1`), a commit or checksum (seven hexadecimal digits or more, of both
-/// kinds), a date (`20261127`), or a UUID.
-fn is_version(value: &str) -> bool {
-    let number = value.strip_prefix(['v', 'V']).unwrap_or(value);
-    let mut parts = number.split(['.', '-', '_', '+']);
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    let is_dotted = number.contains('.') && parts.by_ref().take(2).filter(|part| is_number(part)).count() == 2;
-    let is_date = value.get(..8).is_some_and(is_number) && (value.starts_with("19") || value.starts_with("20"));
-    let hex = value.split('-').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    let is_mixed =
-        value.bytes().any(|byte| byte.is_ascii_digit()) && value.bytes().any(|byte| byte.is_ascii_alphabetic());
-    let is_hash = value.len() >= 7 && hex && is_mixed && value.split('-').all(|part| part.len() >= 4);
-    is_dotted || is_date || is_hash
+/// Whether a value is a version or a time, or ends with one: `1.2`, `v2`, `1.2.3-rc1`, `web-1.2.3`, `r15`, `1-28-3`, `20261127`,
+/// `nightly-2026-11-01`, `2026w48`.
+fn has_version(value: &str) -> bool {
+    let is_lettered =
+        |text: &str| ["v", "V", "r", "rc", "rev"].iter().any(|of| text.strip_prefix(of).is_some_and(is_number));
+    let numbers = value.strip_prefix(['v', 'V']).unwrap_or(value);
+    let is_numbers = numbers.contains(['-', '.', '_']) && numbers.split(['-', '.', '_']).all(is_number);
+    let is_part = |part: &str| {
+        let part = part.strip_prefix(['v', 'V']).unwrap_or(part);
+        let is_dotted = part.contains('.') && part.split('.').take(2).all(is_number);
+        is_dotted || is_time(part)
+    };
+    let parts: Vec<&str> = value.split(['-', '_', '+']).collect();
+    let is_year = |part: &str| part.len() == 4 && part.starts_with("20") && is_number(part);
+    let has_date =
+        parts.windows(3).any(|of| is_year(of[0]) && of[1..].iter().all(|part| part.len() == 2 && is_number(part)));
+    is_lettered(value) || is_numbers || has_date || parts.into_iter().any(is_part)
+}
+
+/// Whether a text begins like a date of this century: `20261127…`, `2026w48`.
+fn is_time(text: &str) -> bool {
+    let is_day = text.get(..8).is_some_and(is_number);
+    let is_week = text.get(4..5) == Some("w") && text.get(5..).is_some_and(is_number);
+    text.starts_with("20") && (is_day || is_week)
+}
+
+/// Whether a value is a commit, a checksum or a UUID, or ends with one: seven hexadecimal digits or more, with letters among
+/// them and numbers.
+fn is_hash(value: &str) -> bool {
+    let is_hex = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_mixed = |part: &str| {
+        part.bytes().any(|byte| byte.is_ascii_digit()) && part.bytes().any(|byte| byte.is_ascii_alphabetic())
+    };
+    let is_uuid = value.len() == 36 && value.split('-').all(is_hex);
+    is_uuid || value.split(['-', '_', ':']).any(|part| part.len() >= 7 && is_hex(part) && is_mixed(part))
 }
 
 const OPERATORS: &str = include_str!("labels/operators.tsv");
@@ -250,7 +290,7 @@ pub const BUILT_IN_KINDS: [&str; 8] =
 /// Those of them that tell one installation from another.
 const INSTANCE: [&str; 2] = ["app.kubernetes.io/instance", "release"];
 /// Words of keys whose values change with a release.
-const RELEASE_WORDS: [&str; 18] = [
+const RELEASE_WORDS: [&str; 26] = [
     "version",
     "revision",
     "rev",
@@ -269,6 +309,14 @@ const RELEASE_WORDS: [&str; 18] = [
     "template",
     "buildid",
     "gitsha",
+    "tag",
+    "ref",
+    "branch",
+    "ver",
+    "sprint",
+    "pipeline",
+    "deploy",
+    "deployed",
 ];
 /// Words of keys whose values are of one run or pod.
 const RUN_WORDS: [&str; 14] = [
@@ -286,6 +334,23 @@ const RUN_WORDS: [&str; 14] = [
     "time",
     "token",
     "serial",
+];
+/// Values that move between pods, whatever the key.
+const MOVING_VALUES: [&str; 14] = [
+    "primary",
+    "secondary",
+    "replica",
+    "master",
+    "slave",
+    "leader",
+    "follower",
+    "standby",
+    "active",
+    "passive",
+    "rw",
+    "ro",
+    "readwrite",
+    "readonly",
 ];
 /// Words of keys whose values move between pods.
 const MOVING_WORDS: [&str; 18] = [
@@ -418,7 +483,7 @@ mod tests {
         }
         assert_eq!(base_of("build-x7k2p"), Some("build"));
         assert_eq!(base_of("t-5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"), Some("t"));
-        for name in ["pg-2", "web-step1", "web-https", "mysql", "x7k2p"] {
+        for name in ["pg-2", "web-step1", "web-https", "events-neo4j", "web-s3proxy", "a-v1beta1", "mysql", "x7k2p"] {
             assert_eq!(base_of(name), None, "{name}");
         }
         for name in ["web", "shadow", "web-step1", "reviews-v1", "test-connection", "one-legacy", "db2", ""] {
@@ -428,17 +493,45 @@ mod tests {
 
     #[test]
     fn versions_look_like_versions() {
-        for value in
-            ["1.2", "v1.2.3", "1.2.3-rc1", "2026.11.27", "20261127", "20261127t1200", "deadbee1", "0c6f9d2ab31e"]
-        {
-            assert!(is_version(value), "{value}");
+        for value in [
+            "1.2",
+            "v1.2.3",
+            "1.2.3-rc1",
+            "2026.11.27",
+            "20261127",
+            "20261127t1200",
+            "v2",
+            "r15",
+            "rc1",
+            "1-28-3",
+            "web-1.2.3",
+            "2024-11-01",
+            "nightly-20261101",
+            "nightly-2026-11-01",
+            "2026w48",
+        ] {
+            assert!(has_version(value), "{value}");
         }
         for value in
-            ["web", "db1", "v2", "two", "postgres-16", "cafe", "facade", "10", "8080", "a.b", "eu-west-1", "deadbeef"]
+            ["deadbee1", "0c6f9d2ab31e", "sha256-9f86d081", "main-abcdef1", "5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"]
         {
-            assert!(!is_version(value), "{value}");
+            assert!(is_hash(value), "{value}");
         }
-        assert!(is_version("5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"));
+        for value in
+            ["web", "db1", "two", "postgres-16", "cafe", "facade", "10", "a.b", "eu-west-1", "web-v2", "20-a", "2"]
+        {
+            assert!(!has_version(value) && !is_hash(value), "{value}");
+        }
+        for (key, value) in
+            [("x", "1700000000"), ("tag", "latest"), ("release", "7"), ("app", "web-1.2.3"), ("tier", "v3")]
+        {
+            assert_eq!(of_label(key, value), Nature::Release, "{key}: {value}");
+        }
+        for (key, value) in [("app.kubernetes.io/instance", "facade1"), ("app", "web"), ("release", "one")] {
+            assert_eq!(of_label(key, value), Nature::Identity, "{key}: {value}");
+        }
+        assert_eq!(of_label("component", "primary"), Nature::Moves);
+        assert_eq!(of_label("config.example.com/service", "a"), Nature::Custom);
     }
 
     proptest! {

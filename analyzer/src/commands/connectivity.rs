@@ -22,6 +22,8 @@ pub(crate) enum ConnectivityError {
     Manifests(#[from] ManifestsError),
     #[error("some of the manifests are not valid: what is listed may be wrong")]
     Invalid,
+    #[error("no manifests of pods, or of what makes them, in {0}")]
+    Nothing(std::path::PathBuf),
     #[error(transparent)]
     Output(#[from] OutputError),
 }
@@ -34,8 +36,12 @@ struct Listed<'a>(&'a End);
 /// # Errors
 /// The manifests can't be read; or some are not valid, after the rest was listed.
 pub(crate) fn run(args: &ConnectivityArgs) -> Result<(), ConnectivityError> {
-    let ConnectivityArgs { manifests, format, output } = args;
-    let manifests = Manifests::read(manifests)?;
+    let ConnectivityArgs { manifests: path, format, output } = args;
+    let manifests = Manifests::read(path)?;
+    let is_empty = manifests.population.members.is_empty() && manifests.remarks.is_empty();
+    if is_empty && manifests.problems.is_empty() {
+        return Err(ConnectivityError::Nothing(path.clone()));
+    }
     let (list, invalid, covering) = list(&manifests);
     let text = match format {
         ConnectivityFormat::Text => {

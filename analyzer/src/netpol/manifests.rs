@@ -99,6 +99,9 @@ impl Manifests {
         if object.is_null() {
             return;
         }
+        if !object.is_object() {
+            return self.problems.push(format!("{file}: it holds a list or a text where an object should be"));
+        }
         let text = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
         let (kind, version) = (text("kind"), text("apiVersion"));
         if let Some(items) = object.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take) {
@@ -158,14 +161,17 @@ impl Manifests {
                 let spec = PodSpec::deserialize(&object["spec"]).map_err(refused)?;
                 let (namespace, pod) = (namespace(&metadata), metadata.name.clone().unwrap_or_default());
                 let by = owner(&metadata, &namespace).unwrap_or_else(|| workload(&namespace, "Pod", &pod));
+                if let Some(top) = by_template_hash(&by, &labels(&metadata)) {
+                    self.owners.entry(by.clone()).or_insert(top);
+                }
                 let addresses = object["status"]["podIPs"].as_array().into_iter().flatten();
                 let addresses = addresses.filter_map(|address| address["ip"].as_str()?.parse::<IpAddr>().ok());
                 self.population.addresses.entry(by.clone()).or_default().extend(addresses);
                 self.add_pods(by, &metadata, &metadata, &spec, false);
             }
             kind if kind.ends_with("NetworkPolicy") => {
-                let what = format!("of {version} is not considered, only those of networking.k8s.io/v1");
-                return Err(vec![what]);
+                let of = if version.is_empty() { "without an apiVersion" } else { &format!("of {version}") };
+                return Err(vec![format!("{of} is not considered, only those of networking.k8s.io/v1")]);
             }
             kind if version.starts_with("networking.k8s.io/") && !NETWORKING_KINDS.contains(&kind) => {
                 return Err(vec![format!("{version} has no such kind")]);
@@ -268,6 +274,13 @@ fn owner(metadata: &ObjectMeta, namespace: &Arc<str>) -> Option<Workload> {
     let name = metadata.name.as_deref().unwrap_or_default();
     let short = name.strip_suffix(&owner.name).and_then(|name| name.strip_suffix('-'));
     Some(workload(namespace, "Pod", short.unwrap_or(name)))
+}
+
+/// The Deployment of a ReplicaSet that may not be in the files, by the hash that it gave it.
+fn by_template_hash(replicas: &Workload, labels: &Labels) -> Option<Workload> {
+    let hash = labels.get("pod-template-hash").filter(|_| &*replicas.kind == "ReplicaSet")?;
+    let name = replicas.name.strip_suffix(&**hash)?.strip_suffix('-').filter(|name| !name.is_empty())?;
+    Some(workload(&replicas.namespace, "Deployment", name))
 }
 
 fn workload(namespace: &Arc<str>, kind: &str, name: &str) -> Workload {

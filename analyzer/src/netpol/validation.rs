@@ -21,7 +21,7 @@ pub(crate) fn read(object: &Value) -> Result<NetworkPolicy, Vec<String>> {
     // API servers of 1.24 to 1.27 wrote a status, so that it is in dumps of theirs.
     let mut unknown = |path: serde_ignored::Path<'_>| match path.to_string() {
         path if path == "status" => {}
-        path => problems.push(format!("unknown field {path}")),
+        path => problems.push(format!("unknown field {}", as_written(&path))),
     };
     let policy: NetworkPolicy = match serde_ignored::deserialize(object, &mut unknown) {
         Ok(policy) => policy,
@@ -29,6 +29,19 @@ pub(crate) fn read(object: &Value) -> Result<NetworkPolicy, Vec<String>> {
     };
     problems.extend(refusals(&policy));
     if problems.is_empty() { Ok(policy) } else { Err(problems) }
+}
+
+/// A path of fields as messages have it: `spec.ingress[0].from`, of `spec.?.ingress.?.0.from`.
+fn as_written(path: &str) -> String {
+    let mut written = String::new();
+    for part in path.split('.').filter(|part| *part != "?") {
+        match part.parse::<usize>() {
+            Ok(number) => written += &format!("[{number}]"),
+            Err(_) if written.is_empty() => written += part,
+            Err(_) => written += &format!(".{part}"),
+        }
+    }
+    written
 }
 
 /// Why the API server would refuse a policy; nothing where it takes it.
@@ -232,6 +245,13 @@ mod tests {
         {
             assert!(cidr(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_by_where_it_is() {
+        let policy = serde_json::json!({ "metadata": { "name": "p" }, "spec": { "ingress": [{ "from": [{ "podSelector": { "matchLabel": {} } }] }] } });
+        let problems = read(&policy).expect_err("it is none");
+        assert_eq!(problems, ["unknown field spec.ingress[0].from[0].podSelector.matchLabel"]);
     }
 
     proptest! {

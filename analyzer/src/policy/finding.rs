@@ -19,6 +19,8 @@ pub(crate) enum Finding {
     MissesOwnPod { workload: Workload, pod: Arc<str> },
     /// A workload's selector, as it was recorded, selects none of its pods.
     SelectsNone { workload: Workload },
+    /// Pods that nothing owns, taken for one workload.
+    Together { workload: Workload, pods: u64 },
     /// A rule is left out because an end can't be told.
     Unresolved { rule: String },
     /// A rule that names a node's address, which autoscaling may change.
@@ -75,6 +77,12 @@ impl fmt::Display for Finding {
                 write!(
                     f,
                     "{workload}: its selector, as it was recorded, selects none of its pods; their labels are used instead"
+                )
+            }
+            Self::Together { workload, pods } => {
+                write!(
+                    f,
+                    "{workload}: {pods} pods that nothing owns are taken for one workload, by the labels that they share"
                 )
             }
             Self::Unresolved { rule } => write!(f, "{rule}: left out, an end is not known"),

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use schemas::{
     index::Index,
     inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
-    labels::{BUILT_IN_KINDS, Nature, nature, rank},
+    labels::{self, BUILT_IN_KINDS, Nature, nature, rank},
 };
 
 use super::finding::Finding;
@@ -33,6 +33,8 @@ pub(super) struct Selectors<'a> {
     common: HashMap<Workload, Labels>,
     /// By kind of owner, the labels that were seen to move between pods of one, or on living pods.
     moving: HashSet<(Arc<str>, Arc<str>)>,
+    /// Workloads of which a pod was ever selected by its owner's selector.
+    selected: HashSet<Workload>,
     /// By namespace.
     members: HashMap<&'a str, Vec<&'a Member>>,
     /// By namespace, what Services and PodDisruptionBudgets select.
@@ -42,11 +44,35 @@ pub(super) struct Selectors<'a> {
 
 impl<'a> Selectors<'a> {
     pub(super) fn new(index: &'a Index, population: &'a Population) -> Self {
+        let owner = |record: &'a InventoryRecord| {
+            let kind = record.workload_kind.clone()?;
+            let namespace = record.namespace.clone().unwrap_or_default();
+            Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
+        };
+        let owners: HashMap<Workload, &InventoryRecord> =
+            index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
+        let mut own: HashMap<Workload, Option<Selector>> = HashMap::new();
+        let mut selected = HashSet::new();
         let mut common: HashMap<Workload, Labels> = HashMap::new();
         let mut moving = HashSet::new();
         for (pod, labels) in index.pod_versions().filter(|(pod, _)| pod.host_network != Some(true)) {
             let workload = Workload::of(pod, index);
-            let kept = |key: &Arc<str>| nature(labels, key).stays() || JOB_NAMES.contains(&&**key);
+            let selector = own.entry(workload.clone()).or_insert_with(|| {
+                owners.get(&workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?))
+            });
+            if selector.as_ref().is_some_and(|selector| selector.matches(labels)) && !selected.contains(&workload) {
+                selected.insert(workload.clone());
+            }
+            // What repeats the pod's name, or counts it, is of the pod.
+            let is_of_pod = |value: &Arc<str>| {
+                let number = value.strip_prefix(&*workload.name).and_then(|rest| rest.strip_prefix('-'));
+                *value == pod.name && pod.name != workload.name
+                    || number.is_some_and(|rest| labels::is_made_up(&format!("x-{rest}")))
+            };
+            let kept = |key: &Arc<str>| {
+                let stays = nature(labels, key).stays() && !labels.get(key).is_some_and(is_of_pod);
+                stays || JOB_NAMES.contains(&&**key)
+            };
             match common.get_mut(&workload) {
                 Some(known) => known.retain(|key, value| {
                     let stays = labels.get(key) == Some(value);
@@ -66,12 +92,6 @@ impl<'a> Selectors<'a> {
         for member in &population.members {
             members.entry(&member.workload.namespace).or_default().push(member);
         }
-        let owner = |record: &'a InventoryRecord| {
-            let kind = record.workload_kind.clone()?;
-            let namespace = record.namespace.clone().unwrap_or_default();
-            Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
-        };
-        let owners = index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
         let mut services: HashMap<&str, Vec<Labels>> = HashMap::new();
         let budgets = index.latest(ObjectKind::PodDisruptionBudget).map(|(budget, _)| budget);
         let budgets = budgets.filter_map(|budget| Some((budget, Selector::from_json(budget.selector.as_deref()?)?)));
@@ -88,7 +108,7 @@ impl<'a> Selectors<'a> {
                 services.entry(namespace).or_default().push(selected);
             }
         }
-        Self { owners, common, moving, members, services, found: HashMap::new() }
+        Self { owners, common, moving, selected, members, services, found: HashMap::new() }
     }
 
     /// The selector of a workload: its owner's own, or else all labels that tell what its pods are and that stay. Where
@@ -130,8 +150,7 @@ impl<'a> Selectors<'a> {
     /// The selector of a workload's owner, unless it selects none of the workload's pods.
     fn own(&self, workload: &Workload) -> Option<Selector> {
         let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?))?;
-        let mut pods = self.members_of(&workload.namespace).filter(|member| member.workload == *workload).peekable();
-        let is_of_none = pods.peek().is_some() && !pods.any(|pod| own.matches(&pod.subject.labels));
+        let is_of_none = self.common.contains_key(workload) && !self.selected.contains(workload);
         (!is_of_none).then_some(own)
     }
 
@@ -226,6 +245,10 @@ impl<'a> Selectors<'a> {
         let mut options: Vec<(bool, Narrowing)> =
             labels.into_iter().map(|(key, value)| (nature(common, key).is_identity(), label((key, value)))).collect();
         options.extend(self.job_name(workload).map(|name| (true, label(name))));
+        // Pods of Jobs have it, whoever makes them, and no others do.
+        let made_by_jobs = ["CronJob", "Job"].contains(&&*workload.kind);
+        let name = JOB_NAMES.iter().find(|key| made_by_jobs && common.contains_key(**key));
+        options.extend(name.map(|key| (true, Narrowing::With((*key).to_owned()))));
         options
     }
 
@@ -240,7 +263,11 @@ impl<'a> Selectors<'a> {
         let mut options = Vec::new();
         for other in known {
             let selector = self.own(other).or_else(|| self.identity(other)).unwrap_or_default();
-            for (key, value) in &selector.labels {
+            for (key, value) in selector
+                .labels
+                .iter()
+                .filter(|(key, value)| labels::stays(key, value) || JOB_NAMES.contains(&key.as_str()))
+            {
                 let values: Vec<Option<&Arc<str>>> = own.iter().map(|labels| labels.get(&**key)).collect();
                 if values.iter().all(Option::is_none) && rank(key) == usize::MAX {
                     options.push((false, Narrowing::Without(key.clone())));
@@ -270,6 +297,8 @@ impl<'a> Selectors<'a> {
 enum Narrowing {
     /// Pods that have a label of this value.
     Label(String, String),
+    /// Pods that have it, of any value.
+    With(String),
     /// Pods that do not have it.
     Without(String),
     /// Pods that do not have it of this value.
@@ -336,6 +365,7 @@ impl Selector {
                 self.labels.insert(key.clone(), value.clone());
                 return self;
             }
+            Narrowing::With(key) => (key.clone(), "Exists", Vec::new()),
             Narrowing::Without(key) => (key.clone(), "DoesNotExist", Vec::new()),
             Narrowing::Other(key, value) => (key.clone(), "NotIn", vec![value.clone()]),
         };

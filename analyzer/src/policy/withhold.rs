@@ -286,6 +286,10 @@ impl Draft<'_> {
         let mut overlaps = BTreeSet::new();
         for workload in workloads {
             let Some(selector) = self.selectors.of(&workload) else { continue };
+            let pods = self.sets.exposure.of(&workload).map_or(0, |time| time.pods);
+            if *workload.kind == ObjectKind::Pod && pods > 1 {
+                self.findings.insert(Finding::Together { workload: workload.clone(), pods });
+            }
             for finding in self.selectors.judge(&workload, &selector) {
                 if let Finding::SelectsAnother { workload, other } = &finding {
                     overlaps.insert((workload.clone(), other.clone()));

@@ -101,7 +101,8 @@ fn capture(entries: &[Entry], releases: &[Release], stages: &[usize]) -> (Captur
         for (entry, release) in entries.iter().flat_map(|entry| releases.iter().map(move |release| (entry, *release))) {
             let Release { namespace, .. } = release;
             let name = entry.text(&entry.name, release, *stage);
-            if entry.kind != "Pod" {
+            // Agents know of what Kubernetes has itself, and of nothing else.
+            if entry.selector.is_some() || ["CronJob", "Job"].contains(&&*entry.kind) {
                 let owner = capture.object(ObjectKind::Workload, Some(namespace), &name);
                 owner.workload_kind = Some(entry.kind.as_str().into());
                 let selector = entry.selector.as_ref().map(|selector| entry.labels(selector, release, *stage));

@@ -392,7 +392,8 @@ fn target_port(service_port: &Port, pod: &InventoryRecord) -> Option<u16> {
 /// The workload of a pod that no controller made: by its name, which somebody chose, or where it is made up, by its labels.
 fn unowned(pod: &InventoryRecord, name: &Arc<str>) -> (Arc<str>, Arc<str>) {
     let labels = pod.labels.as_deref().filter(|_| labels::is_made_up(name));
-    let identity = labels.and_then(|json| labels::identity(&parse_labels(json)));
+    let labels = labels.map(parse_labels);
+    let identity = labels.and_then(|labels| labels::identity(&labels).or_else(|| labels::custom(&labels)));
     (Arc::from(ObjectKind::Pod), identity.map_or_else(|| Arc::clone(name), Arc::from))
 }
 
@@ -412,15 +413,22 @@ fn by_template_hash(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>)) 
 /// they are; and what controllers of other kinds make with names that are made up.
 fn by_run(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>), is_known: bool) -> Option<(Arc<str>, Arc<str>)> {
     if &**kind != "Job" {
-        let is_other = !labels::BUILT_IN_KINDS.contains(&&**kind);
-        return labels::base_of(name).filter(|_| is_other).map(|base| (Arc::clone(kind), Arc::from(base)));
+        // A person may have named it, where its pods have its name in a label that stays.
+        let is_named = || {
+            let labels = parse_labels(pod.labels.as_deref().unwrap_or_default());
+            labels.iter().any(|(key, value)| value == name && labels::nature(&labels, key).stays())
+        };
+        let is_other = !is_known && !labels::BUILT_IN_KINDS.contains(&&**kind);
+        let base = labels::base_of(name).filter(|_| is_other && !is_named());
+        return base.map(|base| (Arc::clone(kind), Arc::from(base)));
     }
     let (base, run) = name.rsplit_once('-')?;
     if !is_known && !base.is_empty() && run.len() == CRON_RUN_DIGITS && labels::is_number(run) {
         return Some((Arc::from("CronJob"), Arc::from(base)));
     }
     labels::identity(&parse_labels(pod.labels.as_deref()?))?;
-    let base = if labels::is_number(run) && !base.is_empty() { base } else { labels::base_of(name)? };
+    let is_counted = labels::is_number(run) || run.contains('.') && !labels::stays("", run);
+    let base = if is_counted && !base.is_empty() { base } else { labels::base_of(name)? };
     Some((Arc::clone(kind), Arc::from(base)))
 }
 

@@ -17,7 +17,9 @@ pub(super) fn read_text(text: &str) -> Vec<Result<Value, String>> {
     // What begins like JSON may yet be YAML, which is JSON and more.
     let is_stream = text.trim_start().starts_with('{');
     let documents = until_error(serde_yaml::Deserializer::from_str(text).map(document));
-    if !is_stream || documents.iter().all(Result::is_ok) {
+    let is_read =
+        |document: &Result<Value, String>| document.as_ref().map_or_else(|error| error.contains("duplicate"), |_| true);
+    if !is_stream || documents.iter().all(is_read) {
         return documents;
     }
     let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
@@ -108,6 +110,8 @@ mod tests {
         assert_eq!(merged[0]["b"], json!({ "x": 1, "y": 2 }));
         let twice = read(b"kind: A\nkind: B\n---\nkind: C\n");
         assert!(twice.len() == 1 && twice[0].as_ref().unwrap_err().contains("duplicate"), "{twice:?}");
+        let twice = read(b"{\"kind\": \"A\", \"kind\": \"B\"}");
+        assert!(twice[0].as_ref().is_err_and(|error| error.contains("duplicate")), "{twice:?}");
     }
 
     proptest! {
