@@ -161,9 +161,6 @@ impl Manifests {
                 let spec = PodSpec::deserialize(&object["spec"]).map_err(refused)?;
                 let (namespace, pod) = (namespace(&metadata), metadata.name.clone().unwrap_or_default());
                 let by = owner(&metadata, &namespace).unwrap_or_else(|| workload(&namespace, "Pod", &pod));
-                if let Some(top) = by_template_hash(&by, &labels(&metadata)) {
-                    self.owners.entry(by.clone()).or_insert(top);
-                }
                 let addresses = object["status"]["podIPs"].as_array().into_iter().flatten();
                 let addresses = addresses.filter_map(|address| address["ip"].as_str()?.parse::<IpAddr>().ok());
                 self.population.addresses.entry(by.clone()).or_default().extend(addresses);
@@ -233,7 +230,11 @@ impl Manifests {
             is_current: true,
             is_odd: false,
         };
+        let makers: BTreeSet<Workload> = self.templates.iter().map(|made| made.by.clone()).collect();
         for made in std::mem::take(&mut self.pods) {
+            if let Some(deployment) = by_template_hash(&made).filter(|deployment| makers.contains(deployment)) {
+                self.owners.entry(made.by.clone()).or_insert(deployment);
+            }
             let top = self.top(&made.by);
             there.insert(top.clone());
             self.population.members.push(member(top, made));
@@ -276,11 +277,11 @@ fn owner(metadata: &ObjectMeta, namespace: &Arc<str>) -> Option<Workload> {
     Some(workload(namespace, "Pod", short.unwrap_or(name)))
 }
 
-/// The Deployment of a ReplicaSet that may not be in the files, by the hash that it gave it.
-fn by_template_hash(replicas: &Workload, labels: &Labels) -> Option<Workload> {
-    let hash = labels.get("pod-template-hash").filter(|_| &*replicas.kind == "ReplicaSet")?;
-    let name = replicas.name.strip_suffix(&**hash)?.strip_suffix('-').filter(|name| !name.is_empty())?;
-    Some(workload(&replicas.namespace, "Deployment", name))
+/// The Deployment of a pod whose ReplicaSet may not be in the files, by the hash that it gave both.
+fn by_template_hash(Made { by, subject, .. }: &Made) -> Option<Workload> {
+    let hash = subject.labels.get("pod-template-hash").filter(|_| &*by.kind == "ReplicaSet")?;
+    let name = by.name.strip_suffix(&**hash)?.strip_suffix('-').filter(|name| !name.is_empty())?;
+    Some(workload(&by.namespace, "Deployment", name))
 }
 
 fn workload(namespace: &Arc<str>, kind: &str, name: &str) -> Workload {

@@ -147,6 +147,18 @@ fn in_a_dump_a_deployment_is_one_workload_and_its_odd_pods_are_told_apart() {
 }
 
 #[test]
+fn pods_whose_replica_set_is_not_in_the_file_are_their_deployments() {
+    let without: Vec<&str> = DUMP.lines().filter(|line| !line.contains("kind: ReplicaSet, metadata")).collect();
+    let (list, _) = listed(&without.join("\n"));
+    assert!(list.iter().any(|line| line.contains("a/web (track=stable)[Deployment]")), "{list:?}");
+    assert!(!list.iter().any(|line| line.contains("web-1")), "{list:?}");
+    // Of a Deployment that is not there either, nobody knows.
+    let pods: Vec<&str> = without.into_iter().filter(|line| !line.contains("kind: Deployment, metadata")).collect();
+    let (list, _) = listed(&pods.join("\n"));
+    assert!(list.iter().any(|line| line.contains("a/web-1 (track=stable)[ReplicaSet]")), "{list:?}");
+}
+
+#[test]
 fn static_pods_are_workloads_of_their_own() {
     let of_node = |name: &str| {
         format!(

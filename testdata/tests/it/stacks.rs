@@ -30,6 +30,7 @@ tests![
     what_a_network_within_a_pod_sends_is_the_pods,
     ports_that_the_kernel_chose_are_named_once,
     an_answer_from_a_port_that_the_kernel_chose_is_no_rule_for_the_one_that_asked,
+    datagrams_that_nobody_receives_are_no_rules,
 ];
 
 const CALL: Exchange = Exchange::new(10, 20);
@@ -303,5 +304,29 @@ fn an_answer_from_a_port_that_the_kernel_chose_is_no_rule_for_the_one_that_asked
             report.said
         );
     }
+    Ok(())
+}
+
+fn datagrams_that_nobody_receives_are_no_rules() -> Ran {
+    let mut lab = lab()?;
+    let (scanner, server) = (pod(&mut lab, "scanner"), pod(&mut lab, "server"));
+    lab.order(server, &Order::ListenUdp { port: 7001 }).expect("the port is free");
+    let address = lab.ipv4(server).into();
+    let (report, flows) = record(&mut lab, None, |lab| {
+        let to = SocketAddr::new(address, 7001);
+        lab.order(scanner, &Order::DialUdp { to, times: 1, bytes: 5, connected: false }).expect("the server answers");
+        for port in 8000..8040 {
+            let to = SocketAddr::new(address, port);
+            lab.order(scanner, &Order::SendUdp { to, connected_to: None }).expect("it is sent");
+        }
+    });
+    assert_eq!(flows.iter().filter(|row| row.destination_port >= 8000).count(), 40, "the kernel refuses each");
+    assert_eq!(report.ports("scanner", "egress"), Some([7001].into()));
+    assert_eq!(report.ports("server", "ingress"), Some([7001].into()));
+    assert!(
+        report.said.contains("demo/scanner: left out, never established: demo/server 8000/UDP (1 × unanswered)"),
+        "{}",
+        report.said
+    );
     Ok(())
 }
