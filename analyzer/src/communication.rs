@@ -261,6 +261,12 @@ impl Workload {
         let (kind, name) = index.workload_of(pod);
         Self { namespace: pod.namespace.clone().unwrap_or_default(), name, kind }
     }
+
+    /// The one that a record of an owner of pods is about; `None` for a record of something else.
+    pub(crate) fn of_owner(owner: &InventoryRecord) -> Option<Self> {
+        let (namespace, name) = (owner.namespace.clone().unwrap_or_default(), Arc::clone(&owner.name));
+        Some(Self { namespace, name, kind: owner.workload_kind.clone()? })
+    }
 }
 
 /// Which ends saw an edge, in a word.

@@ -65,7 +65,7 @@ fn list(manifests: &Manifests) -> (Pairs, Vec<String>, BTreeSet<String>) {
     let Manifests { policies, population, .. } = manifests;
     let subjects = population.subjects();
     let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
-    let names = population.told_apart(&[&enforcement]).into_iter().enumerate();
+    let names = population.distinguished(&[&enforcement]).into_iter().enumerate();
     let pods: Vec<(End, Party)> = names.map(|(number, name)| (End::Workload(name), Party::Subject(number))).collect();
     let with_outside = |direction| {
         let ranges = ranges(enforcement.blocks(direction)).into_iter();

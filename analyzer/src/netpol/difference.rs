@@ -57,14 +57,7 @@ pub(crate) fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) ->
                 let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
                 let subject = Subject { namespace: Arc::clone(namespace), labels, ports: Vec::new() };
                 let pod = Arc::clone(&workload.name);
-                population.members.push(Member {
-                    workload,
-                    subject,
-                    pod,
-                    is_there: true,
-                    is_current: true,
-                    is_odd: false,
-                });
+                population.members.push(Member::there(workload, subject, pod));
             }
             Ok::<(), DifferenceError>(())
         };
@@ -163,7 +156,7 @@ pub(crate) fn compare(
     };
     let (old, new) = (enforce(old)?, enforce(new)?);
     let mut difference = Difference::default();
-    let names = population.told_apart(&[&old, &new]);
+    let names = population.distinguished(&[&old, &new]);
     let workload = |subject: usize| &names[subject];
     for subject in 0..subjects.len() {
         let [was, is] = [&old, &new].map(|enforcement| enforcement.isolated(subject));
@@ -352,10 +345,10 @@ pub(crate) struct Allowed<'a> {
 
 impl<'a> Allowed<'a> {
     /// What is allowed, with the ends in words.
-    pub(crate) fn list(list: &'a Pairs, told: impl Fn(&End) -> String) -> Vec<Self> {
+    pub(crate) fn list(list: &'a Pairs, in_words: impl Fn(&End) -> String) -> Vec<Self> {
         let allowed = |((from, to), connections): (&(End, End), &'a Connections)| Self {
-            source: told(from),
-            destination: told(to),
+            source: in_words(from),
+            destination: in_words(to),
             connections,
         };
         list.iter().map(allowed).collect()

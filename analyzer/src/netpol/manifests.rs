@@ -222,14 +222,7 @@ impl Manifests {
     /// Makes members of pods: of a workload those that are there, and where none is, those that it would make.
     fn settle(&mut self) {
         let mut there = BTreeSet::new();
-        let member = |workload: Workload, Made { name: pod, subject, .. }| Member {
-            workload,
-            subject,
-            pod,
-            is_there: true,
-            is_current: true,
-            is_odd: false,
-        };
+        let member = |workload: Workload, Made { name, subject, .. }| Member::there(workload, subject, name);
         let makers: BTreeSet<Workload> = self.templates.iter().map(|made| made.by.clone()).collect();
         for made in std::mem::take(&mut self.pods) {
             if let Some(deployment) = by_template_hash(&made).filter(|deployment| makers.contains(deployment)) {
@@ -241,9 +234,7 @@ impl Manifests {
         }
         let templates = std::mem::take(&mut self.templates);
         // What makes pods itself knows better than what was made by it.
-        let own: BTreeSet<&Workload> =
-            templates.iter().map(|made| &made.by).filter(|by| !self.owners.contains_key(by)).collect();
-        let own: BTreeSet<Workload> = own.into_iter().cloned().collect();
+        let own: BTreeSet<Workload> = makers.into_iter().filter(|by| !self.owners.contains_key(by)).collect();
         for made in templates {
             let top = self.top(&made.by);
             if !there.contains(&top) && (top == made.by || !own.contains(&top)) {

@@ -42,14 +42,26 @@ pub(crate) struct Member {
     pub(crate) is_odd: bool,
 }
 
+impl Member {
+    /// Pods that are there, as manifests or policies have them.
+    pub(crate) const fn there(workload: Workload, subject: Subject, pod: Arc<str>) -> Self {
+        Self { workload, subject, pod, is_there: true, is_current: true, is_odd: false }
+    }
+}
+
 impl Population {
     /// The pods of an inventory that have a network of their own, as they were last seen: of a workload all that are
     /// there, and where none is, the latest that were.
     pub(crate) fn of_index(index: &Index) -> Self {
         let mut found: BTreeMap<(Workload, Subject), (Arc<str>, bool)> = BTreeMap::new();
         let mut addresses: BTreeMap<Workload, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (pod, labels, is_there) in index.pods().filter(|(pod, ..)| pod.host_network != Some(true)) {
+        let mut pods: BTreeMap<Workload, usize> = BTreeMap::new();
+        for (pod, labels, is_there) in index.pods() {
             let workload = Workload::of(pod, index);
+            *pods.entry(workload.clone()).or_default() += 1;
+            if pod.host_network == Some(true) {
+                continue;
+            }
             let ports = pod.ports.iter().filter_map(|port| {
                 let (name, transport) = (Arc::clone(port.name.as_ref()?), port.protocol.parse().ok()?);
                 Some(NamedPort { name, transport, port: port.port })
@@ -62,10 +74,6 @@ impl Population {
             }
             let known = found.entry((workload, subject));
             known.or_insert_with(|| (Arc::clone(&pod.name), false)).1 |= is_there;
-        }
-        let mut pods: BTreeMap<Workload, usize> = BTreeMap::new();
-        for (pod, ..) in index.pods() {
-            *pods.entry(Workload::of(pod, index)).or_default() += 1;
         }
         let selectors = Owners::of(index);
         let there: BTreeSet<Workload> =
@@ -90,7 +98,7 @@ impl Population {
 
     /// The workload of each member, by its name; with the labels that tell it from others of the same, where policies make
     /// another thing of it.
-    pub(crate) fn told_apart(&self, enforcements: &[&Enforcement<'_>]) -> Vec<Workload> {
+    pub(crate) fn distinguished(&self, enforcements: &[&Enforcement<'_>]) -> Vec<Workload> {
         let mut numbers: BTreeMap<&Workload, Vec<usize>> = BTreeMap::new();
         for (number, member) in self.members.iter().enumerate() {
             numbers.entry(&member.workload).or_default().push(number);
@@ -142,12 +150,7 @@ struct Owners(BTreeMap<Workload, LabelSelector>);
 impl Owners {
     fn of(index: &Index) -> Self {
         let owner = |(record, _): (&InventoryRecord, _)| {
-            let selector = serde_json::from_str(record.selector.as_deref()?).ok()?;
-            let namespace = record.namespace.clone().unwrap_or_default();
-            Some((
-                Workload { namespace, name: Arc::clone(&record.name), kind: record.workload_kind.clone()? },
-                selector,
-            ))
+            Some((Workload::of_owner(record)?, serde_json::from_str(record.selector.as_deref()?).ok()?))
         };
         Self(index.latest(ObjectKind::Workload).filter_map(owner).collect())
     }

@@ -257,6 +257,10 @@ impl<'a> Replay<'a, '_> {
             .into_iter()
             .unzip();
         let [sources, destinations] = &others[..] else { return None };
+        // Where all are odd, nothing shows what they may do.
+        if sources.is_empty() || destinations.is_empty() {
+            return None;
+        }
         let is_fault = self.between(sources, destinations, transport, edge.port).is_empty();
         odd.iter().flatten().find_map(member).filter(|_| is_fault)
     }

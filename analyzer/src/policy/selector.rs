@@ -28,7 +28,8 @@ pub(super) struct Selector {
 
 /// Finds the selectors of workloads.
 pub(super) struct Selectors<'a> {
-    owners: HashMap<Workload, &'a InventoryRecord>,
+    /// What workloads' owners select.
+    owners: HashMap<Workload, Selector>,
     /// The labels that all pods of a workload ever had in common and that stay, and the name of the Job that made them.
     common: HashMap<Workload, Labels>,
     /// By kind of owner, the labels that were seen to move between pods of one, or on living pods.
@@ -44,23 +45,18 @@ pub(super) struct Selectors<'a> {
 
 impl<'a> Selectors<'a> {
     pub(super) fn new(index: &'a Index, population: &'a Population) -> Self {
-        let owner = |record: &'a InventoryRecord| {
-            let kind = record.workload_kind.clone()?;
-            let namespace = record.namespace.clone().unwrap_or_default();
-            Some((Workload { namespace, name: Arc::clone(&record.name), kind }, record))
+        let owner = |record: &InventoryRecord| {
+            Some((Workload::of_owner(record)?, Selector::from_json(record.selector.as_deref()?)?))
         };
-        let owners: HashMap<Workload, &InventoryRecord> =
+        let owners: HashMap<Workload, Selector> =
             index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
-        let mut own: HashMap<Workload, Option<Selector>> = HashMap::new();
         let mut selected = HashSet::new();
         let mut common: HashMap<Workload, Labels> = HashMap::new();
         let mut moving = HashSet::new();
         for (pod, labels) in index.pod_versions().filter(|(pod, _)| pod.host_network != Some(true)) {
             let workload = Workload::of(pod, index);
-            let selector = own.entry(workload.clone()).or_insert_with(|| {
-                owners.get(&workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?))
-            });
-            if selector.as_ref().is_some_and(|selector| selector.matches(labels)) && !selected.contains(&workload) {
+            let is_selected = owners.get(&workload).is_some_and(|own| own.matches(labels));
+            if is_selected && !selected.contains(&workload) {
                 selected.insert(workload.clone());
             }
             // What repeats the pod's name, or counts it, is of the pod.
@@ -149,15 +145,13 @@ impl<'a> Selectors<'a> {
 
     /// The selector of a workload's owner, unless it selects none of the workload's pods.
     fn own(&self, workload: &Workload) -> Option<Selector> {
-        let own = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?))?;
         let is_of_none = self.common.contains_key(workload) && !self.selected.contains(workload);
-        (!is_of_none).then_some(own)
+        self.owners.get(workload).filter(|_| !is_of_none).cloned()
     }
 
     /// Whether the selector of a workload's owner selects none of its pods: a mistake of whoever wrote it down.
     fn is_mistaken(&self, workload: &Workload) -> bool {
-        let selector = self.owners.get(workload).and_then(|owner| Selector::from_json(owner.selector.as_deref()?));
-        selector.is_some() && self.own(workload).is_none()
+        self.owners.contains_key(workload) && self.own(workload).is_none()
     }
 
     /// The labels that tell what a workload's pods are, and stay; where there are none, all that stay.

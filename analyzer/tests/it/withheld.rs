@@ -357,6 +357,16 @@ fn a_selector_that_selects_none_of_its_pods_is_a_mistake_and_not_used() {
     assert_eq!(report.allows("demo/db-network"), watched(9).report().allows("demo/db-network"));
     let said = "demo/web: its selector, as it was recorded, selects none of its pods; their labels are used instead";
     assert!(report.said.contains(said), "{}", report.said);
+    // That its pods are odd explains nothing, where all are.
+    let input = capture.write();
+    let policies = input.path().join("policies.yaml");
+    let closed = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed, namespace: demo}, \
+        spec: {podSelector: {matchLabels: {app: db}}}}";
+    std::fs::write(&policies, closed).expect("written");
+    let [input, policies] = [input.path(), &policies].map(|path| path.to_string_lossy().into_owned());
+    let verified = flowscribe(&["verify", "--policies", &policies, "--input", &input]);
+    let found = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.code() == Some(1) && !found.contains("an odd pod"), "{found}");
 }
 
 #[test]
