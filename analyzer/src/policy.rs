@@ -12,6 +12,7 @@ pub(crate) mod explanation;
 mod finding;
 mod locality;
 mod name;
+mod neighbours;
 mod open_ingress;
 mod outside;
 mod rule;

@@ -12,6 +12,7 @@
 mod coverage;
 mod fingerprint;
 mod lookup;
+mod workload;
 
 use std::{
     cell::Cell,
@@ -25,6 +26,7 @@ use std::{
 use coverage::{Coverage, Ranges, SILENCE_MS};
 pub use fingerprint::Fingerprints;
 use ipnet::IpNet;
+use workload::Unowned;
 
 use crate::{
     inventory::{InventoryEvent, InventoryRecord, Labels, ObjectKind, Scope, parse_labels},
@@ -122,6 +124,7 @@ pub struct Index {
     snapshots: HashMap<Arc<str>, Snapshot>,
     last_heard: HashMap<Arc<str>, TimestampMs>,
     coverage: Coverage,
+    unowned: Unowned,
     tolerance_ms: i64,
 }
 
@@ -344,6 +347,9 @@ impl Index {
             for address in addresses(&record) {
                 self.interfaces.entry(address).or_default().insert(Arc::clone(&record.name));
             }
+        }
+        if *record.kind == ObjectKind::Pod {
+            self.unowned.apply(&record);
         }
         let id = self.object_id(&record);
         if is_snapshot && let Some(snapshot) = self.snapshots.get_mut(&record.node) {

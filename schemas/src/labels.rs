@@ -2,7 +2,14 @@
 //! failover. What controllers and operators do is known by a table, what others do by the words of keys and the look of
 //! values.
 
+mod values;
+mod words;
+
 use std::{collections::HashMap, sync::LazyLock};
+
+pub use values::{base_of, is_made_up, is_number, is_part_of};
+use values::{has_version, is_hash};
+use words::{MOVING_VALUES, MOVING_WORDS, RELEASE_WORDS, RUN_WORDS, words};
 
 use crate::inventory::Labels;
 
@@ -105,50 +112,9 @@ fn named(labels: &Labels, tells: impl Fn(Nature) -> bool) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether a name was made up for one object of several: it ends with a number, or holds what was put there at random.
-pub fn is_made_up(name: &str) -> bool {
-    last_of(name).is_some_and(|(_, last)| is_number(last)) || name.split(['-', '.', '_']).skip(1).any(is_random)
-}
-
 /// Whether a label of a value is one that pods of tomorrow have too.
 pub fn stays(key: &str, value: &str) -> bool {
     of_label(key, value).stays()
-}
-
-/// A name without what was put at its end at random; `None` where there is no such thing, or nothing else.
-pub fn base_of(name: &str) -> Option<&str> {
-    let (mut base, _) = last_of(name).filter(|(_, last)| is_random(last))?;
-    // Of a UUID, all of it.
-    while let Some((rest, last)) = last_of(base)
-        && last.len() >= 4
-        && last.bytes().all(|byte| byte.is_ascii_hexdigit())
-        && last.bytes().any(|byte| byte.is_ascii_digit())
-    {
-        base = rest;
-    }
-    Some(base)
-}
-
-/// The last part of a name, and what is before it.
-fn last_of(name: &str) -> Option<(&str, &str)> {
-    let (base, last) = name.rsplit_once(['-', '.', '_'])?;
-    (!base.is_empty() && !last.is_empty()).then_some((base, last))
-}
-
-pub(crate) fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Whether somebody put a text together at random: five of the letters and digits that Kubernetes takes
-/// (`k8s.io/apimachinery/pkg/util/rand`), but for some words; or letters and digits that come after each other again and again;
-/// or it is a number as long as a time.
-fn is_random(text: &str) -> bool {
-    let is_of_kubernetes = text.len() == 5 && text.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
-    let kinds: Vec<bool> = text.bytes().map(|byte| byte.is_ascii_digit()).collect();
-    let changes = kinds.windows(2).filter(|pair| pair[0] != pair[1]).count();
-    let is_mixed = is_plain && changes >= 3 && !text.starts_with('v');
-    is_of_kubernetes && !["https", "mssql"].contains(&text) || is_mixed || is_number(text) && text.len() >= 8
 }
 
 /// Whether a kind of workload is one that a controller makes pods for anew at each release or run.
@@ -203,6 +169,7 @@ fn lines() -> impl Iterator<Item = (&'static str, &'static str, Nature, &'static
             Some(("workload", kind)) => Nature::Workload(kind),
             _ => match nature {
                 "identity" => Nature::Identity,
+                "custom" => Nature::Custom,
                 "detail" => Nature::Detail,
                 "moves" => Nature::Moves,
                 "run" => Nature::Run,
@@ -212,60 +179,6 @@ fn lines() -> impl Iterator<Item = (&'static str, &'static str, Nature, &'static
         };
         Some((software, key, nature, source))
     })
-}
-
-/// The words of a key's name, in lower case: `example.com/buildNumber` has `build` and `number`.
-fn words(key: &str) -> impl Iterator<Item = String> {
-    let key = key.rsplit('/').next().unwrap_or(key);
-    let mut words = vec![String::new()];
-    let mut was_lower = false;
-    for letter in key.chars() {
-        if !letter.is_alphanumeric() || letter.is_uppercase() && was_lower {
-            words.push(String::new());
-        }
-        if letter.is_alphanumeric() {
-            words.last_mut().unwrap_or(&mut String::new()).push(letter.to_ascii_lowercase());
-        }
-        was_lower = letter.is_lowercase();
-    }
-    words.into_iter().filter(|word| !word.is_empty())
-}
-
-/// Whether a value is a version or a time, or ends with one: `1.2`, `v2`, `1.2.3-rc1`, `web-1.2.3`, `r15`, `1-28-3`, `20261127`,
-/// `nightly-2026-11-01`, `2026w48`.
-fn has_version(value: &str) -> bool {
-    let is_lettered =
-        |text: &str| ["v", "V", "r", "rc", "rev"].iter().any(|of| text.strip_prefix(of).is_some_and(is_number));
-    let numbers = value.strip_prefix(['v', 'V']).unwrap_or(value);
-    let is_numbers = numbers.contains(['-', '.', '_']) && numbers.split(['-', '.', '_']).all(is_number);
-    let is_part = |part: &str| {
-        let part = part.strip_prefix(['v', 'V']).unwrap_or(part);
-        let is_dotted = part.contains('.') && part.split('.').take(2).all(is_number);
-        is_dotted || is_time(part)
-    };
-    let parts: Vec<&str> = value.split(['-', '_', '+']).collect();
-    let is_year = |part: &str| part.len() == 4 && part.starts_with("20") && is_number(part);
-    let has_date =
-        parts.windows(3).any(|of| is_year(of[0]) && of[1..].iter().all(|part| part.len() == 2 && is_number(part)));
-    is_lettered(value) || is_numbers || has_date || parts.into_iter().any(is_part)
-}
-
-/// Whether a text begins like a date of this century: `20261127…`, `2026w48`.
-fn is_time(text: &str) -> bool {
-    let is_day = text.get(..8).is_some_and(is_number);
-    let is_week = text.get(4..5) == Some("w") && text.get(5..).is_some_and(is_number);
-    text.starts_with("20") && (is_day || is_week)
-}
-
-/// Whether a value is a commit, a checksum or a UUID, or ends with one: seven hexadecimal digits or more, with letters among
-/// them and numbers.
-fn is_hash(value: &str) -> bool {
-    let is_hex = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let is_mixed = |part: &str| {
-        part.bytes().any(|byte| byte.is_ascii_digit()) && part.bytes().any(|byte| byte.is_ascii_alphabetic())
-    };
-    let is_uuid = value.len() == 36 && value.split('-').all(is_hex);
-    is_uuid || value.split(['-', '_', ':']).any(|part| part.len() >= 7 && is_hex(part) && is_mixed(part))
 }
 
 const OPERATORS: &str = include_str!("labels/operators.tsv");
@@ -289,91 +202,6 @@ pub const BUILT_IN_KINDS: [&str; 8] =
 
 /// Those of them that tell one installation from another.
 const INSTANCE: [&str; 2] = ["app.kubernetes.io/instance", "release"];
-/// Words of keys whose values change with a release.
-const RELEASE_WORDS: [&str; 26] = [
-    "version",
-    "revision",
-    "rev",
-    "chart",
-    "build",
-    "commit",
-    "sha",
-    "sha1",
-    "sha256",
-    "hash",
-    "checksum",
-    "digest",
-    "image",
-    "generation",
-    "config",
-    "template",
-    "buildid",
-    "gitsha",
-    "tag",
-    "ref",
-    "branch",
-    "ver",
-    "sprint",
-    "pipeline",
-    "deploy",
-    "deployed",
-];
-/// Words of keys whose values are of one run or pod.
-const RUN_WORDS: [&str; 14] = [
-    "uid",
-    "uuid",
-    "run",
-    "runid",
-    "attempt",
-    "retry",
-    "try",
-    "index",
-    "ordinal",
-    "timestamp",
-    "date",
-    "time",
-    "token",
-    "serial",
-];
-/// Values that move between pods, whatever the key.
-const MOVING_VALUES: [&str; 14] = [
-    "primary",
-    "secondary",
-    "replica",
-    "master",
-    "slave",
-    "leader",
-    "follower",
-    "standby",
-    "active",
-    "passive",
-    "rw",
-    "ro",
-    "readwrite",
-    "readonly",
-];
-/// Words of keys whose values move between pods.
-const MOVING_WORDS: [&str; 18] = [
-    "role",
-    "leader",
-    "primary",
-    "master",
-    "replica",
-    "standby",
-    "active",
-    "state",
-    "status",
-    "phase",
-    "health",
-    "healthy",
-    "ready",
-    "sealed",
-    "elected",
-    "seed",
-    "quarantine",
-    "drain",
-];
-
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
@@ -477,51 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_made_up_or_chosen() {
-        for name in ["web-0", "task-x7k2p", "etl-load-9af31c", "a.b-20261127", "wc-driver-6d5f"] {
-            assert!(is_made_up(name), "{name}");
-        }
-        assert_eq!(base_of("build-x7k2p"), Some("build"));
-        assert_eq!(base_of("t-5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"), Some("t"));
-        for name in ["pg-2", "web-step1", "web-https", "events-neo4j", "web-s3proxy", "a-v1beta1", "mysql", "x7k2p"] {
-            assert_eq!(base_of(name), None, "{name}");
-        }
-        for name in ["web", "shadow", "web-step1", "reviews-v1", "test-connection", "one-legacy", "db2", ""] {
-            assert!(!is_made_up(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn versions_look_like_versions() {
-        for value in [
-            "1.2",
-            "v1.2.3",
-            "1.2.3-rc1",
-            "2026.11.27",
-            "20261127",
-            "20261127t1200",
-            "v2",
-            "r15",
-            "rc1",
-            "1-28-3",
-            "web-1.2.3",
-            "2024-11-01",
-            "nightly-20261101",
-            "nightly-2026-11-01",
-            "2026w48",
-        ] {
-            assert!(has_version(value), "{value}");
-        }
-        for value in
-            ["deadbee1", "0c6f9d2ab31e", "sha256-9f86d081", "main-abcdef1", "5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"]
-        {
-            assert!(is_hash(value), "{value}");
-        }
-        for value in
-            ["web", "db1", "two", "postgres-16", "cafe", "facade", "10", "a.b", "eu-west-1", "web-v2", "20-a", "2"]
-        {
-            assert!(!has_version(value) && !is_hash(value), "{value}");
-        }
+    fn what_a_label_is_depends_on_its_key_and_value() {
         for (key, value) in
             [("x", "1700000000"), ("tag", "latest"), ("release", "7"), ("app", "web-1.2.3"), ("tier", "v3")]
         {

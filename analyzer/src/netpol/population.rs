@@ -81,7 +81,8 @@ impl Population {
         let member = |((workload, subject), (pod, is_there)): ((Workload, Subject), (Arc<str>, bool))| {
             let Workload { namespace, name, kind } = &workload;
             // A job that is scheduled makes pods like those that it made, and so does what makes some for each run.
-            let comes_again = || is_made_anew(kind, pods.get(&workload).copied().unwrap_or_default());
+            let several = || pods.get(&workload).is_some_and(|pods| *pods > 1);
+            let comes_again = || is_made_anew(kind, || several() && !index.is_recorded(kind, namespace, name));
             let may_return = || !there.contains(&workload) && (index.is_there(kind, namespace, name) || comes_again());
             let is_current = is_there || may_return();
             let is_last = is_current || !there.contains(&workload);
@@ -162,8 +163,9 @@ impl Owners {
     }
 }
 
-/// Whether others like a workload's pods come when those are gone: a controller makes some for each release or run, or
-/// several without a controller were there.
-fn is_made_anew(kind: &str, pods: usize) -> bool {
-    labels::is_workload_kind(kind) || kind == ObjectKind::Pod.as_str() && pods > 1
+/// Whether others like a workload's pods come when those are gone: a controller makes some for each release or run, or there
+/// were several without a controller of which there is a record.
+fn is_made_anew(kind: &str, were_several: impl FnOnce() -> bool) -> bool {
+    const LASTING: [&str; 5] = ["DaemonSet", "Deployment", "ReplicaSet", "ReplicationController", "StatefulSet"];
+    labels::is_workload_kind(kind) || !LASTING.contains(&kind) && were_several()
 }

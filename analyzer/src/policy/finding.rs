@@ -70,7 +70,9 @@ impl fmt::Display for Finding {
                 write!(f, "{workload}: no policy, its pods have no usable labels")
             }
             Self::SelectsAnother { workload, other } => {
-                write!(f, "{workload}: its selector also selects pods of {other}")
+                write!(f, "{workload}: its selector also selects pods of {other}")?;
+                let is_namesake = (&workload.namespace, &workload.name) == (&other.namespace, &other.name);
+                if is_namesake { write!(f, " ({})", other.kind) } else { Ok(()) }
             }
             Self::MissesOwnPod { workload, pod } => write!(f, "{workload}: its selector does not select its pod {pod}"),
             Self::SelectsNone { workload } => {

@@ -5,18 +5,23 @@ use std::{
     sync::Arc,
 };
 
+use schemas::inventory::ObjectKind;
+
 use crate::communication::Workload;
 
-/// Names of policies: `<workload>-network`, with the kind where two workloads share a name.
+/// Names of policies: `<workload>-network`, with the kind where two workloads share a name; pods that nothing owns come and go,
+/// and take nobody's name.
 pub(super) fn names<'a>(workloads: impl Iterator<Item = &'a Workload> + Clone) -> BTreeMap<Workload, String> {
     let mut shared: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-    for workload in workloads.clone() {
+    let is_pod = |workload: &Workload| &*workload.kind == ObjectKind::Pod.as_str();
+    for workload in workloads.clone().filter(|workload| !is_pod(workload)) {
         *shared.entry((&workload.namespace, &workload.name)).or_default() += 1;
     }
     let mut taken: BTreeSet<(Arc<str>, String)> = BTreeSet::new();
     let mut name = |workload: &Workload| {
         let Workload { namespace, name, kind } = workload;
-        let full = if shared[&(&**namespace, &**name)] > 1 {
+        let others = shared.get(&(&**namespace, &**name)).copied().unwrap_or_default();
+        let full = if others > u32::from(!is_pod(workload)) {
             format!("{name}-{}-network", kind.to_lowercase())
         } else {
             format!("{name}-network")

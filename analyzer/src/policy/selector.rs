@@ -9,10 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use schemas::{
     index::Index,
     inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
-    labels::{self, BUILT_IN_KINDS, Nature, nature, rank},
+    labels::{self, BUILT_IN_KINDS, Nature, is_part_of, nature, rank},
 };
 
-use super::finding::Finding;
+use super::{finding::Finding, neighbours::Neighbours};
 use crate::{
     communication::Workload,
     netpol::population::{Member, Population},
@@ -37,9 +37,7 @@ pub(super) struct Selectors<'a> {
     /// Workloads of which a pod was ever selected by its owner's selector.
     selected: HashSet<Workload>,
     /// By namespace.
-    members: HashMap<&'a str, Vec<&'a Member>>,
-    /// By namespace, what Services and PodDisruptionBudgets select.
-    services: HashMap<&'a str, Vec<Labels>>,
+    neighbours: HashMap<&'a str, Neighbours<'a>>,
     found: HashMap<Workload, Option<Arc<Selector>>>,
 }
 
@@ -104,7 +102,12 @@ impl<'a> Selectors<'a> {
                 services.entry(namespace).or_default().push(selected);
             }
         }
-        Self { owners, common, moving, selected, members, services, found: HashMap::new() }
+        let neighbours = members.into_iter().map(|(namespace, members)| {
+            let services = services.get(namespace).map(Vec::as_slice).unwrap_or_default();
+            (namespace, Neighbours::new(members, services))
+        });
+        let neighbours = neighbours.collect();
+        Self { owners, common, moving, selected, neighbours, found: HashMap::new() }
     }
 
     /// The selector of a workload: its owner's own, or else all labels that tell what its pods are and that stay. Where
@@ -126,19 +129,16 @@ impl<'a> Selectors<'a> {
         if self.is_mistaken(workload) {
             findings.insert(Finding::SelectsNone { workload: workload.clone() });
         }
-        for member in self.members_of(&workload.namespace).filter(|member| member.is_current) {
-            let is_own = member.workload == *workload;
-            match (is_own, selector.matches(&member.subject.labels)) {
-                (true, false) => {
-                    let pod = Arc::clone(&member.pod);
-                    findings.insert(Finding::MissesOwnPod { workload: workload.clone(), pod });
-                }
-                (false, true) => {
-                    let (workload, other) = (workload.clone(), member.workload.clone());
-                    findings.insert(Finding::SelectsAnother { workload, other });
-                }
-                _ => {}
+        let Some(neighbours) = self.neighbours.get(&*workload.namespace) else { return findings };
+        for member in neighbours.of(workload).filter(|member| member.is_current) {
+            if !selector.matches(&member.subject.labels) {
+                let pod = Arc::clone(&member.pod);
+                findings.insert(Finding::MissesOwnPod { workload: workload.clone(), pod });
             }
+        }
+        for member in neighbours.selected(&selector.to_api()).filter(|member| member.workload != *workload) {
+            let (workload, other) = (workload.clone(), member.workload.clone());
+            findings.insert(Finding::SelectsAnother { workload, other });
         }
         findings
     }
@@ -158,10 +158,13 @@ impl<'a> Selectors<'a> {
     fn identity(&self, workload: &Workload) -> Option<Selector> {
         let common = self.common.get(workload)?;
         let stable = || common.iter().filter(|(key, _)| self.stays(workload, key));
-        let served = self.served(workload);
+        let neighbours = self.neighbours.get(&*workload.namespace);
+        let served: BTreeSet<&Arc<str>> =
+            neighbours.into_iter().flat_map(|neighbours| neighbours.served_by(workload)).collect();
         let tells = |(key, value): &(&Arc<str>, &Arc<str>)| {
-            let is_known = matches!(nature(common, key), Nature::Identity | Nature::Workload(_));
-            is_known || **value == workload.name || served.contains(*key)
+            let nature = nature(common, key);
+            let names = || **value == workload.name || nature == Nature::Custom && is_part_of(&workload.name, value);
+            nature.is_identity() || names() || served.contains(key)
         };
         let select = |labels: Vec<(&Arc<str>, &Arc<str>)>| {
             let labels: BTreeMap<_, _> =
@@ -182,18 +185,6 @@ impl<'a> Selectors<'a> {
         (*name.1 == workload.name).then_some(name)
     }
 
-    /// Keys by which Services and PodDisruptionBudgets select exactly the pods of a workload.
-    fn served(&self, workload: &Workload) -> BTreeSet<Arc<str>> {
-        let members = || self.members_of(&workload.namespace).filter(|member| member.is_current);
-        let is_exact = |selected: &&Labels| {
-            let selects =
-                |member: &Member| selected.iter().all(|(key, value)| member.subject.labels.get(key) == Some(value));
-            members().all(|member| selects(member) == (member.workload == *workload))
-        };
-        let services = self.services.get(&*workload.namespace).into_iter().flatten().filter(is_exact);
-        services.flat_map(|selected| selected.keys().cloned()).collect()
-    }
-
     /// Whether a label that all pods of a workload have is one that those of tomorrow have too.
     fn stays(&self, workload: &Workload, key: &Arc<str>) -> bool {
         !JOB_NAMES.contains(&&**key) && !self.moving.contains(&(Arc::clone(&workload.kind), Arc::clone(key)))
@@ -201,14 +192,14 @@ impl<'a> Selectors<'a> {
 
     /// The selector with what keeps out as many pods of others as can be.
     fn narrowed(&self, workload: &Workload, mut selector: Selector) -> Selector {
-        let others = self.members_of(&workload.namespace).filter(|member| member.is_current);
+        let Some(neighbours) = self.neighbours.get(&*workload.namespace) else { return selector };
         let mut others: Vec<&Member> =
-            others.filter(|member| member.workload != *workload && selector.matches(&member.subject.labels)).collect();
+            neighbours.selected(&selector.to_api()).filter(|member| member.workload != *workload).collect();
         if others.is_empty() {
             return selector;
         }
         let labels = self.additions(workload);
-        let exclusions = self.exclusions(workload, &others);
+        let exclusions = self.exclusions(neighbours.of(workload), &others);
         // What tells who it is goes before what tells who it is not, and that before labels of which nobody knows.
         let (identity, custom): (Vec<_>, Vec<_>) = labels.into_iter().partition(|(is_identity, _)| *is_identity);
         for options in [identity, exclusions, custom] {
@@ -247,12 +238,8 @@ impl<'a> Selectors<'a> {
     }
 
     /// What pods of others surely have, and none of a workload's.
-    fn exclusions(&self, workload: &Workload, others: &[&Member]) -> Vec<(bool, Narrowing)> {
-        let own: Vec<&Labels> = self
-            .members_of(&workload.namespace)
-            .filter(|member| member.workload == *workload)
-            .map(|member| &member.subject.labels)
-            .collect();
+    fn exclusions<'m>(&self, own: impl Iterator<Item = &'m Member>, others: &[&Member]) -> Vec<(bool, Narrowing)> {
+        let own: Vec<&Labels> = own.map(|member| &member.subject.labels).collect();
         let known: BTreeSet<&Workload> = others.iter().map(|other| &other.workload).collect();
         let mut options = Vec::new();
         for other in known {
@@ -280,10 +267,6 @@ impl<'a> Selectors<'a> {
             }
         }
         options
-    }
-
-    fn members_of(&self, namespace: &str) -> impl Iterator<Item = &Member> {
-        self.members.get(namespace).into_iter().flatten().copied()
     }
 }
 

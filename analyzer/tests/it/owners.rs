@@ -219,3 +219,118 @@ fn a_pod_that_is_made_anew_has_its_policy_while_there_is_none() {
     let yaml = String::from_utf8_lossy(&output.stdout);
     assert!(yaml.contains("name: lint-network") && yaml.contains("tekton.dev/task: lint"), "{yaml}");
 }
+
+/// A pod's name, labels, and the kind and name of its owner.
+type Asker = (&'static str, &'static str, Option<(&'static str, &'static str)>);
+
+/// A capture in which pods of these names, labels and owners ask the database, each of which may be gone at the end.
+fn askers(pods: &[Asker], are_gone: bool) -> Capture {
+    let mut capture = web_and_db();
+    for (number, (name, labels, owner)) in pods.iter().enumerate() {
+        let address = format!("10.244.2.{}", number + 1);
+        let pod = capture.bare_pod(&format!("demo/{name}"), &address, labels);
+        (pod.owner_kind, pod.owner) =
+            owner.map(|(kind, owner)| (Some(kind.into()), Some(owner.into()))).unwrap_or_default();
+        let pod = pod.clone();
+        if are_gone {
+            changed(&mut capture, &pod, 50_000, "delete", None);
+        }
+        capture.talk(&address, DB, 5432);
+    }
+    capture
+}
+
+#[test]
+fn pods_that_nothing_owns_are_what_their_labels_say_whatever_their_names() {
+    let cases: [(&[Asker], &str, &str); 4] = [
+        (
+            &[("build-abcdef", r#"{"app":"build"}"#, None), ("build-ghijkl", r#"{"app":"build"}"#, None)],
+            "build",
+            "app=build",
+        ),
+        (&[("runner-a", r#"{"type":"ci"}"#, None), ("runner-b", r#"{"type":"ci"}"#, None)], "ci", "type=ci"),
+        (
+            &[
+                (
+                    "etl-load-kqwe",
+                    r#"{"dag_id":"etl","task_id":"load","run_id":"r1","try_number":"1","kubernetes_executor":"True"}"#,
+                    None,
+                ),
+                (
+                    "etl-save-asdf",
+                    r#"{"dag_id":"etl","task_id":"save","run_id":"r2","try_number":"2","kubernetes_executor":"True"}"#,
+                    None,
+                ),
+            ],
+            "etl",
+            "dag_id=etl",
+        ),
+        (&[("shell", r#"{"run":"shell"}"#, None)], "shell", "run=shell"),
+    ];
+    for (pods, name, selector) in cases {
+        let report = askers(pods, false).report();
+        let policy = format!("demo/{name}-network");
+        assert_eq!(report.names(), {
+            let mut names = vec!["demo/db-network".to_owned(), policy.clone(), "demo/web-network".to_owned()];
+            names.sort();
+            names
+        });
+        assert_eq!(report.selector(&policy), selector);
+    }
+}
+
+#[test]
+fn pods_that_nothing_owns_take_no_other_workloads_name() {
+    let report = askers(&[("web-a", r#"{"app":"web"}"#, None), ("web-b", r#"{"app":"web"}"#, None)], false).report();
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network", "demo/web-pod-network"]);
+    assert!(report.said.contains("demo/web: its selector also selects pods of demo/web (Pod)"), "{}", report.said);
+}
+
+#[test]
+fn what_somebody_wrote_a_selector_for_keeps_it_whatever_a_label_names() {
+    let labels = r#"{"app":"history","sparkoperator.k8s.io/app-name":"pi"}"#;
+    let mut capture = askers(&[("history-1", labels, Some(("Deployment", "history")))], false);
+    capture.workload("Deployment", "demo/history", r#"{"matchLabels":{"app":"history"}}"#);
+    let report = capture.report();
+    assert_eq!(report.selector("demo/history-network"), "app=history");
+    // Without one, it is the application's.
+    let report = askers(&[("pi-driver", labels, Some(("SparkApplication", "pi")))], false).report();
+    assert!(report.names().contains(&"demo/pi-network".to_owned()), "{:?}", report.names());
+}
+
+#[test]
+fn runs_that_a_number_or_letters_distinguish_are_one_workload() {
+    let run = |name: &'static str, owner: &'static str| (name, r#"{"app":"report"}"#, Some(("Report", owner)));
+    let report = askers(&[run("a", "report-1"), run("b", "report-2"), run("c", "report-3")], false).report();
+    assert_eq!(report.selector("demo/report-network"), "app=report");
+    // Those of which a label has the name are what they are.
+    let cluster =
+        |pod: &'static str, labels: &'static str, owner: &'static str| (pod, labels, Some(("Cluster", owner)));
+    let clusters = [
+        cluster("a", r#"{"app":"pg","cluster":"pg-1"}"#, "pg-1"),
+        cluster("b", r#"{"app":"pg","cluster":"pg-2"}"#, "pg-2"),
+    ];
+    let report = askers(&clusters, false).report();
+    assert_eq!(report.selector("demo/pg-1-network"), "app=pg,cluster=pg-1");
+    assert_eq!(report.selector("demo/pg-2-network"), "app=pg,cluster=pg-2");
+}
+
+#[test]
+fn no_policy_is_named_after_a_run_of_a_job_that_says_nothing_else() {
+    let run = |name: &'static str, job: &'static str| (name, r#"{"job-name":"x"}"#, Some(("Job", job)));
+    let report =
+        askers(&[run("seed-x7k2p-aaaaa", "seed-x7k2p"), run("seed-9bq4z-bbbbb", "seed-9bq4z")], false).report();
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network"], "{}", report.said);
+    assert!(report.said.contains("demo/seed: no policy, its pods have no usable labels"), "{}", report.said);
+}
+
+#[test]
+fn whoever_takes_in_the_pods_of_runs_that_are_over_says_so() {
+    let runs = |labels: &'static str| {
+        let run = |name, owner| (name, labels, Some(("Report", owner)));
+        askers(&[run("a", "report-1"), run("b", "report-2")], true).report()
+    };
+    let report = runs(r#"{"app":"web","side":"x"}"#);
+    assert!(report.said.contains("demo/web: its selector also selects pods of demo/report"), "{}", report.said);
+    assert!(!runs(r#"{"app":"report"}"#).said.contains("also selects"));
+}

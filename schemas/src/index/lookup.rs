@@ -1,4 +1,4 @@
-//! The index's answers: who had an address, what stood behind a Service, and which workload a pod is of.
+//! The index's answers: who had an address, what stood behind a Service, and what there was.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,6 @@ use std::{
 use super::{Backend, Holds, Index, Lease, Owner, Span, UnknownReason, Version, addresses, is_over};
 use crate::{
     inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
-    labels,
     table::{Port, TimestampMs},
 };
 
@@ -88,55 +87,14 @@ impl Index {
         Some(&*version.record)
     }
 
-    /// The workload a pod belongs to, by kind and name: what a user made, where a label tells it, of which a controller makes
-    /// something new for each release or run; or its top owner, as far as owners are known. Pods that nothing owns, or
-    /// another pod does, and whose names are made up, are one workload if they have the same labels of identity. Where a
-    /// ReplicaSet is not known, the hash that its Deployment or Rollout gave it tells theirs.
-    pub fn workload_of(&self, pod: &InventoryRecord) -> (Arc<str>, Arc<str>) {
-        if let Some(json) = pod.labels.as_deref().filter(|json| labels::may_name_workload(json))
-            && let Some((kind, name)) = labels::workload(&parse_labels(json))
-        {
-            return (Arc::from(kind), Arc::from(name));
-        }
-        let mut top = match pod.owner_kind.clone().zip(pod.owner.clone()) {
-            None => return unowned(pod, &pod.name),
-            Some((kind, _)) if &*kind == "Pod" => return unowned(pod, &pod.name),
-            // kubelet runs it from a file, and names it after its node.
-            Some((kind, node)) if &*kind == "Node" => {
-                let name = pod.name.strip_suffix(&*node).and_then(|name| name.strip_suffix('-'));
-                return (Arc::from(ObjectKind::Pod), name.map_or_else(|| Arc::clone(&pod.name), Arc::from));
-            }
-            Some(owner) => owner,
-        };
-        let mut is_known = false;
-        for _ in 0..OWNERS {
-            let key =
-                (Arc::from(ObjectKind::Workload), pod.namespace.clone(), Arc::clone(&top.1), Some(Arc::clone(&top.0)));
-            let workload = self.ids.get(&key).and_then(|id| self.object(*id).versions.last());
-            is_known = workload.is_some();
-            let Some(owner) = workload.and_then(|of| of.record.owner_kind.clone().zip(of.record.owner.clone())) else {
-                break;
-            };
-            // What an operator made is a workload; the operator's own object, which no record tells of, is none.
-            let is_made_for_it = matches!(&*top.0, "ReplicaSet" | "Job");
-            let key = (
-                Arc::from(ObjectKind::Workload),
-                pod.namespace.clone(),
-                Arc::clone(&owner.1),
-                Some(Arc::clone(&owner.0)),
-            );
-            if !is_made_for_it && !self.ids.contains_key(&key) {
-                break;
-            }
-            top = owner;
-        }
-        let by_hash = || if is_known { None } else { by_template_hash(pod, &top) };
-        by_hash().or_else(|| by_run(pod, &top, is_known)).unwrap_or(top)
-    }
-
     /// Whether somebody who knows the whole cluster told of it at any time.
     pub fn is_covered(&self) -> bool {
         !self.coverage.is_empty()
+    }
+
+    /// Whether there was ever a record of an owner of pods, by kind, namespace and name.
+    pub fn is_recorded(&self, workload_kind: &Arc<str>, namespace: &Arc<str>, name: &Arc<str>) -> bool {
+        self.last_workload(Some(namespace), &(Arc::clone(workload_kind), Arc::clone(name))).is_some()
     }
 
     /// Whether an owner of pods, by kind, namespace and name, is there for all that is known.
@@ -386,56 +344,3 @@ fn target_port(service_port: &Port, pod: &InventoryRecord) -> Option<u16> {
     let named = |port: &&Port| port.name.as_deref() == Some(target) && port.protocol == service_port.protocol;
     target.parse().ok().or_else(|| pod.ports.iter().find(named).map(|port| port.port))
 }
-
-/// The owner of a pod's ReplicaSet: a Deployment or Rollout names it after itself and the hash of its template, which
-/// is also a label of the pod.
-/// The workload of a pod that no controller made: by its name, which somebody chose, or where it is made up, by its labels.
-fn unowned(pod: &InventoryRecord, name: &Arc<str>) -> (Arc<str>, Arc<str>) {
-    let labels = pod.labels.as_deref().filter(|_| labels::is_made_up(name));
-    let labels = labels.map(parse_labels);
-    let identity = labels.and_then(|labels| labels::identity(&labels).or_else(|| labels::custom(&labels)));
-    (Arc::from(ObjectKind::Pod), identity.map_or_else(|| Arc::clone(name), Arc::from))
-}
-
-fn by_template_hash(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>)) -> Option<(Arc<str>, Arc<str>)> {
-    if &**kind != "ReplicaSet" {
-        return None;
-    }
-    let labels = parse_labels(pod.labels.as_deref()?);
-    TEMPLATE_HASHES.iter().find_map(|(label, owner)| {
-        let base = name.strip_suffix(&**labels.get(*label)?)?.strip_suffix('-')?;
-        (!base.is_empty()).then(|| (Arc::from(*owner), Arc::from(base)))
-    })
-}
-
-/// What is made anew for each run, by what stands at its name's end: Jobs of a CronJob, where nobody knows who made them (minutes
-/// since 1970, as the CronJob controller has it); Jobs of whoever makes one for each release, where the pods' labels tell what
-/// they are; and what controllers of other kinds make with names that are made up.
-fn by_run(pod: &InventoryRecord, (kind, name): &(Arc<str>, Arc<str>), is_known: bool) -> Option<(Arc<str>, Arc<str>)> {
-    if &**kind != "Job" {
-        // A person may have named it, where its pods have its name in a label that stays.
-        let is_named = || {
-            let labels = parse_labels(pod.labels.as_deref().unwrap_or_default());
-            labels.iter().any(|(key, value)| value == name && labels::nature(&labels, key).stays())
-        };
-        let is_other = !is_known && !labels::BUILT_IN_KINDS.contains(&&**kind);
-        let base = labels::base_of(name).filter(|_| is_other && !is_named());
-        return base.map(|base| (Arc::clone(kind), Arc::from(base)));
-    }
-    let (base, run) = name.rsplit_once('-')?;
-    if !is_known && !base.is_empty() && run.len() == CRON_RUN_DIGITS && labels::is_number(run) {
-        return Some((Arc::from("CronJob"), Arc::from(base)));
-    }
-    labels::identity(&parse_labels(pod.labels.as_deref()?))?;
-    let is_counted = labels::is_number(run) || run.contains('.') && !labels::stays("", run);
-    let base = if is_counted && !base.is_empty() { base } else { labels::base_of(name)? };
-    Some((Arc::clone(kind), Arc::from(base)))
-}
-
-/// Minutes since 1970 have so many digits, until 2160.
-const CRON_RUN_DIGITS: usize = 8;
-/// The label that holds the hash, and who sets it.
-const TEMPLATE_HASHES: [(&str, &str); 2] =
-    [("pod-template-hash", "Deployment"), ("rollouts-pod-template-hash", "Rollout")];
-/// Owners above one another; a circle must end.
-const OWNERS: usize = 8;
