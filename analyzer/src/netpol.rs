@@ -341,13 +341,9 @@ impl Rule {
 
 impl Block {
     fn new(block: &IPBlock) -> Result<Self, String> {
-        let parse = |text: &String| text.parse::<IpNet>().map_err(|_| format!("`{text}` is not a CIDR"));
-        let cidr = parse(&block.cidr)?;
-        let except = block.except.iter().flatten().map(parse).collect::<Result<Vec<_>, _>>()?;
-        match except.iter().find(|except| !cidr.contains(*except)) {
-            Some(outside) => Err(format!("the exception {outside} is not within {cidr}")),
-            None => Ok(Self { cidr, except }),
-        }
+        let parse = |text: &String| validation::cidr(text).ok_or_else(|| format!("`{text}` is not a CIDR"));
+        let except = block.except.iter().flatten().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { cidr: parse(&block.cidr)?, except })
     }
 
     fn contains(&self, address: IpAddr) -> bool {
@@ -361,18 +357,13 @@ impl Port {
         let protocol = protocol.as_deref().unwrap_or("TCP");
         let transport = Transport::of_protocol(protocol);
         let transport = transport.ok_or_else(|| format!("`{protocol}` is not a protocol of policies"))?;
-        let number = |number: &i32| match u16::try_from(*number) {
-            Ok(number) if number > 0 => Ok(number),
-            _ => Err(format!("{number} is not a port")),
-        };
-        Ok(match (port, end_port) {
-            (None, None) => Self::Range(transport, 1, u16::MAX),
-            (Some(IntOrString::Int(first)), None) => Self::Range(transport, number(first)?, number(first)?),
-            (Some(IntOrString::Int(first)), Some(last)) if first <= last => {
-                Self::Range(transport, number(first)?, number(last)?)
+        let number = |number: &i32| u16::try_from(*number).map_err(|_| format!("{number} is not a port"));
+        Ok(match port {
+            None => Self::Range(transport, 1, u16::MAX),
+            Some(IntOrString::Int(first)) => {
+                Self::Range(transport, number(first)?, number(end_port.as_ref().unwrap_or(first))?)
             }
-            (Some(IntOrString::String(name)), None) => Self::Named(transport, name.as_str().into()),
-            (_, Some(last)) => return Err(format!("endPort {last} needs a port that is a number and not larger")),
+            Some(IntOrString::String(name)) => Self::Named(transport, name.as_str().into()),
         })
     }
 
@@ -404,6 +395,9 @@ struct Scope<'a> {
 
 impl Scope<'_> {
     /// The policy, whom it selects, and in which directions it isolates them.
+    ///
+    /// # Errors
+    /// The API server would refuse it.
     fn compile(&self, policy: &NetworkPolicy) -> Result<(Policy, RoaringBitmap, Vec<Direction>), String> {
         if let Some(refusal) = validation::refusals(policy).into_iter().next() {
             return Err(refusal);
@@ -423,7 +417,11 @@ impl Scope<'_> {
         let directions = match spec.policy_types.as_deref() {
             None | Some([]) if rules[Direction::Egress].is_empty() => vec![Direction::Ingress],
             None | Some([]) => vec![Direction::Ingress, Direction::Egress],
-            Some(types) => types.iter().map(|name| direction(name)).collect::<Result<Vec<_>, _>>()?,
+            Some(types) => {
+                let has =
+                    |direction: &Direction| types.iter().any(|name| name.eq_ignore_ascii_case(direction.as_str()));
+                Direction::ALL.into_iter().filter(has).collect()
+            }
         };
         Ok((Policy { path: path_of(policy).into(), rules }, selected, directions))
     }
@@ -444,23 +442,20 @@ impl Scope<'_> {
     fn peers(&self, namespace: &str, peers: &[NetworkPolicyPeer]) -> Result<Peers, String> {
         let mut all = Peers { subjects: RoaringBitmap::new(), blocks: Vec::new() };
         for NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } in peers {
-            match (ip_block, namespace_selector, pod_selector) {
-                (Some(block), None, None) => all.blocks.push(Block::new(block)?),
-                (None, None, None) => return Err("a peer is empty".into()),
-                (None, namespaces, pods) => {
-                    let within = match namespaces {
-                        None => self.members_of(namespace),
-                        Some(selector) => {
-                            let names = self.namespaces.select(selector)?;
-                            let members = names.iter().map(|name| self.members_of(&self.names[name as usize]));
-                            members.fold(RoaringBitmap::new(), |all, more| all | more)
-                        }
-                    };
-                    let selected = pods.as_ref().map(|selector| self.pods.select(selector)).transpose()?;
-                    all.subjects |= selected.map_or_else(|| within.clone(), |pods| &pods & &within);
-                }
-                (Some(_), ..) => return Err("a peer has an ipBlock and a selector".into()),
+            if let Some(block) = ip_block {
+                all.blocks.push(Block::new(block)?);
+                continue;
             }
+            let within = match namespace_selector {
+                None => self.members_of(namespace),
+                Some(selector) => {
+                    let names = self.namespaces.select(selector)?;
+                    let members = names.iter().map(|name| self.members_of(&self.names[name as usize]));
+                    members.fold(RoaringBitmap::new(), |all, more| all | more)
+                }
+            };
+            let selected = pod_selector.as_ref().map(|selector| self.pods.select(selector)).transpose()?;
+            all.subjects |= selected.map_or_else(|| within.clone(), |pods| &pods & &within);
         }
         Ok(all)
     }
@@ -470,17 +465,9 @@ impl Scope<'_> {
     }
 }
 
-fn direction(policy_type: &str) -> Result<Direction, String> {
-    match policy_type {
-        "Ingress" => Ok(Direction::Ingress),
-        "Egress" => Ok(Direction::Egress),
-        other => Err(format!("`{other}` is not a policy type")),
-    }
-}
-
 fn path_of(policy: &NetworkPolicy) -> String {
     let namespace = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-    format!("{namespace}/{}", policy.metadata.name.as_deref().unwrap_or_default())
+    format!("{namespace}/{}", policy.metadata.name.as_deref().unwrap_or("(no name)"))
 }
 
 /// Where objects are that name no namespace.

@@ -117,7 +117,9 @@ impl Manifests {
             }
             return;
         }
+        as_decoded(&mut object);
         let [namespace, name] = ["namespace", "name"].map(|key| object["metadata"][key].as_str().unwrap_or_default());
+        let name = if name.is_empty() { "(no name)" } else { name };
         let name = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
         for problem in self.add_object(object, &kind, &version).err().unwrap_or_default() {
             self.problems.push(format!("{file}: {kind} {name}: {problem}"));
@@ -159,8 +161,10 @@ impl Manifests {
                     return Ok(());
                 }
                 let spec = PodSpec::deserialize(&object["spec"]).map_err(refused)?;
-                let (namespace, pod) = (namespace(&metadata), metadata.name.clone().unwrap_or_default());
-                let by = owner(&metadata, &namespace).unwrap_or_else(|| workload(&namespace, "Pod", &pod));
+                let namespace = namespace(&metadata);
+                let pod = || metadata.name.as_deref().or(metadata.generate_name.as_deref()).unwrap_or_default();
+                let of_itself = || workload(&namespace, "Pod", pod().trim_end_matches('-'));
+                let by = owner(&metadata, &namespace).unwrap_or_else(of_itself);
                 let addresses = object["status"]["podIPs"].as_array().into_iter().flatten();
                 let addresses = addresses.filter_map(|address| address["ip"].as_str()?.parse::<IpAddr>().ok());
                 self.population.addresses.entry(by.clone()).or_default().extend(addresses);
@@ -191,8 +195,17 @@ impl Manifests {
                         return Ok(());
                     }
                 }
-                let spec = template.spec.unwrap_or_default();
-                self.add_pods(by, &metadata, &template.metadata.unwrap_or_default(), &spec, true);
+                let (pod, spec) = (template.metadata.unwrap_or_default(), template.spec.unwrap_or_default());
+                if kind != "StatefulSet" {
+                    self.add_pods(by, &metadata, &pod, &spec, true);
+                    return Ok(());
+                }
+                let number = |field: &Value, default| field.as_u64().unwrap_or(default);
+                let first = number(&object["spec"]["ordinals"]["start"], 0);
+                let replicas = number(&object["spec"]["replicas"], 1).clamp(1, MOST_REPLICAS);
+                for ordinal in first..first.saturating_add(replicas) {
+                    self.add_pods(by.clone(), &metadata, &numbered(&pod, &by.name, ordinal), &spec, true);
+                }
             }
         }
         Ok(())
@@ -279,6 +292,42 @@ fn workload(namespace: &Arc<str>, kind: &str, name: &str) -> Workload {
     Workload { namespace: Arc::clone(namespace), name: name.into(), kind: kind.into() }
 }
 
+/// A pod of a StatefulSet, with the labels that its controller adds (`k8s.io/api/apps/v1`).
+fn numbered(pod: &ObjectMeta, set: &str, ordinal: u64) -> ObjectMeta {
+    let name = format!("{set}-{ordinal}");
+    let mut labels = pod.labels.clone().unwrap_or_default();
+    labels.insert("statefulset.kubernetes.io/pod-name".into(), name.clone());
+    labels.insert("apps.kubernetes.io/pod-index".into(), ordinal.to_string());
+    ObjectMeta { name: Some(name), labels: Some(labels), ..pod.clone() }
+}
+
+/// Makes of an object what the API server decodes: a label without a value has an empty one, and an empty namespace is none.
+fn as_decoded(object: &mut Value) {
+    if object["metadata"]["namespace"] == ""
+        && let Some(metadata) = object["metadata"].as_object_mut()
+    {
+        metadata.remove("namespace");
+    }
+    fill_labels(object);
+}
+
+fn fill_labels(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match value {
+                    Value::Object(labels) if matches!(key.as_str(), "annotations" | "labels" | "matchLabels") => {
+                        labels.values_mut().filter(|value| value.is_null()).for_each(|value| *value = "".into());
+                    }
+                    other => fill_labels(other),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(fill_labels),
+        _ => {}
+    }
+}
+
 fn namespace(metadata: &ObjectMeta) -> Arc<str> {
     metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE).into()
 }
@@ -319,5 +368,7 @@ fn find(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 const MANIFESTS: [&str; 3] = ["yaml", "yml", "json"];
 /// The kinds of `networking.k8s.io`, but for NetworkPolicy, in any version.
 const NETWORKING_KINDS: [&str; 5] = ["ClusterCIDR", "IPAddress", "Ingress", "IngressClass", "ServiceCIDR"];
+/// As many pods of a StatefulSet are distinguished by their numbers.
+const MOST_REPLICAS: u64 = 100;
 /// Owners above one another; a circle must end.
 const OWNERS: usize = 8;

@@ -125,7 +125,13 @@ impl Population {
                     && !of_workload.clone().all(|member| has(member, key, value))
             });
             let labels: Vec<String> = differing.map(|(key, value)| format!("{key}={value}")).collect();
-            let what = if labels.is_empty() { format!("pod {}", own.pod) } else { labels.join(",") };
+            let pods: Vec<&str> = numbers.iter().take(3).map(|number| &*self.members[*number].pod).collect();
+            let what = match (labels.as_slice(), numbers.len() - pods.len()) {
+                ([_, ..], _) => labels.join(","),
+                ([], 0) if pods.len() == 1 => format!("pod {}", pods[0]),
+                ([], 0) => format!("pods {}", pods.join(", ")),
+                ([], more) => format!("pods {} and {more} more", pods.join(", ")),
+            };
             for number in numbers {
                 names[number].name = format!("{} ({what})", names[number].name).into();
             }

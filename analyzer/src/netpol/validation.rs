@@ -23,9 +23,11 @@ pub(crate) fn read(object: &Value) -> Result<NetworkPolicy, Vec<String>> {
         path if path == "status" => {}
         path => problems.push(format!("unknown field {}", as_written(&path))),
     };
-    let policy: NetworkPolicy = match serde_ignored::deserialize(object, &mut unknown) {
+    let mut track = serde_path_to_error::Track::new();
+    let located = serde_path_to_error::Deserializer::new(object, &mut track);
+    let policy: NetworkPolicy = match serde_ignored::deserialize(located, &mut unknown) {
         Ok(policy) => policy,
-        Err(error) => return Err(vec![error.to_string()]),
+        Err(error) => return Err(vec![format!("{}: {error}", track.path())]),
     };
     problems.extend(refusals(&policy));
     if problems.is_empty() { Ok(policy) } else { Err(problems) }
@@ -191,7 +193,7 @@ impl Found {
 }
 
 /// An address block as the API server reads it: with leading zeros, which `ParseCIDRSloppy` takes for decimal.
-fn cidr(text: &str) -> Option<IpNet> {
+pub(super) fn cidr(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
     let is_length = !length.is_empty() && length.len() <= 3 && length.bytes().all(|byte| byte.is_ascii_digit());
     let address = address.parse::<IpAddr>().ok().or_else(|| {
@@ -252,6 +254,13 @@ mod tests {
         let policy = serde_json::json!({ "metadata": { "name": "p" }, "spec": { "ingress": [{ "from": [{ "podSelector": { "matchLabel": {} } }] }] } });
         let problems = read(&policy).expect_err("it is none");
         assert_eq!(problems, ["unknown field spec.ingress[0].from[0].podSelector.matchLabel"]);
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_named_by_where_it_is() {
+        let policy = serde_json::json!({ "metadata": { "name": "p" }, "spec": { "egress": [{ "ports": [{ "endPort": "x" }] }] } });
+        let problems = read(&policy).expect_err("it is none");
+        assert_eq!(problems, ["spec.egress[0].ports[0].endPort: invalid type: string \"x\", expected i32"]);
     }
 
     proptest! {

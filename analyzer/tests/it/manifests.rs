@@ -247,3 +247,40 @@ fn a_key_that_is_there_twice_is_refused_though_kubectl_takes_the_last() {
     let (output, said) = connectivity(directory.path());
     assert!(output.status.code() == Some(2) && said.contains("duplicate"), "{said}");
 }
+
+#[test]
+fn objects_are_what_the_api_server_would_decode() {
+    let (connections, said) = listed(
+        r#"
+{apiVersion: v1, kind: Pod, metadata: {generateName: web-, namespace: "", labels: {app: web, note: null}}, spec: {containers: [{name: c}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, labels: {app: db}}, spec: {containers: [{name: c}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: ""}, spec: {podSelector: {matchLabels: {app: db}},
+  ingress: [{from: [{podSelector: {matchLabels: {note: ""}}}], ports: [{port: 80}]}]}}
+"#,
+    );
+    assert!(
+        connections.contains(&"default/web[Pod] => default/db[Pod] : TCP 80".to_owned()),
+        "{connections:#?} {said}"
+    );
+}
+
+#[test]
+fn pods_of_a_stateful_set_are_distinguished_by_their_numbers_where_policies_do() {
+    let set = "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db}, spec: {replicas: 3, template: {metadata: {labels: {app: db}}, spec: {containers: [{name: c}]}}}}\n---\n";
+    let policy = |label: &str| {
+        format!(
+            "{set}{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p}}, spec: {{podSelector: {{matchLabels: {{{label}}}}}}}}}"
+        )
+    };
+    let outside = "0.0.0.0-255.255.255.255[External] => default/db";
+    let dialled = |manifests: &str| {
+        let (connections, _) = listed(manifests);
+        connections.into_iter().filter(|line| line.starts_with(outside)).collect::<Vec<_>>()
+    };
+    assert_eq!(dialled(set), [format!("{outside}[StatefulSet] : All Connections")]);
+    assert!(dialled(&policy("app: db")).is_empty());
+    let open = dialled(&policy("statefulset.kubernetes.io/pod-name: db-0"));
+    assert_eq!(open, [format!("{outside} (pods db-1, db-2)[StatefulSet] : All Connections")]);
+}
