@@ -6,7 +6,7 @@
 //! DIR/health/…
 //! ```
 //!
-//! A file appears under its name only when it is whole: it is written as `….parquet.tmp`, synced and renamed. Each
+//! A file appears under its name only when it is whole: it is written as `.….parquet.tmp`, synced and renamed. Each
 //! file names its dataset, schema version, writer and range of rows in its key-value metadata.
 
 mod merge;

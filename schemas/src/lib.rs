@@ -50,4 +50,4 @@ pub mod vocabulary;
 /// Schema version, `major.minor`: a new column raises the minor, a changed meaning the major. Readers accept every
 /// minor of the majors they know.
 #[cfg(feature = "std")]
-pub const SCHEMA_VERSION: (u32, u32) = (1, 2);
+pub const SCHEMA_VERSION: (u32, u32) = (2, 0);

@@ -74,7 +74,7 @@ pub trait Record: Table {
     /// Converts a batch to rows. Columns are found by name and cast to their type; unknown ones are ignored.
     ///
     /// # Errors
-    /// A column is missing, has another type, or has a null where none is allowed.
+    /// A column is missing, has another type, or has a null or a number where none such is allowed.
     fn decode(batch: &RecordBatch) -> Result<Vec<Self>, SchemaError>;
 
     /// The value of [`Self::TIME`].
@@ -91,6 +91,9 @@ pub trait Record: Table {
 
     /// Who wrote the row.
     fn writer(&self) -> Origin;
+
+    /// Says in a line what the row says, for people who read logs.
+    fn summarize(&self, out: &mut String);
 }
 
 /// One column of a table.
@@ -125,8 +128,8 @@ pub enum SchemaError {
     /// A column that has to be there is not.
     #[error("column `{column}` of dataset `{dataset}` is missing")]
     MissingColumn { dataset: &'static str, column: &'static str },
-    /// A column that may not be null has a null.
-    #[error("column `{column}` of dataset `{dataset}` has a null")]
+    /// A column has a null where none may be, or a number that is none of a port.
+    #[error("column `{column}` of dataset `{dataset}` has a null or a number out of range")]
     UnexpectedNull { dataset: &'static str, column: &'static str },
     /// A column's type can't be converted.
     #[error("column `{column}` of dataset `{dataset}` has an unexpected type")]
@@ -252,13 +255,13 @@ macro_rules! table {
 }
 
 /// Defines a dataset: a [`table!`](crate::table!), and its [`Record`]. The tail names the functions for what a table
-/// cannot say: partition time, with its column, and sort order.
+/// cannot say: partition time, with its column, sort order, and a line for people.
 macro_rules! dataset {
     (
         $(#[doc = $about:literal])+
         $record:ident, $name:literal, $event:literal;
         $($(#[doc = $meaning:literal])+ $field:ident: $type:ty => $attribute:literal, $unit:literal;)+
-        partition by $time:ident, $partition:expr; sort by $key:expr;
+        partition by $time:ident, $partition:expr; sort by $key:expr; summarize by $summary:expr;
     ) => {
         $crate::table! {
             $(#[doc = $about])+
@@ -299,6 +302,12 @@ macro_rules! dataset {
                     let by: fn(&Self, &Self) -> std::cmp::Ordering = $key;
                     by(a, b)
                 });
+            }
+
+            fn summarize(&self, out: &mut String) {
+                let summarize: fn(&Self, &mut String) -> std::fmt::Result = $summary;
+                // A text takes whatever is written.
+                let _ = summarize(self, out);
             }
 
             fn origin(&self) -> (&std::sync::Arc<str>, i64) {

@@ -1,8 +1,8 @@
 //! The columns of flows that edges are made of.
 
 use arrow::{
-    array::{Array as _, AsArray, BooleanArray, Int64Array, RecordBatch, UInt16Array},
-    datatypes::{Int64Type, TimestampMillisecondType, UInt16Type},
+    array::{Array as _, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch},
+    datatypes::{Int32Type, Int64Type, TimestampMillisecondType},
 };
 
 use schemas::edge_columns::ConnectionCounts;
@@ -11,8 +11,8 @@ use schemas::edge_columns::ConnectionCounts;
 pub(super) struct Rows<'a> {
     direction_known: &'a BooleanArray,
     pub(super) host_network: [&'a BooleanArray; 2],
-    pub(super) port: &'a UInt16Array,
-    source_port: &'a UInt16Array,
+    port: &'a Int32Array,
+    source_port: &'a Int32Array,
     pub(super) seq: &'a [i64],
     pub(super) window_end: &'a [i64],
     pub(super) first_seen: &'a [i64],
@@ -43,8 +43,8 @@ impl<'a> Rows<'a> {
         Self {
             direction_known: column(direction).as_boolean(),
             host_network: [source_host, destination_host].map(|name| column(name).as_boolean()),
-            port: column(port).as_primitive::<UInt16Type>(),
-            source_port: column(source_port).as_primitive::<UInt16Type>(),
+            port: column(port).as_primitive::<Int32Type>(),
+            source_port: column(source_port).as_primitive::<Int32Type>(),
             seq: number(seq),
             window_end: time(end),
             first_seen: time(first),
@@ -54,9 +54,14 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// The port that was dialled. Who reads the file refuses numbers that are none.
+    pub(super) fn port(&self, row: usize) -> u16 {
+        self.port.value(row) as u16
+    }
+
     /// Where it is not known which end of a row initiated, the port of the source, or 0.
     pub(super) fn undirected_port(&self, row: usize) -> Option<u16> {
-        let port = || if self.source_port.is_valid(row) { self.source_port.value(row) } else { 0 };
+        let port = || if self.source_port.is_valid(row) { self.source_port.value(row) as u16 } else { 0 };
         (!self.direction_known.value(row)).then(port)
     }
 

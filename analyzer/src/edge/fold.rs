@@ -181,7 +181,7 @@ impl<'a> Folder<'a> {
             let side = if is_client { SOURCE } else { DESTINATION };
             let host_network = &rows.host_network[usize::from(!is_client)];
             let is_host = host_network.is_valid(row) && host_network.value(row);
-            let port = rows.port.value(row);
+            let port = rows.port(row);
             let source_port = rows.undirected_port(row);
             let local: LocalKey = [
                 text(Text::Transport),

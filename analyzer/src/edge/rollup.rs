@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use arrow::{
     array::{Array as _, AsArray, Int64Array, ListArray, RecordBatch},
-    datatypes::{DataType, Int32Type, TimestampMillisecondType, UInt16Type},
+    datatypes::{DataType, Int32Type, TimestampMillisecondType},
 };
 use schemas::{
     edge_columns::{ConnectionCounts, EdgeEnd},
@@ -110,10 +110,10 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         ["source_", "destination_"].map(|side| names::<EdgeEnd, { EdgeEnd::WIDTH }>(side).map(|name| texts(&name)));
     let mut lists = |name: &str| Texts::list(column(name).as_list::<i32>(), &mut folder.texts);
     let listed = ["services", "failures", "source_pod_uids", "destination_pod_uids"].map(&mut lists);
-    let ports = column("port").as_primitive::<UInt16Type>().values();
-    let source_ports = column("source_port").as_primitive::<UInt16Type>();
+    let ports = column("port").as_primitive::<Int32Type>().values();
+    let source_ports = column("source_port").as_primitive::<Int32Type>();
     let dialled = column("dialled_ports").as_list::<i32>();
-    let dialled_ports = dialled.values().as_primitive::<UInt16Type>().values();
+    let dialled_ports = dialled.values().as_primitive::<Int32Type>().values();
     let flags =
         ["own_node", "via_service", "answered", "client_seen", "server_seen"].map(|name| column(name).as_boolean());
     let times = ["hour", "first_seen", "last_seen"]
@@ -127,8 +127,10 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
         });
         let [own_node, via_service, answered, seen_by_client, seen_by_server] = flags.map(|flag| flag.value(row));
         let transport = transports.rows()[row];
-        let source_port = source_ports.is_valid(row).then(|| source_ports.value(row));
-        let edge = folder.edge_of(EdgeKey { transport, source, destination, port: ports[row], own_node, source_port });
+        // Who reads the file refuses numbers that are no ports.
+        let source_port = source_ports.is_valid(row).then(|| source_ports.value(row) as u16);
+        let port = ports[row] as u16;
+        let edge = folder.edge_of(EdgeKey { transport, source, destination, port, own_node, source_port });
         let [services, failures, source_pods, destination_pods] = listed.each_ref().map(|list| list.row(row));
         let [source_containers, destination_containers] =
             containers.each_ref().map(|names| parted(names.rows()[row], &mut folder.texts));
@@ -149,7 +151,10 @@ pub(super) fn place(folder: &mut Folder<'_>, batch: &RecordBatch) {
             via_service,
             answered,
             services: sorted(services),
-            dialled_ports: SmallVec::from_slice(&dialled_ports[offsets[row] as usize..offsets[row + 1] as usize]),
+            dialled_ports: dialled_ports[offsets[row] as usize..offsets[row + 1] as usize]
+                .iter()
+                .map(|port| *port as u16)
+                .collect(),
             failures: sorted(failures),
             source_pods: sorted(source_pods),
             destination_pods: sorted(destination_pods),

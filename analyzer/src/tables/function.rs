@@ -3,11 +3,11 @@
 use std::{net::IpAddr, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, StringArray, StringBuilder},
+    array::{Array, ArrayRef, AsArray, BooleanBuilder, Int64Array, StringArray, StringBuilder},
     datatypes::{DataType, Float64Type, Int64Type},
 };
 use datafusion::{
-    error::Result,
+    error::{DataFusionError, Result},
     logical_expr::{Accumulator, ColumnarValue, Volatility, create_udaf, create_udf},
     prelude::SessionContext,
     scalar::ScalarValue,
@@ -15,14 +15,14 @@ use datafusion::{
 use ipnet::IpNet;
 use schemas::{
     event::RTT_BUCKETS,
-    inventory::{Labels, parse_labels},
+    inventory::Labels,
     table::{Cell, RttHistogram},
 };
 
 /// What the functions are called with, and what they do.
 pub(super) const FUNCTIONS: [(&str, &str); 5] = [
     ("label(labels, 'app')", "The value of a label in a column of labels; null where the label is not there."),
-    ("in_cidr(address, '10.0.0.0/8')", "Whether an address is in a range."),
+    ("in_cidr(address, '10.0.0.0/8')", "Whether an address is in a range; an address is the range of itself."),
     ("network(address, 24)", "The range of that prefix length that an IPv4 address is in; for IPv6, the /64."),
     (
         "rtt_quantile_us(rtt_us_hist, 0.95)",
@@ -65,7 +65,8 @@ fn label(args: &[ColumnarValue]) -> Result<ColumnarValue> {
             continue;
         };
         if last.as_ref().is_none_or(|(known, _)| *known != json) {
-            last = Some((json, parse_labels(json)));
+            let read = serde_json::from_str(json);
+            last = Some((json, read.map_err(|_| refused("label", json, "a map of labels, as column `labels` has"))?));
         }
         values.append_option(last.as_ref().and_then(|(_, labels)| labels.get(key)));
     }
@@ -75,24 +76,46 @@ fn label(args: &[ColumnarValue]) -> Result<ColumnarValue> {
 fn in_cidr(args: &[ColumnarValue]) -> Result<ColumnarValue> {
     let arrays = ColumnarValue::values_to_arrays(args)?;
     let (addresses, ranges) = (arrays[0].as_string::<i32>(), arrays[1].as_string::<i32>());
-    let is_in = |(address, range): (Option<&str>, Option<&str>)| {
-        let (address, range) = (address?.parse::<IpAddr>().ok()?, range?.parse::<IpNet>().ok()?);
-        Some(range.contains(&address))
-    };
-    let answers: BooleanArray = addresses.iter().zip(ranges).map(is_in).collect();
-    Ok(ColumnarValue::Array(Arc::new(answers)))
+    // It is mostly the same on all rows.
+    let mut last: Option<(&str, IpNet)> = None;
+    let mut answers = BooleanBuilder::with_capacity(addresses.len());
+    for (address, range) in addresses.iter().zip(ranges) {
+        let (Some(address), Some(range)) = (address, range) else {
+            answers.append_null();
+            continue;
+        };
+        let known = match last.filter(|(known, _)| *known == range) {
+            Some((_, known)) => known,
+            None => {
+                // An address is the range of itself, as it is in decisions.
+                let read = range.parse().or_else(|_| range.parse::<IpAddr>().map(IpNet::from));
+                last.insert((range, read.map_err(|_| refused("in_cidr", range, "a range, such as 10.0.0.0/8"))?)).1
+            }
+        };
+        answers.append_option(address.parse::<IpAddr>().ok().map(|address| known.contains(&address)));
+    }
+    Ok(ColumnarValue::Array(Arc::new(answers.finish())))
 }
 
 fn network(args: &[ColumnarValue]) -> Result<ColumnarValue> {
     let arrays = ColumnarValue::values_to_arrays(args)?;
     let (addresses, lengths) = (arrays[0].as_string::<i32>(), arrays[1].as_primitive::<Int64Type>());
     let range = |(address, length): (Option<&str>, Option<i64>)| {
-        let (address, length) = (address?.parse::<IpAddr>().ok()?, u8::try_from(length?).ok()?);
-        let length = if address.is_ipv6() { IPV6_PREFIX } else { length };
-        Some(IpNet::new(address, length).ok()?.trunc().to_string())
+        let Some(length) = length else { return Ok(None) };
+        let of_ipv4 = u8::try_from(length).ok().filter(|length| *length <= IPV4_LENGTH);
+        let of_ipv4 = of_ipv4.ok_or_else(|| refused("network", &length.to_string(), "a prefix length from 0 to 32"))?;
+        let Some(address) = address.and_then(|address| address.parse::<IpAddr>().ok()) else { return Ok(None) };
+        let length = if address.is_ipv6() { IPV6_PREFIX } else { of_ipv4 };
+        Ok(IpNet::new(address, length).ok().map(|range| range.trunc().to_string()))
     };
-    let ranges: StringArray = addresses.iter().zip(lengths).map(range).collect();
+    let ranges: StringArray = addresses.iter().zip(lengths).map(range).collect::<Result<_>>()?;
     Ok(ColumnarValue::Array(Arc::new(ranges)))
+}
+
+/// Says that a function can't be called with a value, and what with.
+fn refused(function: &str, value: &str, wanted: &str) -> DataFusionError {
+    let shown: String = value.chars().take(SHOWN_CHARS).collect();
+    DataFusionError::Execution(format!("{function}: `{shown}` is not {wanted}"))
 }
 
 /// Sums histograms, and finds the bound below which a share of the counts is.
@@ -112,7 +135,11 @@ impl Accumulator for Quantile {
                 self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
             }
             if shares.is_valid(row) {
-                self.share = Some(shares.value(row));
+                let share = shares.value(row);
+                if !(0.0..=1.0).contains(&share) {
+                    return Err(refused("rtt_quantile_us", &share.to_string(), "a share from 0 to 1"));
+                }
+                self.share = Some(share);
             }
         }
         Ok(())
@@ -153,4 +180,7 @@ impl Accumulator for Quantile {
 }
 
 const MILLION: f64 = 1_000_000.0;
+const IPV4_LENGTH: u8 = 32;
 const IPV6_PREFIX: u8 = 64;
+/// Most characters of a value in a message.
+const SHOWN_CHARS: usize = 40;

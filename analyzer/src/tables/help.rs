@@ -72,7 +72,7 @@ fn sentence(text: &str) -> String {
 fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Dictionary(..) | DataType::Utf8 => "text".into(),
-        DataType::Int64 | DataType::UInt16 => "integer".into(),
+        DataType::Int64 | DataType::Int32 => "integer".into(),
         DataType::Float64 => "number".into(),
         DataType::Boolean => "boolean".into(),
         DataType::Timestamp(..) => "timestamp".into(),

@@ -34,7 +34,7 @@ fn broken_files_are_named_and_the_rest_is_reported() {
 
     let found = report(directory.path(), &[]);
     assert_eq!(found.yaml, expected.yaml);
-    assert!(found.said.contains("newer.parquet: has schema version 9.0, this build reads up to 1.x"), "{}", found.said);
+    assert!(found.said.contains("newer.parquet: has schema version 9.0, this build reads up to 2.x"), "{}", found.said);
     assert!(found.said.contains("short.parquet: truncated or damaged ("), "{}", found.said);
     assert!(found.said.contains("damaged.parquet: truncated or damaged ("), "{}", found.said);
     assert!(found.said.contains("notes.txt: not a Parquet file"), "{}", found.said);

@@ -113,16 +113,31 @@ fn a_query_takes_parameters_and_comes_from_a_file_with_others() {
 fn labels_addresses_and_round_trip_times_have_functions() {
     let ask = |query: &str| sql(query, "csv").1.lines().skip(1).collect::<Vec<_>>().join(" ");
     assert_eq!(ask("select label(labels, 'app'), label(labels, 'none') from inventory where kind = 'Pod'"), "web,");
-    let in_cidr =
-        "select in_cidr('10.1.2.3', '10.0.0.0/8'), in_cidr('11.1.2.3', '10.0.0.0/8'), in_cidr('x', '10.0.0.0/8')";
-    assert_eq!(ask(in_cidr), "true,false,");
+    let in_cidr = "select in_cidr('10.1.2.3', '10.0.0.0/8'), in_cidr('11.1.2.3', '10.0.0.0/8'), in_cidr('x', '10.0.0.0/8'), in_cidr('10.1.2.3', '10.1.2.3')";
+    assert_eq!(ask(in_cidr), "true,false,,true");
     assert_eq!(ask("select network('10.1.2.3', 24), network('2001:db8::1', 24)"), "10.1.2.0/24,2001:db8::/64");
-    let histogram = |counts: &str| format!("arrow_cast(make_array({counts}), 'FixedSizeList(8 x non-null Int64)')");
+    let histogram = |counts: &str| {
+        format!("arrow_cast(make_array({counts}), 'FixedSizeList(8 x non-null Int64, field: ''element'')')")
+    };
     let quantile = |counts: &str, share| format!("select rtt_quantile_us({}, {share})", histogram(counts));
     assert_eq!(ask(&quantile("0, 9, 0, 1, 0, 0, 0, 0", 0.9)), "256");
     assert_eq!(ask(&quantile("0, 9, 0, 1, 0, 0, 0, 0", 0.95)), "4096");
     assert_eq!(ask(&quantile("0, 0, 0, 0, 0, 0, 0, 1", 0.5)), "\"\"", "the last bucket has no bound");
     assert_eq!(ask(&quantile("0, 0, 0, 0, 0, 0, 0, 0", 0.5)), "\"\"");
+    // What is no range, length, share or map of labels is refused: an answer of nothing would be taken for one.
+    let refused = [
+        ("in_cidr('10.1.2.3', '10.0.0.0/40')", "in_cidr: `10.0.0.0/40` is not a range"),
+        ("in_cidr('10.1.2.3', 'foo')", "in_cidr: `foo` is not a range"),
+        ("in_cidr('10.1.2.3', '10.244.0.0/16 ')", "in_cidr: `10.244.0.0/16 ` is not a range"),
+        ("network('10.1.2.3', 40)", "network: `40` is not a prefix length"),
+        ("network('10.1.2.3', -1)", "network: `-1` is not a prefix length"),
+        ("label('1', 'app')", "label: `1` is not a map of labels"),
+        ("rtt_quantile_us(rtt_us_hist, 95)", "rtt_quantile_us: `95` is not a share"),
+    ];
+    for (call, said) in refused {
+        let (status, _, stderr) = sql(&format!("select {call} from flows"), "csv");
+        assert!(status == Some(1) && stderr.contains(said), "{call}: {stderr}");
+    }
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub fn write_rollup(
         let properties = properties::<RollupRow>(metadata).into_builder();
         let mut properties = properties.set_statistics_enabled(EnabledStatistics::None).set_offset_index_disabled(true);
         for list in ["services", "failures", "source_pod_uids", "destination_pod_uids"] {
-            let items = ColumnPath::from([list, "list", "item"].map(str::to_owned).to_vec());
+            let items = ColumnPath::from([list, "list", "element"].map(str::to_owned).to_vec());
             properties = properties.set_column_dictionary_enabled(items, true);
         }
         let mut writer = ArrowWriter::try_new(file, RollupRow::schema(), Some(properties.build()))?;

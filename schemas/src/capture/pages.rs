@@ -7,14 +7,15 @@
 use std::{cell::RefCell, fs::File, io::Cursor, path::Path, sync::Arc};
 
 use arrow::{
-    array::{RecordBatch, new_null_array},
-    datatypes::{FieldRef, Fields, Schema, SchemaRef},
+    array::{Array as _, AsArray, RecordBatch, new_null_array},
+    compute::{CastOptions, cast_with_options},
+    datatypes::{DataType, FieldRef, Fields, Int32Type, Schema, SchemaRef},
     error::ArrowError,
 };
 use bytes::Bytes;
 use parquet::{
     arrow::{
-        FieldLevels, ProjectionMask,
+        ARROW_SCHEMA_META_KEY, FieldLevels, ProjectionMask,
         arrow_reader::{ParquetRecordBatchReader, RowGroups, RowSelection},
         parquet_to_arrow_field_levels, parquet_to_arrow_schema,
     },
@@ -71,10 +72,11 @@ impl Pages {
     }
 
     /// Reads columns of one row group; of the rows, those that are selected. `known` is the schema of the dataset: a
-    /// column that may be null and is not in the file, as an older minor version wrote it, is null.
+    /// column that may be null and is not in the file, as an older minor version wrote it, is null, and one of a type that
+    /// [`is_readable`] is converted.
     ///
     /// # Errors
-    /// A column is not there, or has another type.
+    /// A column is not there, has another type, or a port's number is none.
     pub fn read(
         &self,
         group: usize,
@@ -82,52 +84,65 @@ impl Pages {
         columns: &[&str],
         selected: Option<RowSelection>,
     ) -> Result<impl Iterator<Item = Result<RecordBatch, ArrowError>> + use<>> {
-        let (levels, missing) = self.levels(known, columns)?;
+        let (levels, wanted) = self.levels(known, columns)?;
         let group = Group { pages: self, metadata: self.metadata.row_group(group) };
         let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)?;
-        Ok(reader.map(move |batch| match &missing {
-            Some(schema) => with_nulls(&batch?, schema),
-            None => batch,
+        Ok(reader.map(move |batch| {
+            let batch = batch?;
+            let batch = match &wanted {
+                Some(schema) => converted(&batch, schema)?,
+                None => batch,
+            };
+            check_ports(&batch)?;
+            Ok(batch)
         }))
     }
 
     /// How some columns are made of the file's; files are mostly like the one before.
-    /// Where the file lacks some, the schema of what is wanted is returned too.
+    /// Where the file lacks some or has them with other types, the schema of what is wanted is returned too.
     fn levels(&self, known: &SchemaRef, columns: &[&str]) -> Result<(Arc<FieldLevels>, Option<SchemaRef>)> {
         let file = self.metadata.file_metadata();
         let schema = file.schema_descr();
+        let arrow = file.key_value_metadata().and_then(|pairs| {
+            pairs.iter().find(|pair| pair.key == ARROW_SCHEMA_META_KEY).and_then(|pair| pair.value.as_deref())
+        });
         let of_last = |last: &Option<Levels>| {
             let is_this = |last: &&Levels| {
-                last.columns == columns && Arc::ptr_eq(&last.known, known) && *last.schema == *schema.root_schema()
+                let is_same_file = *last.schema == *schema.root_schema() && last.arrow.as_deref() == arrow;
+                is_same_file && last.columns == columns && Arc::ptr_eq(&last.known, known)
             };
-            last.as_ref().filter(is_this).map(|last| (Arc::clone(&last.levels), last.missing.clone()))
+            last.as_ref().filter(is_this).map(|last| (Arc::clone(&last.levels), last.wanted.clone()))
         };
         if let Some(levels) = LAST_LEVELS.with_borrow(of_last) {
             return Ok(levels);
         }
         let mask = ProjectionMask::columns(schema, columns.iter().copied());
-        let roots = schema.root_schema().get_fields();
-        let has = |field: &&FieldRef| roots.iter().any(|root| root.name() == field.name());
-        let of_file: Fields = known.fields().iter().filter(has).cloned().collect();
-        let is_known =
-            roots.len() == of_file.len() && roots.iter().zip(&of_file).all(|(root, field)| root.name() == field.name());
+        // Text is read into dictionaries, whatever it was written from.
+        let as_read = |field: &FieldRef| match known.field_with_name(field.name()) {
+            Ok(of_known) if is_text(field.data_type()) && is_text(of_known.data_type()) => {
+                Arc::new(field.as_ref().clone().with_data_type(of_known.data_type().clone()))
+            }
+            _ => Arc::clone(field),
+        };
+        let fields: Fields =
+            parquet_to_arrow_schema(schema, file.key_value_metadata())?.fields.iter().map(as_read).collect();
         let wanted = known.fields().iter().filter(|field| columns.contains(&field.name().as_str()));
-        let lacks_some = wanted.clone().any(|field| field.is_nullable() && !has(&field));
-        let missing = lacks_some.then(|| Arc::new(Schema::new(wanted.cloned().collect::<Fields>())));
-        // A newer minor version has more columns; what they are is then read from the file itself, which takes longer.
-        let fields =
-            if is_known { of_file } else { parquet_to_arrow_schema(schema, file.key_value_metadata())?.fields };
+        let is_as_wanted = |field: &FieldRef| match fields.find(field.name()) {
+            Some((_, of_file)) => of_file.data_type() == field.data_type(),
+            None => !field.is_nullable(),
+        };
+        let differs = !wanted.clone().all(is_as_wanted);
+        let wanted = differs.then(|| Arc::new(Schema::new(wanted.cloned().collect::<Fields>())));
         let levels = Arc::new(parquet_to_arrow_field_levels(schema, mask, Some(&fields))?);
-        if is_known {
-            LAST_LEVELS.set(Some(Levels {
-                schema: schema.root_schema_ptr(),
-                known: Arc::clone(known),
-                columns: columns.iter().map(|column| (*column).to_owned()).collect(),
-                levels: Arc::clone(&levels),
-                missing: missing.clone(),
-            }));
-        }
-        Ok((levels, missing))
+        LAST_LEVELS.set(Some(Levels {
+            schema: schema.root_schema_ptr(),
+            arrow: arrow.map(str::to_owned),
+            known: Arc::clone(known),
+            columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+            levels: Arc::clone(&levels),
+            wanted: wanted.clone(),
+        }));
+        Ok((levels, wanted))
     }
 
     fn column(&self, group: &RowGroupMetaData, column: usize) -> Result<Box<dyn PageReader>> {
@@ -138,13 +153,56 @@ impl Pages {
     }
 }
 
-/// The batch with columns of a schema that it lacks.
-fn with_nulls(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let column = |field: &FieldRef| {
-        let found = batch.column_by_name(field.name()).cloned();
-        found.unwrap_or_else(|| new_null_array(field.data_type(), batch.num_rows()))
+/// Whether what other writers make of a column's type can be read: of version 1 of the schema, and of tools that read a
+/// capture and write it again, other widths of numbers, names of list elements, units of time and ways to keep text.
+pub(super) fn is_readable(of_file: &DataType, known: &DataType) -> bool {
+    let is_number = |of: &DataType| of.is_integer();
+    match (of_file, known) {
+        (a, b) if is_text(a) && is_text(b) || is_number(a) && is_number(b) => true,
+        (DataType::Timestamp(_, Some(_)), DataType::Timestamp(_, Some(_))) => true,
+        (
+            DataType::List(a) | DataType::LargeList(a) | DataType::FixedSizeList(a, _),
+            DataType::List(b) | DataType::FixedSizeList(b, _),
+        ) => is_readable(a.data_type(), b.data_type()),
+        (DataType::Struct(a), DataType::Struct(b)) => {
+            a.len() == b.len()
+                && a.iter().zip(b).all(|(a, b)| a.name() == b.name() && is_readable(a.data_type(), b.data_type()))
+        }
+        (a, b) => a == b,
+    }
+}
+
+fn is_text(of: &DataType) -> bool {
+    match of {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        DataType::Dictionary(_, values) => is_text(values),
+        _ => false,
+    }
+}
+
+/// The batch with the columns of a schema: those that it lacks are null.
+fn converted(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let column = |field: &FieldRef| match batch.column_by_name(field.name()) {
+        Some(found) if found.data_type() == field.data_type() => Ok(Arc::clone(found)),
+        Some(found) => cast_with_options(found, field.data_type(), &CastOptions { safe: false, ..Default::default() }),
+        None => Ok(new_null_array(field.data_type(), batch.num_rows())),
     };
-    RecordBatch::try_new(Arc::clone(schema), schema.fields().iter().map(column).collect())
+    let columns = schema.fields().iter().map(column).collect::<Result<_, _>>()?;
+    RecordBatch::try_new(Arc::clone(schema), columns)
+}
+
+/// Refuses numbers that are none of ports, which are all that is as wide as they are in a dataset.
+fn check_ports(batch: &RecordBatch) -> Result<(), ArrowError> {
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let Some(ports) = column.as_primitive_opt::<Int32Type>() else { continue };
+        let is_none = |port: &i32| u16::try_from(*port).is_err();
+        if ports.values().iter().any(is_none)
+            && let Some(port) = ports.iter().flatten().find(is_none)
+        {
+            return Err(ArrowError::InvalidArgumentError(format!("{port} in column `{}` is not a port", field.name())));
+        }
+    }
+    Ok(())
 }
 
 /// Says that nothing is wanted of a footer but where the columns are.
@@ -273,10 +331,12 @@ fn decompress(bytes: &Bytes, plain: usize) -> Result<Bytes> {
 /// How some columns of a schema are read.
 struct Levels {
     schema: TypePtr,
+    /// As Arrow has it, which tells more.
+    arrow: Option<String>,
     known: SchemaRef,
     columns: Vec<String>,
     levels: Arc<FieldLevels>,
-    missing: Option<SchemaRef>,
+    wanted: Option<SchemaRef>,
 }
 
 thread_local! {

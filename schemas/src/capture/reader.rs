@@ -28,7 +28,7 @@ use parquet::{
 };
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, key, runs};
+use super::{DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, key, pages::is_readable, runs};
 use crate::{
     SCHEMA_VERSION,
     flow::FlowRecord,
@@ -347,8 +347,9 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
     let mut empty = true;
     for entry in entries {
         empty = false;
-        // As in Hive and Spark, names that begin so are not of the data.
-        if entry.as_ref().is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b".")) {
+        // As in Hive and Spark, names that begin so are not of the data; but what a killed writer left is named.
+        let is_hidden = |name: &[u8]| name.starts_with(b".") && !name.ends_with(HIDDEN_UNFINISHED.as_bytes());
+        if entry.as_ref().is_ok_and(|entry| is_hidden(entry.file_name().as_encoded_bytes())) {
             continue;
         }
         match entry {
@@ -511,7 +512,7 @@ fn compare_columns(metadata: &ParquetMetaData, dataset: &'static str) -> Result<
             let missing = SchemaError::MissingColumn { dataset, column: &column.name };
             return Err(ProblemKind::WrongColumns { reason: missing.to_string() });
         };
-        if *field.data_type() != (column.data_type)() {
+        if !is_readable(field.data_type(), &(column.data_type)()) {
             let reason = format!("column `{}` of dataset `{dataset}` has type {}", column.name, field.data_type());
             return Err(ProblemKind::WrongColumns { reason });
         }
@@ -531,6 +532,8 @@ fn value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
     pairs.iter().find(|pair| pair.key == key)?.value.clone()
 }
 
+/// How the names of files end that are not whole; version 1 of the schema did not hide them.
+const HIDDEN_UNFINISHED: &str = ".parquet.tmp";
 /// The column of time of a rollup.
 const ROLLUP_TIME: &str = "hour";
 /// How often is walked, where files come and go all the time.

@@ -57,7 +57,7 @@ pub struct Roll {
 /// Writes the rows of one dataset and run into files of a capture.
 ///
 /// Rows are buffered, sorted and encoded a batch at a time; [`Self::finish`] makes them durable. Dropping a writer leaves its unfinished
-/// file behind as `….tmp`, which readers name and skip.
+/// file behind as `.….tmp`, which readers pass over.
 pub struct DatasetWriter<R: Record> {
     root: PathBuf,
     origin: Origin,
@@ -253,13 +253,21 @@ pub(super) fn remove(unfinished: &Path) {
     let _ = fs::remove_file(unfinished);
 }
 
+/// The name of a file until it is whole: other readers take no file that begins with a dot for one of the data.
 pub(super) fn unfinished(path: &Path) -> PathBuf {
-    path.with_extension(format!("{PARQUET}.{UNFINISHED}"))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{UNFINISHED}"))
 }
 
-/// A node's name as part of a file's: node names are DNS subdomains, anything else is replaced.
+/// A node's name as part of a file's: node names are DNS subdomains, anything else is replaced. Other readers pass files over
+/// that begin with a dot or an underscore.
 fn file_name(node: &str) -> String {
-    node.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' }).collect()
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+    let name: String = node.chars().map(|c| if is_plain(&c) { c } else { '_' }).collect();
+    match name.trim_start_matches(['.', '_']) {
+        "" => "node".into(),
+        name => name.into(),
+    }
 }
 
 /// Rows per row group: enough for dictionaries to pay, and a few megabytes once they are encoded.
@@ -280,7 +288,7 @@ pub(super) fn properties<T: Table>(metadata: Vec<KeyValue>) -> WriterProperties 
         let column = ColumnPath::from(field.name().clone());
         properties = match field.data_type() {
             DataType::Dictionary(..) => properties.set_column_dictionary_enabled(column, true),
-            DataType::Int64 | DataType::UInt16 | DataType::Timestamp(..) => {
+            DataType::Int64 | DataType::Int32 | DataType::Timestamp(..) => {
                 properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
             }
             _ => properties,

@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BooleanArray, FixedSizeListArray, Float64Array, Int64Array, ListBuilder,
-        StringBuilder, StringDictionaryBuilder, StructArray, TimestampMillisecondArray, UInt16Array, UInt16Builder,
+        Array, ArrayRef, AsArray, BooleanArray, FixedSizeListArray, Float64Array, Int32Array, Int32Builder, Int64Array,
+        ListBuilder, StringBuilder, StringDictionaryBuilder, StructArray, TimestampMillisecondArray,
     },
     buffer::OffsetBuffer,
-    datatypes::{
-        DataType, Field, Fields, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType, UInt16Type,
-    },
+    datatypes::{DataType, Field, Fields, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType},
 };
 
 use crate::{
@@ -104,9 +102,35 @@ macro_rules! primitive_cell {
 }
 
 primitive_cell!(i64, DataType::Int64, Int64Array, |v| *v, |a| a.as_primitive::<Int64Type>(), |v| v);
-primitive_cell!(u16, DataType::UInt16, UInt16Array, |v| *v, |a| a.as_primitive::<UInt16Type>(), |v| v);
 primitive_cell!(f64, DataType::Float64, Float64Array, |v| *v, |a| a.as_primitive::<Float64Type>(), |v| v);
 primitive_cell!(bool, DataType::Boolean, BooleanArray, |v| *v, |a| a.as_boolean(), |v| v);
+
+// Ports are wider than they need: many readers have no unsigned numbers (Spark, Athena, Delta Lake).
+impl Cell for u16 {
+    const NULLABLE: bool = false;
+    fn data_type() -> DataType {
+        DataType::Int32
+    }
+    fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
+        Arc::new(values.map(|port| Some(i32::from(*port))).collect::<Int32Array>())
+    }
+    fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
+        array.as_primitive::<Int32Type>().iter().map(|port| port?.try_into().ok()).collect()
+    }
+}
+
+impl Cell for Option<u16> {
+    const NULLABLE: bool = true;
+    fn data_type() -> DataType {
+        DataType::Int32
+    }
+    fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
+        Arc::new(values.map(|port| port.map(i32::from)).collect::<Int32Array>())
+    }
+    fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
+        array.as_primitive::<Int32Type>().iter().map(|port| port.map(u16::try_from).transpose().ok()).collect()
+    }
+}
 
 fn timestamp_type() -> DataType {
     DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
@@ -140,19 +164,20 @@ impl Cell for TimestampMs {
     }
 }
 
-fn item(data_type: DataType) -> Arc<Field> {
-    Arc::new(Field::new("item", data_type, false))
+/// The elements of a list, by the name that the Parquet format gives them.
+fn element(data_type: DataType) -> Arc<Field> {
+    Arc::new(Field::new("element", data_type, false))
 }
 
 impl Cell for RttHistogram {
     const NULLABLE: bool = false;
     fn data_type() -> DataType {
-        DataType::FixedSizeList(item(DataType::Int64), RTT_BUCKETS as i32)
+        DataType::FixedSizeList(element(DataType::Int64), RTT_BUCKETS as i32)
     }
     fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
         let counts: Vec<i64> = values.flat_map(|histogram| histogram.0).collect();
         let counts = Arc::new(Int64Array::from(counts));
-        Arc::new(FixedSizeListArray::new(item(DataType::Int64), RTT_BUCKETS as i32, counts, None))
+        Arc::new(FixedSizeListArray::new(element(DataType::Int64), RTT_BUCKETS as i32, counts, None))
     }
     fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
         let lists = array.as_fixed_size_list();
@@ -169,10 +194,10 @@ impl Cell for RttHistogram {
 impl Cell for Vec<Arc<str>> {
     const NULLABLE: bool = false;
     fn data_type() -> DataType {
-        DataType::List(item(DataType::Utf8))
+        DataType::List(element(DataType::Utf8))
     }
     fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        let mut builder = ListBuilder::new(StringBuilder::new()).with_field(item(DataType::Utf8));
+        let mut builder = ListBuilder::new(StringBuilder::new()).with_field(element(DataType::Utf8));
         for list in values {
             for text in list {
                 builder.values().append_value(text);
@@ -193,19 +218,21 @@ impl Cell for Vec<Arc<str>> {
 impl Cell for Vec<u16> {
     const NULLABLE: bool = false;
     fn data_type() -> DataType {
-        DataType::List(item(DataType::UInt16))
+        DataType::List(element(DataType::Int32))
     }
     fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        let mut builder = ListBuilder::new(UInt16Builder::new()).with_field(item(DataType::UInt16));
+        let mut builder = ListBuilder::new(Int32Builder::new()).with_field(element(DataType::Int32));
         for list in values {
-            builder.values().append_slice(list);
+            list.iter().for_each(|port| builder.values().append_value((*port).into()));
             builder.append(true);
         }
         Arc::new(builder.finish())
     }
     fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
-        let lists = array.as_list::<i32>();
-        lists.iter().map(|list| list.map(|numbers| numbers.as_primitive::<UInt16Type>().values().to_vec())).collect()
+        let ports = |list: ArrayRef| {
+            list.as_primitive::<Int32Type>().iter().map(|port| port?.try_into().ok()).collect::<Option<_>>()
+        };
+        array.as_list::<i32>().iter().map(|list| list.and_then(ports)).collect()
     }
 }
 
@@ -213,16 +240,16 @@ fn port_fields() -> Fields {
     Fields::from(vec![
         Field::new("name", DataType::Utf8, true),
         Field::new("protocol", DataType::Utf8, false),
-        Field::new("port", DataType::UInt16, false),
+        Field::new("port", DataType::Int32, false),
         Field::new("target", DataType::Utf8, true),
-        Field::new("node_port", DataType::UInt16, true),
+        Field::new("node_port", DataType::Int32, true),
     ])
 }
 
 impl Cell for Vec<Port> {
     const NULLABLE: bool = false;
     fn data_type() -> DataType {
-        DataType::List(item(DataType::Struct(port_fields())))
+        DataType::List(element(DataType::Struct(port_fields())))
     }
     fn encode<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
         let lists: Vec<&Self> = values.collect();
@@ -237,35 +264,37 @@ impl Cell for Vec<Port> {
         let columns: Vec<ArrayRef> = vec![
             texts(|port| port.name.as_ref()),
             texts(|port| Some(&port.protocol)),
-            Arc::new(ports().map(|port| port.port).collect::<UInt16Array>()),
+            Arc::new(ports().map(|port| Some(i32::from(port.port))).collect::<Int32Array>()),
             texts(|port| port.target.as_ref()),
-            Arc::new(ports().map(|port| port.node_port).collect::<UInt16Array>()),
+            Arc::new(ports().map(|port| port.node_port.map(i32::from)).collect::<Int32Array>()),
         ];
         let ports = Arc::new(StructArray::new(port_fields(), columns, None));
         let offsets = OffsetBuffer::from_lengths(lists.iter().map(|list| list.len()));
-        Arc::new(arrow::array::ListArray::new(item(DataType::Struct(port_fields())), offsets, ports, None))
+        Arc::new(arrow::array::ListArray::new(element(DataType::Struct(port_fields())), offsets, ports, None))
     }
     fn decode(array: &ArrayRef) -> Vec<Option<Self>> {
-        array.as_list::<i32>().iter().map(|list| list.map(|ports| decode_ports(ports.as_struct()))).collect()
+        array.as_list::<i32>().iter().map(|list| decode_ports(list?.as_struct())).collect()
     }
 }
 
-fn decode_ports(ports: &StructArray) -> Vec<Port> {
+/// The ports of a list; `None` where a number is none.
+fn decode_ports(ports: &StructArray) -> Option<Vec<Port>> {
     let text = |column: usize, row: usize| {
         let texts = ports.column(column).as_string::<i32>();
         texts.is_valid(row).then(|| Arc::from(texts.value(row)))
     };
     let number = |column: usize, row: usize| {
-        let numbers = ports.column(column).as_primitive::<UInt16Type>();
-        numbers.is_valid(row).then(|| numbers.value(row))
+        let numbers = ports.column(column).as_primitive::<Int32Type>();
+        numbers.is_valid(row).then(|| u16::try_from(numbers.value(row))).transpose().ok()
     };
-    (0..ports.len())
-        .map(|row| Port {
+    let port = |row: usize| {
+        Some(Port {
             name: text(0, row),
             protocol: text(1, row).unwrap_or_default(),
-            port: number(2, row).unwrap_or_default(),
+            port: number(2, row)?.unwrap_or_default(),
             target: text(3, row),
-            node_port: number(4, row),
+            node_port: number(4, row)?,
         })
-        .collect()
+    };
+    (0..ports.len()).map(port).collect()
 }

@@ -128,7 +128,7 @@ fn what_can_not_be_read_is_named_and_the_rest_is_listed() {
     fs::write(folder.join("empty.parquet"), "").expect("written");
     fs::write(folder.join("notes.txt"), "hello").expect("written");
     fs::create_dir(root.path().join("nothing")).expect("made");
-    foreign(&folder.join("newer.parquet"), &[("flowscribe.schema_version", "2.0"), ("flowscribe.dataset", "flows")]);
+    foreign(&folder.join("newer.parquet"), &[("flowscribe.schema_version", "3.0"), ("flowscribe.dataset", "flows")]);
     foreign(&folder.join("foreign.parquet"), &[]);
     foreign(&folder.join("other.parquet"), &[("flowscribe.schema_version", "1.7"), ("flowscribe.dataset", "health")]);
 
@@ -141,7 +141,7 @@ fn what_can_not_be_read_is_named_and_the_rest_is_listed() {
     assert_eq!(problems[1], "foreign.parquet: not written by Flowscribe (no flowscribe.schema_version in it)");
     assert_eq!(
         problems[2],
-        "newer.parquet: has schema version 2.0, this build reads up to 1.x: use a newer flowscribe"
+        "newer.parquet: has schema version 3.0, this build reads up to 2.x: use a newer flowscribe"
     );
     assert_eq!(problems[3], "notes.txt: not a Parquet file");
     assert_eq!(problems[4], "other.parquet: column `window_start` of dataset `health` is missing");

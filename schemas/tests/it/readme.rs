@@ -36,18 +36,22 @@ fn readme() -> String {
          them as they are. Each file names its schema version, dataset, run and range of `seq` in its key-value\n\
          metadata (`flowscribe.*`). Readers take every minor version of the majors they know and refuse a newer major.\n\
          Rows are delivered at least once: (cluster, node, run_id, seq) of a dataset tells repetitions, and a gap in\n\
-         `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers. Names that begin\n\
-         with a dot are not of the capture.\n\n\
+         `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers, ports 32-bit ones, and\n\
+         elements of lists are called `element`. Names that begin with a dot are not of the capture: a file that is being\n\
+         written is `.….parquet.tmp`.\n\n\
          A file says which rows it has: `flowscribe.run_id` and `flowscribe.seqs` (ranges of `seq`), or of a merged file\n\
          and a rollup `flowscribe.runs`, the same by run. One whose rows are all in another one is passed over. Who reads\n\
          `flows` without Flowscribe, beside a compaction, should tell rows by (run_id, seq); `flowscribe.inputs` names the\n\
          files that one was made of. `forgotten-….parquet` has no rows: it says which ones were given up.\n\n\
-         Over OTLP a row is a log record without a body, its dataset the EventName, its time `flow.end` or\n\
-         `inventory.observed_at`, its columns the attributes below. Those that say `resource` are of the resource; the\n\
-         scope is `flowscribe` with the attribute `flowscribe.schema_version`. Null and empty lists have no attribute,\n\
-         nor has a histogram of zeros; times are integers of milliseconds since the Unix epoch; `<key>` is a label's\n\
-         key, one attribute each; `<kind>` is the workload's kind in lower case, as in `source.k8s.deployment.name`, or\n\
-         `workload` for the kinds Namespace, Node, Pod and Service, whose key has another meaning.\n\n\
+         Over OTLP a row is a log record, its dataset the EventName, its time `flowscribe.window.end` or\n\
+         `flowscribe.inventory.observed_at`, its columns the attributes below. Those that say `resource` are of the resource;\n\
+         the scope is `flowscribe` with the attribute `flowscribe.schema_version`. The body is a line for people, and is not\n\
+         read. Null and empty lists have no attribute, nor has a histogram of zeros; times are integers of milliseconds since\n\
+         the Unix epoch; `<key>` is a label's key, one attribute each.\n\n\
+         Version 1, of which every minor is read, had ports as UInt16, elements of lists called `item`, the EventName\n\
+         `network.flow`, attributes without the prefix `flowscribe.`, and the name of a workload in an attribute of its kind,\n\
+         such as `source.k8s.deployment.name`. Its files of the inventory began with `_`, which many readers pass over, and\n\
+         those that were being written did not begin with a dot: `flowscribe compact` makes files of version 2 of them.\n\n\
          This page is made from the tables in `src/flow.rs`, `src/inventory.rs`, `src/health.rs`, `src/programs.rs` and\n\
          `src/rollup.rs`; the Arrow schema and the OpenTelemetry mapping come from the same tables.\n"
     );
@@ -128,7 +132,7 @@ fn short_type(data_type: &str) -> String {
         "Timestamp(ms, \"UTC\")" => "timestamp (ms, UTC)".into(),
         other if other.contains("node_port") => "list of (name, protocol, port, target, node_port)".into(),
         other if other.starts_with("FixedSizeList") => "list of 8 Int64".into(),
-        other if other.contains("UInt16") && other.starts_with("List") => "list of UInt16".into(),
+        other if other.contains("Int32") && other.starts_with("List") => "list of Int32".into(),
         other if other.starts_with("List") => "list of text".into(),
         other => other.into(),
     }

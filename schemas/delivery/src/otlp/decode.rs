@@ -8,7 +8,10 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-use super::{EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, WORKLOAD, Way, field};
+use super::{
+    EVENT_NAME_KEY, Malformed, SCHEMA_VERSION_KEY, Texts, Way, field,
+    version_1::{self, WORKLOAD},
+};
 use schemas::{
     SCHEMA_VERSION,
     attribute::{Value, key_value},
@@ -23,9 +26,9 @@ use schemas::{
 /// may add attributes. What has been read once (keys, texts, labels) is found again in the next request.
 #[derive(Default)]
 pub struct Decoder {
-    flows: Known<FlowRecord>,
-    inventory: Known<InventoryRecord>,
-    health: Known<HealthRecord>,
+    flows: Versions<FlowRecord>,
+    inventory: Versions<InventoryRecord>,
+    health: Versions<HealthRecord>,
     texts: Texts,
     labels: Labels,
 }
@@ -91,37 +94,45 @@ impl Decoder {
             for field in Message(resource.bytes()?) {
                 let (field::RESOURCE_ATTRIBUTES, attribute) = field? else { continue };
                 let (key, value) = key_value(attribute.bytes()?)?;
-                flow.take(self.flows.resource.get(key), value, &mut self.texts);
-                inventory.take(self.inventory.resource.get(key), value, &mut self.texts);
-                health.take(self.health.resource.get(key), value, &mut self.texts);
+                // These have the same names in all versions.
+                flow.take(self.flows.newest.resource.get(key), value, &mut self.texts);
+                inventory.take(self.inventory.newest.resource.get(key), value, &mut self.texts);
+                health.take(self.health.newest.resource.get(key), value, &mut self.texts);
             }
         }
         for field in Message(logs) {
             let (field::RESOURCE_LOGS_SCOPE_LOGS, scope_logs) = field? else { continue };
             let scope_logs = scope_logs.bytes()?;
-            let version = unknown_version(scope_logs)?;
+            let version = version(scope_logs)?;
             for field in Message(scope_logs) {
                 let (field::SCOPE_LOGS_RECORDS, record) = field? else { continue };
                 let record = record.bytes()?;
                 let name = event_name(record)?;
                 let Self { texts, labels, .. } = self;
                 let rejected = &mut decoded.rejected;
+                let is_first = version == Version::First || version == Version::Untold && name == version_1::FLOW;
                 match (name, &version) {
                     (
-                        FlowRecord::EVENT_NAME | InventoryRecord::EVENT_NAME | HealthRecord::EVENT_NAME,
-                        Some(version),
+                        FlowRecord::EVENT_NAME
+                        | version_1::FLOW
+                        | InventoryRecord::EVENT_NAME
+                        | HealthRecord::EVENT_NAME,
+                        Version::Unknown(version),
                     ) => {
                         let newest = SCHEMA_VERSION.0;
                         rejected.add(|| format!("schema version {version}: this build reads up to {newest}.x"));
                     }
-                    (FlowRecord::EVENT_NAME, _) => {
-                        decoded.flows.extend(self.flows.read(&flow, record, texts, labels, rejected)?);
+                    (FlowRecord::EVENT_NAME | version_1::FLOW, _) => {
+                        let known = self.flows.of(is_first);
+                        decoded.flows.extend(known.read(&flow, record, texts, labels, rejected)?);
                     }
                     (InventoryRecord::EVENT_NAME, _) => {
-                        decoded.inventory.extend(self.inventory.read(&inventory, record, texts, labels, rejected)?);
+                        let known = self.inventory.of(is_first);
+                        decoded.inventory.extend(known.read(&inventory, record, texts, labels, rejected)?);
                     }
                     (HealthRecord::EVENT_NAME, _) => {
-                        decoded.health.extend(self.health.read(&health, record, texts, labels, rejected)?);
+                        let known = self.health.of(is_first);
+                        decoded.health.extend(known.read(&health, record, texts, labels, rejected)?);
                     }
                     (other, _) => rejected.add(|| {
                         let shown: String = other.chars().take(SHOWN_CHARS).collect();
@@ -153,6 +164,24 @@ pub fn partial_success(answer: &[u8]) -> Result<(i64, &str), Malformed> {
     Ok((rejected, message))
 }
 
+/// The columns of a dataset, in each version of the schema.
+struct Versions<R> {
+    first: Known<R>,
+    newest: Known<R>,
+}
+
+impl<R: Record> Default for Versions<R> {
+    fn default() -> Self {
+        Self { first: Known::new(version_1::ways::<R>()), newest: Known::new(Way::all::<R>()) }
+    }
+}
+
+impl<R> Versions<R> {
+    const fn of(&self, is_first: bool) -> &Known<R> {
+        if is_first { &self.first } else { &self.newest }
+    }
+}
+
 /// The columns of a dataset, by the attributes that carry them.
 struct Known<R> {
     resource: HashMap<&'static [u8], usize, RandomState>,
@@ -172,10 +201,9 @@ struct Begun<R> {
     misfit: Option<usize>,
 }
 
-impl<R: Record> Default for Known<R> {
-    fn default() -> Self {
+impl<R: Record> Known<R> {
+    fn new(order: Vec<Way>) -> Self {
         const { assert!(R::WIDTH <= u64::BITS as usize, "a bit per column") };
-        let order = Way::all::<R>();
         let keyed = |pick: fn(&Way) -> Option<&'static str>| {
             order.iter().enumerate().filter_map(|(column, way)| Some((pick(way)?.as_bytes(), column))).collect()
         };
@@ -242,7 +270,8 @@ impl<R: Record + Default> Known<R> {
         }
         let missing = self.required & !begun.taken;
         if missing != 0 {
-            let Column { name, attribute, .. } = &R::columns()[missing.trailing_zeros() as usize];
+            let column = missing.trailing_zeros() as usize;
+            let (name, attribute) = (&R::columns()[column].name, self.order[column].key());
             rejected.add(|| format!("attribute {attribute} (column `{name}` of `{}`) is missing", R::NAME));
             return Ok(None);
         }
@@ -329,7 +358,7 @@ fn text_of<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
 /// The EventName of a log record; of one that went by an older collector, its attribute.
 fn event_name(record: &[u8]) -> Result<&str, Malformed> {
     // The field with the highest number is mostly the last: no need to read all that is before it.
-    for name in [FlowRecord::EVENT_NAME, InventoryRecord::EVENT_NAME, HealthRecord::EVENT_NAME] {
+    for name in [FlowRecord::EVENT_NAME, InventoryRecord::EVENT_NAME, HealthRecord::EVENT_NAME, version_1::FLOW] {
         let rest = record.strip_suffix(name.as_bytes());
         if rest.is_some_and(|rest| rest.ends_with(&[EVENT_NAME_TAG, name.len() as u8])) {
             return Ok(name);
@@ -356,8 +385,18 @@ fn event_name(record: &[u8]) -> Result<&str, Malformed> {
     Ok(name)
 }
 
-/// The schema version of records that this build can't read.
-fn unknown_version(scope_logs: &[u8]) -> Result<Option<String>, Malformed> {
+/// The version of the schema that records are of.
+#[derive(PartialEq, Eq)]
+enum Version {
+    /// The scope does not say.
+    Untold,
+    First,
+    Newest,
+    /// One that this build can't read.
+    Unknown(String),
+}
+
+fn version(scope_logs: &[u8]) -> Result<Version, Malformed> {
     for field in Message(scope_logs) {
         let (field::SCOPE_LOGS_SCOPE, scope) = field? else { continue };
         for field in Message(scope.bytes()?) {
@@ -367,12 +406,14 @@ fn unknown_version(scope_logs: &[u8]) -> Result<Option<String>, Malformed> {
                 continue;
             }
             let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-            if major.is_none_or(|major| major > SCHEMA_VERSION.0) {
-                return Ok(Some(version.chars().take(SHOWN_CHARS).collect()));
-            }
+            return Ok(match major {
+                Some(1) => Version::First,
+                Some(major) if major <= SCHEMA_VERSION.0 => Version::Newest,
+                _ => Version::Unknown(version.chars().take(SHOWN_CHARS).collect()),
+            });
         }
     }
-    Ok(None)
+    Ok(Version::Untold)
 }
 
 /// How the field of the EventName begins, before its length.

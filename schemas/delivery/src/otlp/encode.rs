@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, marker::PhantomData, sync::Arc};
 
-use super::{INFO, OTHER_NAMES, SCHEMA_VERSION_KEY, SCOPE, WORKLOAD, Way, field};
+use super::{INFO, SCHEMA_VERSION_KEY, SCOPE, Way, field};
 use schemas::{
     SCHEMA_VERSION,
     attribute::put_text,
@@ -23,8 +23,9 @@ pub struct Encoder<R> {
     /// The log records, each as a field of the ScopeLogs.
     records: Vec<u8>,
     rows: usize,
-    /// A log record that is under way.
+    /// A log record that is under way, and its body.
     record: Vec<u8>,
+    body: String,
     /// Labels as attributes, by column and JSON.
     labels: HashMap<(usize, Arc<str>), Vec<u8>, foldhash::fast::RandomState>,
     ways: Vec<Way>,
@@ -36,13 +37,16 @@ impl<R: Record> Encoder<R> {
     pub fn new(attributes: ResourceAttributes, version: &'static str) -> Self {
         let ways = Way::all::<R>();
         let is_free = |key: &str| !ways.iter().any(|way| matches!(way, Way::Resource(of) if *of == key));
+        let own = (!attributes.iter().any(|(key, _)| key == SERVICE_VERSION))
+            .then(|| (SERVICE_VERSION.to_owned(), version.to_owned()));
         Self {
-            attributes: attributes.into_iter().filter(|(key, _)| is_free(key)).collect(),
+            attributes: attributes.into_iter().chain(own).filter(|(key, _)| is_free(key)).collect(),
             version,
             resource: Vec::new(),
             records: Vec::new(),
             rows: 0,
             record: Vec::new(),
+            body: String::new(),
             labels: HashMap::default(),
             ways,
             dataset: PhantomData,
@@ -58,17 +62,14 @@ impl<R: Record> Encoder<R> {
         let nanoseconds = |time: TimestampMs| time.0.max(0) as u64 * 1_000_000;
         put_fixed64(&mut self.record, field::RECORD_TIME, nanoseconds(row.time()));
         put_varint(&mut self.record, field::RECORD_SEVERITY, INFO);
+        self.body.clear();
+        row.summarize(&mut self.body);
+        put_length(&mut self.record, field::RECORD_BODY, field_bytes(self.body.len()));
+        put_bytes(&mut self.record, field::BODY_TEXT, self.body.as_bytes());
         for (column, access) in R::ATTRIBUTES.iter().enumerate() {
             match self.ways[column] {
-                Way::Resource(_) => {}
+                Way::Resource(_) | Way::Workload(..) => {}
                 Way::Plain(key) => (access.put)(row, key, &mut self.record),
-                Way::Workload(prefix, suffix) => {
-                    // The kind is the column before.
-                    let kind = (R::ATTRIBUTES[column - 1].text)(row).map_or("", |kind| kind).to_ascii_lowercase();
-                    let is_other = kind.is_empty() || OTHER_NAMES.contains(&&*kind);
-                    let kind = if is_other { WORKLOAD } else { &kind };
-                    (access.put)(row, &format!("{prefix}{kind}{suffix}"), &mut self.record);
-                }
                 Way::Labels(prefix) => {
                     if let Some(labels) = (access.text)(row) {
                         self.put_labels(column, prefix, labels);
@@ -165,6 +166,8 @@ pub fn status(code: u64, message: &str) -> Vec<u8> {
     status
 }
 
+/// Version of what sends, on every resource (OpenTelemetry semantic conventions, `service`).
+const SERVICE_VERSION: &str = "service.version";
 /// What the messages around the records take.
 const FRAME_BYTES: usize = 128;
 /// Labels whose attributes are kept.

@@ -13,8 +13,9 @@ use proptest::prelude::*;
 use prost::Message;
 use schemas::{
     flow::FlowRecord,
+    health::HealthRecord,
     inventory::InventoryRecord,
-    table::{Record, TimestampMs},
+    table::{Record, Table, TimestampMs},
 };
 
 use crate::rows::{flow, health, inventory};
@@ -132,8 +133,41 @@ fn example() -> FlowRecord {
         source_workload_kind: Some("Deployment".into()),
         source_workload: Some("web".into()),
         source_labels: Some(r#"{"app":"web"}"#.into()),
+        destination_address: "10.96.0.1".into(),
+        transport: "tcp".into(),
         destination_port: 443,
+        connections: 3,
+        failed: 1,
+        failure: Some("refused".into()),
         ..FlowRecord::default()
+    }
+}
+
+/// No attribute means two things: a key is a column's of one name, and none is one that others give another meaning.
+#[test]
+fn attributes_have_one_meaning_and_our_prefix_or_that_of_the_conventions() {
+    let mut columns: BTreeMap<&str, &str> = BTreeMap::new();
+    let conventions = [
+        "network.transport",
+        "source.address",
+        "source.port",
+        "destination.address",
+        "destination.port",
+        "error.type",
+        "resource k8s.cluster.name",
+        "resource k8s.node.name",
+        "resource service.instance.id",
+        "resource service.version",
+        "resource os.version",
+    ];
+    let all = FlowRecord::columns().iter().chain(InventoryRecord::columns()).chain(HealthRecord::columns());
+    for column in all {
+        let key = column.attribute;
+        assert!(key.starts_with("flowscribe.") || conventions.contains(&key), "{key}");
+        assert_eq!(*columns.entry(key).or_insert(&column.name), &*column.name, "{key}");
+    }
+    for name in [FlowRecord::EVENT_NAME, InventoryRecord::EVENT_NAME, HealthRecord::EVENT_NAME] {
+        assert!(name.starts_with("flowscribe."), "{name}");
     }
 }
 
@@ -152,12 +186,14 @@ fn a_row_is_a_log_record_with_the_names_of_the_tables() {
     assert_eq!(attribute(&resource.attributes, "k8s.node.name").cloned(), text("n"), "columns go before settings");
     assert_eq!(attribute(&resource.attributes, "service.name").cloned(), text("agent"));
     assert_eq!(attribute(&resource.attributes, "service.instance.id").cloned(), text("r"));
+    assert_eq!(attribute(&resource.attributes, "service.version").cloned(), text("1.2.3"));
     assert_eq!((&*scope.name, &*scope.version), ("flowscribe", "1.2.3"));
     assert_eq!((record.time_unix_nano, record.observed_time_unix_nano), (60_000_000_000, 7_000_000));
-    assert_eq!((&*record.event_name, record.severity_number), ("network.flow", 9));
-    assert_eq!(record.body, None);
-    assert_eq!(attribute(&record.attributes, "source.k8s.deployment.name").cloned(), text("web"));
-    assert_eq!(attribute(&record.attributes, "source.k8s.pod.label.app").cloned(), text("web"));
+    assert_eq!((&*record.event_name, record.severity_number), ("flowscribe.flow", 9));
+    let body = record.body.as_ref().and_then(|body| body.value.clone());
+    assert_eq!(body, text("web → 10.96.0.1 443/tcp: 3 connections, 1 failed (refused)"));
+    assert_eq!(attribute(&record.attributes, "flowscribe.source.k8s.workload.name").cloned(), text("web"));
+    assert_eq!(attribute(&record.attributes, "flowscribe.source.k8s.pod.label.app").cloned(), text("web"));
     assert_eq!(attribute(&record.attributes, "destination.port"), Some(&any_value::Value::IntValue(443)));
     assert_eq!(attribute(&record.attributes, "source.port"), None, "null is absent");
 }
@@ -204,9 +240,9 @@ fn what_is_no_row_is_counted_and_named_and_the_rest_is_read() {
 
     let mut altered = ExportLogsServiceRequest::decode(&*request(&[example()])).expect("read");
     let scope = altered.resource_logs[0].scope_logs[0].scope.as_mut().expect("a scope");
-    scope.attributes[0].value = Some(AnyValue { value: Some(any_value::Value::StringValue("2.0".into())) });
+    scope.attributes[0].value = Some(AnyValue { value: Some(any_value::Value::StringValue("3.0".into())) });
     let read = decode(&altered.encode_to_vec());
-    assert!(read.rejected.reason.contains("schema version 2.0"), "{}", read.rejected.reason);
+    assert!(read.rejected.reason.contains("schema version 3.0"), "{}", read.rejected.reason);
 
     let mut altered = ExportLogsServiceRequest::decode(&*request(&[example()])).expect("read");
     let record = &mut altered.resource_logs[0].scope_logs[0].log_records[0];
