@@ -6,7 +6,7 @@
 //! DIR/health/…
 //! ```
 //!
-//! A file appears under its name only when it is whole: it is written as `.….parquet.tmp`, synced and renamed. Each
+//! A file appears under its name only when it is whole: it is written below `DIR/.unfinished`, synced and renamed. Each
 //! file names its dataset, schema version, writer and range of rows in its key-value metadata.
 
 mod merge;
@@ -90,6 +90,8 @@ mod key {
 
 const PARQUET: &str = "parquet";
 const UNFINISHED: &str = "tmp";
+/// Directory of a capture with the files that are not whole.
+const UNFINISHED_FILES: &str = ".unfinished";
 
 /// A moment broken down in UTC, as file names and partitions spell it.
 struct Utc {

@@ -297,23 +297,25 @@ impl Place {
         Ok(())
     }
 
-    /// Merges the files of each dataset and hour.
+    /// Merges the files of each dataset and hour, and writes those anew that are of a former schema.
     async fn merge(&self, listing: &Listing, until: i64, tally: &mut Tally) -> Result<(), CompactError> {
         let mut folders: BTreeMap<(&Path, &str), Vec<&CaptureFile>> = BTreeMap::new();
         for file in &listing.files {
-            let is_small = file.size_bytes < LARGE_BYTES && file.summary.is_none() && !file.runs.is_empty();
-            if let Some(folder) = file.path.parent().filter(|_| is_small && file.rows > 0 && last_hour(file) < until) {
+            let is_wanted = file.size_bytes < LARGE_BYTES || file.is_of_former_schema();
+            let is_known = file.summary.is_none() && !file.runs.is_empty() && file.rows > 0;
+            let folder = file.path.parent().filter(|_| is_wanted && is_known && last_hour(file) < until);
+            if let Some(folder) = folder {
                 folders.entry((folder, file.dataset)).or_default().push(file);
             }
         }
         for ((folder, _), mut files) in folders {
-            while files.len() > 1 {
+            while files.len() > 1 || files.iter().any(|file| file.is_of_former_schema()) {
                 let mut bytes = 0;
                 let fits = files.iter().take_while(|file| {
                     bytes += file.size_bytes;
                     bytes <= MERGED_BYTES
                 });
-                let rest = files.split_off(fits.count().max(2).min(files.len()));
+                let rest = files.split_off(fits.count().max(1).min(files.len()));
                 match capture::merge(&files, folder, VERSION) {
                     Ok(path) => {
                         self.publish(&path).await?;

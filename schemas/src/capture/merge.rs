@@ -14,7 +14,7 @@ use arrow::{
     datatypes::{DataType, Int64Type},
 };
 use parquet::{
-    arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter},
+    arrow::{ARROW_SCHEMA_META_KEY, ArrowSchemaConverter, ArrowWriter},
     column::writer::ColumnCloseResult,
     errors::ParquetError,
     file::{
@@ -27,7 +27,7 @@ use parquet::{
 
 use super::{
     CaptureError, CaptureFile, PARQUET, Problem, ProblemKind, Runs, Summary, Utc, columns, key, read_columns,
-    writer::{properties, remove, settle, unfinished},
+    writer::{create_unfinished, properties, remove, settle, unfinished},
 };
 use crate::{
     SCHEMA_VERSION,
@@ -135,7 +135,7 @@ fn merge_as<R: Record>(files: &[&CaptureFile], folder: &Path, version: &str) -> 
     let groups: usize = sources.iter().map(|source| source.metadata.num_row_groups()).sum();
     let rows: i64 = files.iter().map(|file| file.rows).sum();
     // Large row groups are taken as they are, without decoding them.
-    let are_alike = sources.iter().all(|source| source.has_all_columns);
+    let are_alike = sources.iter().all(|source| source.is_as_written);
     if !repeats && are_alike && rows >= LARGE_GROUP_ROWS * groups as i64 {
         let arrow = sources.iter().find_map(|source| {
             let pairs = source.metadata.file_metadata().key_value_metadata()?;
@@ -175,8 +175,8 @@ fn merge_as<R: Record>(files: &[&CaptureFile], folder: &Path, version: &str) -> 
 struct Source {
     file: File,
     metadata: ParquetMetaData,
-    /// Whether it is of this minor version.
-    has_all_columns: bool,
+    /// Whether it has the columns that are written now, of the same types.
+    is_as_written: bool,
 }
 
 impl Source {
@@ -194,7 +194,9 @@ impl Source {
             let reason = "has other columns than this version writes".into();
             return Err(problem(ProblemKind::WrongColumns { reason }));
         }
-        Ok(Self { file: opened, has_all_columns: known.len() == R::WIDTH, metadata })
+        let written = ArrowSchemaConverter::new().convert(&R::schema()).map_err(damaged)?;
+        let is_as_written = metadata.file_metadata().schema().get_fields() == written.root_schema().get_fields();
+        Ok(Self { file: opened, is_as_written, metadata })
     }
 }
 
@@ -249,7 +251,9 @@ fn write(path: &Path, fill: impl FnOnce(File) -> Result<File, ParquetError>) -> 
     let io_error = |source| CaptureError::Io { path: path.into(), source };
     let written = (|| {
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(io_error)?;
-        let file = File::create(&unfinished).map_err(io_error)?;
+        // One that was killed may have left it.
+        remove(&unfinished);
+        let file = create_unfinished(&unfinished).map_err(io_error)?;
         let file = fill(file).map_err(|source| CaptureError::Encode { path: path.into(), source })?;
         settle(&file, &unfinished, path)
     })();

@@ -28,7 +28,9 @@ use parquet::{
 };
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, key, pages::is_readable, runs};
+use super::{
+    DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, UNFINISHED_FILES, key, pages::is_readable, runs,
+};
 use crate::{
     SCHEMA_VERSION,
     flow::FlowRecord,
@@ -57,6 +59,8 @@ pub struct CaptureFile {
     /// One of [`DATASETS`], or `rollups`.
     #[serde(deserialize_with = "read_dataset")]
     pub dataset: Dataset,
+    /// Major version of its schema.
+    pub version: u32,
     /// Cluster it tells of.
     pub cluster: String,
     /// Rows in it.
@@ -84,6 +88,11 @@ impl CaptureFile {
     /// Whether rows are in it more than once.
     pub fn repeats_itself(&self) -> bool {
         self.summary.is_none() && self.rows > self.runs.rows()
+    }
+
+    /// Whether it is of a schema that is read and written no more.
+    pub const fn is_of_former_schema(&self) -> bool {
+        self.version < SCHEMA_VERSION.0
     }
 
     /// A reason not to use it.
@@ -217,8 +226,10 @@ pub fn set_apart(mut files: Vec<CaptureFile>) -> (Vec<CaptureFile>, Vec<CaptureF
         for (.., other) in ranges[at + 1..].iter().take_while(meets) {
             let [a, b] = [*one, *other].map(|number| &files[number].runs);
             if a.covers(b) {
-                // Of two with the same rows, the first is kept.
-                is_superseded[if b.covers(a) { *one.max(other) } else { *other }] = true;
+                // Of two with the same rows, that of the newer schema is kept, or the first.
+                let rank = |number: usize| (std::cmp::Reverse(files[number].version), number);
+                let last = if rank(*one) < rank(*other) { *other } else { *one };
+                is_superseded[if b.covers(a) { last } else { *other }] = true;
             } else if b.covers(a) {
                 is_superseded[*one] = true;
             }
@@ -310,6 +321,11 @@ fn find(inputs: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<Problem>)> {
         for input in inputs {
             if fs::metadata(input)?.is_dir() {
                 walk(input, &mut paths, &mut problems);
+                // What a writer left that was killed, or still writes.
+                let unfinished = input.join(UNFINISHED_FILES);
+                if unfinished.is_dir() {
+                    walk(&unfinished, &mut paths, &mut Vec::new());
+                }
                 problems.extend(left_journal(input).map(|path| Problem { path, kind: ProblemKind::Received }));
             } else {
                 paths.push(input.clone());
@@ -347,9 +363,13 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
     let mut empty = true;
     for entry in entries {
         empty = false;
-        // As in Hive and Spark, names that begin so are not of the data; but what a killed writer left is named.
-        let is_hidden = |name: &[u8]| name.starts_with(b".") && !name.ends_with(HIDDEN_UNFINISHED.as_bytes());
-        if entry.as_ref().is_ok_and(|entry| is_hidden(entry.file_name().as_encoded_bytes())) {
+        // As in Hive and Spark, names that begin so are not of the data, such as Delta Lake's log; but files of version 1 did.
+        let is_hidden = |entry: &fs::DirEntry| match entry.file_name().as_encoded_bytes() {
+            [b'.', ..] => true,
+            [b'_', ..] => entry.path().is_dir(),
+            _ => false,
+        };
+        if entry.as_ref().is_ok_and(is_hidden) {
             continue;
         }
         match entry {
@@ -414,7 +434,7 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
         .with_size_stats_policy(ParquetStatisticsPolicy::SkipAll);
     let reader = ParquetMetaDataReader::new().with_metadata_options(Some(options));
     let metadata = &reader.parse_and_finish(&file).map_err(damaged)?;
-    check_version(&value(metadata, key::SCHEMA_VERSION).ok_or(ProblemKind::Foreign)?)?;
+    let version = major_version(&value(metadata, key::SCHEMA_VERSION).ok_or(ProblemKind::Foreign)?)?;
     let named = value(metadata, key::DATASET).ok_or(ProblemKind::Foreign)?;
     let dataset = dataset(&named).ok_or_else(|| ProblemKind::WrongColumns {
         reason: format!("has dataset `{named}`, which this build does not know"),
@@ -428,7 +448,7 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
     let has_names = metadata.row_groups().iter().any(has_names);
     let runs = runs(metadata);
-    Ok(CaptureFile { path, dataset, cluster, rows, size_bytes, modified, runs, times, has_names, summary })
+    Ok(CaptureFile { path, dataset, version, cluster, rows, size_bytes, modified, runs, times, has_names, summary })
 }
 
 /// What a file says of its rows: of one run, or after merging of several.
@@ -470,12 +490,9 @@ fn times(metadata: &ParquetMetaData, dataset: &'static str) -> Vec<(TimestampMs,
     metadata.row_groups().iter().map(|group| time(group).unwrap_or(unknown)).collect()
 }
 
-fn check_version(version: &str) -> Result<(), ProblemKind> {
+fn major_version(version: &str) -> Result<u32, ProblemKind> {
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    match major {
-        Some(major) if major <= SCHEMA_VERSION.0 => Ok(()),
-        _ => Err(ProblemKind::NewerSchema { version: version.into() }),
-    }
+    major.filter(|major| *major <= SCHEMA_VERSION.0).ok_or_else(|| ProblemKind::NewerSchema { version: version.into() })
 }
 
 /// Whether a file has the columns of its dataset. Files are mostly like the one before.
@@ -532,8 +549,6 @@ fn value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
     pairs.iter().find(|pair| pair.key == key)?.value.clone()
 }
 
-/// How the names of files end that are not whole; version 1 of the schema did not hide them.
-const HIDDEN_UNFINISHED: &str = ".parquet.tmp";
 /// The column of time of a rollup.
 const ROLLUP_TIME: &str = "hour";
 /// How often is walked, where files come and go all the time.

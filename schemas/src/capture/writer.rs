@@ -19,10 +19,11 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
-use super::{Origin, PARQUET, UNFINISHED, Utc, key};
+use super::{DATASETS, Origin, PARQUET, UNFINISHED, UNFINISHED_FILES, Utc, key};
 use crate::{
     SCHEMA_VERSION,
     hour::Hour,
+    rollup::RollupRow,
     table::{Record, Table, TimestampMs},
 };
 
@@ -57,7 +58,7 @@ pub struct Roll {
 /// Writes the rows of one dataset and run into files of a capture.
 ///
 /// Rows are buffered, sorted and encoded a batch at a time; [`Self::finish`] makes them durable. Dropping a writer leaves its unfinished
-/// file behind as `.….tmp`, which readers pass over.
+/// file behind, which [`list`](super::list) names.
 pub struct DatasetWriter<R: Record> {
     root: PathBuf,
     origin: Origin,
@@ -166,7 +167,7 @@ impl<R: Record> DatasetWriter<R> {
             let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(node), self.files));
             // Another writer of the run may have been here in this second, and be gone, killed or not: where rows of a run
             // come from elsewhere.
-            let created = if path.exists() { None } else { Some(File::create_new(unfinished(&path))) };
+            let created = if path.exists() { None } else { Some(create_unfinished(&unfinished(&path))) };
             match created {
                 Some(Ok(file)) => break (path, file),
                 Some(Err(source)) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -253,10 +254,25 @@ pub(super) fn remove(unfinished: &Path) {
     let _ = fs::remove_file(unfinished);
 }
 
-/// The name of a file until it is whole: other readers take no file that begins with a dot for one of the data.
+/// Where a file is until it is whole: outside of its dataset, since some readers take whatever lies below that for data
+/// (polars, 2026), and on the same file system.
 pub(super) fn unfinished(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{UNFINISHED}"))
+    let is_dataset = |folder: &&Path| {
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        DATASETS.contains(&name) || name == RollupRow::NAME
+    };
+    let name = format!("{}.{UNFINISHED}", path.file_name().unwrap_or_default().to_string_lossy());
+    let dataset = path.ancestors().skip(1).find(is_dataset);
+    match dataset.and_then(|dataset| Some((dataset.parent()?, dataset.file_name()?))) {
+        Some((root, dataset)) => root.join(UNFINISHED_FILES).join(dataset).join(name),
+        None => path.with_file_name(format!(".{name}")),
+    }
+}
+
+/// Makes a file that is not whole yet.
+pub(super) fn create_unfinished(path: &Path) -> io::Result<File> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    File::create_new(path)
 }
 
 /// A node's name as part of a file's: node names are DNS subdomains, anything else is replaced. Other readers pass files over

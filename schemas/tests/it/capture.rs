@@ -128,6 +128,8 @@ fn what_can_not_be_read_is_named_and_the_rest_is_listed() {
     fs::write(folder.join("empty.parquet"), "").expect("written");
     fs::write(folder.join("notes.txt"), "hello").expect("written");
     fs::create_dir(root.path().join("nothing")).expect("made");
+    fs::create_dir(root.path().join("flows/_delta_log")).expect("made");
+    fs::write(root.path().join("flows/_delta_log/0.json"), "{}").expect("written");
     foreign(&folder.join("newer.parquet"), &[("flowscribe.schema_version", "3.0"), ("flowscribe.dataset", "flows")]);
     foreign(&folder.join("foreign.parquet"), &[]);
     foreign(&folder.join("other.parquet"), &[("flowscribe.schema_version", "1.7"), ("flowscribe.dataset", "health")]);

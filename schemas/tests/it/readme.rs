@@ -37,8 +37,8 @@ fn readme() -> String {
          metadata (`flowscribe.*`). Readers take every minor version of the majors they know and refuse a newer major.\n\
          Rows are delivered at least once: (cluster, node, run_id, seq) of a dataset tells repetitions, and a gap in\n\
          `seq` is a loss. Timestamps are in milliseconds, UTC. Counters are signed 64-bit integers, ports 32-bit ones, and\n\
-         elements of lists are called `element`. Names that begin with a dot are not of the capture: a file that is being\n\
-         written is `.….parquet.tmp`.\n\n\
+         elements of lists are called `element`. Names that begin with a dot are not of the capture: a file is below\n\
+         `DIR/.unfinished` until it is whole.\n\n\
          A file says which rows it has: `flowscribe.run_id` and `flowscribe.seqs` (ranges of `seq`), or of a merged file\n\
          and a rollup `flowscribe.runs`, the same by run. One whose rows are all in another one is passed over. Who reads\n\
          `flows` without Flowscribe, beside a compaction, should tell rows by (run_id, seq); `flowscribe.inputs` names the\n\
@@ -51,7 +51,7 @@ fn readme() -> String {
          Version 1, of which every minor is read, had ports as UInt16, elements of lists called `item`, the EventName\n\
          `network.flow`, attributes without the prefix `flowscribe.`, and the name of a workload in an attribute of its kind,\n\
          such as `source.k8s.deployment.name`. Its files of the inventory began with `_`, which many readers pass over, and\n\
-         those that were being written did not begin with a dot: `flowscribe compact` makes files of version 2 of them.\n\n\
+         those that were being written lay beside the others: `flowscribe compact` makes files of version 2 of them.\n\n\
          This page is made from the tables in `src/flow.rs`, `src/inventory.rs`, `src/health.rs`, `src/programs.rs` and\n\
          `src/rollup.rs`; the Arrow schema and the OpenTelemetry mapping come from the same tables.\n"
     );

@@ -13,15 +13,19 @@ mod installed;
 mod kubelet;
 mod outage;
 mod policies;
+#[path = "../it/readers.rs"]
+mod readers;
 mod shipping;
 #[path = "../it/support.rs"]
 #[expect(dead_code, reason = "the kernel tests use the rest")]
 mod support;
+mod tables;
 mod watching;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let modules = [demo::TESTS, hard::TESTS, installed::TESTS, outage::TESTS, policies::TESTS, shipping::TESTS];
+    let modules =
+        [demo::TESTS, hard::TESTS, installed::TESTS, outage::TESTS, policies::TESTS, shipping::TESTS, tables::TESTS];
     harness::run(&modules, true)
 }

@@ -1,16 +1,9 @@
 //! The demo, live: exactly twelve policies, and the same bytes however often and from whatever order they are made.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::Path, process::Command, sync::Arc, time::Duration};
 
 use schemas::{
-    capture::{DatasetWriter, Origin, Roll},
+    capture::{self, DatasetWriter, Origin, Roll},
     flow::FlowRecord,
     health::HealthRecord,
     inventory::InventoryRecord,
@@ -19,6 +12,7 @@ use schemas::{
 
 use crate::{
     harness::Ran,
+    readers::committed,
     support::{executable, flowscribe, require_lab, rows},
 };
 
@@ -26,6 +20,7 @@ tests![
     the_demo_ends_in_the_twelve_policies_of_its_workloads,
     the_golden_policies_are_what_the_manifest_asks_for,
     the_committed_capture_gives_the_golden_policies_in_any_order,
+    what_is_of_version_1_gives_the_same_policies_alone_mixed_and_compacted,
     without_a_lab_the_demo_says_so_and_replays_the_committed_capture,
     the_demo_clears_nothing_but_a_capture,
 ];
@@ -34,10 +29,6 @@ tests![
 fn golden() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/microservices-demo.policies.yaml");
     fs::read_to_string(path).expect("the golden policies are committed")
-}
-
-fn committed() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/demo")
 }
 
 fn report(capture: &Path) -> String {
@@ -107,6 +98,27 @@ fn the_committed_capture_gives_the_golden_policies_in_any_order() {
     // Delivered twice: every row is there a second time.
     write(directory.path(), "again", run, flows.clone());
     assert_eq!(report(directory.path()), golden());
+}
+
+fn what_is_of_version_1_gives_the_same_policies_alone_mixed_and_compacted() {
+    let files = |capture: &Path| capture::list(&[capture.into()]).expect("the capture is there").files;
+    assert!(files(&committed()).iter().all(|file| file.version == 1), "it is kept as it was written");
+    let directory = tempfile::tempdir().expect("a directory");
+    let capture = directory.path().join("capture");
+    let copied = Command::new("cp").arg("-r").arg(committed()).arg(&capture).status().expect("cp starts");
+    assert!(copied.success());
+    // The same inventory, as another writer of now has it.
+    write(&capture, "again", &"another-run".into(), rows::<InventoryRecord>(&committed()));
+    assert!(files(&capture).iter().any(|file| file.version == 2));
+    assert_eq!(report(&capture), golden());
+    let path = capture.to_string_lossy();
+    for _ in 0..2 {
+        let compacted = flowscribe(&["compact", "--input", &path, "--settle", "0s", "--keep", "0s"]);
+        assert!(compacted.status.success(), "{}", String::from_utf8_lossy(&compacted.stderr));
+    }
+    assert!(files(&capture).iter().all(|file| file.version == 2), "{:?}", files(&capture));
+    assert_eq!(report(&capture), golden());
+    assert_eq!(rows::<FlowRecord>(&capture).len(), rows::<FlowRecord>(&committed()).len());
 }
 
 fn without_a_lab_the_demo_says_so_and_replays_the_committed_capture() {

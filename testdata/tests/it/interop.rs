@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -10,10 +9,11 @@ use schemas::{flow::FlowRecord, health::HealthRecord, inventory::InventoryRecord
 
 use crate::{
     harness::{Ran, require},
+    readers::{assert_all_rows_are_counted, committed},
     support::rows,
 };
 
-tests![duckdb_reads_the_capture_as_it_is,];
+tests![duckdb_reads_the_capture_as_it_is, other_tools_count_all_rows_of_a_capture_that_is_being_written];
 
 const SCRIPT: &str = "
 import duckdb, sys
@@ -33,7 +33,7 @@ fn duckdb_reads_the_capture_as_it_is() -> Ran {
     let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     let has_duckdb = quiet(Command::new("python3").args(["-c", "import duckdb"])).is_ok_and(|status| status.success());
     require(has_duckdb, "it needs python3 with the package duckdb")?;
-    let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/demo");
+    let capture = committed();
     let output = Command::new("python3").args(["-c", SCRIPT]).arg(&capture).output().expect("python3 starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let flows = rows::<FlowRecord>(&capture);
@@ -48,4 +48,13 @@ fn duckdb_reads_the_capture_as_it_is() -> Ran {
     );
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     Ok(())
+}
+
+fn other_tools_count_all_rows_of_a_capture_that_is_being_written() -> Ran {
+    assert_all_rows_are_counted(&[
+        ("duckdb", "duckdb"),
+        ("pandas", "pandas"),
+        ("pyarrow", "pyarrow"),
+        ("polars", "polars"),
+    ])
 }

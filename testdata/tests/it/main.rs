@@ -24,6 +24,7 @@ mod neighbours;
 mod node;
 mod own;
 mod plan;
+mod readers;
 mod receive;
 mod stacks;
 mod support;
