@@ -24,5 +24,6 @@ mod support;
 mod tight;
 mod undirected;
 mod unknown_ends;
+mod version_1;
 mod withheld;
 mod worlds;
