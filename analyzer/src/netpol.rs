@@ -15,11 +15,12 @@ mod difference;
 mod ends;
 mod expressible;
 mod label_index;
+pub(crate) mod lasting;
 pub(crate) mod manifests;
 mod ownership;
 pub(crate) mod population;
 pub(crate) mod replay;
-mod validation;
+pub(crate) mod validation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

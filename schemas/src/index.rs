@@ -26,7 +26,7 @@ use std::{
 use coverage::{Coverage, Ranges, SILENCE_MS};
 pub use fingerprint::Fingerprints;
 use ipnet::IpNet;
-use workload::Unowned;
+use workload::Alike;
 
 use crate::{
     inventory::{InventoryEvent, InventoryRecord, Labels, ObjectKind, Scope, parse_labels},
@@ -124,7 +124,7 @@ pub struct Index {
     snapshots: HashMap<Arc<str>, Snapshot>,
     last_heard: HashMap<Arc<str>, TimestampMs>,
     coverage: Coverage,
-    unowned: Unowned,
+    alike: Alike,
     tolerance_ms: i64,
 }
 
@@ -349,7 +349,7 @@ impl Index {
             }
         }
         if *record.kind == ObjectKind::Pod {
-            self.unowned.apply(&record);
+            self.alike.apply(&record);
         }
         let id = self.object_id(&record);
         if is_snapshot && let Some(snapshot) = self.snapshots.get_mut(&record.node) {

@@ -5,9 +5,12 @@
 mod values;
 mod words;
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
-pub use values::{base_of, is_made_up, is_number, is_part_of};
+pub use values::{base_of, is_made_up, is_number, is_part_of, prefix_of, uncounted};
 use values::{has_version, is_hash};
 use words::{MOVING_VALUES, MOVING_WORDS, RELEASE_WORDS, RUN_WORDS, words};
 
@@ -49,7 +52,7 @@ impl Nature {
 pub fn nature(labels: &Labels, key: &str) -> Nature {
     let Some(value) = labels.get(key) else { return Nature::Custom };
     let own = of_label(key, value);
-    let repeats = |(other, repeated): (&std::sync::Arc<str>, &std::sync::Arc<str>)| {
+    let repeats = |(other, repeated): (&Arc<str>, &Arc<str>)| {
         repeated == value && &**other != key && matches!(known(other), Some(Nature::Run | Nature::Release))
     };
     if own.stays() && !TABLE.keys.contains_key(key) && labels.iter().any(repeats) { Nature::Run } else { own }
@@ -59,8 +62,18 @@ pub fn nature(labels: &Labels, key: &str) -> Nature {
 fn of_label(key: &str, value: &str) -> Nature {
     let is_common = IDENTITY.contains(&key);
     match known(key) {
+        // A release may be called so.
+        Some(Nature::Identity) if INSTANCE.contains(&key) && value.len() < 4 && value.starts_with('v') => {
+            Nature::Identity
+        }
         Some(Nature::Identity) if is_common && (is_number(value) || has_version(value)) => Nature::Release,
         Some(Nature::Identity) if is_common && MOVING_VALUES.contains(&value) => Nature::Moves,
+        // What has no name of its own is named after its run.
+        Some(Nature::Identity | Nature::Workload(_))
+            if !is_common && (has_version(value) || base_of(value).is_some()) =>
+        {
+            Nature::Run
+        }
         Some(nature) => nature,
         None if has_version(value) || is_hash(value) || is_number(value) && value.len() >= 5 => Nature::Release,
         None if words(key).any(|word| RELEASE_WORDS.contains(&&*word)) => Nature::Release,
@@ -80,9 +93,12 @@ pub fn rank(key: &str) -> usize {
         .unwrap_or_else(|| if is_identity() { IDENTITY.len() } else { usize::MAX })
 }
 
-/// The workload that a controller makes pods for, by kind and name, where a label tells it.
+/// The workload that a controller makes pods for, by kind and name, where a label tells it; without what was put in the name at
+/// random for one run.
 pub fn workload(labels: &Labels) -> Option<(&'static str, &str)> {
-    TABLE.workloads.iter().find_map(|(key, kind)| Some((*kind, &**labels.get(*key)?)))
+    let named = |(key, kind): &(&'static str, &'static str)| Some((*kind, &**labels.get(*key)?));
+    let (kind, name) = TABLE.workloads.iter().find_map(named)?;
+    Some((kind, base_of(name).unwrap_or(name)))
 }
 
 /// A name for what pods are that have the same labels of identity: their values, the instance's first, each once; `None`
@@ -101,7 +117,9 @@ fn named(labels: &Labels, tells: impl Fn(Nature) -> bool) -> Option<String> {
     let mut keys: Vec<&str> = labels.keys().map(|key| &**key).filter(|key| tells(key)).collect();
     keys.sort_by_key(|key| (!INSTANCE.contains(key), rank(key)));
     let mut name = String::new();
-    for value in keys.iter().filter_map(|key| labels.get(*key)).filter(|value| !value.is_empty()) {
+    // Switches and numbers tell nothing without their keys.
+    let tells = |value: &&Arc<str>| !matches!(&***value, "" | "true" | "false" | "True" | "False") && !is_number(value);
+    for value in keys.iter().filter_map(|key| labels.get(*key)).filter(tells) {
         let is_in =
             name.split('-').collect::<Vec<_>>().windows(value.split('-').count()).any(|part| part.join("-") == **value);
         if !is_in {
@@ -196,6 +214,8 @@ const IDENTITY: [&str; 10] = [
     "run",
     "tier",
 ];
+/// The name of the Job that made a pod; the first since Kubernetes 1.27.
+pub const JOB_NAMES: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
 /// Kinds of owners that Kubernetes has itself, and pods without one.
 pub const BUILT_IN_KINDS: [&str; 8] =
     ["CronJob", "DaemonSet", "Deployment", "Job", "Pod", "ReplicaSet", "ReplicationController", "StatefulSet"];

@@ -116,9 +116,9 @@ fn examples(selector: &LabelSelector) -> Result<Vec<(String, Labels)>, Differenc
 
 /// The pods that there are, and those that policies ask for and that are not there any more, as far as that can be told.
 pub(crate) fn with_former(population: &Population, policies: &[NetworkPolicy]) -> Population {
-    let Population { members, namespaces, addresses } = population;
+    let Population { members, namespaces, addresses, lasting: _ } = population;
     let (namespaces, addresses) = (namespaces.clone(), addresses.clone());
-    let mut all = Population { members: members.clone(), namespaces, addresses };
+    let mut all = Population { members: members.clone(), namespaces, addresses, ..Population::default() };
     let Ok(supposed) = supposed(policies.iter()) else { return all };
     let is_there = |supposed: &Subject| {
         let in_namespace = members.iter().map(|member| &member.subject).filter(|of| of.namespace == supposed.namespace);

@@ -13,7 +13,7 @@ use schemas::{
     labels,
 };
 
-use super::{Enforcement, LabelIndex, NamedPort, Subject};
+use super::{Enforcement, LabelIndex, NamedPort, Subject, lasting::Lasting, validation::is_valid_selector};
 use crate::communication::Workload;
 
 /// Pods, and the namespaces that they are in.
@@ -25,6 +25,8 @@ pub(crate) struct Population {
     pub(crate) namespaces: BTreeMap<Arc<str>, Labels>,
     /// Addresses of pods that are there, as far as they are known.
     pub(crate) addresses: BTreeMap<Workload, BTreeSet<IpAddr>>,
+    /// The labels of workloads that stay.
+    pub(crate) lasting: Lasting,
 }
 
 /// Pods of a workload that are alike.
@@ -38,7 +40,7 @@ pub(crate) struct Member {
     pub(crate) is_there: bool,
     /// Or one like them may be made again.
     pub(crate) is_current: bool,
-    /// Whether its workload's own selector, as far as it is known, does not select it.
+    /// Whether its workload's own selector does not select it, or where none is known, it lacks labels that the others have.
     pub(crate) is_odd: bool,
 }
 
@@ -75,7 +77,7 @@ impl Population {
             let known = found.entry((workload, subject));
             known.or_insert_with(|| (Arc::clone(&pod.name), false)).1 |= is_there;
         }
-        let selectors = Owners::of(index);
+        let (selectors, lasting) = (Owners::of(index), Lasting::of(index));
         let there: BTreeSet<Workload> =
             found.iter().filter(|(_, (_, is_there))| *is_there).map(|((workload, _), _)| workload.clone()).collect();
         let member = |((workload, subject), (pod, is_there)): ((Workload, Subject), (Arc<str>, bool))| {
@@ -86,15 +88,14 @@ impl Population {
             let may_return = || !there.contains(&workload) && (index.is_there(kind, namespace, name) || comes_again());
             let is_current = is_there || may_return();
             let is_last = is_current || !there.contains(&workload);
-            let is_odd = selectors.selects(&workload, &subject.labels) == Some(false);
+            let is_selected = selectors.selects(&workload, &subject.labels);
+            let is_odd =
+                is_selected.map_or_else(|| lasting.lacks(&workload, &subject.labels), |is_selected| !is_selected);
             is_last.then_some(Member { workload, subject, pod, is_there, is_current, is_odd })
         };
         let labels = |(namespace, labels): (&InventoryRecord, &Labels)| (Arc::clone(&namespace.name), labels.clone());
-        Self {
-            members: found.into_iter().filter_map(member).collect(),
-            namespaces: index.latest(ObjectKind::Namespace).map(labels).collect(),
-            addresses,
-        }
+        let members = found.into_iter().filter_map(member).collect();
+        Self { members, namespaces: index.latest(ObjectKind::Namespace).map(labels).collect(), addresses, lasting }
     }
 
     /// The workload of each member, by its name; with the labels that tell it from others of the same, where policies make
@@ -157,7 +158,8 @@ struct Owners(BTreeMap<Workload, LabelSelector>);
 impl Owners {
     fn of(index: &Index) -> Self {
         let owner = |(record, _): (&InventoryRecord, _)| {
-            Some((Workload::of_owner(record)?, serde_json::from_str(record.selector.as_deref()?).ok()?))
+            let selector = serde_json::from_str(record.selector.as_deref()?).ok().filter(is_valid_selector)?;
+            Some((Workload::of_owner(record)?, selector))
         };
         Self(index.latest(ObjectKind::Workload).filter_map(owner).collect())
     }

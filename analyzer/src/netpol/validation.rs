@@ -62,6 +62,23 @@ pub(crate) fn refusals(policy: &NetworkPolicy) -> Vec<String> {
     for key in metadata.annotations.iter().flat_map(BTreeMap::keys) {
         found.key("metadata.annotations", &key.to_lowercase());
     }
+    let annotations = metadata.annotations.iter().flatten().map(|(key, value)| key.len() + value.len());
+    if annotations.sum::<usize>() > ANNOTATIONS_BYTES {
+        found.say("metadata.annotations", "they have more than 256 KiB");
+    }
+    for finalizer in metadata.finalizers.iter().flatten() {
+        let has_domain = finalizer.contains('/') && is_qualified_name(finalizer);
+        if !has_domain && !FINALIZERS.contains(&finalizer.as_str()) {
+            found.say("metadata.finalizers", &format!("`{finalizer}` has no domain, as in example.com/name"));
+        }
+    }
+    let owners = metadata.owner_references.iter().flatten();
+    for owner in owners.clone().filter(|owner| owner.uid.is_empty()) {
+        found.say("metadata.ownerReferences", &format!("{} {} has no uid", owner.kind, owner.name));
+    }
+    if owners.filter(|owner| owner.controller == Some(true)).count() > 1 {
+        found.say("metadata.ownerReferences", "there is more than one controller");
+    }
     let Some(spec) = spec else { return found.0 };
     found.selector("spec.podSelector", spec.pod_selector.as_ref());
     let ingress = spec.ingress.iter().flatten().enumerate();
@@ -84,6 +101,13 @@ pub(crate) fn refusals(policy: &NetworkPolicy) -> Vec<String> {
         found.say("spec.policyTypes", &format!("`{name}` is neither Ingress nor Egress"));
     }
     found.0
+}
+
+/// Whether the API server takes a selector.
+pub(crate) fn is_valid_selector(selector: &LabelSelector) -> bool {
+    let mut found = Found::default();
+    found.selector("", Some(selector));
+    found.0.is_empty()
 }
 
 /// What is wrong, and where.
@@ -186,7 +210,7 @@ impl Found {
     }
 
     fn value(&mut self, at: &str, value: &str) {
-        if !value.is_empty() && !is_name(value) {
+        if !is_label_value(value) {
             self.say(at, &format!("`{value}` is not the value of a label"));
         }
     }
@@ -205,14 +229,19 @@ pub(super) fn cidr(text: &str) -> Option<IpNet> {
 }
 
 /// A key: perhaps a DNS subdomain and a slash, and a name (`IsQualifiedName`).
-fn is_qualified_name(key: &str) -> bool {
+pub(super) fn is_qualified_name(key: &str) -> bool {
     match key.split_once('/') {
         Some((prefix, name)) => is_dns_subdomain(prefix) && is_name(name),
         None => is_name(key),
     }
 }
 
-/// The name in a key, and a value that is not empty (`IsValidLabelValue`).
+/// The value of a label (`IsValidLabelValue`).
+pub(super) fn is_label_value(value: &str) -> bool {
+    value.is_empty() || is_name(value)
+}
+
+/// The name in a key, and a value that is not empty.
 fn is_name(text: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let ends = [text.bytes().next(), text.bytes().next_back()];
@@ -230,6 +259,11 @@ fn is_port_name(name: &str) -> bool {
         && !name.starts_with('-')
         && !name.ends_with('-')
 }
+
+/// Most bytes of an object's annotations (`TotalAnnotationSizeLimitB`).
+const ANNOTATIONS_BYTES: usize = 256 << 10;
+/// Finalizers of Kubernetes that have no domain.
+const FINALIZERS: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
 
 #[cfg(test)]
 mod tests {

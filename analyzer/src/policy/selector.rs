@@ -9,13 +9,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use schemas::{
     index::Index,
     inventory::{InventoryRecord, Labels, ObjectKind, parse_labels},
-    labels::{self, BUILT_IN_KINDS, Nature, is_part_of, nature, rank},
+    labels::{self, JOB_NAMES, Nature, is_part_of, nature, rank},
 };
 
 use super::{finding::Finding, neighbours::Neighbours};
 use crate::{
     communication::Workload,
-    netpol::population::{Member, Population},
+    netpol::{
+        lasting::Lasting,
+        population::{Member, Population},
+        validation::is_valid_selector,
+    },
 };
 
 /// A label selector; what [`Selectors::of`] gives selects something and not everything.
@@ -30,10 +34,7 @@ pub(super) struct Selector {
 pub(super) struct Selectors<'a> {
     /// What workloads' owners select.
     owners: HashMap<Workload, Selector>,
-    /// The labels that all pods of a workload ever had in common and that stay, and the name of the Job that made them.
-    common: HashMap<Workload, Labels>,
-    /// By kind of owner, the labels that were seen to move between pods of one, or on living pods.
-    moving: HashSet<(Arc<str>, Arc<str>)>,
+    lasting: &'a Lasting,
     /// Workloads of which a pod was ever selected by its owner's selector.
     selected: HashSet<Workload>,
     /// By namespace.
@@ -49,37 +50,11 @@ impl<'a> Selectors<'a> {
         let owners: HashMap<Workload, Selector> =
             index.latest(ObjectKind::Workload).filter_map(|(record, _)| owner(record)).collect();
         let mut selected = HashSet::new();
-        let mut common: HashMap<Workload, Labels> = HashMap::new();
-        let mut moving = HashSet::new();
-        for (pod, labels) in index.pod_versions().filter(|(pod, _)| pod.host_network != Some(true)) {
+        for (pod, labels) in index.pod_histories().flat_map(|(versions, ..)| versions) {
             let workload = Workload::of(pod, index);
             let is_selected = owners.get(&workload).is_some_and(|own| own.matches(labels));
-            if is_selected && !selected.contains(&workload) {
-                selected.insert(workload.clone());
-            }
-            // What repeats the pod's name, or counts it, is of the pod.
-            let is_of_pod = |value: &Arc<str>| {
-                let number = value.strip_prefix(&*workload.name).and_then(|rest| rest.strip_prefix('-'));
-                *value == pod.name && pod.name != workload.name
-                    || number.is_some_and(|rest| labels::is_made_up(&format!("x-{rest}")))
-            };
-            let kept = |key: &Arc<str>| {
-                let stays = nature(labels, key).stays() && !labels.get(key).is_some_and(is_of_pod);
-                stays || JOB_NAMES.contains(&&**key)
-            };
-            match common.get_mut(&workload) {
-                Some(known) => known.retain(|key, value| {
-                    let stays = labels.get(key) == Some(value);
-                    if !stays && !BUILT_IN_KINDS.contains(&&*workload.kind) && !nature(labels, key).is_identity() {
-                        moving.insert((Arc::clone(&workload.kind), Arc::clone(key)));
-                    }
-                    stays
-                }),
-                None => {
-                    let kept = labels.iter().filter(|(key, _)| kept(key));
-                    let kept = kept.map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
-                    common.insert(workload, kept);
-                }
+            if pod.host_network != Some(true) && is_selected && !selected.contains(&workload) {
+                selected.insert(workload);
             }
         }
         let mut members: HashMap<&str, Vec<&Member>> = HashMap::new();
@@ -107,7 +82,7 @@ impl<'a> Selectors<'a> {
             (namespace, Neighbours::new(members, services))
         });
         let neighbours = neighbours.collect();
-        Self { owners, common, moving, selected, neighbours, found: HashMap::new() }
+        Self { owners, lasting: &population.lasting, selected, neighbours, found: HashMap::new() }
     }
 
     /// The selector of a workload: its owner's own, or else all labels that tell what its pods are and that stay. Where
@@ -145,7 +120,7 @@ impl<'a> Selectors<'a> {
 
     /// The selector of a workload's owner, unless it selects none of the workload's pods.
     fn own(&self, workload: &Workload) -> Option<Selector> {
-        let is_of_none = self.common.contains_key(workload) && !self.selected.contains(workload);
+        let is_of_none = self.lasting.labels(workload).is_some() && !self.selected.contains(workload);
         self.owners.get(workload).filter(|_| !is_of_none).cloned()
     }
 
@@ -156,7 +131,7 @@ impl<'a> Selectors<'a> {
 
     /// The labels that tell what a workload's pods are, and stay; where there are none, all that stay.
     fn identity(&self, workload: &Workload) -> Option<Selector> {
-        let common = self.common.get(workload)?;
+        let common = self.lasting.labels(workload)?;
         let stable = || common.iter().filter(|(key, _)| self.stays(workload, key));
         let neighbours = self.neighbours.get(&*workload.namespace);
         let served: BTreeSet<&Arc<str>> =
@@ -164,7 +139,9 @@ impl<'a> Selectors<'a> {
         let tells = |(key, value): &(&Arc<str>, &Arc<str>)| {
             let nature = nature(common, key);
             let names = || **value == workload.name || nature == Nature::Custom && is_part_of(&workload.name, value);
-            nature.is_identity() || names() || served.contains(key)
+            // A Service may select one pod of several for what it is for now.
+            let is_served = || served.contains(key) && !self.lasting.is_single(workload);
+            nature.is_identity() || names() || is_served()
         };
         let select = |labels: Vec<(&Arc<str>, &Arc<str>)>| {
             let labels: BTreeMap<_, _> =
@@ -180,14 +157,14 @@ impl<'a> Selectors<'a> {
 
     /// The name of a Job that nothing owns, which is the same at each release, as its pods have it.
     fn job_name(&self, workload: &Workload) -> Option<(&Arc<str>, &Arc<str>)> {
-        let common = self.common.get(workload).filter(|_| &*workload.kind == "Job")?;
+        let common = self.lasting.labels(workload).filter(|_| &*workload.kind == "Job")?;
         let name = JOB_NAMES.iter().find_map(|key| common.get_key_value(*key))?;
         (*name.1 == workload.name).then_some(name)
     }
 
     /// Whether a label that all pods of a workload have is one that those of tomorrow have too.
     fn stays(&self, workload: &Workload, key: &Arc<str>) -> bool {
-        !JOB_NAMES.contains(&&**key) && !self.moving.contains(&(Arc::clone(&workload.kind), Arc::clone(key)))
+        !JOB_NAMES.contains(&&**key) && self.lasting.stays(workload, key)
     }
 
     /// The selector with what keeps out as many pods of others as can be.
@@ -223,8 +200,13 @@ impl<'a> Selectors<'a> {
     /// Labels that all of a workload's pods have and that stay, the best first; and whether they tell what it is.
     fn additions(&self, workload: &Workload) -> Vec<(bool, Narrowing)> {
         let none = Labels::new();
-        let common = self.common.get(workload).unwrap_or(&none);
-        let mut labels: Vec<_> = common.iter().filter(|(key, _)| self.stays(workload, key)).collect();
+        let common = self.lasting.labels(workload).unwrap_or(&none);
+        // What nobody knows may be counted.
+        let is_plain = |key: &str, value: &str| {
+            nature(common, key).is_identity() || !value.bytes().any(|byte| byte.is_ascii_digit())
+        };
+        let mut labels: Vec<_> =
+            common.iter().filter(|(key, value)| self.stays(workload, key) && is_plain(key, value)).collect();
         labels.sort_by_key(|(key, _)| rank(key));
         let label = |(key, value): (&Arc<str>, &Arc<str>)| Narrowing::Label(key.to_string(), value.to_string());
         let mut options: Vec<(bool, Narrowing)> =
@@ -283,9 +265,10 @@ enum Narrowing {
 }
 
 impl Selector {
-    /// Reads a LabelSelector in JSON; `None` when it is not one or selects everything.
+    /// Reads a LabelSelector in JSON; `None` when it is not one that the API server takes, or selects everything.
     fn from_json(json: &str) -> Option<Self> {
-        let LabelSelector { match_labels, match_expressions } = serde_json::from_str(json).ok()?;
+        let selector: LabelSelector = serde_json::from_str(json).ok()?;
+        let LabelSelector { match_labels, match_expressions } = Some(selector).filter(is_valid_selector)?;
         let expressions = match_expressions.unwrap_or_default().into_iter();
         Self {
             labels: match_labels.unwrap_or_default(),
@@ -383,8 +366,6 @@ const GENERATED: [&str; 6] = [
     "job-name",
     "batch.kubernetes.io/job-name",
 ];
-/// The name of the Job that made a pod; the first since Kubernetes 1.27.
-const JOB_NAMES: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
 /// Kubernetes leaves out empty lists.
 pub(super) fn non_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
     if list.is_empty() { None } else { Some(list) }

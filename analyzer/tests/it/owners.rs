@@ -138,9 +138,12 @@ fn a_label_that_changed_on_a_pod_is_not_selected_by_for_others_of_its_kind() {
 #[test]
 fn what_a_service_or_a_budget_selects_a_workload_by_tells_what_it_is() {
     let mut capture = web_and_db();
-    let pod = capture.bare_pod("demo/store-1", "10.244.0.61", r#"{"shelf":"books","colour":"red"}"#);
-    (pod.owner_kind, pod.owner) = (Some("Store".into()), Some("store".into()));
-    capture.talk(WEB, "10.244.0.61", 7000);
+    // Of one pod alone, a Service may select what it is for now.
+    for (pod, address) in [("demo/store-1", "10.244.0.61"), ("demo/store-2", "10.244.0.62")] {
+        let pod = capture.bare_pod(pod, address, r#"{"shelf":"books","colour":"red"}"#);
+        (pod.owner_kind, pod.owner) = (Some("Store".into()), Some("store".into()));
+        capture.talk(WEB, address, 7000);
+    }
     assert_eq!(capture.report().selector("demo/store-network"), "colour=red,shelf=books", "all that stay");
     capture.service("demo/books", "10.96.0.9", 80, "7000", Some(r#"{"shelf":"books"}"#));
     assert_eq!(capture.report().selector("demo/store-network"), "shelf=books");
@@ -333,4 +336,185 @@ fn whoever_takes_in_the_pods_of_runs_that_are_over_says_so() {
     let report = runs(r#"{"app":"web","side":"x"}"#);
     assert!(report.said.contains("demo/web: its selector also selects pods of demo/report"), "{}", report.said);
     assert!(!runs(r#"{"app":"report"}"#).said.contains("also selects"));
+}
+
+/// What a policy is named after, and selects, whose pods some runs or instances are.
+fn of_runs(pods: &[Asker]) -> Vec<(String, String)> {
+    let report = askers(pods, false).report();
+    let names = report.names().into_iter().filter(|name| !["demo/db-network", "demo/web-network"].contains(&&**name));
+    names.map(|name| (name.trim_end_matches("-network").to_owned(), report.selector(&name))).collect()
+}
+
+#[test]
+fn what_is_made_for_a_run_is_named_after_what_stays() {
+    let cases: [(&str, &[Asker], &str, &str); 10] = [
+        (
+            "a pipeline that is written within its run, whose name it has",
+            &[
+                ("a", r#"{"tekton.dev/pipeline":"ci-x7k2p","repository":"web"}"#, Some(("TaskRun", "ci-x7k2p-build"))),
+                ("b", r#"{"tekton.dev/pipeline":"ci-9bq4z","repository":"web"}"#, Some(("TaskRun", "ci-9bq4z-build"))),
+            ],
+            "demo/ci",
+            "repository=web",
+        ),
+        (
+            "servers that have their own names in a label",
+            &[
+                (
+                    "a",
+                    r#"{"app":"game","example.com/server":"game-lhbz7-g8wq4"}"#,
+                    Some(("GameServer", "game-lhbz7-g8wq4")),
+                ),
+                (
+                    "b",
+                    r#"{"app":"game","example.com/server":"game-9bq4z-tt5vw"}"#,
+                    Some(("GameServer", "game-9bq4z-tt5vw")),
+                ),
+            ],
+            "demo/game",
+            "app=game",
+        ),
+        (
+            "a hook for each commit and synchronization",
+            &[
+                ("a", r#"{"app":"db-migrate"}"#, Some(("Job", "db-migrate-a1b2c3d-presync-1793527200"))),
+                ("b", r#"{"app":"db-migrate"}"#, Some(("Job", "db-migrate-9f8e7d6-presync-1793613600"))),
+            ],
+            "demo/db-migrate",
+            "app=db-migrate",
+        ),
+        (
+            "a Job for each version",
+            &[
+                ("a", r#"{"app":"shop"}"#, Some(("Job", "shop-migrate-1-2"))),
+                ("b", r#"{"app":"shop"}"#, Some(("Job", "shop-migrate-2-0-0-rc1"))),
+            ],
+            "demo/shop-migrate",
+            "app=shop",
+        ),
+        (
+            "names of two words that nothing tells from chosen ones",
+            &[
+                ("a", r#"{"app":"flow"}"#, Some(("Job", "funny-otter"))),
+                ("b", r#"{"app":"flow"}"#, Some(("Job", "brave-lion"))),
+                ("c", r#"{"app":"flow"}"#, Some(("Job", "calm-crab"))),
+            ],
+            "demo/flow",
+            "app=flow",
+        ),
+        (
+            "tests of pull requests",
+            &[
+                (
+                    "a1b2c3d4e5",
+                    r#"{"created-by-prow":"true","prow.k8s.io/job":"unit","prow.k8s.io/refs.pull":"120"}"#,
+                    None,
+                ),
+                (
+                    "b1c2d3e4f5",
+                    r#"{"created-by-prow":"true","prow.k8s.io/job":"unit","prow.k8s.io/refs.pull":"121"}"#,
+                    None,
+                ),
+            ],
+            "demo/unit",
+            "prow.k8s.io/job=unit",
+        ),
+        (
+            "servers of users",
+            &[
+                ("jupyter-alice", r#"{"component":"singleuser-server","hub.jupyter.org/username":"alice"}"#, None),
+                ("jupyter-bob", r#"{"component":"singleuser-server","hub.jupyter.org/username":"bob"}"#, None),
+            ],
+            "demo/singleuser-server",
+            "component=singleuser-server",
+        ),
+        (
+            "an application with its date in its name",
+            &[
+                ("a-driver", r#"{"spark-role":"driver","spark-app-name":"daily-2026-11-20"}"#, None),
+                ("b-driver", r#"{"spark-role":"driver","spark-app-name":"daily-2026-11-21"}"#, None),
+            ],
+            "demo/driver",
+            "spark-role=driver",
+        ),
+        (
+            "a ReplicaSet for each version",
+            &[
+                ("a", r#"{"app":"pay","moniker.spinnaker.io/sequence":"0"}"#, Some(("ReplicaSet", "pay-v000"))),
+                ("b", r#"{"app":"pay","moniker.spinnaker.io/sequence":"1"}"#, Some(("ReplicaSet", "pay-v001"))),
+            ],
+            "demo/pay",
+            "app=pay",
+        ),
+        (
+            "a release that is called like a version",
+            &[(
+                "a",
+                r#"{"app.kubernetes.io/instance":"v1","app.kubernetes.io/name":"redis"}"#,
+                Some(("Redis", "v1-redis")),
+            )],
+            "demo/v1-redis",
+            "app.kubernetes.io/instance=v1,app.kubernetes.io/name=redis",
+        ),
+    ];
+    for (what, pods, name, selector) in cases {
+        assert_eq!(of_runs(pods), [(name.to_owned(), selector.to_owned())], "{what}");
+    }
+}
+
+#[test]
+fn instances_that_a_selector_can_distinguish_stay_workloads_of_their_own() {
+    let pods = [
+        ("a", r#"{"app":"mq","purpose":"orders"}"#, Some(("Queue", "mq-1"))),
+        ("b", r#"{"app":"mq","purpose":"billing"}"#, Some(("Queue", "mq-2"))),
+    ];
+    let own = |number: &str, purpose: &str| (format!("demo/mq-{number}"), format!("app=mq,purpose={purpose}"));
+    assert_eq!(of_runs(&pods), [own("1", "orders"), own("2", "billing")]);
+    let pods = [
+        ("a", r#"{"app":"hive","proto":"grpcs"}"#, Some(("Broker", "hive-grpcs"))),
+        ("b", r#"{"app":"hive","proto":"mqtts"}"#, Some(("Broker", "hive-mqtts"))),
+    ];
+    assert_eq!(of_runs(&pods).len(), 2);
+}
+
+#[test]
+fn one_odd_pod_takes_no_label_from_the_others() {
+    let web = r#"{"app":"shop","release":"r"}"#;
+    let pods = |odd: &'static str| {
+        let own = |name| (name, web, Some(("CloneSet", "shop")));
+        askers(&[own("a"), own("b"), own("c"), ("odd", odd, Some(("CloneSet", "shop")))], false).report()
+    };
+    let (with, without) = (pods(r#"{"release":"r","quarantine":"yes"}"#), pods(web));
+    assert_eq!(with.selector("demo/shop-network"), "app=shop,release=r");
+    assert!(with.said.contains("demo/shop: its selector does not select its pod odd"), "{}", with.said);
+    assert_eq!(without.selector("demo/shop-network"), "app=shop,release=r");
+    assert_eq!(limits(&with, "db-network"), limits(&without, "db-network"));
+    assert!(!without.said.contains("does not select"), "{}", without.said);
+    // What differs between those that are there may be what moves.
+    let report = pods(r#"{"app":"shop","release":"other"}"#);
+    assert_eq!(report.selector("demo/shop-network"), "app=shop");
+}
+
+#[test]
+fn a_part_that_the_owner_of_another_one_owns_is_selected_by_what_it_is() {
+    let [manager, worker] =
+        [r#"{"app":"flink","component":"jobmanager"}"#, r#"{"app":"flink","component":"taskmanager"}"#];
+    let pods = [("m", manager, Some(("Deployment", "flink"))), ("t1", worker, Some(("Deployment", "flink")))];
+    let mut capture = askers(&pods, false);
+    capture.workload("Deployment", "demo/flink", r#"{"matchLabels":{"app":"flink","component":"jobmanager"}}"#);
+    let report = capture.report();
+    assert_eq!(report.selector("demo/flink-network"), "app=flink,component=jobmanager");
+    assert_eq!(report.selector("demo/flink-taskmanager-network"), "app=flink,component=taskmanager");
+    assert_eq!(report.rules("demo/db-network", "ingress"), 1);
+    assert!(report.allows("demo/db-network").contains("ingress app=flink,component=taskmanager 5432/TCP"));
+}
+
+#[test]
+fn a_label_that_can_not_be_is_left_out_and_refuses_nobody_elses_policy() {
+    let report = askers(&[("bad", r#"{"app":"a b"}"#, Some(("Queue", "bad")))], false).report();
+    assert_eq!(report.names(), ["demo/db-network", "demo/web-network"]);
+    assert!(report.said.contains("demo/bad: no policy, its pods have no usable labels"), "{}", report.said);
+    let mut capture = askers(&[("bad", r#"{"app":"bad"}"#, Some(("Deployment", "bad")))], false);
+    capture.workload("Deployment", "demo/bad", r#"{"matchLabels":{"app":"a b"}}"#);
+    assert_eq!(capture.report().selector("demo/bad-network"), "app=bad");
 }

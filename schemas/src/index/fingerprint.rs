@@ -149,6 +149,6 @@ fn hash(of: impl Hash) -> u64 {
 }
 
 /// Raised when edges are derived in another way: what was summed up before is not what would be now.
-const EDGES_VERSION: u32 = 5;
+const EDGES_VERSION: u32 = 6;
 /// How far beyond a span the index is asked: who is certain of an address was its holder for ten minutes around.
 const MARGIN_MS: i64 = 900_000;

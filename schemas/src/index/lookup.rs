@@ -144,12 +144,18 @@ impl Index {
         ids.into_iter().filter_map(move |(_, id)| last(id))
     }
 
-    /// Every label set that pods had, with the pod, in order of namespace, name, UID and time.
-    pub fn pod_versions(&self) -> impl Iterator<Item = (&InventoryRecord, &Labels)> {
+    /// Every pod with its versions in order of time, and whether it is still there, neither deleted nor completed; in order of
+    /// namespace, name and UID.
+    pub fn pod_histories(&self) -> impl Iterator<Item = (Vec<(&InventoryRecord, &Labels)>, TimestampMs, bool)> {
         let mut ids: Vec<_> = self.ids.iter().filter(|(key, _)| *key.0 == ObjectKind::Pod).collect();
         ids.sort();
-        let versions = ids.into_iter().flat_map(|(_, id)| &self.object(*id).versions);
-        versions.map(|version| (&*version.record, version.labels()))
+        let history = |id: &usize| {
+            let object = self.object(*id);
+            let (first, last) = (object.versions.first()?, object.versions.last()?);
+            let versions = object.versions.iter().map(|version| (&*version.record, version.labels())).collect();
+            Some((versions, first.from, object.ended.is_none() && !is_over(&last.record)))
+        };
+        ids.into_iter().filter_map(move |(_, id)| history(id))
     }
 
     /// Every address that a pod, a node or a Service is known to have had, in no order.

@@ -2,26 +2,44 @@
 
 /// Whether a name was made up for one object of several: it ends with a number, or holds what was put there at random.
 pub fn is_made_up(name: &str) -> bool {
-    last_of(name).is_some_and(|(_, last)| is_number(last)) || name.split(['-', '.', '_']).skip(1).any(is_random)
+    last_of(name).is_some_and(|(_, last)| is_number(last)) || base_of(name).is_some()
 }
 
-/// A name without what was put at its end at random; `None` where there is no such thing, or nothing else.
+/// A name without what was put in it at random, and what follows that; `None` where there is no such thing, or nothing before it.
 pub fn base_of(name: &str) -> Option<&str> {
-    let (mut base, _) = last_of(name).filter(|(_, last)| is_random(last))?;
-    // Of a UUID, all of it.
-    while let Some((rest, last)) = last_of(base)
-        && last.len() >= 4
-        && last.bytes().all(|byte| byte.is_ascii_hexdigit())
-        && last.bytes().any(|byte| byte.is_ascii_digit())
-    {
+    let mut start = 0;
+    for part in name.split(SEPARATORS) {
+        // Words that look so are more likely within a name.
+        let is_last = start + part.len() == name.len();
+        if start > 1 && (is_hash(part) || is_random(part) && (is_last || part.len() >= 7)) {
+            let mut base = &name[..start - 1];
+            while let Some((rest, _)) = last_of(base).filter(|(_, last)| is_random(last)) {
+                base = rest;
+            }
+            return Some(base);
+        }
+        start += part.len() + 1;
+    }
+    None
+}
+
+/// A name without the numbers and versions at its end: of `migrate-1-2-rc1`, `migrate`. `None` where there are none.
+pub fn uncounted(name: &str) -> Option<&str> {
+    let mut base = name;
+    while let Some((rest, _)) = last_of(base).filter(|(_, last)| is_number(last) || has_version(last)) {
         base = rest;
     }
-    Some(base)
+    (base.len() < name.len()).then_some(base)
+}
+
+/// A name without its last part; `None` where there is one part.
+pub fn prefix_of(name: &str) -> Option<&str> {
+    last_of(name).map(|(base, _)| base)
 }
 
 /// The last part of a name, and what is before it.
 fn last_of(name: &str) -> Option<(&str, &str)> {
-    let (base, last) = name.rsplit_once(['-', '.', '_'])?;
+    let (base, last) = name.rsplit_once(SEPARATORS)?;
     (!base.is_empty() && !last.is_empty()).then_some((base, last))
 }
 
@@ -30,22 +48,25 @@ pub fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether somebody put a text together at random: five of the letters and digits that Kubernetes takes
+/// Whether somebody put a text together at random: five or more of the letters and digits that Kubernetes takes
 /// (`k8s.io/apimachinery/pkg/util/rand`), but for some words; or letters and digits that come after each other again and again;
 /// or it is a number as long as a time.
 fn is_random(text: &str) -> bool {
-    let is_of_kubernetes = text.len() == 5 && text.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
+    let is_of_kubernetes = text.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
+    let is_long = text.len() >= 7 && text.bytes().any(|byte| byte.is_ascii_lowercase());
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
     let kinds: Vec<bool> = text.bytes().map(|byte| byte.is_ascii_digit()).collect();
     let changes = kinds.windows(2).filter(|pair| pair[0] != pair[1]).count();
     let is_mixed = is_plain && changes >= 3 && !text.starts_with('v');
-    is_of_kubernetes && !["https", "mssql"].contains(&text) || is_mixed || is_number(text) && text.len() >= 8
+    is_of_kubernetes && (text.len() == 5 || is_long) && !WORDS.contains(&text)
+        || is_mixed
+        || is_number(text) && text.len() >= 8
 }
 
-/// Whether a label's value is a name, or parts of it between dashes: a release's, as in `RELEASE-web`.
+/// Whether a label's value is a name, or parts of it between dashes: a release's, as in `RELEASE-web`; but no number.
 pub fn is_part_of(name: &str, value: &str) -> bool {
     let (parts, wanted): (Vec<&str>, Vec<&str>) = (name.split('-').collect(), value.split('-').collect());
-    parts.windows(wanted.len()).any(|part| part == wanted)
+    !is_number(value) && parts.windows(wanted.len()).any(|part| part == wanted)
 }
 
 /// Whether a value is a version or a time, or ends with one: `1.2`, `v2`, `1.2.3-rc1`, `web-1.2.3`, `r15`, `1-28-3`, `20261127`,
@@ -85,6 +106,14 @@ pub(super) fn is_hash(value: &str) -> bool {
     is_uuid || value.split(['-', '_', ':']).any(|part| part.len() >= 7 && is_hex(part) && is_mixed(part))
 }
 
+/// What parts of names are between.
+const SEPARATORS: [char; 3] = ['-', '.', '_'];
+/// Words of five letters of which one can't tell that nobody put them together at random.
+const WORDS: [&str; 14] = [
+    "https", "grpcs", "mqtts", "smtps", "mssql", "xhtml", "html5", "nfsv4", "tcpv4", "tcpv6", "mqtt5", "ldpwd",
+    "rtmps", "dhcp4",
+];
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -93,12 +122,40 @@ mod tests {
 
     #[test]
     fn names_are_made_up_or_chosen() {
+        for (name, base) in [
+            ("db-migrate-a1b2c3d-presync-1793527200", "db-migrate"),
+            ("gitlab-migrations-aabcd12", "gitlab-migrations"),
+            ("scan-vulnerabilityreport-558896cbdd", "scan-vulnerabilityreport"),
+            ("sgs-lhbz7-g8wq4", "sgs"),
+            ("exp-bcdfghjk", "exp"),
+            ("pi-1793527200000000000", "pi"),
+            ("web_job_40-tx5z8", "web_job_40"),
+        ] {
+            assert_eq!(base_of(name), Some(base), "{name}");
+        }
+        for (name, base) in
+            [("shop-migrate-1-2", "shop-migrate"), ("m-2-0-0-rc1", "m"), ("m-1.2.3", "m"), ("pg-2", "pg")]
+        {
+            assert_eq!(uncounted(name), Some(base), "{name}");
+        }
+        assert_eq!(uncounted("web"), None);
         for name in ["web-0", "task-x7k2p", "etl-load-9af31c", "a.b-20261127", "wc-driver-6d5f"] {
             assert!(is_made_up(name), "{name}");
         }
         assert_eq!(base_of("build-x7k2p"), Some("build"));
         assert_eq!(base_of("t-5f1c3a52-7d0e-4b68-9f7b-2f9f3a0c1d11"), Some("t"));
-        for name in ["pg-2", "web-step1", "web-https", "events-neo4j", "web-s3proxy", "a-v1beta1", "mysql", "x7k2p"] {
+        for name in [
+            "pg-2",
+            "web-step1",
+            "web-https",
+            "events-neo4j",
+            "web-s3proxy",
+            "a-v1beta1",
+            "mysql",
+            "x7k2p",
+            "hive-grpcs",
+            "a-https-b",
+        ] {
             assert_eq!(base_of(name), None, "{name}");
         }
         for name in ["web", "shadow", "web-step1", "reviews-v1", "test-connection", "one-legacy", "db2", ""] {
@@ -143,7 +200,7 @@ mod tests {
         #[test]
         fn any_text_is_read(name in ".{0,80}", value in ".{0,80}") {
             prop_assert!(base_of(&name).is_none_or(|base| name.starts_with(base) && !base.is_empty()));
-            prop_assert!(is_part_of(&name, &name));
+            prop_assert!(is_number(&name) || is_part_of(&name, &name));
             let _ = (is_made_up(&name), has_version(&value), is_hash(&value), is_part_of(&name, &value));
         }
     }

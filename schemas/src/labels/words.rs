@@ -47,7 +47,7 @@ pub(super) const RELEASE_WORDS: [&str; 26] = [
     "deployed",
 ];
 /// Words of keys whose values are of one run or pod.
-pub(super) const RUN_WORDS: [&str; 14] = [
+pub(super) const RUN_WORDS: [&str; 16] = [
     "uid",
     "uuid",
     "run",
@@ -62,6 +62,8 @@ pub(super) const RUN_WORDS: [&str; 14] = [
     "time",
     "token",
     "serial",
+    "sequence",
+    "username",
 ];
 /// Values that move between pods, whatever the key.
 pub(super) const MOVING_VALUES: [&str; 14] = [
