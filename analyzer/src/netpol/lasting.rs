@@ -113,7 +113,8 @@ impl Lasting {
 }
 
 impl Pods<'_> {
-    /// What two thirds of those that are there, or were last, have, and none has otherwise.
+    /// What two thirds of those that are there, or were last, have, and none has otherwise: that may be what moves. But what they
+    /// are called does not.
     fn common(&self) -> Labels {
         let last = self.gone.iter().take(NEWEST.saturating_sub(self.there.len())).map(|(_, labels)| *labels);
         let newest: Vec<&Labels> = self.there.iter().copied().chain(last).collect();
@@ -126,7 +127,8 @@ impl Pods<'_> {
                 continue;
             }
             let having = newest.iter().filter(|labels| labels.get(key) == Some(value)).count();
-            let is_contradicted = self.there.iter().any(|labels| labels.get(key).is_some_and(|other| other != value));
+            let is_other = |labels: &&Labels| labels.get(key).is_some_and(|other| other != value);
+            let is_contradicted = self.there.iter().any(is_other) && !NAMES.contains(&&**key);
             if 3 * having >= 2 * newest.len() && !is_contradicted && !self.changed(key, value, of) {
                 common.insert(Arc::clone(key), Arc::clone(value));
             }
@@ -153,5 +155,7 @@ fn is_of_pod(pod: &InventoryRecord, workload: &Workload, value: &Arc<str>) -> bo
     is_name && *value != workload.name || number.is_some_and(|rest| labels::is_made_up(&format!("x-{rest}")))
 }
 
+/// Labels that say what pods are called, whatever they are for now.
+const NAMES: [&str; 4] = ["app", "app.kubernetes.io/name", "k8s-app", "name"];
 /// So many pods say what those of tomorrow are like, at least.
 const NEWEST: usize = 4;

@@ -347,7 +347,7 @@ fn of_runs(pods: &[Asker]) -> Vec<(String, String)> {
 
 #[test]
 fn what_is_made_for_a_run_is_named_after_what_stays() {
-    let cases: [(&str, &[Asker], &str, &str); 10] = [
+    let cases: [(&str, &[Asker], &str, &str); 11] = [
         (
             "a pipeline that is written within its run, whose name it has",
             &[
@@ -401,6 +401,16 @@ fn what_is_made_for_a_run_is_named_after_what_stays() {
             ],
             "demo/flow",
             "app=flow",
+        ),
+        (
+            "solvers of challenges, which no selector can distinguish",
+            &[
+                ("a", r#"{"acme.cert-manager.io/http01-solver":"true"}"#, Some(("Challenge", "web-tls-1-2345678901"))),
+                ("b", r#"{"acme.cert-manager.io/http01-solver":"true"}"#, Some(("Challenge", "web-tls-2-1122334455"))),
+                ("c", r#"{"acme.cert-manager.io/http01-solver":"true"}"#, Some(("Challenge", "api-tls-1-998877665"))),
+            ],
+            "demo/challenge",
+            "acme.cert-manager.io/http01-solver=true",
         ),
         (
             "tests of pull requests",
@@ -493,6 +503,9 @@ fn one_odd_pod_takes_no_label_from_the_others() {
     // What differs between those that are there may be what moves.
     let report = pods(r#"{"app":"shop","release":"other"}"#);
     assert_eq!(report.selector("demo/shop-network"), "app=shop");
+    // But not what they are called.
+    let report = pods(r#"{"app":"other","release":"r"}"#);
+    assert_eq!(report.selector("demo/shop-network"), "app=shop,release=r");
 }
 
 #[test]

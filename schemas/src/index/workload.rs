@@ -84,8 +84,8 @@ impl Index {
         let base = base.or_else(counted).or_else(|| several(MANY, labels::prefix_of));
         // Names that have nothing in common may yet be of what is one to every selector.
         let is_of_all = |base: &String| alike().iter().all(|other| other.starts_with(&**base));
-        let by_labels = || by_labels().filter(|_| alike().len() >= MANY);
-        let base = if base.as_ref().is_some_and(is_of_all) { base } else { by_labels().or(base) };
+        let is_one = alike().len() >= MANY && !base.as_ref().is_some_and(is_of_all);
+        let base = if is_one { by_labels().or_else(|| Some(kind.to_lowercase())) } else { base };
         base.map(|base| (Arc::clone(kind), Arc::from(base)))
     }
 
