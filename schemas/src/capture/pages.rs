@@ -73,7 +73,7 @@ impl Pages {
 
     /// Reads columns of one row group; of the rows, those that are selected. `known` is the schema of the dataset: a
     /// column that may be null and is not in the file, as an older minor version wrote it, is null, and one of a type that
-    /// [`is_readable`] is converted.
+    /// other tools make of it is converted.
     ///
     /// # Errors
     /// A column is not there, has another type, or a port's number is none.
