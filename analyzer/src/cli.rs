@@ -17,6 +17,7 @@ use std::{
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::exit::Exit;
 pub(crate) use crate::output::Format;
 pub(crate) use cluster::{Applied, ApplyArgs, ClusterArgs, MonitorArgs, RegenerateArgs};
 pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
@@ -25,7 +26,7 @@ pub(crate) use writing::{CompactArgs, ImportArgs, InventoryArgs, PruneArgs, Rece
 
 /// Turns captures of flowscribe-exporter into NetworkPolicies, and answers questions about them in SQL.
 #[derive(Debug, Parser)]
-#[command(name = "flowscribe", version)]
+#[command(name = "flowscribe", version, after_help = Exit::help())]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -73,7 +74,7 @@ pub(crate) enum Command {
     /// Tell what is behind every rule of a policy, and why something is not in it.
     Explain(ExplainArgs),
     /// Tell what of a capture policies would deny, and what they allow that was never seen. Exits with 1 if anything stable
-    /// is denied without explanation, if what is forbidden is allowed, or if nothing could be judged.
+    /// is denied without explanation, or if what is forbidden is allowed.
     Verify(VerifyArgs),
     /// Learn from a capture's past, and tell what of the rest the policies of then would have denied, and what they allowed
     /// that was never used again.

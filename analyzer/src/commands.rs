@@ -23,16 +23,18 @@ mod verify;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Args, Command};
-use regenerate::Ended;
+use crate::{
+    cli::{Args, Command},
+    exit::Exit,
+};
 
 /// Runs a command; what to exit with, and `None` if it was interrupted.
-pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
-    let judged = |is_well: bool| Ok(Some(u8::from(!is_well)));
+pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<Exit>> {
+    let judged = |is_well: bool| Ok(Some(Exit::judged(is_well)));
     let command = async {
         match &args.command {
             Command::Monitor(args) => monitor::run(args).await?,
-            Command::Report(args) => report::run(args).await?,
+            Command::Report(args) => return Ok(Some(report::run(args).await?)),
             Command::Inventory(args) => inventory::run(args).await?,
             Command::Receive(args) => receive::run(args).await?,
             Command::Import(args) => import::run(args)?,
@@ -47,18 +49,12 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
             Command::Connectivity(args) => connectivity::run(args)?,
             Command::Explain(args) => explain::run(args).await?,
             Command::Backtest(args) => backtest::run(args).await?,
-            Command::Verify(args) => return judged(verify::run(args).await?),
+            Command::Verify(args) => return Ok(Some(verify::run(args).await?)),
             Command::Diff(args) => return judged(diff::run(args).await?),
             Command::Apply(args) => return judged(apply::run(args).await?),
-            Command::Regenerate(args) => {
-                return Ok(Some(match regenerate::run(args).await? {
-                    Ended::Changed if args.exit_code => CHANGED,
-                    Ended::Changed | Ended::Unchanged => 0,
-                    Ended::Busy => BUSY,
-                }));
-            }
+            Command::Regenerate(args) => return Ok(Some(regenerate::run(args).await?)),
         }
-        anyhow::Ok(Some(0))
+        anyhow::Ok(Some(Exit::Done))
     };
     // Recording ends by itself, with what it has yet to write.
     if matches!(args.command, Command::Inventory(_) | Command::Receive(_) | Command::Monitor(_)) {
@@ -71,7 +67,3 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<u8>> {
         _ = interrupt.recv() => Ok(None),
     }
 }
-
-/// A scheduled run changed the set, or another one is at it.
-const CHANGED: u8 = 3;
-const BUSY: u8 = 4;

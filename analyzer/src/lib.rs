@@ -19,11 +19,14 @@
 //! are learned, and policies of them are tried on the capture before anybody sees them. Only `apply` and `regenerate`
 //! change a cluster; `inventory`, `monitor`, `receive` and `import` write captures.
 
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, reason = "output bears readers that go away"))]
+
 mod capture;
 mod cli;
 mod commands;
 mod communication;
 mod edge;
+mod exit;
 mod logging;
 mod netpol;
 mod output;
@@ -31,6 +34,7 @@ mod policy;
 mod publish;
 mod sets;
 mod tables;
+mod yaml;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -38,12 +42,11 @@ use tokio::runtime::Runtime;
 
 use cli::{Args, Command};
 
-use crate::output::note;
+use crate::{exit::Exit, output::note};
 
 /// The program: parses the command line and runs one command.
 ///
-/// Exits with 0 when it worked, 1 when it did not, 2 for a wrong command line, and 130 when it was interrupted. Commands that
-/// judge policies say in their help what 0 and 1 mean, and exit with 2 when they could not.
+/// What it exits with is in its help.
 pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::parse_named(arguments) {
         Ok(args) => args,
@@ -56,14 +59,14 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             note!("flowscribe: cannot start: {error}");
-            return ExitCode::FAILURE;
+            return Exit::Undecided.into();
         }
     };
     let done = runtime.block_on(commands::run(&args));
     // What still reads for an answer that nobody waits for ends with the process.
     runtime.shutdown_background();
     match done {
-        Ok(Some(code)) => ExitCode::from(code),
+        Ok(Some(exit)) => exit.into(),
         Ok(None) => {
             let wrote = match args.command {
                 Command::Apply(_) | Command::Regenerate(_) => {
@@ -72,19 +75,11 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 _ => "nothing was written",
             };
             note!("flowscribe: interrupted, {wrote}");
-            ExitCode::from(INTERRUPTED)
+            Exit::Interrupted.into()
         }
         Err(error) => {
             note!("flowscribe: {error:#}");
-            match args.command {
-                Command::Connectivity(_) | Command::Diff(_) | Command::Verify(_) => ExitCode::from(NOT_DECIDED),
-                _ => ExitCode::FAILURE,
-            }
+            Exit::Undecided.into()
         }
     }
 }
-
-/// What shells report of a program that Ctrl-C ended: 128 and the number of SIGINT.
-const INTERRUPTED: u8 = 130;
-/// As diff(1) says that it could not compare.
-const NOT_DECIDED: u8 = 2;

@@ -175,6 +175,15 @@ impl<'a> Enforcement<'a> {
         (enforcement, invalid)
     }
 
+    /// The policies that select none of the subjects.
+    pub(crate) fn of_nobody(&self) -> impl Iterator<Item = &Arc<str>> {
+        let mut selecting = vec![false; self.policies.len()];
+        for policy in self.isolating.iter().flat_map(PerDirection::values).flatten() {
+            selecting[*policy] = true;
+        }
+        self.policies.iter().zip(selecting).filter(|(_, selects)| !selects).map(|(policy, _)| &policy.path)
+    }
+
     /// Every connection that may be made from one party to another.
     pub(crate) fn connections(&self, from: Party, to: Party) -> Connections {
         let egress = self.side(Direction::Egress, from, to, to);

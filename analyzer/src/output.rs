@@ -3,6 +3,7 @@
 //! nobody reads either is no error.
 
 use std::{
+    borrow::Cow,
     fmt,
     fs::{self, File, Permissions},
     io::{self, BufWriter, IsTerminal, Seek, Write},
@@ -74,7 +75,29 @@ pub(crate) fn skipped(problems: impl IntoIterator<Item: fmt::Display>) {
 
 /// Writes a note and its end to standard error.
 pub(crate) fn say(text: fmt::Arguments<'_>, end: &str) {
-    let _ = write!(io::stderr(), "{text}{end}");
+    let _ = io::stderr().write_all(shown(&format!("{text}{end}")).as_bytes());
+}
+
+/// A text as a terminal may have it: what would move the cursor, change colours or turn the direction of reading around is
+/// shown as JSON has it. Names come from whoever makes pods.
+fn shown(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| {
+        let is_mark =
+            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        is_mark || c.is_control() && !matches!(c, '\n' | '\t')
+    };
+    if !text.chars().any(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_obeyed(c) {
+            let _ = fmt::Write::write_fmt(&mut shown, format_args!("\\u{:04x}", u32::from(c)));
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
 }
 
 /// Whether notes are read at a terminal, which may be in colour and show what is under way.
@@ -114,12 +137,23 @@ pub(crate) fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
     if file.is_none() {
-        return appeared(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()), None);
+        return appeared(io::stdout().write_all(shown(text).as_bytes()).and_then(|()| io::stdout().flush()), None);
     }
     let mut output = Output::new(file)?;
     let written = output.file.write_all(text.as_bytes());
     written.map_err(|source| output.error(source))?;
     output.finish()
+}
+
+/// A file with a text, which appears when it is finished; there is room for all of it.
+///
+/// # Errors
+/// There is not.
+pub(crate) fn written(text: &str, file: &Path) -> Result<Output, OutputError> {
+    let mut output = Output::new(Some(file))?;
+    let written = output.file.write_all(text.as_bytes()).and_then(|()| output.file.flush());
+    written.map_err(|source| output.error(source))?;
+    Ok(output)
 }
 
 /// A result in the making. It appears when it is finished, and leaves nothing behind if it never is: an ordinary file is
@@ -262,7 +296,8 @@ impl ResultWriter {
     pub(crate) fn finish(self) -> Result<(), OutputError> {
         let output = match self {
             Self::Table(batches, mut output) => {
-                let written = writeln!(output.file, "{}", pretty_format_batches(&batches)?);
+                let table = pretty_format_batches(&batches)?.to_string();
+                let written = writeln!(output.file, "{}", shown(&table));
                 written.map_err(|source| output.error(source))?;
                 output
             }
@@ -315,3 +350,14 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 
 /// Permissions of new files, of which the process's mask takes some away.
 const ANYBODY: u32 = 0o666;
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        assert_eq!(shown("web\u{1b}[31m\u{202e}x\r\n\ty\u{9b}"), "web\\u001b[31m\\u202ex\\u000d\n\ty\\u009b");
+        assert_eq!(shown("größer → 10 µs\n"), "größer → 10 µs\n");
+    }
+}

@@ -53,6 +53,8 @@ pub(crate) enum CompactError {
         #[source]
         source: io::Error,
     },
+    #[error("no capture in {path}")]
+    Nothing { path: PathBuf },
     #[error("{path} is being compacted by another process")]
     Busy { path: PathBuf },
     #[error("cannot remove {path}")]
@@ -107,7 +109,11 @@ pub(crate) async fn run(args: &CompactArgs) -> Result<(), CompactError> {
     let mut tally = Tally::default();
     place.tidy()?;
     place.finish_journal().await?;
-    for (cluster, listing) in place.clusters()? {
+    let clusters = place.clusters()?;
+    if clusters.is_empty() {
+        return Err(CompactError::Nothing { path: input.clone() });
+    }
+    for (cluster, listing) in clusters {
         place.sum_up(&cluster, listing, *clock_skew_ms, until, &mut tally).await?;
     }
     if !rollups_only {

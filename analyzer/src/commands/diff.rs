@@ -1,5 +1,7 @@
 //! `flowscribe diff`: compares two sets of policies, with the pods of a capture or of manifests, or those that they select.
 
+use std::path::PathBuf;
+
 use crate::{
     capture::{OpenCapture, OpenError},
     cli::{DiffArgs, DiffFormat, InputArgs},
@@ -18,6 +20,8 @@ pub(crate) enum DiffError {
     Manifests(#[from] ManifestsError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("no policies in {0}: to compare with none, name an empty directory")]
+    NoPolicies(PathBuf),
     #[error(transparent)]
     Difference(#[from] DifferenceError),
     #[error(transparent)]
@@ -30,7 +34,13 @@ pub(crate) enum DiffError {
 /// Something can't be read, or is not valid.
 pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
     let DiffArgs { old, new, input, cluster_name, manifests, format, output } = args;
+    let paths = [old, new];
     let (old, new) = (Manifests::read(old)?, Manifests::read(new)?);
+    let is_empty =
+        |(path, set): &(&PathBuf, &Manifests)| !path.is_dir() && set.policies.is_empty() && set.problems.is_empty();
+    if let Some((path, _)) = paths.into_iter().zip([&old, &new]).find(is_empty) {
+        return Err(DiffError::NoPolicies(path.clone()));
+    }
     if let Some(problem) = old.problems.iter().chain(&new.problems).next() {
         return Err(DifferenceError::Invalid(problem.clone()).into());
     }

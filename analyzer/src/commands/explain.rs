@@ -2,7 +2,7 @@
 
 use super::{
     report::ReportError,
-    shared::capture::{Capture, Proposal},
+    shared::capture::{Capture, CaptureError, Proposal},
 };
 use crate::{
     cli::ExplainArgs,
@@ -18,7 +18,7 @@ pub(crate) async fn run(args: &ExplainArgs) -> Result<(), ReportError> {
     let ExplainArgs { policy: wanted, input, learn, wish } = args;
     let capture = Capture::read(input, learn).await?;
     if capture.open.files.is_empty() {
-        return Err(ReportError::NoCapture(input.told()));
+        return Err(CaptureError::NoCapture(input.told()).into());
     }
     let wish = wish.wish();
     let Proposal { set, verdict } = capture.propose(&wish)?;

@@ -26,6 +26,7 @@ use super::{
 use crate::policy::explanation::Explanation;
 use crate::{
     cli::{Applied, PolicyFormat, RegenerateArgs},
+    exit::Exit,
     netpol::{self, DifferenceError, manifests::Manifests, replay::Terms},
     output::{self, OutputError, note, notes},
     policy::Wish,
@@ -62,8 +63,6 @@ pub(crate) enum RegenerateError {
     Apply(#[from] ApplyError),
     #[error("the set is written, but not all of it is applied, as told above")]
     NotApplied,
-    #[error("no capture in {0}, the last set stays: does anything record into it?")]
-    NoCapture(String),
     #[error("cannot hold the lease {lease}: {problem}")]
     NoLease { lease: String, problem: String },
     #[error("the lease {0} was lost while this ran: another run has taken over")]
@@ -76,28 +75,21 @@ pub(crate) enum RegenerateError {
     System(#[source] std::io::Error),
 }
 
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    Unchanged,
-    Changed,
-    /// Another run holds the lease.
-    Busy,
-}
-
 /// Makes the set anew, and tells what is different.
 ///
 /// # Errors
 /// The capture can't be read, the last set not be compared with, or the new one not be written; then the last one stays.
-pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError> {
+pub(crate) async fn run(args: &RegenerateArgs) -> Result<Exit, RegenerateError> {
     let began = SystemTime::now();
     let metrics = Metrics::new(began);
     let ended = alone(args, &metrics).await;
-    if matches!(ended, Ok(Ended::Busy)) {
+    if matches!(ended, Ok(Exit::Busy)) {
         return ended;
     }
-    let told = metrics.tell(ended.is_ok(), args.metrics_file.as_deref(), args.push_gateway.as_deref()).await;
+    let is_well = matches!(ended, Ok(Exit::Done | Exit::Changed));
+    let told = metrics.tell(is_well, args.metrics_file.as_deref(), args.push_gateway.as_deref()).await;
     match (ended, told) {
+        (Ok(Exit::Changed), told) if !args.exit_code => Ok(told.map(|()| Exit::Done)?),
         (Ok(ended), told) => Ok(told.map(|()| ended)?),
         (Err(error), told) => {
             // What failed first is what the run ends with.
@@ -110,7 +102,7 @@ pub(crate) async fn run(args: &RegenerateArgs) -> Result<Ended, RegenerateError>
 }
 
 /// Runs while holding the lease, if one is asked for.
-async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Ended, RegenerateError> {
+async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Exit, RegenerateError> {
     let needs_cluster =
         args.cluster || args.apply.is_some() || args.events || args.config_map.is_some() || args.lease.is_some();
     let client = if needs_cluster { Some(args.of.connect().await?) } else { None };
@@ -125,7 +117,7 @@ async fn alone(args: &RegenerateArgs, metrics: &Metrics) -> Result<Ended, Regene
             return Err(RegenerateError::NoLease { lease: lease.to_string(), problem: problem.into() });
         }
         note!("another run holds the lease {lease}: nothing is done");
-        return Ok(Ended::Busy);
+        return Ok(Exit::Busy);
     }
     // A task of its own, since making a set may take longer than the lease lasts.
     let mut keeping = tokio::spawn(lease.keep());
@@ -161,13 +153,19 @@ async fn regenerate(
     client: Option<&Client>,
     metrics: &Metrics,
     held: Option<&Held>,
-) -> Result<Ended, RegenerateError> {
+) -> Result<Exit, RegenerateError> {
     let place = place(args, client)?;
     let last = place.read().await?;
     let capture = Capture::read(&args.input, &args.learn).await?;
     output::skipped(&capture.open.problems);
     if capture.open.files.is_empty() {
-        return Err(RegenerateError::NoCapture(args.input.told()));
+        note!("the last set stays");
+        return Err(CaptureError::NoCapture(args.input.told()).into());
+    }
+    // What is not seen would be taken for gone.
+    if !last.is_empty() && capture.is_read_in_part() {
+        note!("a part of the capture can't be read, as told above: the last set stays");
+        return Ok(Exit::Kept);
     }
     let wish = args.policy.wish();
     // Without, the set would be empty: the last one stays.
@@ -238,7 +236,7 @@ async fn regenerate(
             }
         }
     }
-    Ok(if is_changed { Ended::Changed } else { Ended::Unchanged })
+    Ok(if is_changed { Exit::Changed } else { Exit::Done })
 }
 
 /// The namespaces that a set is about: those that are asked for, or else those that anything is known of, and those of the

@@ -11,8 +11,9 @@ use crate::{
     capture::{OpenCapture, health::Run},
     cli::{InputArgs, ReportArgs},
     communication::Workload,
+    exit::Exit,
     netpol::replay::{Excuse, Verdict},
-    output::{self, OutputError, notes},
+    output::{self, OutputError, note, notes},
     policy::{PolicySet, Wish},
     publish::directory::{self, TreeError},
 };
@@ -24,8 +25,6 @@ pub(crate) enum ReportError {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Proposal(#[from] ProposalError),
-    #[error("nothing to explain: no capture in {0}")]
-    NoCapture(String),
     #[error("no policy or workload {wanted}: there are {known}")]
     NoSuchPolicy { wanted: String, known: String },
     #[error(transparent)]
@@ -39,18 +38,32 @@ pub(crate) enum ReportError {
 /// # Errors
 /// An input is not there, or the output can't be written; a policy would deny what is stable. A broken file among the
 /// input is no error.
-pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
+pub(crate) async fn run(args: &ReportArgs) -> Result<Exit, ReportError> {
     let ReportArgs { input, learn, policy, format, output, evidence, explain } = args;
     let capture = Capture::read(input, learn).await?;
     let wish = policy.wish();
+    let directory = output.as_deref().filter(|path| is_directory(path));
+    if capture.open.files.is_empty() {
+        notes!("{}", skipped(&capture.open, input));
+        return Err(CaptureError::NoCapture(input.told()).into());
+    }
+    // Where nothing is known, what a former run wrote stays.
+    if directory.is_some() || !wish.namespaces.is_empty() {
+        capture.check(input, &wish.namespaces)?;
+    }
+    if let Some(directory) = directory
+        && capture.is_read_in_part()
+        && directory::has_policies(directory)?
+    {
+        output::skipped(&capture.open.problems);
+        note!("a part of the capture can't be read, as told above: what is in {} stays", directory.display());
+        return Ok(Exit::Kept);
+    }
     let Proposal { set, verdict } = capture.propose(&wish)?;
     let explained = || Explanation::new(capture.sets(), &set, &verdict, &wish);
     let documents = capture.documents(&set, *format).map_err(OutputError::Yaml)?;
-    match output.as_deref().filter(|path| is_directory(path)) {
-        // Nothing is known: what a former run wrote stays.
-        Some(_) if capture.open.files.is_empty() => {}
+    match directory {
         Some(directory) => {
-            capture.check(input, &wish.namespaces)?;
             let named = set.policies.iter().map(|written| &written.policy.metadata).zip(documents);
             directory::write(directory, &directory::files(named, explained().json())?)?;
         }
@@ -59,15 +72,11 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<(), ReportError> {
     if let Some(path) = evidence {
         output::write(&explained().json(), Some(path))?;
     }
-    if capture.open.files.is_empty() {
-        notes!("{}", nothing(&capture.open, input));
-        return Ok(());
-    }
     notes!("{}", remarks(&capture, &set, &verdict, &wish));
     if *explain {
         notes!("\n{}", explained().text());
     }
-    Ok(())
+    Ok(Exit::Done)
 }
 
 /// Whether a path is a directory, or is to be one.
@@ -75,15 +84,14 @@ fn is_directory(path: &Path) -> bool {
     path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/')
 }
 
-/// What to say where there is no capture: that an input is empty is said with it.
-fn nothing(capture: &OpenCapture, input: &InputArgs) -> String {
+/// What is not used where there is no capture: that an input is empty is said with that.
+fn skipped(capture: &OpenCapture, input: &InputArgs) -> String {
     let inputs = &input.input;
     let is_empty_input = |problem: &&Problem| problem.kind == ProblemKind::Empty && inputs.contains(&problem.path);
     let mut text = String::new();
     for problem in capture.problems.iter().filter(|problem| !is_empty_input(problem)) {
         let _ = writeln!(text, "skipped {problem}");
     }
-    let _ = writeln!(text, "nothing to report: no capture in {}", input.told());
     text
 }
 

@@ -1,5 +1,7 @@
 //! `flowscribe sets`: the communication sets that a capture teaches, as text or as JSON.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use super::shared::capture::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
@@ -30,14 +32,23 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     let SetsArgs { input, learn, namespaces, format, output } = args;
     let (mut capture, learning) = capture::open(input, learn).await?;
     let (sets, _) = capture.read(async |capture: &OpenCapture| sets::learn(capture, &learning).await).await?;
+    output::skipped(&capture.problems);
+    if capture.files.is_empty() {
+        return Err(CaptureError::NoCapture(input.told()).into());
+    }
     let namespaces = cli::names(namespaces);
+    let known: BTreeSet<&Arc<str>> = sets.workloads.keys().map(|workload| &workload.namespace).collect();
+    let unknown: Vec<&str> = namespaces.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
+    if !unknown.is_empty() && unknown.len() == namespaces.len() {
+        let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
+        return Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") }.into());
+    }
     let is_wanted = |workload: &Workload| namespaces.is_empty() || namespaces.contains(&workload.namespace);
     let text = match format {
         SetsFormat::Table => sets.told(is_wanted),
         SetsFormat::Json => output::json(&sets.json(is_wanted)?)?,
     };
     output::write(&text, output.as_deref())?;
-    output::skipped(&capture.problems);
     notes!("{}{}", capture.overlaps.text(), sets.idle_remarks());
     Ok(())
 }

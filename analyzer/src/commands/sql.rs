@@ -36,6 +36,8 @@ pub(crate) enum SqlError {
         #[source]
         source: io::Error,
     },
+    #[error("there is no query: name one, or a file with --query-file")]
+    NoQuery,
     #[error("a file and Parquet take one result: ask one query, or print to standard output")]
     SeveralResults,
     #[error("Parquet is not for terminals: name a file with --output")]
@@ -70,6 +72,9 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         }
         None => query.clone().unwrap_or_default(),
     };
+    if query.trim().is_empty() {
+        return Err(SqlError::NoQuery);
+    }
     let params: Vec<(&str, ScalarValue)> = params.iter().map(|(name, text)| (&**name, value(text))).collect();
     let params = ParamValues::from(params);
     let (mut capture, learning) = capture::open(input, learn).await?;
@@ -85,6 +90,9 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         };
         #[cfg(not(feature = "ballista"))]
         let frames = session.sql(&query, &params).await?;
+        if frames.is_empty() {
+            return Err(SqlError::NoQuery);
+        }
         if frames.len() > 1 && (output.is_some() || *format == Format::Parquet) {
             return Err(SqlError::SeveralResults);
         }

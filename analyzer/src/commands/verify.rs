@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
+    sync::Arc,
 };
 
 use serde::Serialize;
@@ -12,6 +13,7 @@ use super::shared::capture::{Capture, CaptureError};
 use crate::{
     cli::{VerifyArgs, VerifyFormat},
     communication::{Direction, Edge, Endpoint, Workload},
+    exit::Exit,
     netpol::{
         Connections, Denial,
         manifests::{Manifests, ManifestsError},
@@ -33,6 +35,8 @@ pub(crate) enum VerifyError {
     Cluster(#[from] ClusterError),
     #[error("no policies in {0}")]
     NoPolicies(PathBuf),
+    #[error("nothing can be judged: no communication of pods that are known is in {0}")]
+    NotJudged(String),
     #[error(
         "some of the policies are none that an API server takes: what would be in force without them is not what they say"
     )]
@@ -41,11 +45,11 @@ pub(crate) enum VerifyError {
     Output(#[from] OutputError),
 }
 
-/// Replays a capture over policies; whether no stable flow is denied without explanation, and all policies are valid.
+/// Replays a capture over policies; well is that no stable flow is denied without explanation.
 ///
 /// # Errors
-/// The policies or the capture can't be read.
-pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
+/// The policies or the capture can't be read, some are not valid, or nothing can be judged.
+pub(crate) async fn run(args: &VerifyArgs) -> Result<Exit, VerifyError> {
     let VerifyArgs { input, learn, policies, cluster: _, of, no_own_node, strict, format, output } = args;
     let (policies, mut problems) = match policies {
         Some(path) => {
@@ -70,12 +74,14 @@ pub(crate) async fn run(args: &VerifyArgs) -> Result<bool, VerifyError> {
     if !problems.is_empty() {
         return Err(VerifyError::Invalid);
     }
-    let is_judged = verdict.judged > 0;
+    if verdict.judged == 0 {
+        return Err(VerifyError::NotJudged(input.told()));
+    }
     let is_wrong = match strict {
-        true => verdict.denied.iter().any(|denied| denied.explanation.is_none()),
+        true => verdict.denied.iter().any(|denied| denied.explanation.is_none()) || !verdict.of_nobody.is_empty(),
         false => verdict.wrong().next().is_some(),
     };
-    Ok(is_judged && verdict.let_through.is_empty() && !is_wrong)
+    Ok(Exit::judged(verdict.let_through.is_empty() && !is_wrong))
 }
 
 /// Observed edges by workload: allowed, denied with an explanation, denied without one.
@@ -125,6 +131,9 @@ impl fmt::Display for Verdict<'_> {
         if self.unjudged > 0 {
             writeln!(f, "{} observed edges are not judged: no pods of an end are known", self.unjudged)?;
         }
+        for policy in &self.of_nobody {
+            writeln!(f, "{policy} selects no pod that is known")?;
+        }
         let (workloads, open) = self.workloads;
         if open > 0 {
             writeln!(f, "{open} of {workloads} workloads are limited by no policy")?;
@@ -147,6 +156,7 @@ struct VerdictJson<'v> {
     allowed: usize,
     not_judged: usize,
     forbidden_and_allowed: Vec<String>,
+    policies_of_nobody: &'v [Arc<str>],
     workloads_there: usize,
     workloads_without_policy: usize,
     denied: Vec<DeniedJson<'v>>,
@@ -224,6 +234,7 @@ impl<'v> VerdictJson<'v> {
             allowed: verdict.allowed,
             not_judged: verdict.unjudged,
             forbidden_and_allowed: verdict.let_through.iter().map(ToString::to_string).collect(),
+            policies_of_nobody: &verdict.of_nobody,
             workloads_there,
             workloads_without_policy,
             denied: verdict.denied.iter().map(denied).collect(),

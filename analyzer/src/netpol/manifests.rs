@@ -4,7 +4,8 @@ mod documents;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Read as _},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -62,11 +63,19 @@ pub(crate) struct ManifestsError {
 }
 
 impl Manifests {
-    /// Reads a file, or all YAML and JSON files below a directory. What is not valid is left out and told.
+    /// Reads a file, all YAML and JSON files below a directory, or for `-` standard input. What is not valid is left out and told.
     ///
     /// # Errors
     /// The path is not there.
     pub(crate) fn read(path: &Path) -> Result<Self, ManifestsError> {
+        if path == Path::new("-") {
+            let mut bytes = Vec::new();
+            io::stdin().read_to_end(&mut bytes).map_err(|source| ManifestsError { path: path.into(), source })?;
+            let mut manifests = Self::default();
+            manifests.add_all(documents::read(&bytes), "standard input");
+            manifests.settle();
+            return Ok(manifests);
+        }
         let mut files = Vec::new();
         find(path, &mut files).map_err(|source| ManifestsError { path: path.into(), source })?;
         files.sort();

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -41,6 +42,8 @@ pub(crate) struct Verdict<'a> {
     pub(crate) unjudged: usize,
     /// Those of the allowed that a person forbade.
     pub(crate) let_through: Vec<&'a Edge>,
+    /// Policies that select no pod that is known, or comes again.
+    pub(crate) of_nobody: Vec<Arc<str>>,
     /// Workloads that are there, and those of them that no policy limits.
     pub(crate) workloads: (usize, usize),
     /// Observed edges that are denied, in order.
@@ -142,8 +145,9 @@ pub(crate) fn replay<'a, 'p>(
     for (number, member) in population.members.iter().enumerate() {
         numbers.entry(&member.workload).or_default().push(number);
     }
+    let of_nobody = enforcement.of_nobody().cloned().collect();
     let replay = Replay { sets, population, enforcement, numbers, terms };
-    let mut verdict = Verdict::default();
+    let mut verdict = Verdict { of_nobody, ..Verdict::default() };
     let has_passed = |(_, (evidence, fate)): &(&Edge, &(Evidence, Fate))| {
         evidence.is_established() && !matches!(fate, Fate::Unanswered)
     };

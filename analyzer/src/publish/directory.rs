@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use crate::{
     netpol::{MANAGED_BY, MANAGER},
-    output::{self, OutputError},
+    output::{self, Output, OutputError},
+    yaml,
 };
 
 /// Files by name, with their text.
@@ -56,7 +57,7 @@ pub(crate) fn files<'a>(
         "kind": "Kustomization",
         "resources": files.keys().collect::<Vec<_>>(),
     });
-    files.insert(KUSTOMIZATION.into(), format!("{MARK}{}", serde_yaml::to_string(&kustomization)?));
+    files.insert(KUSTOMIZATION.into(), format!("{MARK}{}", yaml::to_string(&kustomization)?));
     files.insert(EVIDENCE.into(), evidence);
     Ok(files)
 }
@@ -96,21 +97,31 @@ pub(crate) fn read(directory: &Path) -> Result<Files, TreeError> {
     Ok(files)
 }
 
-/// Makes a directory hold these files.
+/// Whether a directory has policies that an earlier run wrote.
 ///
 /// # Errors
-/// The directory can't be made, a file in the way is not ours, or the disk refuses; each file is there whole or not at all.
+/// It can't be read.
+pub(crate) fn has_policies(directory: &Path) -> Result<bool, TreeError> {
+    let is_policy = |name: &str, text: &str| name.ends_with(".yaml") && name != KUSTOMIZATION && is_ours(name, text);
+    Ok(read(directory)?.iter().any(|(name, text)| is_policy(name, text)))
+}
+
+/// Makes a directory hold these files: all are written before the first takes the place of an older one, so that a full disk
+/// leaves those that were there.
+///
+/// # Errors
+/// The directory can't be made, a file in the way is not ours, or the disk refuses.
 pub(crate) fn write(directory: &Path, files: &Files) -> Result<(), TreeError> {
     let refused = |path: &Path, source| TreeError::Directory { path: path.into(), source };
     fs::create_dir_all(directory).map_err(|source| refused(directory, source))?;
     let last = read(directory)?;
     let removed = removed(&last, files)?;
-    for (name, text) in files {
-        // What is the same is left alone, with its time.
-        if last.get(name) != Some(text) {
-            output::write(text, Some(&directory.join(name)))?;
-        }
+    let mut written = Vec::new();
+    // What is the same is left alone, with its time.
+    for (name, text) in files.iter().filter(|(name, text)| last.get(*name) != Some(*text)) {
+        written.push(output::written(text, &directory.join(name))?);
     }
+    written.into_iter().try_for_each(Output::finish)?;
     for name in removed {
         let path = directory.join(name);
         fs::remove_file(&path).map_err(|source| refused(&path, source))?;

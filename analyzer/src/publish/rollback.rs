@@ -13,7 +13,10 @@ use super::{
     config_map::{CONFIG_MAP_BYTES, ConfigMapError, OwnConfigMap, size},
     directory::Files,
 };
-use crate::output::{self, OutputError};
+use crate::{
+    output::{self, OutputError},
+    yaml,
+};
 
 /// Where they are kept.
 pub(crate) enum Rollback {
@@ -46,7 +49,7 @@ impl Rollback {
     /// # Errors
     /// There is no room for them, or the place refuses.
     pub(crate) async fn keep(&self, policies: &[NetworkPolicy], kubectl: &str) -> Result<String, RollbackError> {
-        let documents: Result<Vec<String>, _> = policies.iter().map(serde_yaml::to_string).collect();
+        let documents: Result<Vec<String>, _> = policies.iter().map(yaml::to_string).collect();
         let text = documents.map_err(OutputError::Yaml)?.join("---\n");
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string().replace(['-', ':', '.'], "");
         let apply = format!("{kubectl} apply --server-side --force-conflicts --field-manager={FIELD_MANAGER} -f");

@@ -5,12 +5,13 @@ use std::{fs, path::PathBuf};
 use crate::support::{Capture, WEB, flowscribe, lines, report, web_and_db};
 
 #[test]
-fn an_empty_capture_is_an_empty_output_and_one_line() {
+fn an_empty_capture_is_an_error_of_one_line() {
     let directory = tempfile::tempdir().expect("a directory");
-    let report = report(directory.path(), &[]);
-    assert_eq!(report.yaml, "");
-    assert_eq!(report.said.lines().count(), 1, "{}", report.said);
-    assert!(report.said.starts_with("nothing to report: no capture in "), "{}", report.said);
+    let output = flowscribe(&["report", "--input", &directory.path().to_string_lossy()]);
+    assert_eq!((output.status.code(), &*output.stdout), (Some(2), &b""[..]));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("flowscribe: no capture in "), "{said}");
 }
 
 #[test]
@@ -70,7 +71,7 @@ fn with_version(file: &[u8], version: &[u8; 3]) -> Vec<u8> {
 #[test]
 fn an_input_that_is_not_there_is_an_error_that_names_it() {
     let output = flowscribe(&["report", "--input", "/nowhere/at/all"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(said, "flowscribe: cannot read input /nowhere/at/all: No such file or directory (os error 2)\n");
 }
@@ -116,7 +117,7 @@ fn clusters_are_not_mixed() {
     let (first, second) = (one.path().to_string_lossy(), two.path().to_string_lossy());
     let both = ["report", "--input", &first, "--input", &second];
     let output = flowscribe(&both);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(said, "flowscribe: the input holds several clusters (other, test): name one with --cluster-name\n");
     let output = flowscribe(&[&both[..], &["--cluster-name", "third"]].concat());
@@ -195,6 +196,6 @@ fn a_file_of_policies_is_whole_or_not_there() {
         "--output",
         &directory.path().join("no/such/place.yaml").to_string_lossy(),
     ]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"), "{output:?}");
 }

@@ -6,6 +6,7 @@ mod connectivity;
 mod containers;
 mod corpus;
 mod dynamic_ports;
+mod exits;
 mod input;
 mod localities;
 mod manifests;

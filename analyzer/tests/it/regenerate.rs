@@ -102,7 +102,7 @@ fn a_set_that_was_damaged_is_written_again() {
         let output = regenerate(&web_and_db(), &["--output", &policies, "--exit-code"]);
         if with.ends_with('{') {
             // What can't be read is not known to be ours.
-            let (_, error) = said(&output, 1);
+            let (_, error) = said(&output, 2);
             assert!(error.contains("demo.db-network.yaml is not one that flowscribe wrote"), "{error}");
         } else {
             said(&output, 3);
@@ -125,18 +125,18 @@ fn what_stays_when_it_fails_is_the_last_set() {
 
     let empty = tempfile::tempdir().expect("a directory");
     let input = empty.path().to_string_lossy().into_owned();
-    let (_, error) = said(&flowscribe(&[&["regenerate", "--input", &input], &with[..]].concat()), 1);
+    let (_, error) = said(&flowscribe(&[&["regenerate", "--input", &input], &with[..]].concat()), 2);
     assert!(error.contains("no capture in") && error.contains("the last set stays"), "{error}");
     let told = fs::read_to_string(&metrics).expect("metrics");
     assert!(told.contains("flowscribe_regenerate_last_run_success 0\n"), "{told}");
-    let (_, error) = said(&regenerate(&web_and_db(), &[&with[..], &["--namespaces", "dmo"]].concat()), 1);
+    let (_, error) = said(&regenerate(&web_and_db(), &[&with[..], &["--namespaces", "dmo"]].concat()), 2);
     assert!(error.contains("no pod of dmo is known, only some of demo"), "{error}");
     let mut nameless = web_and_db();
     nameless.inventory.clear();
-    let (_, error) = said(&regenerate(&nameless, &with), 1);
+    let (_, error) = said(&regenerate(&nameless, &with), 2);
     assert!(error.contains("no inventory in "), "{error}");
     fs::write(place.path().join("demo.cache-network.yaml"), "kind: Secret\n").expect("written");
-    let (_, error) = said(&regenerate(&with_cache(), &with), 1);
+    let (_, error) = said(&regenerate(&with_cache(), &with), 2);
     assert!(error.contains("demo.cache-network.yaml is not one that flowscribe wrote"), "{error}");
     let mut after = files(place.path());
     after.retain(|name, _| before.contains_key(name) && name != "flowscribe.prom");
@@ -187,7 +187,7 @@ fn each_change_is_a_commit_and_nothing_else_gets_into_it() {
     git(at, &["commit", "--quiet", "--message", "Finish"]);
     git(at, &["checkout", "--quiet", "flowscribe"]);
     fs::write(at.join("clusters/demo/demo.web-network.yaml"), "edited\n").expect("written");
-    let (_, error) = said(&regenerate(&web_and_db(), &to), 1);
+    let (_, error) = said(&regenerate(&web_and_db(), &to), 2);
     assert!(error.contains("clusters/demo/demo.web-network.yaml is not committed there"), "{error}");
     git(at, &["checkout", "--quiet", "clusters"]);
     said(&regenerate(&web_and_db(), &to), 0);
@@ -195,7 +195,7 @@ fn each_change_is_a_commit_and_nothing_else_gets_into_it() {
     assert!(!at.join("clusters/demo/demo.cache-network.yaml").exists());
 
     let elsewhere = tempfile::tempdir().expect("a directory");
-    let (_, error) = said(&regenerate(&web_and_db(), &["--git", &elsewhere.path().to_string_lossy()]), 1);
+    let (_, error) = said(&regenerate(&web_and_db(), &["--git", &elsewhere.path().to_string_lossy()]), 2);
     assert!(error.contains("is no Git repository"), "{error}");
 }
 
@@ -291,7 +291,7 @@ fn metrics_are_pushed_to_a_gateway() {
         assert!(body.contains(&format!("\nflowscribe_regenerate_{metric}\n")), "{metric}: {body}");
     }
     // Nobody there: the set is written, and the run says what failed.
-    let nobody = said(&regenerate(&with_cache(), &["--output", &output, "--push-gateway", &url]), 1).1;
+    let nobody = said(&regenerate(&with_cache(), &["--output", &output, "--push-gateway", &url]), 2).1;
     assert!(nobody.contains(&format!("cannot push metrics to {}metrics/job/", url)), "{nobody}");
     assert!(files(Path::new(&output)).contains_key("demo.cache-network.yaml"));
 }

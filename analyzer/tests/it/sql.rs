@@ -136,7 +136,7 @@ fn labels_addresses_and_round_trip_times_have_functions() {
     ];
     for (call, said) in refused {
         let (status, _, stderr) = sql(&format!("select {call} from flows"), "csv");
-        assert!(status == Some(1) && stderr.contains(said), "{call}: {stderr}");
+        assert!(status == Some(2) && stderr.contains(said), "{call}: {stderr}");
     }
 }
 
@@ -173,12 +173,12 @@ fn a_result_without_rows_keeps_its_format() {
 #[test]
 fn a_wrong_query_is_an_error_that_names_what_is_wrong() {
     let (code, out, said) = sql("select nonsense from flows", "table");
-    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert_eq!((code, out.as_str()), (Some(2), ""));
     assert!(said.starts_with("flowscribe: ") && said.contains("nonsense"), "{said}");
     let (code, _, said) = sql("selec 1", "table");
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(said.contains("selec"), "{said}");
     let (code, _, said) = sql("create table x as select 1", "table");
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("DDL not supported"), "a capture can only be read: {said}");
 }

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use schemas::capture::{Problem, ProblemKind};
+
 use crate::{
     capture::{
         Input, Names, OpenCapture, OpenError,
@@ -17,6 +19,7 @@ use crate::{
     output,
     policy::{self, PolicyError, PolicySet, Wish, cilium},
     sets::{self, Decisions, DecisionsError, Learned, Learning, Sets, Thresholds},
+    yaml,
 };
 
 /// Why nothing can be learned from a capture.
@@ -30,6 +33,8 @@ pub(crate) enum CaptureError {
     /// What is remembered can't be read or kept.
     #[error(transparent)]
     State(#[from] StateError),
+    #[error("no capture in {0}: does anything record into it?")]
+    NoCapture(String),
     #[error("no inventory in {0}: nothing tells which pods there were, and what policies would mean for them")]
     NoInventory(String),
     #[error("no pod of {unknown} is known, only some of {known}")]
@@ -114,6 +119,9 @@ impl Capture {
     /// # Errors
     /// It does not.
     pub(crate) fn check(&self, input: &InputArgs, namespaces: &BTreeSet<Arc<str>>) -> Result<(), CaptureError> {
+        if self.open.files.is_empty() {
+            return Err(CaptureError::NoCapture(input.told()));
+        }
         if self.population.members.is_empty() {
             return Err(CaptureError::NoInventory(input.told()));
         }
@@ -125,6 +133,22 @@ impl Capture {
         }
         let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
         Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") })
+    }
+
+    /// Whether a file of the capture is there and can't be read: what is missing is not known to be gone.
+    pub(crate) fn is_read_in_part(&self) -> bool {
+        let is_lost = |problem: &Problem| match problem.kind {
+            ProblemKind::Damaged { .. }
+            | ProblemKind::NewerSchema { .. }
+            | ProblemKind::WrongColumns { .. }
+            | ProblemKind::Unreadable { .. } => true,
+            ProblemKind::NotParquet
+            | ProblemKind::Foreign
+            | ProblemKind::Unfinished
+            | ProblemKind::Received
+            | ProblemKind::Empty => false,
+        };
+        self.open.problems.iter().any(is_lost)
     }
 
     /// What is believed of all workloads.
@@ -162,7 +186,7 @@ impl Capture {
     ) -> Result<Vec<String>, serde_yaml::Error> {
         let policies = set.policies.iter().map(|written| &written.policy);
         match format {
-            PolicyFormat::Kubernetes => policies.map(serde_yaml::to_string).collect(),
+            PolicyFormat::Kubernetes => policies.map(yaml::to_string).collect(),
             PolicyFormat::Cilium => {
                 let ends = self.sets().edges.keys().flat_map(|edge| [&edge.source, &edge.destination]);
                 let seen = ends.filter_map(|end| match end {
@@ -170,7 +194,7 @@ impl Capture {
                     _ => None,
                 });
                 let nodes = cilium::Nodes::new(&self.open.index, seen);
-                policies.map(|policy| serde_yaml::to_string(&cilium::translate(policy, &nodes))).collect()
+                policies.map(|policy| yaml::to_string(&cilium::translate(policy, &nodes))).collect()
             }
         }
     }

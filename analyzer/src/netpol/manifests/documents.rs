@@ -4,6 +4,8 @@
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::yaml;
+
 /// The documents of a file. Where one can't be read, the error is the last item: the rest can't be told apart.
 pub(super) fn read(bytes: &[u8]) -> Vec<Result<Value, String>> {
     match decode(bytes) {
@@ -16,7 +18,7 @@ pub(super) fn read(bytes: &[u8]) -> Vec<Result<Value, String>> {
 pub(super) fn read_text(text: &str) -> Vec<Result<Value, String>> {
     // What begins like JSON may yet be YAML, which is JSON and more.
     let is_stream = text.trim_start().starts_with('{');
-    let documents = until_error(serde_yaml::Deserializer::from_str(text).map(document));
+    let documents = until_error(serde_yaml::Deserializer::from_str(&yaml::as_kubectl_reads(text)).map(document));
     let is_read =
         |document: &Result<Value, String>| document.as_ref().map_or_else(|error| error.contains("duplicate"), |_| true);
     if !is_stream || documents.iter().all(is_read) {
@@ -106,8 +108,8 @@ mod tests {
 
     #[test]
     fn what_is_merged_is_there_and_what_is_there_twice_is_an_error() {
-        let merged = values(b"a: &a { x: 1 }\nb:\n  <<: *a\n  y: 2\n");
-        assert_eq!(merged[0]["b"], json!({ "x": 1, "y": 2 }));
+        let merged = values(b"a: &a { x: 1 }\nb:\n  <<: *a\n  z: 2\n");
+        assert_eq!(merged[0]["b"], json!({ "x": 1, "z": 2 }));
         let twice = read(b"kind: A\nkind: B\n---\nkind: C\n");
         assert!(twice.len() == 1 && twice[0].as_ref().unwrap_err().contains("duplicate"), "{twice:?}");
         let twice = read(b"{\"kind\": \"A\", \"kind\": \"B\"}");
