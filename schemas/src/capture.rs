@@ -91,7 +91,7 @@ mod key {
 const PARQUET: &str = "parquet";
 const UNFINISHED: &str = "tmp";
 /// Directory of a capture with the files that are not whole.
-const UNFINISHED_FILES: &str = ".unfinished";
+pub const UNFINISHED_FILES: &str = ".unfinished";
 
 /// A moment broken down in UTC, as file names and partitions spell it.
 struct Utc {

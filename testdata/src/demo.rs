@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use schemas::capture::DATASETS;
+use schemas::capture::{DATASETS, UNFINISHED_FILES};
 
 use crate::{
     app::App,
@@ -42,8 +42,10 @@ pub fn run(capture: Option<&Path>) -> Result<()> {
 /// Records the application once, in place of the capture that may be there.
 fn live(executable: &Path, capture: &Path) -> Result<()> {
     if capture.exists() {
-        let is_dataset = |entry: &fs::DirEntry| DATASETS.iter().any(|dataset| entry.file_name() == *dataset);
-        if let Some(other) = fs::read_dir(capture)?.flatten().find(|entry| !is_dataset(entry)) {
+        let is_own = |entry: &fs::DirEntry| {
+            DATASETS.iter().chain([&UNFINISHED_FILES]).any(|directory| entry.file_name() == *directory)
+        };
+        if let Some(other) = fs::read_dir(capture)?.flatten().find(|entry| !is_own(entry)) {
             bail!("{} is not of a capture: name another directory", other.path().display());
         }
         fs::remove_dir_all(capture).with_context(|| format!("clear {}", capture.display()))?;

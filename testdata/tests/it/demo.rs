@@ -51,6 +51,8 @@ fn the_demo_ends_in_the_twelve_policies_of_its_workloads() -> Ran {
     let policies = String::from_utf8(demo.stdout).expect("YAML is text");
     assert_eq!(policies, golden(), "UPDATE: cargo demo > testdata/apps/microservices-demo.policies.yaml");
     assert_eq!(report(&capture), policies, "a second report gives the same bytes");
+    let again = Command::new(executable()).args(["demo", "--capture"]).arg(&capture).output().expect("it starts");
+    assert!(again.status.success(), "it takes the place of the capture: {}", String::from_utf8_lossy(&again.stderr));
     Ok(())
 }
 
