@@ -129,7 +129,12 @@ impl Pods<'_> {
             let having = newest.iter().filter(|labels| labels.get(key) == Some(value)).count();
             let is_other = |labels: &&Labels| labels.get(key).is_some_and(|other| other != value);
             let is_contradicted = self.there.iter().any(is_other) && !NAMES.contains(&&**key);
-            if 3 * having >= 2 * newest.len() && !is_contradicted && !self.changed(key, value, of) {
+            // What only some have, and nobody knows, may be what moves as well.
+            let are_enough = match nature(of, key).is_identity() {
+                true => 3 * having >= 2 * newest.len(),
+                false => having == newest.len(),
+            };
+            if are_enough && !is_contradicted && !self.changed(key, value, of) {
                 common.insert(Arc::clone(key), Arc::clone(value));
             }
         }

@@ -500,7 +500,12 @@ fn one_odd_pod_takes_no_label_from_the_others() {
     assert_eq!(without.selector("demo/shop-network"), "app=shop,release=r");
     assert_eq!(limits(&with, "db-network"), limits(&without, "db-network"));
     assert!(!without.said.contains("does not select"), "{}", without.said);
-    // What differs between those that are there may be what moves.
+    // What only some have may be what moves, where nobody knows what it is.
+    let replica = r#"{"ledger":"shop","serves":"reads"}"#;
+    let own = |name, labels| (name, labels, Some(("Ledger", "shop")));
+    let ledger = [own("a", r#"{"ledger":"shop"}"#), own("b", replica), own("c", replica), own("d", replica)];
+    assert_eq!(askers(&ledger, false).report().selector("demo/shop-network"), "ledger=shop");
+    // So may what differs between those that are there.
     let report = pods(r#"{"app":"shop","release":"other"}"#);
     assert_eq!(report.selector("demo/shop-network"), "app=shop");
     // But not what they are called.
