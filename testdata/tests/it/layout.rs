@@ -27,7 +27,7 @@ const CRATES: [&str; 9] = [
 ];
 
 /// Wings of the analyzer, of which each imports those after it alone.
-const WINGS: [&str; 12] = [
+const WINGS: [&str; 14] = [
     "commands",
     "cli",
     "tables",
@@ -38,8 +38,10 @@ const WINGS: [&str; 12] = [
     "capture",
     "edge",
     "communication",
+    "exit",
     "logging",
     "output",
+    "yaml",
 ];
 
 /// What each module of a crate imports of others of it, but for those that it is within. The root of the crate is ``.

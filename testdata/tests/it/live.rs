@@ -65,8 +65,10 @@ fn monitor_killed(output: &Path, arguments: &[&str]) -> Monitor {
 fn report(capture: &Path, extra: &[&str]) -> (String, String) {
     let output = flowscribe(&[&["report", "--input", &capture.to_string_lossy()], extra].concat());
     let text = |bytes| String::from_utf8(bytes).expect("text");
-    assert!(output.status.success(), "{}: {}", output.status, text(output.stderr));
-    (text(output.stdout), text(output.stderr))
+    let (status, policies, said) = (output.status, text(output.stdout), text(output.stderr));
+    // Whatever was recorded so far may be nothing.
+    assert!(status.success() || status.code() == Some(2) && said.contains("no capture in"), "{status}: {said}");
+    (policies, said)
 }
 
 fn a_monitor_records_what_the_agent_does() -> Ran {
