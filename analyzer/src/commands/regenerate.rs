@@ -164,7 +164,7 @@ async fn regenerate(
     }
     // What is not seen would be taken for gone.
     if !last.is_empty() && capture.is_read_in_part() {
-        note!("a part of the capture can't be read, as told above: the last set stays");
+        note!("a part of the capture can't be read, as listed above: the last set stays");
         return Ok(Exit::Kept);
     }
     let wish = args.policy.wish();

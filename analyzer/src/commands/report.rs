@@ -56,7 +56,7 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<Exit, ReportError> {
         && directory::has_policies(directory)?
     {
         output::skipped(&capture.open.problems);
-        note!("a part of the capture can't be read, as told above: what is in {} stays", directory.display());
+        note!("a part of the capture can't be read, as listed above: what is in {} stays", directory.display());
         return Ok(Exit::Kept);
     }
     let Proposal { set, verdict } = capture.propose(&wish)?;

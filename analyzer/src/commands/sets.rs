@@ -1,7 +1,5 @@
 //! `flowscribe sets`: the communication sets that a capture teaches, as text or as JSON.
 
-use std::{collections::BTreeSet, sync::Arc};
-
 use super::shared::capture::{self, CaptureError};
 use crate::{
     capture::{OpenCapture, OpenError},
@@ -37,12 +35,7 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
         return Err(CaptureError::NoCapture(input.told()).into());
     }
     let namespaces = cli::names(namespaces);
-    let known: BTreeSet<&Arc<str>> = sets.workloads.keys().map(|workload| &workload.namespace).collect();
-    let unknown: Vec<&str> = namespaces.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
-    if !unknown.is_empty() && unknown.len() == namespaces.len() {
-        let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
-        return Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") }.into());
-    }
+    capture::check_namespaces(&namespaces, sets.workloads.keys().map(|workload| &workload.namespace), true)?;
     let is_wanted = |workload: &Workload| namespaces.is_empty() || namespaces.contains(&workload.namespace);
     let text = match format {
         SetsFormat::Table => sets.told(is_wanted),

@@ -63,7 +63,7 @@ pub(crate) struct ManifestsError {
 }
 
 impl Manifests {
-    /// Reads a file, all YAML and JSON files below a directory, or for `-` standard input. What is not valid is left out and told.
+    /// Reads a file, all YAML and JSON files below a directory, or for `-` standard input. What is not valid is left out and listed as a problem.
     ///
     /// # Errors
     /// The path is not there.

@@ -11,8 +11,8 @@ use crate::{
 impl Index {
     /// The workload a pod belongs to, by kind and name: what a user made, where a label names it, of which a controller makes
     /// something new for each release or run; or its top owner, as far as owners are known. Pods that nothing owns, or
-    /// another pod does, are one workload if nothing but a name that was made up distinguishes them. Where a ReplicaSet is not known, the hash
-    /// that its Deployment or Rollout gave it names theirs.
+    /// another pod does, are one workload if nothing but a name that was made up distinguishes them. Where a ReplicaSet is not
+    /// known, the hash that its Deployment or Rollout gave it names theirs.
     pub fn workload_of(&self, pod: &InventoryRecord) -> (Arc<str>, Arc<str>) {
         let of_label = pod.labels.as_deref().filter(|json| labels::may_name_workload(json)).and_then(|json| {
             let (kind, name) = labels::workload(&parse_labels(json)).map(|(kind, name)| (kind, Arc::from(name)))?;
@@ -102,11 +102,10 @@ impl Index {
     /// What a pod is that has some of the labels that its owner selects by, and the others of another value: operators make
     /// pods of one part of an application that the Deployment of another part owns.
     fn part(&self, pod: &InventoryRecord, owner: &(Arc<str>, Arc<str>)) -> Option<(Arc<str>, Arc<str>)> {
-        let json = self.last_workload(pod.namespace.as_ref(), owner)?.selector.as_deref()?;
-        let selector = serde_json::from_str::<serde_json::Value>(json).ok()?;
+        let selector = self.match_labels(pod, owner)?;
         let labels = parse_labels(pod.labels.as_deref()?);
         let (mut is_same, mut is_other) = (false, false);
-        for (key, wanted) in selector.get("matchLabels")?.as_object()? {
+        for (key, wanted) in &selector {
             let value = labels.get(&**key)?;
             let is_wanted = **value == *wanted.as_str()?;
             is_same |= is_wanted;
@@ -159,12 +158,22 @@ impl Index {
 
     /// What becomes of the labels that a workload selects a pod by; `None` where it selects by none.
     fn selecting(&self, pod: &InventoryRecord, workload: &(Arc<str>, Arc<str>)) -> Option<Vec<Nature>> {
-        let json = self.last_workload(pod.namespace.as_ref(), workload)?.selector.as_deref()?;
-        let selector = serde_json::from_str::<serde_json::Value>(json).ok()?;
+        let selector = self.match_labels(pod, workload)?;
         let labels = parse_labels(pod.labels.as_deref().unwrap_or_default());
-        let keys = selector.get("matchLabels")?.as_object()?.keys().filter(|key| *key != "pod-template-hash");
+        let keys = selector.keys().filter(|key| *key != "pod-template-hash");
         let natures: Vec<Nature> = keys.map(|key| labels::nature(&labels, key)).collect();
         (!natures.is_empty()).then_some(natures)
+    }
+
+    /// The labels that a workload of a pod's namespace selects by.
+    fn match_labels(
+        &self,
+        pod: &InventoryRecord,
+        workload: &(Arc<str>, Arc<str>),
+    ) -> Option<serde_json::Map<String, serde_json::Value>> {
+        let json = self.last_workload(pod.namespace.as_ref(), workload)?.selector.as_deref()?;
+        let selector: serde_json::Value = serde_json::from_str(json).ok()?;
+        selector.get("matchLabels")?.as_object().cloned()
     }
 }
 

@@ -85,6 +85,24 @@ pub(crate) async fn open(input: &InputArgs, learn: &LearnArgs) -> Result<(OpenCa
     Ok((capture, Learning { decisions, thresholds }))
 }
 
+/// Whether namespaces that are asked for are known; some of them may be unknown where that is said to be no mistake.
+///
+/// # Errors
+/// They are not.
+pub(crate) fn check_namespaces<'a>(
+    asked: &BTreeSet<Arc<str>>,
+    known: impl Iterator<Item = &'a Arc<str>>,
+    some_may_be_unknown: bool,
+) -> Result<(), CaptureError> {
+    let known: BTreeSet<&Arc<str>> = known.collect();
+    let unknown: Vec<&str> = asked.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
+    if unknown.is_empty() || some_may_be_unknown && unknown.len() < asked.len() {
+        return Ok(());
+    }
+    let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
+    Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") })
+}
+
 impl InputArgs {
     /// What is to be opened, with what an earlier run remembers of it.
     pub(crate) fn of(&self, state: Option<Arc<State>>) -> Input {
@@ -125,14 +143,8 @@ impl Capture {
         if self.population.members.is_empty() {
             return Err(CaptureError::NoInventory(input.told()));
         }
-        let known: BTreeSet<&Arc<str>> =
-            self.population.members.iter().map(|member| &member.workload.namespace).collect();
-        let unknown: Vec<&str> = namespaces.iter().filter(|name| !known.contains(name)).map(|name| &**name).collect();
-        if unknown.is_empty() || self.open.index.is_covered() && unknown.len() < namespaces.len() {
-            return Ok(());
-        }
-        let known: Vec<&str> = known.into_iter().map(|name| &**name).collect();
-        Err(CaptureError::NoSuchNamespaces { unknown: unknown.join(", "), known: known.join(", ") })
+        let known = self.population.members.iter().map(|member| &member.workload.namespace);
+        check_namespaces(namespaces, known, self.open.index.is_covered())
     }
 
     /// Whether a file of the capture is there and can't be read: what is missing is not known to be gone.
