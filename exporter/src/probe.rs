@@ -38,7 +38,7 @@ use aya::{
 };
 use btf::Types;
 use host::{cgroup2_mount, check_capabilities};
-use load::{Loaded, Loading, attach_close};
+use load::{Lister, Loaded, Loading, attach_close};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use schemas::event::{EdgeCounts, EdgeKey, Record, Settings, SocketOffsets, control, counter};
 
@@ -130,7 +130,7 @@ pub(crate) struct NodeNetns {
 
 /// Tells of what is open, from any thread.
 pub(crate) struct Scan {
-    program: Option<OwnedFd>,
+    list: Option<Lister>,
     connections: OwnedFd,
 }
 
@@ -198,7 +198,7 @@ impl Probe {
         let edges = HashMap::try_from(edges).map_err(map_error(EDGES))?;
         let counters = PerCpuArray::try_from(take(COUNTERS)?).map_err(map_error(COUNTERS))?;
         let connections = copy(&take(CONNECTIONS)?)?;
-        let scan = Arc::new(Scan { program: list_open, connections });
+        let scan = Arc::new(Scan { list: list_open, connections });
         let mut probe = Self {
             programs,
             tcp,
@@ -423,8 +423,8 @@ impl Scan {
     /// # Errors
     /// The kernel refuses; without the program there is nothing to do.
     pub(crate) fn run(&self) -> io::Result<()> {
-        let Some(program) = &self.program else { return Ok(()) };
-        walk::walk(program.as_fd(), Some(self.connections.as_fd())).map(drop)
+        let Some(Lister { program, is_over_map }) = &self.list else { return Ok(()) };
+        walk::walk(program.as_fd(), is_over_map.then(|| self.connections.as_fd())).map(drop)
     }
 }
 

@@ -2,11 +2,12 @@
 
 use core::{ffi::c_void, ptr};
 
+use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use schemas::event::{EVENT_OPEN, control, counter};
 
 use crate::{
     event::{empty, report},
-    maps::{CROSSING, Connection, FREE, control, count, load_first, remembered, remove, replace},
+    maps::{CONNECTIONS, CROSSING, Connection, FREE, control, count, load_first, remembered, remove, replace},
     socket::{CLOSE, Socket, TCP, is_open, tell},
 };
 
@@ -24,6 +25,32 @@ use crate::{
 #[unsafe(link_section = "iter/bpf_map_elem")]
 pub extern "C" fn list_open(ctx: *mut c_void) -> i32 {
     let _ = try_list(argument(ctx, 2));
+    0
+}
+
+/// The same of all connections at once, for kernels that refuse iterators over the elements of maps.
+///
+/// Runs once per map of the machine and once more when there are no more, which is when it does its work.
+///
+/// # Minimum kernel version
+/// 5.13 (`bpf_for_each_map_elem`).
+///
+/// # Drops
+/// As [`list_open`].
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map")]
+pub extern "C" fn list_open_at_once(ctx: *mut c_void) -> i32 {
+    if argument(ctx, 1).is_null() {
+        let connections = (&raw const CONNECTIONS).cast_mut().cast();
+        // SAFETY: the map's address is relocated to the map itself, and the callback is of the signature that maps ask for.
+        unsafe { bpf_for_each_map_elem(connections, list_element as *mut c_void, ptr::null_mut(), 0) };
+    }
+    0
+}
+
+/// What [`list_open_at_once`] does with each connection; goes on to the next.
+extern "C" fn list_element(_map: *mut c_void, key: *const u8, _value: *mut c_void, _context: *mut c_void) -> i64 {
+    let _ = try_list(key);
     0
 }
 

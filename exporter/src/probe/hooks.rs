@@ -127,7 +127,12 @@ pub(crate) const PROGRAMS: [Spec; 17] = [
 /// there are tracepoints in their place.
 const EXIT_SINCE: &str = "5.19 on x86-64, 6.3 on arm64";
 
-/// Not among [`PROGRAMS`], which record: it runs once, before them.
+/// Not among [`PROGRAMS`], as it stands for [`OPEN`] where the kernel refuses that: seen of a build of 6.18 that refuses all
+/// iterators over the elements of maps, and no other one.
+pub(super) const LIST_AT_ONCE: Spec =
+    Spec { name: "list_open_at_once", hook: Hook::Iterator("bpf_map"), since: "5.13" };
+
+/// Not among [`PROGRAMS`] either, which record: it runs once, before them.
 pub(super) const FIND_NODE: Spec = Spec { name: NODE, hook: Hook::Iterator("task"), since: "5.8" };
 
 /// Not among [`PROGRAMS`] either: it is read when others are in the way.

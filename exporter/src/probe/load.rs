@@ -21,8 +21,8 @@ use super::{
     Degraded, ProbeError, Refusal,
     btf::Types,
     hooks::{
-        ADDRESSED, ADOPT, ADOPT_CONNECTIONS, ADOPT_RECEIVERS, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_PROGRAMS, OPEN,
-        PROGRAMS, RECEIVED, SENT, Spec, TCP, spec,
+        ADDRESSED, ADOPT, ADOPT_CONNECTIONS, ADOPT_RECEIVERS, CGROUPS, CLOSE, FIND_NODE, Hook, LIST_AT_ONCE,
+        LIST_PROGRAMS, OPEN, PROGRAMS, RECEIVED, SENT, Spec, TCP, spec,
     },
     host::{CAP_SYS_ADMIN, has_capability},
     neighbour::Names,
@@ -52,9 +52,16 @@ pub(super) struct Loaded {
     pub(super) close: Option<BtfTracePointLink>,
     /// Finds the last of what was open before, while the rest records.
     pub(super) adopting: Option<JoinHandle<()>>,
-    pub(super) list_open: Option<OwnedFd>,
+    pub(super) list_open: Option<Lister>,
     /// Whether it is watched what connected UDP sockets send, and what they receive.
     pub(super) sees: [bool; 2],
+}
+
+/// A program that lists what is open.
+pub(super) struct Lister {
+    pub(super) program: OwnedFd,
+    /// Whether it is run over the map of connections, and not once for all of them.
+    pub(super) is_over_map: bool,
 }
 
 impl Loading<'_> {
@@ -119,8 +126,12 @@ impl Loading<'_> {
         let close = self.load_tracepoint(spec(CLOSE)).and_then(|()| Ok(attach_close(self.programs)?));
         let attached = close.map(|link| self.loaded.close = Some(link));
         self.note(spec(CLOSE), attached);
-        let list = self.iterator(spec(OPEN));
-        let loaded = list.map(|program| self.loaded.list_open = Some(program));
+        let list = self.iterator(spec(OPEN)).map(|program| Lister { program, is_over_map: true });
+        let list = list.or_else(|refused| {
+            let list = self.iterator(LIST_AT_ONCE);
+            list.map(|program| Lister { program, is_over_map: false }).map_err(|_| refused)
+        });
+        let loaded = list.map(|list| self.loaded.list_open = Some(list));
         self.note(spec(OPEN), loaded);
     }
 
@@ -287,7 +298,7 @@ impl Loading<'_> {
 
 /// The part of the kernel's type information that programs are attached to.
 pub(super) fn attached_to(types: &Types<'_>) -> Vec<u8> {
-    let specs = PROGRAMS.iter().chain([&FIND_NODE, &LIST_PROGRAMS]);
+    let specs = PROGRAMS.iter().chain([&LIST_AT_ONCE, &FIND_NODE, &LIST_PROGRAMS]);
     let names: Vec<String> = specs.filter_map(|spec| spec.hook.type_name()).collect();
     types.only(names.iter().map(String::as_str))
 }
