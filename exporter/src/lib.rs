@@ -9,6 +9,8 @@
 //! ends, and `sink` writes the datasets of a capture; `live` says who may listen to them. `pipeline` connects them; each stage but the two ends is
 //! without I/O. The agent decides nothing about policies, and does not look at packets or payload.
 
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout, reason = "output bears readers that go away"))]
+
 mod args;
 mod config;
 mod doctor;
@@ -22,6 +24,7 @@ mod sink;
 mod telemetry;
 
 use std::{
+    env,
     error::Error,
     ffi::OsString,
     io::{self, IsTerminal, Write},
@@ -58,7 +61,9 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     probe::share_heap();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init();
+    // That nobody reads the log is no error either.
+    let subscriber = subscriber.with_ansi(is_in_colour()).log_internal_errors(false);
+    subscriber.with_writer(io::stderr).init();
     let verbose = args.verbose;
     match record(args) {
         Ok(RunSummary { rows, ends, filtered, lost }) => {
@@ -80,6 +85,11 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Says a line to whoever started the program; that nobody reads it is no error.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Whether the log is in colour: at a terminal, unless `NO_COLOR` (no-color.org) is set.
+fn is_in_colour() -> bool {
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// What a wrong command line ends with.
