@@ -197,6 +197,36 @@ fn each_change_is_a_commit_and_nothing_else_gets_into_it() {
     let elsewhere = tempfile::tempdir().expect("a directory");
     let (_, error) = said(&regenerate(&web_and_db(), &["--git", &elsewhere.path().to_string_lossy()]), 2);
     assert!(error.contains("is no Git repository"), "{error}");
+    // A folder of a repository is none.
+    let (_, error) = said(&regenerate(&web_and_db(), &["--git", &at.join("clusters").to_string_lossy()]), 2);
+    assert!(error.contains("is no Git repository"), "{error}");
+}
+
+#[test]
+fn a_commit_needs_git_and_nothing_else() {
+    let repository = tempfile::tempdir().expect("a directory");
+    let path = repository.path().to_string_lossy().into_owned();
+    // A bare repository without a commit, whose user nobody knows, and a directory of an odd name.
+    git(repository.path(), &["init", "--quiet", "--bare"]);
+    let (input, odd) = (web_and_db().write(), "Ümläut \"quoted\" \\ dir");
+    let run = |path_variable: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowscribe"));
+        command.args(["regenerate", "--input"]).arg(input.path()).args(["--git", &path, "--git-path", odd]);
+        command.env_clear().env("PATH", path_variable).env("HOME", "/nowhere");
+        command.output().expect("flowscribe runs")
+    };
+    let (_, error) = said(&run("/nowhere"), 2);
+    assert!(error.contains("cannot run git, which --git needs: install it"), "{error}");
+    let path_variable = std::env::var("PATH").expect("there is one");
+    let (printed, _) = said(&run(&path_variable), 0);
+    assert!(printed.contains("written to branch flowscribe of "), "{printed}");
+    assert_eq!(
+        git(repository.path(), &["log", "--format=%an <%ae>", "flowscribe"]),
+        "flowscribe <flowscribe@localhost>\n"
+    );
+    let files = git(repository.path(), &["ls-tree", "-r", "-z", "--name-only", "flowscribe"]);
+    assert!(files.split('\0').any(|file| file == format!("{odd}/demo.web-network.yaml")), "{files}");
+    assert_eq!(said(&run(&path_variable), 0).0, "", "what was committed is read again");
 }
 
 #[test]
