@@ -17,8 +17,8 @@ use std::{
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::exit::Exit;
 pub(crate) use crate::output::Format;
+use crate::{exit::Exit, interrupt::Meaning};
 pub(crate) use cluster::{Applied, ApplyArgs, ClusterArgs, MonitorArgs, RegenerateArgs};
 pub(crate) use input::{InputArgs, LearnArgs, PolicyArgs};
 pub(crate) use split::Split;
@@ -96,6 +96,19 @@ pub(crate) enum Command {
     BallistaExecutor(ExecutorArgs),
     /// List the connections that the NetworkPolicies of manifests allow between workloads and with the outside.
     Connectivity(ConnectivityArgs),
+}
+
+impl Command {
+    /// What Ctrl-C means for it.
+    pub(crate) const fn on_interrupt(&self) -> Meaning {
+        match self {
+            Self::Inventory(_) | Self::Receive(_) => Meaning::Finish(1),
+            // At the second it does not wait for the agents' windows.
+            Self::Monitor(_) => Meaning::Finish(2),
+            Self::Apply(_) | Self::Regenerate(_) => Meaning::GiveUpChanges,
+            _ => Meaning::GiveUp,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -20,16 +20,19 @@ mod shared;
 mod sql;
 mod verify;
 
-use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::{
     cli::{Args, Command},
     exit::Exit,
+    interrupt::Meaning,
 };
 
-/// Runs a command; what to exit with, and `None` if it was interrupted.
-pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<Exit>> {
+/// Runs a command until it is done or to be dropped; what to exit with, and `None` if it was dropped.
+///
+/// # Errors
+/// The command's.
+pub(crate) async fn run(args: &Args, is_dropped: oneshot::Receiver<()>) -> anyhow::Result<Option<Exit>> {
     let judged = |is_well: bool| Ok(Some(Exit::judged(is_well)));
     let command = async {
         match &args.command {
@@ -56,14 +59,11 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Option<Exit>> {
         }
         anyhow::Ok(Some(Exit::Done))
     };
-    // Recording ends by itself, with what it has yet to write.
-    if matches!(args.command, Command::Inventory(_) | Command::Receive(_) | Command::Monitor(_)) {
+    if matches!(args.command.on_interrupt(), Meaning::Finish(_)) {
         return command.await;
     }
-    // Listens before the command begins, so that Ctrl-C is heard whatever that does first.
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to Ctrl-C")?;
     tokio::select! {
         done = Box::pin(command) => done,
-        _ = interrupt.recv() => Ok(None),
+        Ok(()) = is_dropped => Ok(None),
     }
 }

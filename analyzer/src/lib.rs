@@ -27,6 +27,7 @@ mod commands;
 mod communication;
 mod edge;
 mod exit;
+mod interrupt;
 mod logging;
 mod netpol;
 mod output;
@@ -40,7 +41,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use tokio::runtime::Runtime;
 
-use cli::{Args, Command};
+use cli::Args;
 
 use crate::{exit::Exit, output::note};
 
@@ -55,6 +56,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
+    interrupt::leave_to_listener();
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -62,19 +64,21 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return Exit::Undecided.into();
         }
     };
-    let done = runtime.block_on(commands::run(&args));
+    let meaning = args.command.on_interrupt();
+    let is_dropped = match interrupt::listen(meaning) {
+        Ok(is_dropped) => is_dropped,
+        Err(error) => {
+            note!("flowscribe: cannot listen to Ctrl-C: {error}");
+            return Exit::Undecided.into();
+        }
+    };
+    let done = runtime.block_on(commands::run(&args, is_dropped));
     // What still reads for an answer that nobody waits for ends with the process.
     runtime.shutdown_background();
     match done {
         Ok(Some(exit)) => exit.into(),
         Ok(None) => {
-            let wrote = match args.command {
-                Command::Apply(_) | Command::Regenerate(_) => {
-                    "what is told above is done, and perhaps what would be next"
-                }
-                _ => "nothing was written",
-            };
-            note!("flowscribe: interrupted, {wrote}");
+            interrupt::say_interrupted(meaning);
             Exit::Interrupted.into()
         }
         Err(error) => {

@@ -4,12 +4,16 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fmt,
     fs::{self, File, Permissions},
     io::{self, BufWriter, IsTerminal, Seek, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arrow::{
@@ -137,6 +141,7 @@ pub(crate) fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
     if file.is_none() {
+        HAS_APPEARED.store(true, Ordering::Relaxed);
         return appeared(io::stdout().write_all(shown(text).as_bytes()).and_then(|()| io::stdout().flush()), None);
     }
     let mut output = Output::new(file)?;
@@ -160,6 +165,7 @@ pub(crate) fn written(text: &str, file: &Path) -> Result<Output, OutputError> {
 /// replaced whole, a device or a link is written through, and so is standard output. A reader that went away is no error.
 pub(crate) struct Output {
     file: BufWriter<NamedTempFile>,
+    unfinished: Unfinished,
     /// `None` for standard output.
     target: Option<PathBuf>,
 }
@@ -180,7 +186,7 @@ impl Output {
         let made = folder.map_or_else(|| unfinished.tempfile(), |folder| unfinished.tempfile_in(folder));
         let target = target.map(Path::to_path_buf);
         match made {
-            Ok(file) => Ok(Self { file: BufWriter::new(file), target }),
+            Ok(file) => Ok(Self { unfinished: Unfinished::new(file.path()), file: BufWriter::new(file), target }),
             Err(source) => Err(OutputError::Write { path: named(target.as_deref()), source }),
         }
     }
@@ -190,7 +196,8 @@ impl Output {
     /// # Errors
     /// The file or standard output refuses.
     pub(crate) fn finish(self) -> Result<(), OutputError> {
-        let Self { file, target } = self;
+        let Self { file, unfinished, target } = self;
+        HAS_APPEARED.store(true, Ordering::Relaxed);
         let done = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|mut file| {
             let Some(path) = &target else { return copy(&mut file, &mut io::stdout()) };
             match fs::symlink_metadata(path) {
@@ -198,12 +205,44 @@ impl Output {
                 _ => file.persist(path).map(drop).map_err(|error| error.error),
             }
         });
+        drop(unfinished);
         appeared(done, target.as_deref())
     }
 
     fn error(&self, source: io::Error) -> OutputError {
         OutputError::Write { path: named(self.target.as_deref()), source }
     }
+}
+
+/// Files that are being written, for the end of a process that can't wait for them.
+struct Unfinished(PathBuf);
+
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+static HAS_APPEARED: AtomicBool = AtomicBool::new(false);
+
+impl Unfinished {
+    fn new(path: &Path) -> Self {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.into());
+        Self(path.into())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Removes the files that are being written, as far as that is possible.
+pub(crate) fn remove_unfinished() {
+    for path in std::mem::take(&mut *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Whether any result may be there by now.
+pub(crate) fn has_appeared() -> bool {
+    HAS_APPEARED.load(Ordering::Relaxed)
 }
 
 /// What came of writing; a reader that went away is no error.

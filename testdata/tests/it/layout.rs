@@ -27,7 +27,7 @@ const CRATES: [&str; 9] = [
 ];
 
 /// Wings of the analyzer, of which each imports those after it alone.
-const WINGS: [&str; 14] = [
+const WINGS: [&str; 15] = [
     "commands",
     "cli",
     "tables",
@@ -38,6 +38,7 @@ const WINGS: [&str; 14] = [
     "capture",
     "edge",
     "communication",
+    "interrupt",
     "exit",
     "logging",
     "output",

@@ -27,6 +27,7 @@ mod plan;
 mod readers;
 mod receive;
 mod stacks;
+mod stalled;
 mod support;
 mod telemetry;
 mod udp;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         plan::TESTS,
         receive::TESTS,
         stacks::TESTS,
+        stalled::TESTS,
         telemetry::TESTS,
         udp::TESTS,
         udp_direction::TESTS,

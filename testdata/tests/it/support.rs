@@ -1,7 +1,10 @@
 //! What the tests share: a lab, a small disk, a capture's rows, and waiting.
 
 use std::{
+    fmt::Display,
+    fs::File,
     net::TcpListener,
+    os::fd::AsRawFd,
     path::Path,
     process::Output,
     time::{Duration, Instant},
@@ -65,6 +68,43 @@ pub(crate) fn spec(workload: &str) -> PodSpec {
     let owner = json!({ "kind": "Deployment", "name": workload, "selector": { "matchLabels": labels } });
     let name = format!("{workload}-0");
     PodSpec { namespace: "demo".into(), name, labels, owner, ..PodSpec::default() }
+}
+
+/// A file system that does not answer, as one of a network whose server is away; gone when it is dropped.
+pub(crate) struct StalledDisk {
+    directory: tempfile::TempDir,
+    /// Who is asked, and does not answer.
+    server: Option<File>,
+}
+
+/// A disk that does not answer.
+///
+/// # Errors
+/// Nothing can be mounted on this machine, or its kernel lacks FUSE.
+pub(crate) fn stalled_disk() -> Result<StalledDisk, Missing> {
+    let missing =
+        |error: &dyn Display| Missing(format!("a file system that does not answer needs root and FUSE: {error}"));
+    let server = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| missing(&error))?;
+    let directory = tempfile::tempdir().expect("a directory");
+    // Not even the first request, FUSE_INIT, is answered (Documentation/filesystems/fuse in Linux).
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    mount(Some("stalled"), directory.path(), Some("fuse"), MsFlags::empty(), Some(&*options))
+        .map_err(|error| missing(&error))?;
+    Ok(StalledDisk { directory, server: Some(server) })
+}
+
+impl StalledDisk {
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for StalledDisk {
+    fn drop(&mut self) {
+        // Whoever waits gets an error.
+        self.server.take();
+        let _ = umount2(self.directory.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// A file system of its own, of so many bytes; unmounted when it is dropped.

@@ -1,0 +1,142 @@
+//! Disks that do not answer, and captures of very many files: Ctrl-C is heard all the same.
+
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    harness::Ran,
+    support::{executable, stalled_disk, wait_until},
+};
+
+tests![
+    ctrl_c_is_heard_while_a_disk_does_not_answer,
+    what_records_onto_a_disk_that_does_not_answer_can_be_given_up,
+    ctrl_c_is_heard_while_many_files_are_opened,
+];
+
+fn start(arguments: &[&str]) -> Child {
+    let mut command = Command::new(executable());
+    command.arg("flowscribe").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().expect("flowscribe starts")
+}
+
+/// Whether a program waits for a disk, in a thread.
+fn waits_for_disk(child: &Child) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs").flatten();
+    let waits = |thread: &Path| {
+        let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+        // After the name in parentheses; D is said of whoever waits for a disk.
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D'))
+    };
+    threads.into_iter().any(|thread| waits(&thread.path()))
+}
+
+fn press_ctrl_c(child: &Child) {
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
+}
+
+/// What a program ended with, and what it said.
+fn ended(mut child: Child) -> (Option<i32>, String) {
+    let mut said = String::new();
+    child.stderr.take().expect("it is piped").read_to_string(&mut said).expect("text");
+    (child.wait().expect("it ends").code(), said)
+}
+
+fn ctrl_c_is_heard_while_a_disk_does_not_answer() -> Ran {
+    let disk = stalled_disk()?;
+    let there = disk.path().join("x").to_string_lossy().into_owned();
+    let directory = tempfile::tempdir().expect("a directory");
+    let [input, policy] =
+        ["demo", "policy.yaml"].map(|name| directory.path().join(name).to_string_lossy().into_owned());
+    fs::write(
+        &policy,
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}}}",
+    )
+    .expect("written");
+    let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/captures/demo");
+    let commands: [&[&str]; 9] = [
+        &["report", "--input", &there],
+        &["report", "--input", capture, "--output", &there],
+        &["report", "--input", capture, "--decisions", &there],
+        &["sets", "--input", &there],
+        &["sql", "--input", &there, "select 1"],
+        &["diff", &policy, &there],
+        &["connectivity", "--manifests", &there],
+        &["compact", "--input", &there],
+        &["import", "--input", &there, "--output", &input],
+    ];
+    for arguments in commands {
+        let child = start(arguments);
+        wait_until("it waits for the disk", || waits_for_disk(&child));
+        press_ctrl_c(&child);
+        let (code, said) = ended(child);
+        assert_eq!(code, Some(130), "{arguments:?}: {said}");
+        assert!(said.contains("flowscribe: interrupted, nothing was written"), "{arguments:?}: {said}");
+    }
+    Ok(())
+}
+
+fn what_records_onto_a_disk_that_does_not_answer_can_be_given_up() -> Ran {
+    let disk = stalled_disk()?;
+    let there = disk.path().join("x").to_string_lossy().into_owned();
+    let child =
+        start(&["receive", "--output", &there, "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]);
+    wait_until("it waits for the disk", || waits_for_disk(&child));
+    press_ctrl_c(&child);
+    let mut child = child;
+    let mut stderr = child.stderr.take().expect("it is piped");
+    let mut said = String::new();
+    let mut byte = [0];
+    while !said.contains("still being written; Ctrl-C gives it up") {
+        assert_eq!(stderr.read(&mut byte).expect("text"), 1, "it ended: {said}");
+        said.push(byte[0].into());
+    }
+    press_ctrl_c(&child);
+    stderr.read_to_string(&mut said).expect("text");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{said}");
+    assert!(said.contains("interrupted, and what it had not written yet is lost"), "{said}");
+    Ok(())
+}
+
+fn ctrl_c_is_heard_while_many_files_are_opened() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let day = directory.path().join("flows/date=2026-11-01");
+    fs::create_dir_all(&day).expect("made");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/demo/flows");
+    let file = walk(&demo).expect("the demo has flows");
+    fs::copy(&file, day.join("lab-0.parquet")).expect("copied");
+    for number in 1..100_000 {
+        fs::hard_link(day.join("lab-0.parquet"), day.join(format!("lab-{number}.parquet")))
+            .or_else(|_| fs::copy(&file, day.join(format!("lab-{number}.parquet"))).map(drop))
+            .expect("linked");
+    }
+    let input = directory.path().to_string_lossy().into_owned();
+    let child = start(&["report", "--input", &input]);
+    let opened = || {
+        let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
+        let calls = io.lines().find_map(|line| line.strip_prefix("syscr: ")?.parse::<u64>().ok());
+        calls.is_some_and(|calls| calls > 300)
+    };
+    wait_until("some files are opened", opened);
+    press_ctrl_c(&child);
+    let (code, said) = ended(child);
+    assert_eq!(code, Some(130), "{said}");
+    assert!(!said.contains("skipped"), "{said}");
+}
+
+/// A Parquet file below a directory.
+fn walk(directory: &Path) -> Option<std::path::PathBuf> {
+    let entries = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path());
+    entries.into_iter().find_map(|path| {
+        if path.is_dir() { walk(&path) } else { path.extension().is_some_and(|of| of == "parquet").then_some(path) }
+    })
+}
