@@ -9,6 +9,11 @@ use regex::RegexSet;
 use serde::Serialize;
 use serde_yaml::{Error, Mapping, Value};
 
+/// Why a text is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is nested more than {DEEPEST} levels deep")]
+pub(crate) struct TooDeep;
+
 /// A value as a document.
 ///
 /// # Errors
@@ -28,12 +33,18 @@ pub(crate) fn to_string(value: &impl Serialize) -> Result<String, Error> {
 
 /// A text of YAML 1.1 as one of 1.2: what kubectl takes for a truth or a number (`sigs.k8s.io/yaml`, whose parser is go-yaml 2)
 /// is written so that it is one. Where it is no YAML, the rest is left for who reads it to name the place.
-pub(crate) fn as_kubectl_reads(text: &str) -> Cow<'_, str> {
+///
+/// # Errors
+/// It is nested deeper than anything of Kubernetes: reading that takes libyaml the square of its depth.
+pub(crate) fn as_kubectl_reads(text: &str) -> Result<Cow<'_, str>, TooDeep> {
     let mut changes: Vec<(usize, usize, String)> = Vec::new();
     // Of each collection that is open, whether it is a mapping, and whether a key is next.
     let mut open: Vec<(bool, bool)> = Vec::new();
     for event in Parser::new_from_str(text) {
-        let Ok((event, span)) = event else { break };
+        let Ok((event, span)) = event else {
+            may_be_read(text)?;
+            break;
+        };
         match &event {
             Event::SequenceEnd | Event::MappingEnd => drop(open.pop()),
             Event::Scalar(value, ScalarStyle::Plain, _, None) => {
@@ -59,6 +70,7 @@ pub(crate) fn as_kubectl_reads(text: &str) -> Cow<'_, str> {
         );
         // A collection counts where it ends.
         match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) if open.len() == DEEPEST => return Err(TooDeep),
             Event::SequenceStart(..) => open.push((false, false)),
             Event::MappingStart(..) => open.push((true, true)),
             _ if is_node => {
@@ -70,7 +82,7 @@ pub(crate) fn as_kubectl_reads(text: &str) -> Cow<'_, str> {
         }
     }
     if changes.is_empty() {
-        return Cow::Borrowed(text);
+        return Ok(Cow::Borrowed(text));
     }
     let mut written = String::with_capacity(text.len());
     let mut done = 0;
@@ -80,7 +92,35 @@ pub(crate) fn as_kubectl_reads(text: &str) -> Cow<'_, str> {
         done = end;
     }
     written.push_str(&text[done..]);
-    Cow::Owned(written)
+    Ok(Cow::Owned(written))
+}
+
+/// Refuses what is nested too deeply, as [`as_kubectl_reads`] does.
+///
+/// # Errors
+/// It is.
+pub(crate) fn check_depth(text: &str) -> Result<(), TooDeep> {
+    as_kubectl_reads(text).map(drop)
+}
+
+/// That a text which is no YAML does not look as if it were nested too deeply all the same.
+fn may_be_read(text: &str) -> Result<(), TooDeep> {
+    let (mut depth, mut begun) = (0usize, 0usize);
+    for byte in text.bytes() {
+        match byte {
+            // What flow style opens and closes.
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            // What block style begins on one line.
+            b'-' | b'?' | b':' => begun += 1,
+            b'\n' => begun = 0,
+            _ => {}
+        }
+        if depth.max(begun) > UNREAD {
+            return Err(TooDeep);
+        }
+    }
+    Ok(())
 }
 
 /// What go-yaml 2 takes a plain text for that is a text in YAML 1.2, as 1.2 has it.
@@ -197,6 +237,11 @@ fn is_other_in_1_1(text: &str) -> bool {
     TYPES.is_match(text)
 }
 
+/// The deepest that a document may be nested, which is serde_yaml's limit too.
+const DEEPEST: usize = 128;
+/// How deep what can't be parsed may seem to be: far more than any file of Kubernetes, and soon found to be wrong.
+const UNREAD: usize = 2000;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -249,7 +294,9 @@ mod tests {
 
     #[test]
     fn what_kubectl_takes_for_a_truth_or_a_number_is_one() {
-        let read = |text: &str| -> serde_json::Value { serde_yaml::from_str(&as_kubectl_reads(text)).expect("YAML") };
+        let read = |text: &str| -> serde_json::Value {
+            serde_yaml::from_str(&as_kubectl_reads(text).expect("YAML")).expect("YAML")
+        };
         assert_eq!(
             read("{a: yes, b: Off, c: y, d: 'yes', e: \"no\", f: web}"),
             json!({ "a": true, "b": false, "c": true, "d": "yes", "e": "no", "f": "web" })
@@ -260,7 +307,25 @@ mod tests {
         );
         assert_eq!(read("on: x\noff: {no: [no]}\n"), json!({ "true": "x", "false": { "false": [false] } }));
         assert_eq!(read("a: |\n  yes\nb: >\n  no\nc: !!str on\n"), json!({ "a": "yes\n", "b": "no\n", "c": "on" }));
-        assert_eq!(as_kubectl_reads("{a: [}"), "{a: [}", "what is none is left");
+        assert_eq!(as_kubectl_reads("{a: [}").as_deref(), Ok("{a: [}"), "what is none is left");
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_refused_at_once() {
+        let nested = |open: &str, close: &str, levels: usize| open.repeat(levels) + "a" + &close.repeat(levels);
+        for (open, close) in [("[", "]"), ("{a: ", "}"), ("- ", ""), ("? ", "")] {
+            assert_eq!(as_kubectl_reads(&nested(open, close, DEEPEST)).map(drop), Ok(()), "{open}");
+            // Also where it does not end, or is nothing that can be read.
+            for text in
+                [nested(open, close, 200_000), nested(open, "", 200_000), format!("a: ]\n{}", open.repeat(200_000))]
+            {
+                assert!(as_kubectl_reads(&text).is_err(), "{open}");
+            }
+        }
+        let [wide, wrong] =
+            [(0..50_000).map(|n| format!("a{n}: [b, {{c: d}}]\n")).collect::<String>(), "a: b: c\n".repeat(50_000)];
+        assert_eq!(as_kubectl_reads(&wide).as_deref(), Ok(&*wide));
+        assert_eq!(as_kubectl_reads(&wrong).as_deref(), Ok(&*wrong));
     }
 
     #[test]
@@ -276,7 +341,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_as_kubectl_does(text in "\\PC{0,40}|[-a-z0-9_:. \n\\[\\]{},]{0,60}") {
-            as_kubectl_reads(&text);
+            let _ = as_kubectl_reads(&text);
         }
 
         #[test]
@@ -285,7 +350,8 @@ mod tests {
             let written = to_string(&value).expect("YAML");
             let read: serde_json::Value = serde_yaml::from_str(&written).expect("it is read");
             prop_assert_eq!(&read, &value, "{}", written);
-            prop_assert_eq!(as_kubectl_reads(&written), &*written, "kubectl reads the same");
+            let again = as_kubectl_reads(&written);
+            prop_assert_eq!(again.as_deref(), Ok(&*written), "kubectl reads the same");
         }
     }
 }

@@ -145,7 +145,7 @@ fn is_ours(name: &str, text: &str) -> bool {
             let ours = |document: Result<Value, _>| {
                 document.is_ok_and(|document| document["metadata"]["labels"][MANAGED_BY] == MANAGER)
             };
-            documents.next().is_some_and(ours) && documents.all(ours)
+            yaml::check_depth(text).is_ok() && documents.next().is_some_and(ours) && documents.all(ours)
         }
     }
 }

@@ -19,7 +19,10 @@ use schemas::{
 use serde::Deserialize;
 
 use super::Fate;
-use crate::communication::{Communications, Edge, Endpoint, Workload};
+use crate::{
+    communication::{Communications, Edge, Endpoint, Workload},
+    yaml::{self, TooDeep},
+};
 
 /// The decisions of a file.
 #[derive(Debug, Default)]
@@ -72,6 +75,12 @@ pub(crate) enum DecisionsError {
         #[source]
         source: serde_yaml::Error,
     },
+    #[error("decisions {path} are not valid")]
+    Nested {
+        path: PathBuf,
+        #[source]
+        source: TooDeep,
+    },
     #[error("decisions {path}: {list}[{number}]: {reason}")]
     Invalid { path: PathBuf, list: &'static str, number: usize, reason: String },
 }
@@ -116,6 +125,7 @@ impl Decisions {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
+        yaml::check_depth(&text).map_err(|source| DecisionsError::Nested { path: path.into(), source })?;
         let DecisionFile { pin, forbid } =
             serde_yaml::from_str(&text).map_err(|source| DecisionsError::Parse { path: path.into(), source })?;
         let mut list = Vec::new();

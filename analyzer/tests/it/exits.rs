@@ -21,15 +21,17 @@ fn status(arguments: &[&str]) -> (Option<i32>, String) {
 fn whatever_can_not_be_decided_exits_with_2_and_says_why() {
     let directory = tempfile::tempdir().expect("a directory");
     let at = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
-    let [empty, notes, policy, bad, out] = ["empty", "notes.yaml", "policy.yaml", "bad.yaml", "out"].map(at);
+    let [empty, notes, policy, bad, deep, out] =
+        ["empty", "notes.yaml", "policy.yaml", "bad.yaml", "deep.yaml", "out"].map(at);
     fs::create_dir(&empty).expect("made");
     fs::write(&notes, "# nothing\n").expect("written");
     fs::write(&policy, POLICY).expect("written");
     fs::write(&bad, POLICY.replace("Ingress", "Inress")).expect("written");
+    fs::write(&deep, "[".repeat(200_000)).expect("written");
     let capture = web_and_db().write();
     let capture = &*capture.path().to_string_lossy();
     let nowhere = "/nowhere/at/all";
-    let cases: [(&[&str], &str); 27] = [
+    let cases: [(&[&str], &str); 31] = [
         (&["report", "--input", nowhere], "cannot read input /nowhere/at/all"),
         (&["report", "--input", &empty], "no capture in"),
         (&["report", "--input", &notes], "no capture in"),
@@ -56,6 +58,10 @@ fn whatever_can_not_be_decided_exits_with_2_and_says_why() {
         (&["diff", &notes, &policy], "no policies in"),
         (&["diff", &policy, &bad], "neither Ingress nor Egress"),
         (&["connectivity", "--manifests", &empty], "no manifests of pods"),
+        (&["connectivity", "--manifests", &deep], "nested more than 128 levels deep"),
+        (&["diff", &policy, &deep], "nested more than 128 levels deep"),
+        (&["verify", "--policies", &deep, "--input", capture], "nested more than 128 levels deep"),
+        (&["report", "--input", capture, "--decisions", &deep], "nested more than 128 levels deep"),
         (&["regenerate", "--input", &empty, "--output", &out], "no capture in"),
     ];
     for (arguments, said) in cases {

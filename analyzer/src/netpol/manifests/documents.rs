@@ -18,7 +18,11 @@ pub(super) fn read(bytes: &[u8]) -> Vec<Result<Value, String>> {
 pub(super) fn read_text(text: &str) -> Vec<Result<Value, String>> {
     // What begins like JSON may yet be YAML, which is JSON and more.
     let is_stream = text.trim_start().starts_with('{');
-    let documents = until_error(serde_yaml::Deserializer::from_str(&yaml::as_kubectl_reads(text)).map(document));
+    let read = match yaml::as_kubectl_reads(text) {
+        Ok(read) => read,
+        Err(error) => return vec![Err(error.to_string())],
+    };
+    let documents = until_error(serde_yaml::Deserializer::from_str(&read).map(document));
     let is_read =
         |document: &Result<Value, String>| document.as_ref().map_or_else(|error| error.contains("duplicate"), |_| true);
     if !is_stream || documents.iter().all(is_read) {
