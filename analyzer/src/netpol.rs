@@ -9,6 +9,7 @@
 //! a connection needs the egress of its source and the ingress of its destination. An ipBlock is about addresses outside
 //! of the cluster, and never matches a pod: whether it does differs between network plugins.
 
+mod addresses;
 mod blocks;
 mod connections;
 mod difference;
@@ -20,6 +21,7 @@ pub(crate) mod manifests;
 mod ownership;
 pub(crate) mod population;
 pub(crate) mod replay;
+mod supposed;
 pub(crate) mod validation;
 
 use std::{
@@ -38,13 +40,15 @@ use schemas::inventory::Labels;
 use serde::Serialize;
 
 use crate::communication::{Direction, PerDirection};
-pub(crate) use blocks::{may_hold_pods, ranges, size};
+pub(crate) use addresses::Ranges;
+pub(crate) use blocks::{may_hold_pods, size};
 pub(crate) use connections::{Connections, Transport};
-pub(crate) use difference::{Allowed, Difference, DifferenceError, compare, is_valid, supposed, with_former};
+pub(crate) use difference::{Allowed, Difference, DifferenceError, compare, is_valid};
 pub(crate) use ends::{End, Pairs, join};
 pub(crate) use expressible::{is_dns_label, is_expressible, stays_on_link};
 pub(crate) use label_index::LabelIndex;
 pub(crate) use ownership::{MANAGED_BY, MANAGER, is_marked, marks};
+pub(crate) use supposed::{supposed, with_former};
 
 /// Pods that are alike: of one namespace, with the same labels and named ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -298,13 +302,6 @@ impl<'a> Enforcement<'a> {
         })
     }
 
-    /// Every address range that a policy in force tells apart from others in a direction.
-    pub(crate) fn blocks(&self, direction: Direction) -> impl Iterator<Item = IpNet> {
-        let rules = self.policies.iter().flat_map(move |policy| &policy.rules[direction]);
-        let blocks = rules.filter_map(|rule| rule.peers.as_ref()).flat_map(|peers| &peers.blocks);
-        blocks.flat_map(|block| block.except.iter().chain([&block.cidr]).copied())
-    }
-
     fn isolating(&self, direction: Direction, party: Party) -> &[usize] {
         match party {
             Party::Subject(subject) => &self.isolating[subject][direction],
@@ -320,12 +317,8 @@ impl<'a> Enforcement<'a> {
         }
         let mut allowed = Connections::default();
         for rule in isolating.iter().flat_map(|policy| &self.policies[*policy].rules[direction]) {
-            if !rule.concerns(peer) {
-                continue;
-            }
-            let Some(ports) = &rule.ports else { return Connections::all() };
-            for (transport, first, last) in ports.iter().flat_map(|port| port.ranges(self.of(to))) {
-                allowed.insert(transport, first, last);
+            if rule.concerns(peer) {
+                allowed |= &rule.allowed(self.of(to));
             }
         }
         allowed
@@ -340,6 +333,16 @@ impl<'a> Enforcement<'a> {
 }
 
 impl Rule {
+    /// What it lets through to a destination, of those whom it concerns.
+    fn allowed(&self, to: Option<&Subject>) -> Connections {
+        let Some(ports) = &self.ports else { return Connections::all() };
+        let mut allowed = Connections::default();
+        for (transport, first, last) in ports.iter().flat_map(|port| port.ranges(to)) {
+            allowed.insert(transport, first, last);
+        }
+        allowed
+    }
+
     fn concerns(&self, peer: Party) -> bool {
         let Some(peers) = &self.peers else { return true };
         match peer {

@@ -8,9 +8,9 @@ use crate::{
     cli::{ConnectivityArgs, ConnectivityFormat},
     communication::Direction,
     netpol::{
-        Allowed, End, Enforcement, Pairs, Party, join,
+        Allowed, Connections, End, Enforcement, Pairs, Party, join,
         manifests::{Manifests, ManifestsError},
-        may_hold_pods, ranges,
+        may_hold_pods,
     },
     output::{self, OutputError, notes},
 };
@@ -65,24 +65,28 @@ fn list(manifests: &Manifests) -> (Pairs, Vec<String>, BTreeSet<String>) {
     let Manifests { policies, population, .. } = manifests;
     let subjects = population.subjects();
     let (enforcement, invalid) = Enforcement::new(policies, &subjects, &population.namespaces);
-    let names = population.distinguished(&[&enforcement]).into_iter().enumerate();
-    let pods: Vec<(End, Party)> = names.map(|(number, name)| (End::Workload(name), Party::Subject(number))).collect();
-    let with_outside = |direction| {
-        let ranges = ranges(enforcement.blocks(direction)).into_iter();
-        let outside = ranges.map(|(first, last)| (End::Addresses(first, last), Party::Address(first)));
-        pods.iter().cloned().chain(outside).collect::<Vec<_>>()
-    };
-    let (sources, destinations) = (with_outside(Direction::Ingress), with_outside(Direction::Egress));
+    let names = population.distinguished(&[&enforcement]);
+    let ends: Vec<End> = names.into_iter().map(End::Workload).collect();
     let mut list = Pairs::new();
-    for (from, source) in &sources {
-        for (to, destination) in &destinations {
-            let are_outside = matches!((from, to), (End::Addresses(..), End::Addresses(..)));
-            if from == to || are_outside {
-                continue;
-            }
-            let allowed = enforcement.connections(*source, *destination);
-            if !allowed.is_none() {
-                *list.entry((from.clone(), to.clone())).or_default() |= &allowed;
+    let mut add = |from: &End, to: &End, allowed: &Connections| {
+        if from != to && !allowed.is_none() {
+            *list.entry((from.clone(), to.clone())).or_default() |= allowed;
+        }
+    };
+    for (source, from) in ends.iter().enumerate() {
+        for (destination, to) in ends.iter().enumerate() {
+            add(from, to, &enforcement.connections(Party::Subject(source), Party::Subject(destination)));
+        }
+    }
+    for direction in Direction::ALL {
+        let has_v6 = enforcement.names_v6(direction);
+        for (number, own) in ends.iter().enumerate() {
+            for ((first, last), allowed) in enforcement.with_addresses(number, direction, has_v6) {
+                let outside = End::Addresses(first, last);
+                match direction {
+                    Direction::Ingress => add(&outside, own, &allowed),
+                    Direction::Egress => add(own, &outside, &allowed),
+                }
             }
         }
     }

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
         }
     };
     if population.members.is_empty() {
-        population = netpol::supposed(old.policies.iter().chain(&new.policies))?;
+        population = netpol::supposed(&old.policies.iter().chain(&new.policies).collect::<Vec<_>>())?;
     }
     let difference = netpol::compare(&population, &old.policies, &new.policies)?;
     let text = match format {

@@ -3,28 +3,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Write},
-    sync::Arc,
 };
 
-use k8s_openapi::{
-    api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
-};
-use schemas::inventory::Labels;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{
-    Connections, DEFAULT_NAMESPACE, Enforcement, NAMESPACE_NAME, Party, Subject,
-    blocks::ranges,
+    Connections, Enforcement, Party, Ranges,
+    addresses::overlay,
     ends::{End, Pairs, join},
-    population::{Member, Population},
+    population::Population,
 };
 use crate::communication::{Direction, Workload};
 
 /// Why policies can't be compared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DifferenceError {
-    #[error("the policies select {0}: tell which workloads there are, with --input or --manifests")]
+    #[error("the policies select {0}: say which workloads there are, with --input or --manifests")]
     Supposed(&'static str),
     #[error("not valid, so that nothing can be compared: {0}")]
     Invalid(String),
@@ -40,96 +35,6 @@ pub(crate) struct Difference {
     removed: Pairs,
     /// Ranges of ports that both allow.
     unchanged: usize,
-}
-
-/// Pods that selectors of policies ask for, where nobody tells which there are.
-///
-/// # Errors
-/// Policies name ports, or select by what pods do not have: only pods can tell what that means.
-pub(crate) fn supposed<'a>(policies: impl Iterator<Item = &'a NetworkPolicy>) -> Result<Population, DifferenceError> {
-    let mut population = Population::default();
-    for policy in policies {
-        let own: Arc<str> = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE).into();
-        let Some(spec) = &policy.spec else { continue };
-        let mut suppose = |namespace: &Arc<str>, selector: Option<&LabelSelector>| {
-            let none = LabelSelector::default();
-            for (name, labels) in examples(selector.unwrap_or(&none))? {
-                let workload = Workload { namespace: Arc::clone(namespace), name: name.into(), kind: "".into() };
-                let subject = Subject { namespace: Arc::clone(namespace), labels, ports: Vec::new() };
-                let pod = Arc::clone(&workload.name);
-                population.members.push(Member::there(workload, subject, pod));
-            }
-            Ok::<(), DifferenceError>(())
-        };
-        suppose(&own, spec.pod_selector.as_ref())?;
-        let ingress = spec.ingress.iter().flatten().map(|rule| (&rule.from, &rule.ports));
-        let egress = spec.egress.iter().flatten().map(|rule| (&rule.to, &rule.ports));
-        for (peers, ports) in ingress.chain(egress) {
-            let is_named = |port: &NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
-            if ports.iter().flatten().any(is_named) {
-                return Err(DifferenceError::Supposed("ports by name"));
-            }
-            for peer in peers.iter().flatten().filter(|peer| peer.ip_block.is_none()) {
-                let Some(selector) = &peer.namespace_selector else {
-                    suppose(&own, peer.pod_selector.as_ref())?;
-                    continue;
-                };
-                for (told, labels) in examples(selector)? {
-                    let name = labels.get(NAMESPACE_NAME).cloned().unwrap_or_else(|| told.into());
-                    suppose(&name, peer.pod_selector.as_ref())?;
-                    population.namespaces.entry(name).or_default().extend(labels);
-                }
-            }
-        }
-    }
-    population.join();
-    Ok(population)
-}
-
-/// Labels that a selector selects, each in words: one example for every value that it takes.
-fn examples(selector: &LabelSelector) -> Result<Vec<(String, Labels)>, DifferenceError> {
-    let labels = selector.match_labels.iter().flatten();
-    let labels: Labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
-    let mut examples = vec![labels];
-    for expression in selector.match_expressions.iter().flatten() {
-        let values = match expression.operator.as_str() {
-            "In" => expression.values.clone().unwrap_or_default(),
-            "Exists" => vec![String::new()],
-            _ => return Err(DifferenceError::Supposed("pods by labels that they do not have")),
-        };
-        let with = |labels: &Labels| {
-            let with = |value: &String| {
-                let mut labels = labels.clone();
-                labels.insert(expression.key.as_str().into(), value.as_str().into());
-                labels
-            };
-            values.iter().map(with).collect::<Vec<_>>()
-        };
-        examples = examples.iter().flat_map(with).collect();
-    }
-    let told = |labels: Labels| {
-        let told = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-        (if told.is_empty() { "(any pod)".into() } else { told }, labels)
-    };
-    Ok(examples.into_iter().map(told).collect())
-}
-
-/// The pods that there are, and those that policies ask for and that are not there any more, as far as that can be told.
-pub(crate) fn with_former(population: &Population, policies: &[NetworkPolicy]) -> Population {
-    let Population { members, namespaces, addresses, lasting: _ } = population;
-    let (namespaces, addresses) = (namespaces.clone(), addresses.clone());
-    let mut all = Population { members: members.clone(), namespaces, addresses, ..Population::default() };
-    let Ok(supposed) = supposed(policies.iter()) else { return all };
-    let is_there = |supposed: &Subject| {
-        let in_namespace = members.iter().map(|member| &member.subject).filter(|of| of.namespace == supposed.namespace);
-        in_namespace.into_iter().any(|of| supposed.labels.iter().all(|(key, value)| of.labels.get(key) == Some(value)))
-    };
-    all.members.extend(supposed.members.into_iter().filter(|member| !is_there(&member.subject)));
-    for (name, labels) in supposed.namespaces {
-        all.namespaces.entry(name).or_insert(labels);
-    }
-    all.join();
-    all
 }
 
 /// Whether a policy can be judged.
@@ -172,7 +77,7 @@ pub(crate) fn compare(
         !enforcement.isolated(source)[Direction::Egress] && !enforcement.isolated(destination)[Direction::Ingress]
     };
     let mut ends: BTreeMap<(End, End), [Connections; 2]> = BTreeMap::new();
-    let mut add = |from: End, to: End, allowed: [Connections; 2]| {
+    let mut add = |from: End, to: End, allowed: &[Connections; 2]| {
         let [was, is] = ends.entry((from, to)).or_default();
         *was |= &allowed[0];
         *is |= &allowed[1];
@@ -184,35 +89,44 @@ pub(crate) fn compare(
             continue;
         }
         let allowed = [&old, &new].map(|e| e.connections(Party::Subject(from), Party::Subject(to)));
-        add(End::Workload(workload(from).clone()), End::Workload(workload(to).clone()), allowed);
+        add(End::Workload(workload(from).clone()), End::Workload(workload(to).clone()), &allowed);
     }
     for direction in Direction::ALL {
-        for (first, last) in ranges(old.blocks(direction).chain(new.blocks(direction))) {
-            for subject in 0..subjects.len() {
-                if [&old, &new].map(|e| e.isolated(subject)[direction]) != [true, true] {
-                    continue;
-                }
-                let own = End::Workload(workload(subject).clone());
-                let (address, outside) = (Party::Address(first), End::Addresses(first, last));
-                if direction == Direction::Ingress {
-                    add(outside, own, [&old, &new].map(|e| e.connections(address, Party::Subject(subject))));
-                } else {
-                    add(own, outside, [&old, &new].map(|e| e.connections(Party::Subject(subject), address)));
+        let has_v6 = old.names_v6(direction) || new.names_v6(direction);
+        // Pods of which the same policies are in force do the same.
+        let mut known: BTreeMap<_, Ranges<[Connections; 2]>> = BTreeMap::new();
+        for (number, subject) in subjects.iter().enumerate() {
+            let [was, is] = [&old, &new].map(|enforcement| &*enforcement.isolating[number][direction]);
+            if was.is_empty() || is.is_empty() {
+                continue;
+            }
+            let ranges = known.entry((was, is, &subject.ports)).or_insert_with(|| {
+                let [was, is] = [&old, &new].map(|e| e.with_addresses(number, direction, has_v6));
+                overlay(&was, &is)
+            });
+            for ((first, last), allowed) in ranges {
+                let (own, outside) = (End::Workload(workload(number).clone()), End::Addresses(*first, *last));
+                match direction {
+                    Direction::Ingress => add(outside, own, allowed),
+                    Direction::Egress => add(own, outside, allowed),
                 }
             }
         }
     }
+    let mut unchanged = Pairs::new();
     for (ends, [was, is]) in ends {
-        difference.unchanged += (&was & &is).ranges().count();
-        for (list, connections) in [(&mut difference.added, &is - &was), (&mut difference.removed, &was - &is)] {
+        let lists =
+            [(&mut unchanged, &was & &is), (&mut difference.added, &is - &was), (&mut difference.removed, &was - &is)];
+        for (list, connections) in lists {
             if !connections.is_none() {
                 list.insert(ends.clone(), connections);
             }
         }
     }
-    for list in [&mut difference.added, &mut difference.removed] {
+    for list in [&mut unchanged, &mut difference.added, &mut difference.removed] {
         *list = join(std::mem::take(list));
     }
+    difference.unchanged += count(&unchanged);
     Ok(difference)
 }
 
@@ -235,7 +149,6 @@ impl Difference {
 
     /// Ranges of ports between two ends that are allowed now, and that are no longer.
     pub(crate) fn counts(&self) -> [usize; 2] {
-        let count = |list: &Pairs| list.values().map(|of| of.ranges().count()).sum::<usize>();
         [count(&self.added), count(&self.removed)]
     }
 
@@ -295,6 +208,11 @@ impl Difference {
         }
         text
     }
+}
+
+/// Ranges of ports between two ends.
+fn count(list: &Pairs) -> usize {
+    list.values().map(|connections| connections.ranges().count()).sum()
 }
 
 /// A line per edge, and a summary.

@@ -287,7 +287,7 @@ fn what_only_pods_can_tell_is_not_guessed_by_a_comparison() {
     assert!(found.contains("+ a/app=z → a/app=x TCP 80") && found.contains("- a/app=w → a/app=x TCP 80"), "{found}");
     let (code, _, said) = diff(&policy("http", "{}"), &policy("admin", "{}"), &[]);
     assert_eq!(code, Some(2));
-    assert!(said.contains("the policies select ports by name: tell which workloads there are, with --input"), "{said}");
+    assert!(said.contains("the policies select ports by name: say which workloads there are, with --input"), "{said}");
     let others = "{matchExpressions: [{key: app, operator: NotIn, values: [x]}]}";
     assert_eq!(diff(&policy("80", others), &policy("80", "{}"), &[]).0, Some(2));
 }
@@ -321,4 +321,55 @@ fn what_a_block_may_allow_is_named_where_it_is_denied() {
     assert!(found.contains(named), "{found}");
     let (_, found, _) = verify(&capture, &wide("192.0.2.0/24"), &[]);
     assert!(found.contains("denied by egress of demo/wide") && !found.contains("ipBlock"), "{found}");
+}
+
+/// A policy of a hostile size: blocks, of which each has a port of its own, and expressions of ten values each.
+fn of_size(blocks: u32, expressions: u32, last_port: u32) -> String {
+    let block = |number: u32| {
+        let port = if number + 1 == blocks { last_port } else { 1 + number };
+        let (high, low) = (number / 100, 2 * (number % 100));
+        format!("- from: [{{ipBlock: {{cidr: 10.0.{high}.{low}/32}}}}]\n    ports: [{{port: {port}}}]\n")
+    };
+    let values: Vec<String> = (0..10).map(|value| format!("v{value}")).collect();
+    let expression = |key| format!("- {{key: k{key}, operator: In, values: [{}]}}\n", values.join(", "));
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: p\n  namespace: demo\nspec:\n  \
+         podSelector:\n    matchExpressions:\n    {}  ingress:\n  {}",
+        (0..expressions).map(expression).collect::<Vec<_>>().join("    "),
+        (0..blocks).map(block).collect::<Vec<_>>().join("  "),
+    )
+}
+
+#[test]
+fn whoever_writes_policies_does_not_decide_how_long_comparing_takes() {
+    // One by one that would be a million kinds of pods, and 4,000 ranges of addresses with 2,000 rules each.
+    let [old, new] = [6000, 6001].map(|port| of_size(2000, 6, port));
+    let (code, found, said) = diff(&old, &new, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    let lines: Vec<&str> = found.lines().collect();
+    let pods = "v0,v1,v2,v3,v4,v5,v6,v7,v8,v9";
+    let pods: Vec<String> = (0..6).map(|key| format!("k{key} in ({pods})")).collect();
+    let pods = format!("demo/{}", pods.join(","));
+    assert_eq!(lines[0], format!("+ 10.0.19.198 → {pods} TCP 6001"));
+    assert_eq!(lines[1], format!("- 10.0.19.198 → {pods} TCP 6000"));
+    assert!(lines[2].starts_with("1 edges added, 1 removed, 1999 unchanged;"), "{found}");
+    // Values that are distinguished somewhere are compared apart from the others.
+    let other = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: q, namespace: demo}, \
+        spec: {podSelector: {matchLabels: {k0: v3}}, policyTypes: [Egress]}}\n";
+    let (_, found, _) = diff(&(of_size(1, 1, 80) + other), &(of_size(1, 1, 81) + other), &[]);
+    assert!(found.contains("+ 10.0.0.0 → demo/k0=v3 TCP 81\n"), "{found}");
+    assert!(found.contains("+ 10.0.0.0 → demo/k0 in (v0,v1,v2,v4,v5,v6,v7,v8,v9) TCP 81\n"), "{found}");
+    // Where too many are, that is said.
+    let apart: String = (0..6)
+        .flat_map(|key| (0..10).map(move |value| (key, value)))
+        .map(|(key, value)| {
+            other.replace("k0: v3", &format!("k{key}: v{value}")).replace("name: q", &format!("name: q{key}-{value}"))
+        })
+        .collect();
+    let (code, _, said) = diff(&(of_size(1, 6, 80) + &apart), &(of_size(1, 6, 81) + &apart), &[]);
+    assert_eq!(code, Some(2));
+    assert!(
+        said.contains("by too many combinations of labels: say which workloads there are, with --input or --manifests"),
+        "{said}"
+    );
 }
