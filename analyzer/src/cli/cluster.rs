@@ -101,6 +101,11 @@ pub(crate) struct RegenerateArgs {
     #[arg(long, env = "FLOWSCRIBE_COMPARE_CLUSTER", value_parser = FalseyValueParser::new())]
     pub(crate) cluster: bool,
 
+    /// With --cluster, compare what is allowed by all policies that are in force, also those of others, instead of flowscribe's
+    /// own: how long that takes, whoever may create policies decides.
+    #[arg(long, env = "FLOWSCRIBE_COMPARE_OTHERS", value_parser = FalseyValueParser::new())]
+    pub(crate) compare_others: bool,
+
     /// Apply the set to the cluster, as flowscribe apply does: what is stable of it, or all of it.
     #[arg(
         long,

@@ -205,7 +205,7 @@ async fn regenerate(
         let mut reach =
             Reach { namespaces: reached(&wish, capture.sets(), before.iter().chain(&policies)), ..Reach::default() };
         let mut plan = Plan::new(policies.clone(), there.clone(), &reach);
-        compare_cluster(&capture, &plan, metrics)?;
+        compare_cluster(&capture, &plan, args.compare_others, metrics)?;
         if args.events {
             notify::drifted(client, &plan, &before).await;
         }
@@ -291,11 +291,18 @@ fn is_changed(last: &Files, new: &Files) -> bool {
     }
 }
 
-/// Tells how the cluster differs from the set, if it does; where nothing of it was ever applied, to metrics alone.
-fn compare_cluster(capture: &Capture, plan: &Plan, metrics: &Metrics) -> Result<(), RegenerateError> {
+/// Says how the cluster differs from the set, if it does; where nothing of it was ever applied, to metrics alone.
+fn compare_cluster(
+    capture: &Capture,
+    plan: &Plan,
+    compare_others: bool,
+    metrics: &Metrics,
+) -> Result<(), RegenerateError> {
     // The server took them; what only we can't read is no reason to say nothing.
-    let there: Vec<NetworkPolicy> = plan.now().filter(|policy| netpol::is_valid(policy)).cloned().collect();
-    let after: Vec<NetworkPolicy> = plan.after().filter(|policy| netpol::is_valid(policy)).cloned().collect();
+    let is_compared =
+        |policy: &&NetworkPolicy| (compare_others || cluster::has_label(policy)) && netpol::is_valid(policy);
+    let there: Vec<NetworkPolicy> = plan.now().filter(is_compared).cloned().collect();
+    let after: Vec<NetworkPolicy> = plan.after().filter(is_compared).cloned().collect();
     let drift = netpol::compare(&capture.population, &there, &after).map_err(RegenerateError::CompareCluster)?;
     metrics.set_cluster(&drift, plan);
     if !plan.was_applied() {

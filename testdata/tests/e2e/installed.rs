@@ -422,6 +422,16 @@ fn apply(site: &Installation) {
     let (_, said) = site.regenerate(&["--config-map", PLACE], 0);
     assert!(said.contains("in the cluster, not as they should be: demo/emailservice-network"), "{said}");
     assert_eq!(site.events()["PolicyDrift"], ["emailservice-network".to_owned()].into());
+    // What others allow all the same counts only where that is asked for.
+    let mut open = cluster::object("networking.k8s.io/v1", "NetworkPolicy", Some(NAMESPACE), "open");
+    open["spec"] = json!({ "podSelector": { "matchLabels": { "app": "emailservice" } }, "ingress": [{}] });
+    site.api.create(&open).expect("it is taken");
+    let changes = "the set would change what the cluster allows";
+    let (_, said) = site.regenerate(&["--config-map", PLACE], 0);
+    assert!(said.contains(changes), "{said}");
+    let (_, said) = site.regenerate(&["--config-map", PLACE, "--compare-others"], 0);
+    assert!(said.contains("not as they should be: demo/emailservice-network") && !said.contains(changes), "{said}");
+    site.api.delete(&open).expect("it is there");
     let (is_well, _, said) = run(&[]);
     assert!(!is_well && said.contains("demo/emailservice-network: ") && said.contains("--force-conflicts"), "{said}");
     let (is_well, told, said) = run(&["--force-conflicts"]);
