@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     fs::{self, File, Permissions},
-    io::{self, BufWriter, IsTerminal, Seek, Write},
+    io::{self, BufWriter, IsTerminal, Read, Seek, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{
@@ -199,7 +199,7 @@ impl Output {
         let Self { file, unfinished, target } = self;
         HAS_APPEARED.store(true, Ordering::Relaxed);
         let done = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|mut file| {
-            let Some(path) = &target else { return copy(&mut file, &mut io::stdout()) };
+            let Some(path) = &target else { return print(&mut file) };
             match fs::symlink_metadata(path) {
                 Ok(metadata) if !metadata.is_file() => copy(&mut file, &mut File::options().write(true).open(path)?),
                 _ => file.persist(path).map(drop).map_err(|error| error.error),
@@ -255,6 +255,18 @@ fn appeared(done: io::Result<()>, target: Option<&Path>) -> Result<(), OutputErr
 
 fn named(target: Option<&Path>) -> PathBuf {
     target.map_or_else(|| PathBuf::from("standard output"), Path::to_path_buf)
+}
+
+/// Prints a result as it is, and to a terminal as it may have it.
+fn print(file: &mut NamedTempFile) -> io::Result<()> {
+    if !io::stdout().is_terminal() {
+        return copy(file, &mut io::stdout());
+    }
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    io::stdout().write_all(shown(&String::from_utf8_lossy(&bytes)).as_bytes())?;
+    io::stdout().flush()
 }
 
 fn copy(file: &mut NamedTempFile, to: &mut impl Write) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! What people decided: edges that are pinned or forbidden, whatever a capture says. The file is theirs, and survives.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs, io,
     net::IpAddr,
     ops::RangeInclusive,
@@ -27,8 +27,16 @@ use crate::{
 /// The decisions of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Decisions {
+    /// What forbids comes before what pins.
     list: Vec<Decision>,
+    /// Those between two workloads by their names, so that many are not looked through for every edge.
+    between: HashMap<Ends, Vec<usize>>,
+    /// All others.
+    others: Vec<usize>,
 }
+
+/// Namespaces and names of two workloads, the source first.
+type Ends = [(Arc<str>, Arc<str>); 2];
 
 /// Which decisions concern anything.
 pub(super) type Concerned = BTreeSet<usize>;
@@ -135,13 +143,38 @@ impl Decisions {
                 list.push(Decision::new(entry, name == "pin").map_err(invalid)?);
             }
         }
-        Ok(Self { list })
+        Ok(Self::of_list(list))
+    }
+
+    fn of_list(list: Vec<Decision>) -> Self {
+        let (mut between, mut others) = (HashMap::<Ends, Vec<usize>>::new(), Vec::new());
+        for (number, decision) in list.iter().enumerate() {
+            match decision.from.workload().zip(decision.to.workload()) {
+                Some((from, to)) => between.entry([from, to]).or_default().push(number),
+                None => others.push(number),
+            }
+        }
+        Self { list, between, others }
+    }
+
+    /// The decisions that may be about an edge, with their numbers, in order.
+    fn near(&self, edge: &Edge) -> impl Iterator<Item = (usize, &Decision)> {
+        let between = match (&edge.source, &edge.destination) {
+            (Endpoint::Workload(from), Endpoint::Workload(to)) if !self.between.is_empty() => {
+                let names = |workload: &Workload| (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
+                self.between.get(&[names(from), names(to)])
+            }
+            _ => None,
+        };
+        let mut numbers: Vec<usize> = between.into_iter().flatten().chain(&self.others).copied().collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(|number| (number, &self.list[number]))
     }
 
     /// What was decided of an edge: what forbids comes before what pins.
     pub(super) fn of(&self, edge: &Edge, concerned: &mut Concerned) -> Option<Fate> {
         let mut decided = None;
-        for (number, decision) in self.list.iter().enumerate().filter(|(_, decision)| decision.is_about(edge)) {
+        for (number, decision) in self.near(edge).filter(|(_, decision)| decision.is_about(edge)) {
             concerned.insert(number);
             decided.get_or_insert_with(|| decision.fate());
         }
@@ -168,7 +201,10 @@ impl Decisions {
             ..edge.clone()
         };
         let decided = communications.extract_if(.., |edge, _| {
-            has_unknown(edge) && self.list.iter().any(|decision| decision.is_about(&by_address(edge)))
+            has_unknown(edge) && {
+                let edge = by_address(edge);
+                self.near(&edge).any(|(_, decision)| decision.is_about(&edge))
+            }
         });
         for (edge, evidence) in decided.collect::<Vec<_>>() {
             communications.entry(by_address(&edge)).or_default().add(evidence);
@@ -181,10 +217,20 @@ impl Decisions {
         mut ports: BTreeMap<Workload, BTreeSet<(Transport, u16)>>,
         concerned: &mut Concerned,
     ) -> BTreeMap<Workload, BTreeSet<(Transport, u16)>> {
+        let mut by_name: HashMap<_, Vec<_>> = HashMap::new();
+        for (workload, ports) in &mut ports {
+            let name = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
+            by_name.entry(name).or_default().push((Endpoint::Workload(workload.clone()), ports));
+        }
         for (number, decision) in self.list.iter().enumerate() {
             let Some(decided) = &decision.ports else { continue };
-            for (workload, ports) in &mut ports {
-                if decision.to.is(&Endpoint::Workload(workload.clone()))
+            let named = decision.to.workload().map(|name| by_name.get_mut(&name));
+            let concerned_ports = match named {
+                Some(named) => named.into_iter().flatten().collect::<Vec<_>>(),
+                None => by_name.values_mut().flatten().collect(),
+            };
+            for (workload, ports) in concerned_ports {
+                if decision.to.is(workload)
                     && ports.extract_if(.., |(transport, port)| decided.has(Some(*transport), *port)).count() > 0
                 {
                     concerned.insert(number);
@@ -197,15 +243,15 @@ impl Decisions {
 
     /// The range of ports with which an edge is pinned, without what is forbidden of it.
     pub(super) fn range_of(&self, edge: &Edge) -> Option<Vec<RangeInclusive<u16>>> {
-        let pins = self.list.iter().filter(|decision| decision.is_pin && decision.is_about(edge));
-        let ranges = pins.filter_map(|pin| pin.ports.as_ref()).map(|ports| ports.range.clone());
+        let pins = self.near(edge).filter(|(_, decision)| decision.is_pin && decision.is_about(edge));
+        let ranges = pins.filter_map(|(_, pin)| pin.ports.as_ref()).map(|ports| ports.range.clone());
         let left = RangeSetBlaze::from_iter(ranges.filter(|range| range.start() < range.end()));
         if left.is_empty() { None } else { Some(self.allowed_of(edge, left).ranges().collect()) }
     }
 
     /// Of ports that are pinned for an edge, those that are not forbidden.
     fn allowed_of(&self, edge: &Edge, mut left: RangeSetBlaze<u16>) -> RangeSetBlaze<u16> {
-        for forbidden in self.list.iter().filter(|decision| !decision.is_pin && decision.is_between(edge)) {
+        for (_, forbidden) in self.near(edge).filter(|(_, other)| !other.is_pin && other.is_between(edge)) {
             match &forbidden.ports {
                 None => left.clear(),
                 Some(ports) => left = left - RangeSetBlaze::from_iter([ports.range.clone()]),
@@ -217,11 +263,13 @@ impl Decisions {
     /// Edges that are pinned by name and port, and that nothing seen is an example of.
     pub(super) fn pinned_edges(&self, index: &Index, concerned: &mut Concerned) -> Vec<(Edge, Fate)> {
         let mut edges = Vec::new();
-        let unseen: Vec<_> = self.list.iter().enumerate().filter(|(number, _)| !concerned.contains(number)).collect();
-        for (number, decision) in unseen.into_iter().filter(|(_, decision)| decision.is_pin) {
+        let is_unseen = |(number, decision): &(usize, &Decision)| decision.is_pin && !concerned.contains(number);
+        let unseen: Vec<_> = self.list.iter().enumerate().filter(is_unseen).collect();
+        let workloads = if unseen.is_empty() { Workloads::new() } else { workloads(index) };
+        for (number, decision) in unseen {
             let Some(Ports { range, transport }) = &decision.ports else { continue };
-            for source in decision.from.endpoints(index) {
-                for destination in decision.to.endpoints(index) {
+            for source in decision.from.endpoints(&workloads) {
+                for destination in decision.to.endpoints(&workloads) {
                     let transport = Word::Known(transport.unwrap_or(Transport::Tcp));
                     let mut edge = Edge {
                         source: source.clone(),
@@ -238,8 +286,7 @@ impl Decisions {
                     let forbids = |other: &Decision| {
                         !other.is_pin && other.is_between(&edge) && other.ports.as_ref().is_none_or(overlaps)
                     };
-                    concerned
-                        .extend(self.list.iter().enumerate().filter(|(_, other)| forbids(other)).map(|(at, _)| at));
+                    concerned.extend(self.near(&edge).filter(|(_, other)| forbids(other)).map(|(at, _)| at));
                     if let Some(port) = allowed.first() {
                         edge.port = port;
                         edges.push((edge, decision.fate()));
@@ -359,18 +406,19 @@ impl Party {
         }
     }
 
-    /// The ends that it names: of workloads those with pods, of addresses a single one.
-    fn endpoints(&self, index: &Index) -> BTreeSet<Endpoint> {
+    /// The workload that it names, if it is one.
+    fn workload(&self) -> Option<(Arc<str>, Arc<str>)> {
         match self {
-            Self::Workload { name, .. } if &**name == "*" => BTreeSet::new(),
-            Self::Workload { namespace, name } => {
-                let of = |pod: &schemas::inventory::InventoryRecord| {
-                    let (kind, workload) = index.workload_of(pod);
-                    let is_named = pod.namespace.as_ref() == Some(namespace) && workload == *name;
-                    let workload = Workload { namespace: Arc::clone(namespace), name: workload, kind };
-                    is_named.then_some(Endpoint::Workload(workload))
-                };
-                index.latest(ObjectKind::Pod).filter_map(|(pod, _)| of(pod)).collect()
+            Self::Workload { namespace, name } if &**name != "*" => Some((Arc::clone(namespace), Arc::clone(name))),
+            _ => None,
+        }
+    }
+
+    /// The ends that it names: of workloads those with pods, of addresses a single one.
+    fn endpoints(&self, workloads: &Workloads) -> BTreeSet<Endpoint> {
+        match self {
+            Self::Workload { .. } => {
+                self.workload().and_then(|named| workloads.get(&named)).cloned().unwrap_or_default()
             }
             Self::Addresses(addresses) if addresses.prefix_len() == addresses.max_prefix_len() => {
                 BTreeSet::from([Endpoint::External { address: addresses.addr() }])
@@ -378,6 +426,21 @@ impl Party {
             Self::Addresses(_) => BTreeSet::new(),
         }
     }
+}
+
+/// Workloads that have pods, by namespace and name.
+type Workloads = HashMap<(Arc<str>, Arc<str>), BTreeSet<Endpoint>>;
+
+fn workloads(index: &Index) -> Workloads {
+    let mut workloads = Workloads::new();
+    for (pod, _) in index.latest(ObjectKind::Pod) {
+        if let Some(namespace) = &pod.namespace {
+            let (kind, name) = index.workload_of(pod);
+            let of = workloads.entry((Arc::clone(namespace), Arc::clone(&name))).or_default();
+            of.insert(Endpoint::Workload(Workload { namespace: Arc::clone(namespace), name, kind }));
+        }
+    }
+    workloads
 }
 
 impl fmt::Display for Party {

@@ -196,3 +196,64 @@ fn help_and_readme_have_the_table() {
         assert!(readme.contains(&format!("| {status} | {} |", meaning.trim())), "{line}");
     }
 }
+
+#[test]
+fn what_a_terminal_would_obey_is_shown_in_every_format() {
+    let capture = web_and_db().write();
+    let query = "select 'a' || chr(27) || ']0;title' || chr(7) || chr(8238) || 'b' as x";
+    for format in ["table", "csv", "json", "jsonl"] {
+        let program = env!("CARGO_BIN_EXE_flowscribe");
+        let command = format!("{program} sql --input {} --format {format} \"{query}\"", capture.path().display());
+        // Of util-linux: runs a command at a terminal.
+        let shown = Command::new("script").args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).output();
+        let shown = String::from_utf8(shown.expect("script runs").stdout).expect("text");
+        assert!(shown.contains("]0;title") && !shown.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{format}: {shown:?}");
+        // Whoever reads it by a program has it as it is.
+        let piped = Command::new("sh").args(["-c", &command]).output().expect("a shell runs");
+        assert!(String::from_utf8_lossy(&piped.stdout).contains('\u{202e}') || format == "table", "{format}");
+    }
+}
+
+/// How a shell may leave a program without readers.
+const READERS_GONE: [&str; 5] = [">&- 2>&-", "2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "2>&1 | true"];
+
+#[test]
+fn nobody_who_reads_is_no_crash() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let [empty, policy, pod, out] = ["empty", "policy.yaml", "pod.yaml", "out"].map(at);
+    fs::create_dir(&empty).expect("made");
+    fs::write(&policy, POLICY).expect("written");
+    fs::write(&pod, POD).expect("written");
+    let capture = web_and_db().write();
+    let capture = &*capture.path().to_string_lossy();
+    let commands = [
+        "--help".into(),
+        "report --inptu x".into(),
+        format!("report --explain --input {capture}"),
+        format!("report --input {empty}"),
+        format!("report --input {capture} --output {out}/"),
+        format!("sets --input {capture}"),
+        format!("sets --input {empty}"),
+        format!("explain demo/web --input {capture}"),
+        format!("sql --input {empty} 'select 1'"),
+        format!("sql --input {capture} 'select * from edges'"),
+        format!("verify --policies {policy} --input {capture}"),
+        format!("backtest --input {capture}"),
+        format!("diff {policy} {policy}"),
+        format!("connectivity --manifests {pod}"),
+        format!("regenerate --input {capture} --output {out}/"),
+        format!("compact --input {empty}"),
+        format!("import --input {empty} --output {out}"),
+        format!("receive --output {policy} --grpc-address 127.0.0.1:0 --http-address 127.0.0.1:0"),
+    ];
+    for command in commands {
+        for readers in READERS_GONE {
+            let script = format!("set -o pipefail; {} {command} {readers}", env!("CARGO_BIN_EXE_flowscribe"));
+            let ended = Command::new("bash").args(["-c", &script]).stdin(Stdio::null()).output().expect("a shell runs");
+            let status = ended.status.code().expect("it ends by itself");
+            // 141 would be SIGPIPE, 101 a panic, 134 an abort.
+            assert!(status <= 5, "{command} {readers}: {status}");
+        }
+    }
+}

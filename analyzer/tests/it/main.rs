@@ -28,3 +28,4 @@ mod unknown_ends;
 mod version_1;
 mod withheld;
 mod worlds;
+mod yaml_1_1;

@@ -82,3 +82,17 @@ fn settings_that_can_not_be_used_are_named() {
     assert_eq!(code, Some(2));
     assert!(said.contains("give --output DIR, --otlp, --live-address"), "{said}");
 }
+
+#[test]
+fn nobody_who_reads_is_no_crash() {
+    let program = env!("CARGO_BIN_EXE_flowscribe-exporter");
+    for command in ["--help", "doctor", "--output x --window 7s", "--output /dev/null/x", "--config nowhere.yaml"] {
+        for readers in [">&- 2>&-", "2>&-", ">/dev/full 2>/dev/full", "2>&1 | true"] {
+            let script = format!("set -o pipefail; RUST_LOG=debug {program} {command} {readers}");
+            let ended = Command::new("bash").args(["-c", &script]).output().expect("a shell runs");
+            let status = ended.status.code().expect("it ends by itself");
+            // 141 would be SIGPIPE, 101 a panic, 134 an abort.
+            assert!(status <= 2, "{command} {readers}: {status}");
+        }
+    }
+}

@@ -90,6 +90,7 @@ fn the_api_server_takes_and_refuses_what_we_take_and_refuse() {
     let corpora = [
         (include_str!("../../../analyzer/tests/policies/refused.yaml"), false),
         (include_str!("../../../analyzer/tests/policies/taken.yaml"), true),
+        (include_str!("../../../analyzer/tests/policies/odd-labels.yaml"), true),
     ];
     let mut other = Vec::new();
     for (text, expected) in corpora {

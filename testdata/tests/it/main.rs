@@ -13,6 +13,7 @@ mod connectivity;
 mod cookbook;
 mod delivery;
 mod demo;
+mod disks;
 mod enforced;
 mod interop;
 mod kill;
@@ -27,7 +28,6 @@ mod plan;
 mod readers;
 mod receive;
 mod stacks;
-mod stalled;
 mod support;
 mod telemetry;
 mod udp;
@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         cookbook::TESTS,
         delivery::TESTS,
         demo::TESTS,
+        disks::TESTS,
         enforced::TESTS,
         interop::TESTS,
         kill::TESTS,
@@ -60,7 +61,6 @@ fn main() -> ExitCode {
         plan::TESTS,
         receive::TESTS,
         stacks::TESTS,
-        stalled::TESTS,
         telemetry::TESTS,
         udp::TESTS,
         udp_direction::TESTS,

@@ -1,6 +1,7 @@
-//! Disks that do not answer, and captures of very many files: Ctrl-C is heard all the same.
+//! Disks that do not answer, and captures of very many files: Ctrl-C is heard all the same. Disks that are full.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Read,
     path::Path,
@@ -14,13 +15,14 @@ use nix::{
 
 use crate::{
     harness::Ran,
-    support::{executable, stalled_disk, wait_until},
+    support::{executable, flowscribe, small_disk, stalled_disk, wait_until},
 };
 
 tests![
     ctrl_c_is_heard_while_a_disk_does_not_answer,
     what_records_onto_a_disk_that_does_not_answer_can_be_given_up,
     ctrl_c_is_heard_while_many_files_are_opened,
+    a_full_disk_keeps_the_whole_set_that_was_there,
 ];
 
 fn start(arguments: &[&str]) -> Child {
@@ -131,6 +133,43 @@ fn ctrl_c_is_heard_while_many_files_are_opened() {
     let (code, said) = ended(child);
     assert_eq!(code, Some(130), "{said}");
     assert!(!said.contains("skipped"), "{said}");
+}
+
+fn a_full_disk_keeps_the_whole_set_that_was_there() -> Ran {
+    let disk = small_disk(2 << 20)?;
+    let (policies, filler) = (disk.path().join("policies"), disk.path().join("filler"));
+    let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/captures/demo");
+    let output = format!("{}/", policies.display());
+    let report = || flowscribe(&["report", "--input", capture, "--output", &output]);
+    let files = || -> BTreeMap<String, String> {
+        let entries = fs::read_dir(&policies).expect("it is there").flatten();
+        let read = |entry: fs::DirEntry| {
+            let text = fs::read_to_string(entry.path()).expect("text");
+            (entry.file_name().to_string_lossy().into_owned(), text)
+        };
+        entries.map(read).collect()
+    };
+    assert!(report().status.success());
+    let new = files();
+    assert!(new.len() > 12, "{:?}", new.keys());
+    // As an older version may have written them: every one is to be replaced.
+    for (name, text) in new.iter().filter(|(name, _)| name.ends_with(".yaml")) {
+        fs::write(policies.join(name), format!("{text}# older\n")).expect("written");
+    }
+    let old = files();
+    // There is room for some of the new files, not for all.
+    let filled = fs::File::create(&filler).and_then(|mut file| std::io::copy(&mut std::io::repeat(0), &mut file));
+    assert!(filled.is_err(), "the disk is full");
+    let length = fs::metadata(&filler).expect("it is there").len();
+    fs::OpenOptions::new().write(true).open(&filler).and_then(|file| file.set_len(length - (20 << 10))).expect("cut");
+    let refused = report();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("No space left on device"), "{said}");
+    assert_eq!(files(), old, "neither replaced nor left behind");
+    fs::remove_file(&filler).expect("it is there");
+    assert!(report().status.success());
+    assert_eq!(files(), new);
+    Ok(())
 }
 
 /// A Parquet file below a directory.
