@@ -49,7 +49,7 @@ crate::columns! {
 }
 
 impl ConnectionCounts {
-    /// Adds what was counted of other connections.
+    /// Adds what was counted of other connections; sums end at the largest number there is.
     pub fn add(&mut self, counts: &Self) {
         let Self {
             connections,
@@ -62,15 +62,15 @@ impl ConnectionCounts {
             retransmits,
             duration_ms_sum,
         } = counts;
-        self.connections += connections;
-        self.failed += failed;
-        self.closed += closed;
+        self.connections = self.connections.saturating_add(*connections);
+        self.failed = self.failed.saturating_add(*failed);
+        self.closed = self.closed.saturating_add(*closed);
         self.max_active = self.max_active.max(*max_active);
         self.bytes_sent = add(self.bytes_sent, *bytes_sent);
         self.bytes_received = add(self.bytes_received, *bytes_received);
-        self.cross_zone_bytes += cross_zone_bytes;
-        self.retransmits += retransmits;
-        self.duration_ms_sum += duration_ms_sum;
+        self.cross_zone_bytes = self.cross_zone_bytes.saturating_add(*cross_zone_bytes);
+        self.retransmits = self.retransmits.saturating_add(*retransmits);
+        self.duration_ms_sum = self.duration_ms_sum.saturating_add(*duration_ms_sum);
     }
 
     /// The larger of each of two counts of the same connections.
@@ -94,20 +94,21 @@ impl ConnectionCounts {
     #[must_use]
     pub fn across(mut self, crosses_zones: bool) -> Self {
         if crosses_zones {
-            self.cross_zone_bytes = self.bytes_sent.unwrap_or_default() + self.bytes_received.unwrap_or_default();
+            let sent = self.bytes_sent.unwrap_or_default();
+            self.cross_zone_bytes = sent.saturating_add(self.bytes_received.unwrap_or_default());
         }
         self
     }
 
     /// Whether data could pass: a connection was established, was open, or ended.
     pub const fn is_established(&self) -> bool {
-        self.connections + self.closed + self.max_active > 0
+        self.connections > 0 || self.closed > 0 || self.max_active > 0
     }
 }
 
 fn add(sum: Option<i64>, more: Option<i64>) -> Option<i64> {
     match (sum, more) {
-        (Some(sum), Some(more)) => Some(sum + more),
+        (Some(sum), Some(more)) => Some(sum.saturating_add(more)),
         (sum, more) => sum.or(more),
     }
 }

@@ -4,6 +4,7 @@
 //! `columns!` does so for columns that several tables have, and `dataset!` for a table that is kept in captures. A
 //! column's Arrow type follows from its Rust type through [`Cell`].
 
+mod bounds;
 mod cell;
 
 use std::{borrow::Cow, sync::Arc};
@@ -17,6 +18,7 @@ use arrow::{
 
 use crate::attribute::Accessors;
 pub use crate::value::{Origin, Port, RttHistogram, TimestampMs};
+pub use bounds::{Bounded, of_length, of_number};
 pub use cell::Cell;
 
 /// Columns that belong together, as a value for each row: all columns of a table, or those that several tables have.
@@ -76,6 +78,9 @@ pub trait Record: Table {
     /// # Errors
     /// A column is missing, has another type, or has a null or a number where none such is allowed.
     fn decode(batch: &RecordBatch) -> Result<Vec<Self>, SchemaError>;
+
+    /// A column whose value can't be one, and why, of what comes from outside.
+    fn refusal(&self) -> Option<(&'static str, &'static str)>;
 
     /// The value of [`Self::TIME`].
     fn time(&self) -> TimestampMs;
@@ -286,6 +291,13 @@ macro_rules! dataset {
                 $(let mut $field = $crate::table::decode_column::<$type>(batch, $name, stringify!($field))?.into_iter();)+
                 let rows = (0..batch.num_rows()).map(|_| Some(Self { $($field: $field.next()?),+ }));
                 Ok(rows.flatten().collect())
+            }
+
+            fn refusal(&self) -> Option<(&'static str, &'static str)> {
+                $(if let Some(reason) = $crate::table::Bounded::refusal(&self.$field, stringify!($field)) {
+                    return Some((stringify!($field), reason));
+                })+
+                None
             }
 
             fn time(&self) -> $crate::table::TimestampMs {

@@ -518,7 +518,9 @@ mod tests {
 
     fn request(seqs: std::ops::Range<i64>) -> Vec<u8> {
         let mut encoder = Encoder::new(Vec::new(), "1");
-        seqs.for_each(|seq| encoder.push(&FlowRecord { seq, ..FlowRecord::default() }, TimestampMs(0)));
+        seqs.for_each(|seq| {
+            encoder.push(&FlowRecord { seq, run_id: "run".into(), ..FlowRecord::default() }, TimestampMs(0))
+        });
         encoder.finish().expect("there are rows")
     }
 

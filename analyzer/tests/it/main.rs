@@ -7,6 +7,7 @@ mod containers;
 mod corpus;
 mod dynamic_ports;
 mod exits;
+mod hostile;
 mod input;
 mod localities;
 mod manifests;

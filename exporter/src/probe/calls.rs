@@ -22,7 +22,7 @@ type Since = (Kind, (u32, u32));
 
 /// Number and name of a kernel function in the kernel's user API (`enum bpf_func_id`), and the first Linux that lets each
 /// kind of program call it. From docs.ebpf.io, which takes it from the kernel's history; what was tried is in KERNELS.md.
-const CALLABLE: [(i32, &str, &[Since]); 18] = [
+const CALLABLE: [(i32, &str, &[Since]); 19] = [
     (1, "map_lookup_elem", &[(SockOps, (4, 13)), (SockAddr, (4, 17)), (Tracing, (5, 5))]),
     (2, "map_update_elem", &[(SockOps, (4, 13)), (SockAddr, (4, 17)), (Tracing, (5, 5))]),
     (3, "map_delete_elem", &[(SockOps, (4, 13)), (SockAddr, (4, 17)), (Tracing, (5, 5))]),
@@ -41,6 +41,7 @@ const CALLABLE: [(i32, &str, &[Since]); 18] = [
     (133, "ringbuf_discard", &[(SockOps, (5, 8)), (SockAddr, (5, 8)), (Tracing, (5, 8))]),
     (137, "skc_to_tcp_sock", &[(SockOps, (5, 9)), (SockAddr, (5, 9)), (Tracing, (5, 9))]),
     (162, "sock_from_file", &[(Tracing, (5, 11))]),
+    (164, "for_each_map_elem", &[(SockOps, (5, 13)), (SockAddr, (5, 13)), (Tracing, (5, 13))]),
 ];
 
 /// `BPF_JMP | BPF_CALL`, and in the source register what is called.

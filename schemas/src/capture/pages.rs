@@ -9,7 +9,7 @@ use std::{cell::RefCell, fs::File, io::Cursor, path::Path, sync::Arc};
 use arrow::{
     array::{Array as _, AsArray, RecordBatch, new_null_array},
     compute::{CastOptions, cast_with_options},
-    datatypes::{DataType, FieldRef, Fields, Int32Type, Schema, SchemaRef},
+    datatypes::{DataType, FieldRef, Fields, Int32Type, Int64Type, Schema, SchemaRef},
     error::ArrowError,
 };
 use bytes::Bytes;
@@ -31,6 +31,8 @@ use parquet::{
     },
     schema::types::TypePtr,
 };
+
+use crate::table::{of_length, of_number};
 
 type Result<T, E = ParquetError> = std::result::Result<T, E>;
 
@@ -76,7 +78,7 @@ impl Pages {
     /// other tools make of it is converted.
     ///
     /// # Errors
-    /// A column is not there, has another type, or a port's number is none.
+    /// A column is not there, has another type, or a value that no row can have.
     pub fn read(
         &self,
         group: usize,
@@ -93,7 +95,7 @@ impl Pages {
                 Some(schema) => converted(&batch, schema)?,
                 None => batch,
             };
-            check_ports(&batch)?;
+            check_values(&batch)?;
             Ok(batch)
         }))
     }
@@ -191,15 +193,31 @@ fn converted(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, Arr
     RecordBatch::try_new(Arc::clone(schema), columns)
 }
 
-/// Refuses numbers that are none of ports, which are all that is as wide as they are in a dataset.
-fn check_ports(batch: &RecordBatch) -> Result<(), ArrowError> {
+/// Refuses what no row can have: ports that are none, counts below zero, texts without an end.
+fn check_values(batch: &RecordBatch) -> Result<(), ArrowError> {
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let Some(ports) = column.as_primitive_opt::<Int32Type>() else { continue };
-        let is_none = |port: &i32| u16::try_from(*port).is_err();
-        if ports.values().iter().any(is_none)
-            && let Some(port) = ports.iter().flatten().find(is_none)
+        let refused =
+            |what: String| Err(ArrowError::InvalidArgumentError(format!("{what} in column `{}`", field.name())));
+        // Ports are all that is as wide as they are in a dataset.
+        if let Some(ports) = column.as_primitive_opt::<Int32Type>() {
+            let is_none = |port: &i32| u16::try_from(*port).is_err();
+            if ports.values().iter().any(is_none)
+                && let Some(port) = ports.iter().flatten().find(is_none)
+            {
+                return refused(format!("{port} is not a port"));
+            }
+        } else if let Some(numbers) = column.as_primitive_opt::<Int64Type>() {
+            let is_none = |number: &i64| of_number(*number).is_some();
+            if numbers.values().iter().any(is_none)
+                && let Some(number) = numbers.iter().flatten().find(is_none)
+            {
+                return refused(format!("{number} {}", of_number(number).unwrap_or_default()));
+            }
+        } else if let Some(texts) = column.as_dictionary_opt::<Int32Type>()
+            && let Some(texts) = texts.values().as_string_opt::<i32>()
+            && let Some(reason) = texts.offsets().lengths().find_map(|length| of_length(length, field.name()))
         {
-            return Err(ArrowError::InvalidArgumentError(format!("{port} in column `{}` is not a port", field.name())));
+            return refused(format!("a text {reason}"));
         }
     }
     Ok(())

@@ -37,7 +37,7 @@ use crate::{
     health::HealthRecord,
     inventory::InventoryRecord,
     rollup::RollupRow,
-    table::{Column, Record, SchemaError, Table, TimestampMs},
+    table::{Column, Record, SchemaError, Table, TimestampMs, of_number},
 };
 
 /// Everything below the inputs: the files that can be read, and what can't be.
@@ -455,11 +455,14 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
 fn runs(metadata: &ParquetMetaData) -> Runs {
     let of_one = || {
         let run = value(metadata, key::RUN_ID)?;
-        let number = |key| value(metadata, key)?.parse::<i64>().ok();
-        let (first, last) = (number(key::FIRST_SEQ)?, number(key::LAST_SEQ)?);
-        let told = value(metadata, key::SEQS).and_then(|seqs| runs::parse(&seqs));
-        let seqs = told.unwrap_or_else(|| Seqs::from_iter([first..=last]));
-        (!seqs.is_empty()).then(|| Runs::of(run, value(metadata, key::NODE).unwrap_or_default(), seqs))
+        let number = |key| value(metadata, key)?.parse::<i64>().ok().filter(|number| of_number(*number).is_none());
+        let seqs = match value(metadata, key::SEQS) {
+            Some(seqs) => runs::parse(&seqs)?,
+            None => Seqs::from_iter([number(key::FIRST_SEQ)?..=number(key::LAST_SEQ)?]),
+        };
+        // Who claims more rows than there are would have those of others taken for repetitions of them.
+        let is_there = seqs.len() <= u128::from(metadata.file_metadata().num_rows().unsigned_abs());
+        (!seqs.is_empty() && is_there).then(|| Runs::of(run, value(metadata, key::NODE).unwrap_or_default(), seqs))
     };
     let of_several = || serde_json::from_str(&value(metadata, key::RUNS)?).ok();
     of_several().or_else(of_one).unwrap_or_default()

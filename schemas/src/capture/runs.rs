@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use range_set_blaze::RangeSetBlaze;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::table::of_number;
+
 /// Numbers of rows.
 pub type Seqs = RangeSetBlaze<i64>;
 
@@ -46,7 +48,8 @@ impl Runs {
 
     /// How many there are.
     pub fn rows(&self) -> i64 {
-        self.0.values().map(|rows| i64::try_from(rows.seqs.len()).unwrap_or(i64::MAX)).sum()
+        let of_run = |rows: &RunRows| i64::try_from(rows.seqs.len()).unwrap_or(i64::MAX);
+        self.0.values().map(of_run).fold(0, i64::saturating_add)
     }
 
     /// Adds other rows.
@@ -69,8 +72,8 @@ pub(super) fn told(seqs: &Seqs) -> String {
 pub(super) fn parse(text: &str) -> Option<Seqs> {
     let range = |text: &str| {
         let (first, last) = text.split_once('-')?;
-        let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
-        Some(i64::try_from(first).ok()?..=i64::try_from(last).ok()?).filter(|range| !range.is_empty())
+        let number = |text: &str| text.parse::<i64>().ok().filter(|number| of_number(*number).is_none());
+        Some(number(first)?..=number(last)?).filter(|range| !range.is_empty())
     };
     text.split(',').map(range).collect()
 }

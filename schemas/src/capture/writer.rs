@@ -161,7 +161,7 @@ impl<R: Record> DatasetWriter<R> {
         let folder = self.root.join(R::DATASET).join(Utc::new(time).partition());
         let started = Utc::new(now).compact();
         let Origin { cluster, node, run_id } = &self.origin;
-        let run = run_id.get(..8).unwrap_or(run_id);
+        let run = file_name(run_id.get(..8).unwrap_or(run_id));
         fs::create_dir_all(&folder).map_err(|source| CaptureError::Io { path: folder.clone(), source })?;
         let (path, file) = loop {
             let path = folder.join(format!("{}-{started}-{run}-{}.{PARQUET}", file_name(node), self.files));
@@ -279,13 +279,15 @@ pub(super) fn create_unfinished(path: &Path) -> io::Result<File> {
 /// that begin with a dot or an underscore.
 fn file_name(node: &str) -> String {
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
-    let name: String = node.chars().map(|c| if is_plain(&c) { c } else { '_' }).collect();
+    let name: String = node.chars().map(|c| if is_plain(&c) { c } else { '_' }).take(NAME_CHARS).collect();
     match name.trim_start_matches(['.', '_']) {
         "" => "node".into(),
         name => name.into(),
     }
 }
 
+/// The most of a name that a file's has: the rest of that takes some 60 of the 255 bytes that file systems take.
+const NAME_CHARS: usize = 150;
 /// Rows per row group: enough for dictionaries to pay, and a few megabytes once they are encoded.
 const ROWS_PER_GROUP: usize = 64 * 1024;
 /// Rows that are buffered before they are encoded: a row takes about a kilobyte until then.

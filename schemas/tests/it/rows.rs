@@ -1,4 +1,4 @@
-//! Rows of any content, for property tests.
+//! Rows of any content that rows may have, for property tests.
 
 use std::sync::Arc;
 
@@ -19,17 +19,26 @@ fn maybe_text() -> impl Strategy<Value = Option<Arc<str>>> {
 }
 
 fn time() -> impl Strategy<Value = TimestampMs> {
-    any::<i64>().prop_map(TimestampMs)
+    (0..4_102_444_800_000_i64).prop_map(TimestampMs)
+}
+
+/// What a row may count.
+fn number() -> impl Strategy<Value = i64> {
+    0..1_i64 << 53
+}
+
+fn run() -> impl Strategy<Value = Arc<str>> {
+    "[0-9a-f]{1,32}".prop_map(Arc::from)
 }
 
 prop_compose! {
     pub(crate) fn flow()(
-        texts in (text(), text(), text(), maybe_text(), maybe_text(), maybe_text()),
-        numbers in any::<[i64; 6]>(),
+        texts in (text(), run(), text(), maybe_text(), maybe_text(), maybe_text()),
+        numbers in prop::array::uniform6(number()),
         ports in (any::<Option<u16>>(), any::<u16>(), any::<Option<u16>>()),
         flags in (any::<bool>(), any::<bool>(), any::<Option<bool>>()),
-        bytes in any::<(Option<i64>, Option<i64>)>(),
-        rtt in any::<[i64; 8]>(),
+        bytes in (prop::option::of(number()), prop::option::of(number())),
+        rtt in prop::array::uniform8(number()),
         times in (time(), time(), time()),
     ) -> FlowRecord {
         FlowRecord {
@@ -55,13 +64,14 @@ fn port() -> impl Strategy<Value = Port> {
 prop_compose! {
     pub(crate) fn inventory()(
         texts in (text(), text(), maybe_text(), maybe_text()),
+        run in run(),
         addresses in prop::collection::vec(text(), 0..4),
         ports in prop::collection::vec(port(), 0..4),
         host_network in any::<Option<bool>>(),
         times in (time(), prop::option::of(time()), prop::option::of(time())),
     ) -> InventoryRecord {
         InventoryRecord {
-            kind: texts.0, name: texts.1, namespace: texts.2, selector: texts.3,
+            run_id: run, kind: texts.0, name: texts.1, namespace: texts.2, selector: texts.3,
             addresses, ports, host_network,
             observed_at: times.0, lease_start: times.1, lease_end: times.2,
             ..InventoryRecord::default()
@@ -72,11 +82,12 @@ prop_compose! {
 prop_compose! {
     pub(crate) fn health()(
         programs in prop::collection::vec(text(), 0..3),
-        numbers in any::<[i64; 3]>(),
+        numbers in prop::array::uniform3(number()),
+        run in run(),
         clean_shutdown in any::<bool>(),
     ) -> HealthRecord {
         HealthRecord {
-            programs, seen: numbers[0], exported: numbers[1], lost_ring: numbers[2], clean_shutdown,
+            run_id: run, programs, seen: numbers[0], exported: numbers[1], lost_ring: numbers[2], clean_shutdown,
             ..HealthRecord::default()
         }
     }

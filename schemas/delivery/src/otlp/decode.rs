@@ -275,6 +275,10 @@ impl<R: Record + Default> Known<R> {
             rejected.add(|| format!("attribute {attribute} (column `{name}` of `{}`) is missing", R::NAME));
             return Ok(None);
         }
+        if let Some((column, reason)) = begun.row.refusal() {
+            rejected.add(|| format!("the value of column `{column}` of `{}` {reason}", R::NAME));
+            return Ok(None);
+        }
         Ok(Some(begun.row))
     }
 
