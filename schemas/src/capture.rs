@@ -9,6 +9,7 @@
 //! A file appears under its name only when it is whole: it is written below `DIR/.unfinished`, synced and renamed. Each
 //! file names its dataset, schema version, writer and range of rows in its key-value metadata.
 
+mod contained;
 mod merge;
 mod pages;
 mod reader;

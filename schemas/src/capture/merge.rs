@@ -26,7 +26,9 @@ use parquet::{
 };
 
 use super::{
-    CaptureError, CaptureFile, PARQUET, Problem, ProblemKind, Runs, Summary, Utc, columns, key, read_columns,
+    CaptureError, CaptureFile, PARQUET, Problem, ProblemKind, Runs, Summary, Utc, columns,
+    contained::contained,
+    key, read_columns,
     writer::{create_unfinished, properties, remove, settle, unfinished},
 };
 use crate::{
@@ -186,7 +188,7 @@ impl Source {
         let opened =
             File::open(&file.path).map_err(|error| problem(ProblemKind::Unreadable { reason: error.to_string() }))?;
         let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional);
-        let metadata = reader.parse_and_finish(&opened).map_err(damaged)?;
+        let metadata = contained(|| reader.parse_and_finish(&opened)).map_err(damaged)?;
         let fields = metadata.file_metadata().schema().get_fields();
         let has = |column: &&Column| fields.iter().any(|field| field.name() == column.name);
         let known: Vec<&Column> = R::columns().iter().filter(has).collect();

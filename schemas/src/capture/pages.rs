@@ -32,6 +32,7 @@ use parquet::{
     schema::types::TypePtr,
 };
 
+use super::contained::{Contained, contained};
 use crate::table::{of_length, of_number};
 
 type Result<T, E = ParquetError> = std::result::Result<T, E>;
@@ -60,12 +61,15 @@ impl Pages {
         } else {
             Source::File(Arc::new(file))
         };
-        let mut reader = ParquetMetaDataReader::new().with_metadata_options(Some(without_statistics()));
-        match &source {
-            Source::Memory(bytes) => reader.try_parse(&**bytes)?,
-            Source::File(file) => reader.try_parse(&**file)?,
-        }
-        Ok(Self { metadata: reader.finish()?, source })
+        let metadata = contained(|| {
+            let mut reader = ParquetMetaDataReader::new().with_metadata_options(Some(without_statistics()));
+            match &source {
+                Source::Memory(bytes) => reader.try_parse(&**bytes)?,
+                Source::File(file) => reader.try_parse(&**file)?,
+            }
+            reader.finish()
+        })?;
+        Ok(Self { metadata, source })
     }
 
     /// Rows of every row group.
@@ -86,10 +90,13 @@ impl Pages {
         columns: &[&str],
         selected: Option<RowSelection>,
     ) -> Result<impl Iterator<Item = Result<RecordBatch, ArrowError>> + use<>> {
-        let (levels, wanted) = self.levels(known, columns)?;
-        let group = Group { pages: self, metadata: self.metadata.row_group(group) };
-        let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)?;
-        Ok(reader.map(move |batch| {
+        let (reader, wanted) = contained(|| {
+            let (levels, wanted) = self.levels(known, columns)?;
+            let group = Group { pages: self, metadata: self.metadata.row_group(group) };
+            let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, BATCH_ROWS, selected)?;
+            Ok::<_, ParquetError>((reader, wanted))
+        })?;
+        Ok(Contained(Some(reader.map(move |batch| {
             let batch = batch?;
             let batch = match &wanted {
                 Some(schema) => converted(&batch, schema)?,
@@ -97,7 +104,7 @@ impl Pages {
             };
             check_values(&batch)?;
             Ok(batch)
-        }))
+        }))))
     }
 
     /// How some columns are made of the file's; files are mostly like the one before.

@@ -2,9 +2,11 @@
 
 use std::{
     cell::RefCell,
+    collections::HashSet,
     fmt,
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
     time::SystemTime,
@@ -29,7 +31,8 @@ use parquet::{
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, UNFINISHED_FILES, key, pages::is_readable, runs,
+    DATASETS, PARQUET, Pages, Runs, Seqs, Summary, UNFINISHED, UNFINISHED_FILES, contained::contained, key,
+    pages::is_readable, runs,
 };
 use crate::{
     SCHEMA_VERSION,
@@ -254,7 +257,8 @@ pub fn read<R: Record>(file: &CaptureFile) -> Result<Vec<R>, Problem> {
 /// As [`read`].
 pub fn read_where<R: Record>(file: &CaptureFile, selected: Option<BooleanArray>) -> Result<Vec<R>, Problem> {
     let count = selected.as_ref().map_or(file.rows.max(0) as usize, BooleanArray::true_count);
-    let mut rows = Vec::with_capacity(count);
+    // What a footer says is not believed at once.
+    let mut rows = Vec::with_capacity(count.min(RESERVED_ROWS));
     for batch in batches::<R>(file, &columns::<R>(), selected)? {
         let decoded = R::decode(&batch?);
         rows.extend(decoded.map_err(|error| file.problem(ProblemKind::WrongColumns { reason: error.to_string() }))?);
@@ -317,14 +321,14 @@ pub fn verify(file: &CaptureFile) -> Result<(), Problem> {
 fn find(inputs: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<Problem>)> {
     let mut last = None;
     for _ in 0..WALKS {
-        let (mut paths, mut problems) = (Vec::new(), Vec::new());
+        let (mut paths, mut problems, mut walked) = (Vec::new(), Vec::new(), HashSet::new());
         for input in inputs {
             if fs::metadata(input)?.is_dir() {
-                walk(input, &mut paths, &mut problems);
+                walk(input, &mut walked, &mut paths, &mut problems);
                 // What a writer left that was killed, or still writes.
                 let unfinished = input.join(UNFINISHED_FILES);
                 if unfinished.is_dir() {
-                    walk(&unfinished, &mut paths, &mut Vec::new());
+                    walk(&unfinished, &mut walked, &mut paths, &mut Vec::new());
                 }
                 problems.extend(left_journal(input).map(|path| Problem { path, kind: ProblemKind::Received }));
             } else {
@@ -341,7 +345,6 @@ fn find(inputs: &[PathBuf]) -> io::Result<(Vec<PathBuf>, Vec<Problem>)> {
     Ok(last.unwrap_or_default())
 }
 
-/// Finds the files below a folder.
 /// The journal of a capture, if something is in it and nobody receives: whoever does makes files of it.
 fn left_journal(root: &Path) -> Option<PathBuf> {
     let journal = root.join(JOURNAL);
@@ -354,7 +357,11 @@ fn left_journal(root: &Path) -> Option<PathBuf> {
     lock.try_lock_shared().is_ok().then_some(journal)
 }
 
-fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
+/// Finds the files below a folder. `walked` are folders by device and number: links may lead back to them.
+fn walk(folder: &Path, walked: &mut HashSet<(u64, u64)>, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
+    if fs::metadata(folder).is_ok_and(|of| !walked.insert((of.dev(), of.ino()))) {
+        return;
+    }
     let unreadable = |error: &io::Error| ProblemKind::Unreadable { reason: error.to_string() };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -375,7 +382,7 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
         match entry {
             // What is a link is followed.
             Ok(entry) if entry.file_type().is_ok_and(|kind| kind.is_file()) => paths.push(entry.path()),
-            Ok(entry) if entry.path().is_dir() => walk(&entry.path(), paths, problems),
+            Ok(entry) if entry.path().is_dir() => walk(&entry.path(), walked, paths, problems),
             Ok(entry) => paths.push(entry.path()),
             Err(error) => problems.push(Problem { path: folder.into(), kind: unreadable(&error) }),
         }
@@ -395,7 +402,9 @@ fn examine(
     if let Some(file) = metadata.and_then(|metadata| known(path, metadata.len(), metadata.modified().ok())) {
         return Ok(file);
     }
-    inspect(path).map_err(|kind| Problem { path: path.into(), kind })
+    let inspected = contained(|| Ok::<_, ParquetError>(inspect(path)));
+    let inspected = inspected.unwrap_or_else(|error| Err(ProblemKind::Damaged { reason: error.to_string() }));
+    inspected.map_err(|kind| Problem { path: path.into(), kind })
 }
 
 /// Directory of a capture with what was received and is not in files yet, and what is in it: segments, and a file that
@@ -446,6 +455,10 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
         return Err(ProblemKind::Damaged { reason: format!("no {} in it", key::SUMMARY) });
     }
     let (path, rows, times) = (path.into(), metadata.file_metadata().num_rows(), times(metadata, dataset));
+    let of_groups = metadata.row_groups().iter().map(RowGroupMetaData::num_rows).fold(0, i64::saturating_add);
+    if rows != of_groups || rows < 0 || rows.unsigned_abs() / ROWS_PER_BYTE > size_bytes {
+        return Err(ProblemKind::Damaged { reason: format!("it says that {size_bytes} bytes are {rows} rows") });
+    }
     let has_names = metadata.row_groups().iter().any(has_names);
     let runs = runs(metadata);
     Ok(CaptureFile { path, dataset, version, cluster, rows, size_bytes, modified, runs, times, has_names, summary })
@@ -554,5 +567,9 @@ fn value(metadata: &ParquetMetaData, key: &str) -> Option<String> {
 
 /// The column of time of a rollup.
 const ROLLUP_TIME: &str = "hour";
+/// More rows than a byte of a file can have: each has a number of its own.
+const ROWS_PER_BYTE: u64 = 1000;
+/// Most rows that there is room made for before they are read.
+const RESERVED_ROWS: usize = 64 * 1024;
 /// How often is walked, where files come and go all the time.
 const WALKS: usize = 8;

@@ -11,6 +11,7 @@ use schemas::{
     capture::{self, DatasetWriter, Origin, ProblemKind, Roll, Runs, Seqs},
     flow::FlowRecord,
     health::HealthRecord,
+    inventory::InventoryRecord,
     table::{Table, TimestampMs},
 };
 
@@ -349,4 +350,109 @@ fn files_of_two_datasets_in_one_folder_are_merged_apart() {
     let after = capture::list(&[root.path().into()]).expect("listed");
     let rows: Vec<_> = after.files.iter().map(|file| file.rows).collect();
     assert_eq!((rows, after.superseded.len()), (vec![4, 4], 4), "neither took the other's place");
+}
+
+/// The committed capture's files, in memory.
+fn committed() -> Vec<(String, Vec<u8>)> {
+    fn read(folder: &Path, found: &mut Vec<(String, Vec<u8>)>) {
+        for entry in fs::read_dir(folder).expect("readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                read(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "parquet") {
+                let dataset = ["flows", "inventory", "health"].into_iter();
+                let is_in = |dataset: &&str| path.components().any(|part| part.as_os_str() == *dataset);
+                let dataset = dataset.filter(is_in).next_back().expect("it is of a dataset");
+                found.push((dataset.into(), fs::read(&path).expect("readable")));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/captures/demo")), &mut found);
+    assert!(found.len() >= 3, "flows, inventory and health");
+    found
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_happened_to_a_file_it_is_read_or_named(
+        file in proptest::arbitrary::any::<proptest::sample::Index>(),
+        changes in proptest::collection::vec((proptest::arbitrary::any::<proptest::sample::Index>(), proptest::arbitrary::any::<u8>(), proptest::bool::ANY), 1..6),
+    ) {
+        let files = committed();
+        let (dataset, bytes) = file.get(&files);
+        let mut bytes = bytes.clone();
+        for (at, value, in_footer) in changes {
+            // Footers are small, and say where everything is.
+            let from = if in_footer { bytes.len().saturating_sub(3000) } else { 0 };
+            let length = bytes.len() - from;
+            bytes[from + at.index(length)] = value;
+        }
+        let root = tempfile::tempdir().expect("a directory");
+        let folder = root.path().join(dataset);
+        fs::create_dir(&folder).expect("made");
+        fs::write(folder.join("x.parquet"), &bytes).expect("written");
+        let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+        proptest::prop_assert_eq!(listing.files.len() + listing.problems.len(), 1);
+        for file in &listing.files {
+            let read = match file.dataset {
+                "flows" => capture::read::<FlowRecord>(file).map(|rows| rows.len()),
+                "inventory" => capture::read::<InventoryRecord>(file).map(|rows| rows.len()),
+                _ => capture::read::<HealthRecord>(file).map(|rows| rows.len()),
+            };
+            if let Err(problem) = read {
+                proptest::prop_assert!(problem.path.ends_with("x.parquet"));
+            }
+            let _ = capture::verify(file);
+        }
+    }
+}
+
+#[test]
+fn links_to_a_folder_above_end() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut writer = writer(root.path());
+    writer.push(row(0, 120_000), TimestampMs(0)).expect("the row is taken");
+    writer.finish().expect("the file is finished");
+    for name in ["a", "b"] {
+        std::os::unix::fs::symlink(".", root.path().join(name)).expect("linked");
+        std::os::unix::fs::symlink(root.path(), root.path().join("flows").join(name)).expect("linked");
+    }
+    let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+    assert_eq!((listing.files.len(), listing.problems), (1, vec![]));
+}
+
+#[test]
+fn a_file_that_claims_rows_it_does_not_have_hides_no_others() {
+    let root = tempfile::tempdir().expect("a directory");
+    write_run(root.path(), "0123456789abcdef", 0..4, 2);
+    let own = capture::list(&[root.path().into()]).expect("the directory is there").files;
+    assert_eq!(own.len(), 2);
+    let file = File::open(&own[0].path).expect("it is there");
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet");
+    let batches: Vec<_> = reader.build().expect("Parquet").map(|batch| batch.expect("rows")).collect();
+    for (name, claims) in [("all", "0-1000000"), ("negative", "-5-9"), ("huge", "0-9223372036854775807"), ("odd", "x")]
+    {
+        let keys = [
+            ("flowscribe.dataset", "flows"),
+            ("flowscribe.schema_version", "2.0"),
+            ("flowscribe.cluster", "c"),
+            ("flowscribe.run_id", "0123456789abcdef"),
+            ("flowscribe.first_seq", "0"),
+            ("flowscribe.last_seq", "1000000"),
+            ("flowscribe.seqs", claims),
+        ];
+        let keys = keys.map(|(key, value)| KeyValue::new(key.to_owned(), value.to_owned())).to_vec();
+        let properties = WriterProperties::builder().set_key_value_metadata(Some(keys)).build();
+        let path = root.path().join(format!("flows/{name}.parquet"));
+        let mut writer =
+            ArrowWriter::try_new(File::create(&path).expect("made"), batches[0].schema(), Some(properties))
+                .expect("a writer");
+        batches.iter().for_each(|batch| writer.write(batch).expect("written"));
+        writer.close().expect("closed");
+        let listing = capture::list(&[root.path().into()]).expect("the directory is there");
+        assert!(listing.superseded.iter().all(|file| file.path == path), "{name}: {:?}", listing.superseded);
+        assert!(own.iter().all(|file| listing.files.iter().any(|of| of.path == file.path)), "{name}");
+        fs::remove_file(path).expect("it is there");
+    }
 }
