@@ -1,5 +1,7 @@
 //! Listening: TLS, a bearer token, and limits that hold whoever connects.
 
+mod slots;
+
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
@@ -8,8 +10,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use axum::Router;
-use http::{HeaderMap, Request, header};
+use axum::{Router, response::IntoResponse};
+use http::{HeaderMap, Request, StatusCode, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -19,7 +21,6 @@ use ring::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_rustls::{
@@ -27,6 +28,8 @@ use tokio_rustls::{
     rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier},
 };
 use tower::ServiceExt;
+
+use slots::{Beginning, Slot, Slots};
 
 /// Who may connect, and how.
 #[derive(Clone, Debug, Default)]
@@ -74,7 +77,8 @@ pub struct Peer(pub IpAddr);
 /// What one listener takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; more are closed.
+    /// Connections at once, of one address a quarter of them that have sent nothing that is admitted; more are closed, but for
+    /// some that ask for nothing but /livez and /readyz.
     pub connections: usize,
     /// Requests at once on one HTTP/2 connection.
     pub streams: u32,
@@ -222,7 +226,7 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
-    let connections = Arc::new(Semaphore::new(limits.connections));
+    let slots = Slots::new(limits.connections);
     let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -239,17 +243,21 @@ pub async fn serve(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+        let Some(slot) = slots.take(peer.ip().to_canonical()) else {
             tracing::debug!(%peer, "too many connections");
             continue;
         };
         let (routes, guard, graceful) = (routes.clone(), Arc::clone(&guard), graceful.watcher());
         tokio::spawn(async move {
-            let served = handle(stream, peer, routes, &guard, limits, graceful).await;
+            let limit = slot.limit();
+            let served = handle(stream, peer, routes, guard, Arc::new(slot), limits, graceful);
+            let served = match limit {
+                None => served.await,
+                Some(limit) => timeout(limit, served).await.unwrap_or_else(|_| Err("no more time for a probe".into())),
+            };
             if let Err(error) = served {
                 tracing::debug!(%peer, error, "a connection ended");
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -260,14 +268,25 @@ async fn handle(
     stream: TcpStream,
     peer: SocketAddr,
     routes: Router,
-    guard: &Guard,
+    guard: Arc<Guard>,
+    slot: Arc<Slot>,
     limits: Limits,
     graceful: hyper_util::server::graceful::Watcher,
 ) -> Result<(), String> {
     let _ = stream.set_nodelay(true);
+    let (patience, of_guard) = (slot.patience(), Arc::clone(&guard));
     let service = service_fn(move |mut request: Request<Incoming>| {
+        if of_guard.admits(request.headers()) {
+            slot.admit();
+        }
         request.extensions_mut().insert(Peer(peer.ip().to_canonical()));
-        routes.clone().oneshot(request)
+        let answer = slot.answers(request.uri().path()).then(|| routes.clone().oneshot(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(StatusCode::SERVICE_UNAVAILABLE.into_response()),
+            }
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -282,12 +301,14 @@ async fn handle(
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| error.to_string();
     match &guard.acceptor {
         None => {
-            graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await.map_err(failed)
+            let stream = TokioIo::new(Beginning::new(stream, patience));
+            graceful.watch(builder.serve_connection(stream, service).into_owned()).await.map_err(failed)
         }
         Some(acceptor) => {
-            let accepted = timeout(HEADER_TIMEOUT, acceptor.get().accept(stream)).await;
+            let accepted = timeout(patience, acceptor.get().accept(stream)).await;
             let stream = accepted.map_err(|_| "no TLS handshake in time".to_owned())?.map_err(|e| e.to_string())?;
-            graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await.map_err(failed)
+            let stream = TokioIo::new(Beginning::new(stream, patience));
+            graceful.watch(builder.serve_connection(stream, service).into_owned()).await.map_err(failed)
         }
     }
 }

@@ -24,6 +24,7 @@ tests![
     what_was_acknowledged_survives_a_receiver_that_is_killed_again_and_again,
     a_row_of_health_says_what_is_missing_of_what_came_late,
     garbage_bombs_and_slow_clients_are_answered_within_bounds,
+    connections_that_say_nothing_keep_nobody_out,
     what_is_over_a_limit_is_told_to_wait_and_nothing_is_lost,
     a_full_disk_is_told_and_what_comes_is_taken_once_there_is_room,
     nobody_writes_without_a_certificate_and_the_token,
@@ -214,6 +215,42 @@ fn flate(bytes: &[u8]) -> Vec<u8> {
         scope.spawn(move || stdin.write_all(bytes).expect("gzip reads"));
         gzip.wait_with_output().expect("gzip ends").stdout
     })
+}
+
+fn connections_that_say_nothing_keep_nobody_out() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let token = directory.path().join("token");
+    fs::write(&token, "secret").expect("written");
+    let guarded = ["--max-connections", "40", "--token-file", &token.to_string_lossy()];
+    let capture = directory.path().join("capture");
+    let receiver = Receiver::start(executable(), &capture, &[&QUICK[..], &guarded].concat()).expect("it receives");
+    let (_, http) = receiver.addresses();
+    let status = |answer: &str| answer.split(' ').nth(1).unwrap_or_default().to_owned();
+    let probe =
+        |path: &str| raw(&http, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
+    let beginnings: [&[u8]; 4] =
+        [b"", b"PRI * HT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /v1/logs HTTP/1.1\r\nHo"];
+    // Somebody who is known is at it all the while, from the same address.
+    let mut sender = Sender::new("node-a", &directory.path().join("spool"), SPOOL_BYTES).expect("a spool");
+    let headers = [("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20secret".to_owned())];
+    sender.start(&receiver.http, "http/protobuf", &headers).expect("it sends");
+    sender.send(10, TimestampMs::now());
+    wait_for_delivery(&sender);
+    for beginning in beginnings {
+        let silent: Vec<TcpStream> = (0..200)
+            .map(|_| {
+                let mut stream = TcpStream::connect(&http).expect("it listens");
+                let _ = stream.write_all(beginning);
+                stream
+            })
+            .collect();
+        wait_until("an answer to a probe", || status(&probe("/livez")) == "200" && status(&probe("/readyz")) == "200");
+        sender.send(10, TimestampMs::now());
+        wait_for_delivery(&sender);
+        drop(silent);
+    }
+    receiver.stop().expect("it ends well");
+    assert_whole(&capture, sender.run_id(), sender.flows());
 }
 
 fn what_is_over_a_limit_is_told_to_wait_and_nothing_is_lost() {
