@@ -344,8 +344,15 @@ fn roll(config: &JournalConfig, segment: &Closed, bytes: &AtomicU64, is_ending: 
     loop {
         let size_bytes = segment.path.metadata().map_or(0, |metadata| metadata.len());
         match file(config, segment) {
-            Ok(files) => {
-                let _ = fs::remove_file(&segment.path);
+            Ok((files, lost_bytes)) => {
+                if lost_bytes == 0 {
+                    let _ = fs::remove_file(&segment.path);
+                } else {
+                    let aside = segment.path.with_extension(DAMAGED);
+                    let _ = fs::rename(&segment.path, &aside);
+                    let segment = aside.display();
+                    tracing::error!(%segment, lost_bytes, "the disk damaged what was acknowledged: the rest is in files, and the segment is kept aside");
+                }
                 bytes.fetch_sub(size_bytes, Ordering::Relaxed);
                 tracing::debug!(files, size_bytes, "a segment became files");
                 return;
@@ -364,11 +371,12 @@ fn roll(config: &JournalConfig, segment: &Closed, bytes: &AtomicU64, is_ending: 
     }
 }
 
-fn file(config: &JournalConfig, segment: &Closed) -> Result<usize, JournalError> {
+/// Makes files of a segment: how many, and how many bytes of it the disk has damaged.
+fn file(config: &JournalConfig, segment: &Closed) -> Result<(usize, u64), JournalError> {
     let JournalConfig { root, outbox, .. } = config;
     let io_error = |source| JournalError::Io { path: segment.path.clone(), source };
     let now = TimestampMs::now();
-    let mut reader = SegmentReader(File::open(&segment.path).map_err(io_error)?);
+    let mut reader = SegmentReader::new(File::open(&segment.path).map_err(io_error)?);
     let found;
     let entries = match &segment.entries {
         Some(entries) => entries,
@@ -409,15 +417,24 @@ fn file(config: &JournalConfig, segment: &Closed) -> Result<usize, JournalError>
         }
     }
     done(sorted.write(root, now)?);
-    Ok(files)
+    Ok((files, reader.lost_bytes))
 }
 
-struct SegmentReader(File);
+struct SegmentReader {
+    file: File,
+    /// Bytes of entries that were acknowledged and that the disk has damaged.
+    lost_bytes: u64,
+}
 
 impl SegmentReader {
-    /// Finds the whole entries of a segment of an earlier process; what was cut at its end was never acknowledged.
+    const fn new(file: File) -> Self {
+        Self { file, lost_bytes: 0 }
+    }
+
+    /// Finds the whole entries of a segment of an earlier process. What was cut at its end was never acknowledged; what is
+    /// damaged before that was.
     fn find(&mut self) -> io::Result<Vec<(u64, Of)>> {
-        let length = self.0.metadata()?.len();
+        let length = self.file.metadata()?.len();
         let (mut at, mut entries) = (0, Vec::new());
         while at < length {
             match self.entry(at) {
@@ -425,13 +442,52 @@ impl SegmentReader {
                     entries.push((at, Of::new(&rows)));
                     at = next;
                 }
-                Err(error) => {
-                    tracing::warn!(%error, at, length, "a segment ends in a request that was not acknowledged");
-                    break;
-                }
+                Err(error) => match self.next_after(at, length)? {
+                    Some(next) => {
+                        tracing::error!(%error, at, bytes = next - at, "a part of the journal is damaged, it is lost");
+                        self.lost_bytes += next - at;
+                        at = next;
+                    }
+                    None => {
+                        tracing::warn!(%error, at, length, "a segment ends in a request that was not acknowledged");
+                        break;
+                    }
+                },
             }
         }
         Ok(entries)
+    }
+
+    /// Where, after an entry that can't be read, the next one begins that can be; or the end, where it is as long as it says.
+    fn next_after(&mut self, at: u64, length: u64) -> io::Result<Option<u64>> {
+        let by_length = match self.head(at) {
+            Ok(head) => at + HEAD_BYTES as u64 + u64::from(head.length),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if by_length == length || by_length < length && self.entry(by_length).is_ok() {
+            return Ok(Some(by_length));
+        }
+        // Its length is what is damaged.
+        let mut rest = Vec::new();
+        self.file.seek(SeekFrom::Start(at))?;
+        (&mut self.file).take(length - at).read_to_end(&mut rest)?;
+        let mut budget = SEARCHED_BYTES;
+        for start in 1..rest.len().saturating_sub(HEAD_BYTES) {
+            let (head, bodies) = rest[start..].split_at(HEAD_BYTES);
+            let head = Head::of(head);
+            let Some(body) = bodies.get(..head.length as usize).filter(|_| [ZSTD, GZIP].contains(&head.how)) else {
+                continue;
+            };
+            budget = budget.saturating_sub(body.len() as u64);
+            if budget == 0 {
+                break;
+            }
+            if crc32fast::hash(body) == head.checksum && self.entry(at + start as u64).is_ok() {
+                return Ok(Some(at + start as u64));
+            }
+        }
+        Ok(None)
     }
 
     /// The rows of the entry at a place; none where the disk has damaged it.
@@ -440,22 +496,26 @@ impl SegmentReader {
             Ok((rows, _)) => Ok(rows),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::error!(%error, at, "a request in the journal is damaged, it is lost");
+                self.lost_bytes += self.head(at).map_or(0, |head| HEAD_BYTES as u64 + u64::from(head.length));
                 Ok(Decoded::default())
             }
             Err(error) => Err(error),
         }
     }
 
+    fn head(&mut self, at: u64) -> io::Result<Head> {
+        let mut head = [0; HEAD_BYTES];
+        self.file.seek(SeekFrom::Start(at))?;
+        self.file.read_exact(&mut head)?;
+        Ok(Head::of(&head))
+    }
+
     /// The rows of the entry at a place, and where the next one is.
     fn entry(&mut self, at: u64) -> io::Result<(Decoded, u64)> {
         let damaged = |reason: &'static str| io::Error::new(io::ErrorKind::InvalidData, reason);
-        let mut head = [0; HEAD_BYTES];
-        self.0.seek(SeekFrom::Start(at))?;
-        self.0.read_exact(&mut head)?;
-        let [a, b, c, d, e, f, g, h, how] = head;
-        let (length, checksum) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+        let Head { length, checksum, how } = self.head(at)?;
         let mut body = Vec::new();
-        (&mut self.0).take(length.into()).read_to_end(&mut body)?;
+        (&mut self.file).take(length.into()).read_to_end(&mut body)?;
         if body.len() != length as usize || crc32fast::hash(&body) != checksum {
             return Err(damaged("cut short or altered"));
         }
@@ -470,6 +530,21 @@ impl SegmentReader {
         };
         let rows = decode(&request).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok((rows, at + HEAD_BYTES as u64 + u64::from(length)))
+    }
+}
+
+/// What is said of an entry before it.
+struct Head {
+    length: u32,
+    checksum: u32,
+    how: u8,
+}
+
+impl Head {
+    /// From [`HEAD_BYTES`] bytes.
+    fn of(bytes: &[u8]) -> Self {
+        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Self { length: number(0), checksum: number(4), how: bytes[8] }
     }
 }
 
@@ -507,6 +582,10 @@ const QUEUE_ENTRIES: usize = 256;
 /// Size of a segment: a file of a busy run has some ten thousand rows.
 const SEGMENT_BYTES: u64 = 256 << 20;
 const RETRY_SECONDS: u64 = 5;
+/// How segments end that are kept because the disk has damaged them.
+const DAMAGED: &str = "damaged";
+/// Most bytes that are looked through for the next entry after one whose length is damaged.
+const SEARCHED_BYTES: u64 = 4 << 30;
 
 #[cfg(test)]
 mod tests {
@@ -527,7 +606,31 @@ mod tests {
     fn segment(bytes: &[u8]) -> SegmentReader {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(bytes).expect("written");
-        SegmentReader(file)
+        SegmentReader::new(file)
+    }
+
+    #[test]
+    fn a_damaged_segment_is_kept_aside_once_the_rest_is_in_files() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = JournalConfig {
+            folder: directory.path().join(JOURNAL),
+            root: directory.path().into(),
+            outbox: None,
+            roll_interval: Duration::from_secs(1),
+            max_bytes: 1 << 20,
+        };
+        fs::create_dir(&config.folder).expect("made");
+        let path = config.folder.join(format!("1.{SEGMENT}"));
+        let frames: Vec<Vec<u8>> =
+            [0..10, 10..20, 20..30].map(|rows| Packed::Plain(&request(rows)).frame().expect("it is compressed")).into();
+        let mut bytes = frames.concat();
+        bytes[frames[0].len() + HEAD_BYTES + 5] ^= 1;
+        fs::write(&path, bytes).expect("written");
+        roll(&config, &Closed { path: path.clone(), entries: None }, &AtomicU64::new(1 << 20), &AtomicBool::new(true));
+        assert!(!path.exists() && path.with_extension(DAMAGED).exists());
+        let files = schemas::capture::list(&[directory.path().into()]).expect("it is there").files;
+        assert_eq!(files.iter().map(|file| file.rows).sum::<i64>(), 20);
+        assert!(segments(&config.folder).expect("readable").is_empty(), "what is kept aside is not tried again");
     }
 
     proptest! {
@@ -544,6 +647,23 @@ mod tests {
             prop_assert_eq!(found.len(), whole);
             let rows = found.iter().map(|(at, _)| reader.read_or_skip(*at).expect("it is read").flows.len());
             prop_assert_eq!(rows.sum::<usize>(), whole * 10);
+        }
+
+        #[test]
+        fn of_a_segment_that_is_altered_all_other_requests_are_found(
+            damaged in 0..9_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8,
+        ) {
+            let frames: Vec<Vec<u8>> = (0..10)
+                .map(|number| Packed::Plain(&request(number * 10..number * 10 + 10)).frame().expect("it is compressed"))
+                .collect();
+            let mut bytes = frames.concat();
+            let begin = frames[..damaged].concat().len();
+            bytes[begin + at.index(frames[damaged].len())] ^= 1 << bit;
+            let mut reader = segment(&bytes);
+            let found = reader.find().expect("it is read");
+            let rows = |reader: &mut SegmentReader, at| reader.read_or_skip(at).expect("it is read").flows.len();
+            let rows: usize = found.iter().map(|(at, _)| rows(&mut reader, *at)).sum();
+            prop_assert_eq!((rows, reader.lost_bytes), (90, frames[damaged].len() as u64));
         }
 
         #[test]
