@@ -189,7 +189,9 @@ impl State {
         let path = self.directory.join(FILE);
         let written = (|| {
             let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
-            let encoder = zstd::Encoder::new(file.as_file(), ZSTD_LEVEL)?;
+            let mut encoder = zstd::Encoder::new(file.as_file(), ZSTD_LEVEL)?;
+            // What a disk alters is not taken for what was known.
+            encoder.include_checksum(true)?;
             let mut buffered = BufWriter::with_capacity(BUFFER_BYTES, encoder);
             postcard::to_io(&saved, &mut buffered).map_err(io::Error::other)?;
             buffered.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
@@ -221,8 +223,50 @@ fn read(file: File) -> io::Result<Saved> {
 
 const FILE: &str = "state.bin";
 /// Raised when what is kept of files or hours has another form or meaning, within one version of the program.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const UNFINISHED: &str = ".state-";
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 const ZSTD_LEVEL: i32 = 1;
 const BUFFER_BYTES: usize = 1 << 18;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_disk_alters_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = State::open(directory.path(), 5000).expect("it is made");
+        let file = |number: i64| CaptureFile {
+            path: format!("flows/x-{number}.parquet").into(),
+            dataset: "flows",
+            version: 2,
+            cluster: "c".into(),
+            rows: number,
+            size_bytes: 100,
+            modified: None,
+            runs: Default::default(),
+            times: Vec::new(),
+            has_names: false,
+            summary: None,
+        };
+        state.save(&[file(1), file(2), file(3)], Vec::new()).expect("it is written");
+        let path = directory.path().join(FILE);
+        let whole = fs::read(&path).expect("it is there");
+        let content = |bytes: &[u8]| -> io::Result<Vec<u8>> {
+            fs::write(&path, bytes)?;
+            postcard::to_stdvec(&read(File::open(&path)?)?).map_err(io::Error::other)
+        };
+        let expected = content(&whole).expect("it is whole");
+        for bit in 0..whole.len() * 8 {
+            let mut altered = whole.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(found) = content(&altered) {
+                assert_eq!(found, expected, "bit {bit}");
+            }
+        }
+        for length in 0..whole.len() {
+            assert!(content(&whole[..length]).is_err(), "cut after {length}");
+        }
+    }
+}
