@@ -22,7 +22,10 @@ use super::{
     inventory,
     object_store::{self, Local, RemoteError},
 };
-use crate::edge::{Flows, Overlaps, WorkError};
+use crate::{
+    edge::{Flows, Overlaps, WorkError},
+    output::note,
+};
 
 /// Which capture to open, and how.
 #[derive(Clone, Debug)]
@@ -205,10 +208,24 @@ impl OpenCapture {
         let listing = tokio::task::spawn_blocking(list).await.map_err(io::Error::other)?;
         let mut listing = listing.map_err(|source| OpenError::Input { path: first, source })?;
         listing.problems.extend(problems.iter().cloned());
-        let clusters: BTreeSet<String> = listing.files.iter().map(|file| file.cluster.clone()).collect();
-        let named = || clusters.iter().cloned().collect::<Vec<_>>().join(", ");
-        match &input.cluster {
-            Some(wanted) if !clusters.is_empty() && !clusters.contains(wanted) => {
+        let mut clusters: BTreeMap<String, i64> = BTreeMap::new();
+        for file in &listing.files {
+            let rows = clusters.entry(file.cluster.clone()).or_default();
+            *rows = rows.saturating_add(file.rows);
+        }
+        let named = || clusters.keys().cloned().collect::<Vec<_>>().join(", ");
+        let main = main_cluster(&clusters);
+        if input.cluster.is_none()
+            && let Some(main) = main
+        {
+            for (other, rows) in clusters.iter().filter(|(other, _)| *other != main) {
+                note!(
+                    "{rows} rows of cluster {other:?} are left out, as nearly all are of {main:?}: --cluster-name names another"
+                );
+            }
+        }
+        match input.cluster.as_ref().or(main) {
+            Some(wanted) if !clusters.is_empty() && !clusters.contains_key(wanted) => {
                 return Err(OpenError::NoSuchCluster { wanted: wanted.clone(), clusters: named() });
             }
             Some(wanted) => {
@@ -251,6 +268,16 @@ impl OpenCapture {
         Ok(tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?)
     }
 }
+
+/// Of several clusters the one that nearly all rows are of: some of another, whoever wrote them, are no reason to ask.
+fn main_cluster(clusters: &BTreeMap<String, i64>) -> Option<&String> {
+    let all = clusters.values().fold(0i64, |sum, rows| sum.saturating_add(*rows));
+    let (main, rows) = clusters.iter().max_by_key(|(_, rows)| **rows)?;
+    (clusters.len() > 1 && all - rows <= all / FEW).then_some(main)
+}
+
+/// Rows of other clusters are few where they are no more than one of so many.
+const FEW: i64 = 100;
 
 /// What runs say, and who was who. Files that turn out to be damaged become problems.
 pub(crate) fn understand(listing: &mut Listing, clock_skew_ms: u32, state: Option<&State>) -> (Vec<Run>, Index) {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::support::{Capture, WEB, flowscribe, lines, report, web_and_db};
+use crate::support::{Capture, DB, WEB, flowscribe, lines, report, web_and_db};
 
 #[test]
 fn an_empty_capture_is_an_error_of_one_line() {
@@ -125,6 +125,28 @@ fn clusters_are_not_mixed() {
     assert_eq!(said, "flowscribe: the input holds no cluster `third`, only other, test\n");
     let found = report(one.path(), &["--input", &second, "--cluster-name", "other"]);
     assert_eq!(found.allows("demo/web-network"), lines(["egress app=db 6379/TCP"]));
+}
+
+#[test]
+fn a_row_of_another_cluster_stops_nobody() {
+    let (mut capture, mut stray) = (web_and_db(), web_and_db());
+    for _ in 0..300 {
+        capture.talk(WEB, DB, 5432);
+    }
+    stray.inventory.clear();
+    stray.flows.truncate(1);
+    stray.flows[0].cluster = "strange".into();
+    stray.health.push(schemas::health::HealthRecord { cluster: "strange".into(), ..stray.clean_end() });
+    let (capture, stray) = (capture.write(), stray.write());
+    let found = report(capture.path(), &["--input", &stray.path().to_string_lossy()]);
+    assert_eq!(found.names(), ["demo/db-network", "demo/web-network"]);
+    assert!(
+        found.said.contains("2 rows of cluster \"strange\" are left out, as nearly all are of \"test\""),
+        "{}",
+        found.said
+    );
+    let asked = report(capture.path(), &["--input", &stray.path().to_string_lossy(), "--cluster-name", "test"]);
+    assert!(!asked.said.contains("strange"), "{}", asked.said);
 }
 
 #[test]
