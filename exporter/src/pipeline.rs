@@ -22,7 +22,9 @@ use std::{
 };
 
 use delivery::{
-    DestinationError, FileDestination, RequestDestination, SpoolConfig, collector::CollectorConfig, listen::ListenError,
+    DestinationError, FileDestination, RequestDestination, SpoolConfig,
+    collector::{CollectorConfig, without_user},
+    listen::ListenError,
 };
 use kubernetes::{Access, Change, ConnectError, Resource, Start};
 use nix::{
@@ -262,7 +264,8 @@ fn sinks(args: &Args, origin: &Origin) -> Result<Vec<(Sink, Account)>, RunError>
         let config = CollectorConfig::new(endpoint, protocol, |name| std::env::var(name).ok());
         let config = config.map_err(DestinationError::from)?;
         let account = Account::default();
-        tracing::info!(endpoint = config.endpoint, protocol = ?config.protocol, "sending OTLP logs");
+        let endpoint = without_user(&config.endpoint);
+        tracing::info!(endpoint, protocol = ?config.protocol, "sending OTLP logs");
         let destination = RequestDestination::open(config, "flowscribe-exporter", spool)?;
         sinks.push((Sink::Otlp(Box::new(OtlpSink::new(destination, account.clone()))), account));
     }

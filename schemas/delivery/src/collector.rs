@@ -151,7 +151,7 @@ impl CollectorConfig {
         };
         let parsed: Option<Uri> = endpoint.parse().ok();
         if !parsed.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()) {
-            return Err(CollectorError::Endpoint { endpoint });
+            return Err(CollectorError::Endpoint { endpoint: without_user(&endpoint) });
         }
         let gzip = match find("COMPRESSION") {
             None => false,
@@ -242,7 +242,7 @@ impl Collector {
             Protocol::Grpc => grpc(&endpoint, gzip, headers, tls),
             Protocol::Http => http(&endpoint, gzip, headers, tls),
         };
-        let client = client.map_err(|source| CollectorError::Tls { endpoint, source })?;
+        let client = client.map_err(|source| CollectorError::Tls { endpoint: without_user(&endpoint), source })?;
         Ok(Self { timeout, client })
     }
 
@@ -437,6 +437,7 @@ impl Decoder for Plain {
 impl std::fmt::Debug for CollectorConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { endpoint, protocol, gzip, timeout, headers: _, tls: _ } = self;
+        let endpoint = without_user(endpoint);
         write!(f, "CollectorConfig({endpoint}, {protocol:?}, gzip: {gzip}, {timeout:?})")
     }
 }
@@ -460,3 +461,12 @@ const ANSWER_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests;
+
+/// A URL as it may be shown: without the user and the password that it may name.
+pub fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}

@@ -44,6 +44,10 @@ fn wrong_variables_are_named_and_secrets_are_not_shown() {
     let config = config(None, &[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2")]).expect("valid");
     assert_eq!(config.headers["authorization"], "Bearer hunter2");
     assert!(!format!("{config:?} {:?}", config.headers).contains("hunter2"));
+    assert_eq!(without_user("https://me:hunter2@[::1]:4318/v1/logs?a=b@c"), "https://[::1]:4318/v1/logs?a=b@c");
+    assert_eq!((without_user("http://e:4317"), without_user("e@x")), ("http://e:4317".into(), "e@x".into()));
+    let wrong = self::config(Some("ftp://me:hunter2@e"), &[]).expect_err("refused").to_string();
+    assert!(wrong.contains("ftp://e/v1/logs") && !wrong.contains("hunter2"), "{wrong}");
 }
 
 #[test]
