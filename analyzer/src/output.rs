@@ -182,8 +182,12 @@ impl Output {
             _ => Path::new("."),
         });
         let mut unfinished = tempfile::Builder::new();
-        unfinished.prefix(".flowscribe-").suffix(".tmp").permissions(Permissions::from_mode(ANYBODY));
-        let made = folder.map_or_else(|| unfinished.tempfile(), |folder| unfinished.tempfile_in(folder));
+        unfinished.prefix(".flowscribe-").suffix(".tmp");
+        let made = match folder {
+            Some(folder) => unfinished.permissions(Permissions::from_mode(ANYBODY)).tempfile_in(folder),
+            // What waits for standard output is for nobody else to read.
+            None => unfinished.tempfile(),
+        };
         let target = target.map(Path::to_path_buf);
         match made {
             Ok(file) => Ok(Self { unfinished: Unfinished::new(file.path()), file: BufWriter::new(file), target }),

@@ -88,7 +88,7 @@ impl State {
     /// The directory can't be made or read.
     pub(crate) fn open(directory: &Path, clock_skew_ms: u32) -> Result<Self, StateError> {
         let directory_error = |source| StateError::Directory { path: directory.into(), source };
-        fs::create_dir_all(directory).map_err(directory_error)?;
+        delivery::private::create_folder(directory).map_err(directory_error)?;
         let (major, minor) = SCHEMA_VERSION;
         let format = format!("{} {major}.{minor} {FORMAT} {clock_skew_ms}", env!("CARGO_PKG_VERSION"));
         // What was killed while it wrote.

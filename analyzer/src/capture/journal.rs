@@ -22,6 +22,7 @@ use std::{
 use delivery::{
     Outbox,
     otlp::{Decoded, Decoder, Malformed},
+    private,
 };
 use schemas::{
     capture::{CaptureError, JOURNAL, JOURNAL_LOCK, Origin, SEGMENT},
@@ -136,8 +137,8 @@ impl Journal {
     /// The directory can't be used.
     pub(crate) fn open(config: JournalConfig) -> Result<Self, JournalError> {
         let io_error = |source| JournalError::Io { path: config.folder.clone(), source };
-        fs::create_dir_all(&config.folder).map_err(io_error)?;
-        let lock = File::create(config.folder.join(JOURNAL_LOCK)).map_err(io_error)?;
+        private::create_folder(&config.folder).map_err(io_error)?;
+        let lock = private::create(&config.folder.join(JOURNAL_LOCK)).map_err(io_error)?;
         let mut attempts = 0;
         while let Err(error) = lock.try_lock() {
             match error {
@@ -261,7 +262,7 @@ impl Segment {
         let mut now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         loop {
             let path = folder.join(format!("{now:020}.{SEGMENT}"));
-            match File::create_new(&path) {
+            match private::create_new(&path) {
                 Ok(file) => {
                     File::open(folder)?.sync_all()?;
                     return Ok(Self { path, file, length: 0, begun: Instant::now(), entries: Vec::new() });

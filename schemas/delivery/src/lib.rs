@@ -16,6 +16,7 @@ pub mod listen;
 pub mod live;
 pub mod otlp;
 mod outbox;
+pub mod private;
 mod spool;
 pub mod store;
 mod writer;

@@ -7,6 +7,8 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use crate::private;
+
 /// Why a directory can't keep parcels.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
@@ -35,8 +37,8 @@ impl Spool {
     /// within the directory, with sizes in bytes.
     pub(super) fn open(folder: &Path) -> Result<(Self, Vec<(String, u64)>), SpoolError> {
         let io_error = |source| SpoolError::Io { path: folder.into(), source };
-        fs::create_dir_all(folder).map_err(io_error)?;
-        let lock = File::create(folder.join(LOCK)).map_err(io_error)?;
+        private::create_folder(folder).map_err(io_error)?;
+        let lock = private::create(&folder.join(LOCK)).map_err(io_error)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(SpoolError::InUse { path: folder.into() }),
@@ -58,7 +60,7 @@ impl Spool {
         let path = self.path(name);
         let unfinished = self.path(&format!("{name}.{UNFINISHED}"));
         let write = || {
-            let mut file = File::create(&unfinished)?;
+            let mut file = private::create(&unfinished)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&unfinished, &path)?;
