@@ -14,6 +14,7 @@ use schemas::{
     index::{Index, UnknownReason},
     inventory::InventoryRecord,
     table::TimestampMs,
+    untrusted::shown_in_line,
     vocabulary::{Transport, Word},
 };
 use serde::{Deserialize, Serialize};
@@ -291,7 +292,7 @@ impl fmt::Display for Edge {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        write!(f, "{}/{}", shown_in_line(&self.namespace), shown_in_line(&self.name))
     }
 }
 

@@ -6,9 +6,13 @@
 
 use std::{
     io, process,
-    sync::{Once, mpsc},
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::{SigSet, Signal as Interrupt};
@@ -35,6 +39,13 @@ pub(crate) enum Meaning {
     /// more.
     Finish(usize),
 }
+
+/// Says that from now on a command that records hears Ctrl-C itself, and has something to finish.
+pub(crate) fn records() {
+    RECORDS.store(true, Ordering::Relaxed);
+}
+
+static RECORDS: AtomicBool = AtomicBool::new(false);
 
 /// Leaves Ctrl-C to the thread that listens; to be called before there are others.
 pub(crate) fn leave_to_listener() {
@@ -79,6 +90,7 @@ async fn heard(mut interrupt: Signal, meaning: Meaning, drop_command: oneshot::S
             let _ = drop_command.send(());
             (GRACE, None)
         }
+        Meaning::Finish(_) if !RECORDS.load(Ordering::Relaxed) => (GRACE, None),
         Meaning::Finish(taken) => {
             for _ in 1..taken {
                 interrupt.recv().await;
@@ -98,6 +110,11 @@ async fn heard(mut interrupt: Signal, meaning: Meaning, drop_command: oneshot::S
 
 /// Ends the process, without what is unfinished.
 fn leave(meaning: Meaning) -> ! {
+    // A set of files is of one kind where the disk lets it be.
+    let until = Instant::now() + PATIENCE;
+    while output::is_appearing() && Instant::now() < until {
+        thread::sleep(GRACE / 20);
+    }
     briefly(output::remove_unfinished);
     briefly(move || say_interrupted(meaning));
     process::exit(Exit::Interrupted.status().into())
@@ -107,9 +124,9 @@ fn leave(meaning: Meaning) -> ! {
 pub(crate) fn say_interrupted(meaning: Meaning) {
     let outcome = match meaning {
         Meaning::GiveUpChanges => "what is listed above is done, and perhaps what would be next",
-        Meaning::Finish(_) => "and what it had not written yet is lost",
+        Meaning::Finish(_) if RECORDS.load(Ordering::Relaxed) => "and what it had not written yet is lost",
         Meaning::GiveUp if output::has_appeared() => "and what it had not written yet is left out",
-        Meaning::GiveUp => "nothing was written",
+        Meaning::GiveUp | Meaning::Finish(_) => "nothing was written",
     };
     // The command's own end and the one that is forced may meet.
     static SAID: Once = Once::new();

@@ -43,7 +43,10 @@ use tokio::runtime::Runtime;
 
 use cli::Args;
 
-use crate::{exit::Exit, output::note};
+use crate::{
+    exit::Exit,
+    output::{note, notes},
+};
 
 /// The program: parses the command line and runs one command.
 ///
@@ -52,7 +55,12 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::parse_named(arguments) {
         Ok(args) => args,
         Err(error) => {
-            let _ = error.print();
+            // What was typed is shown in errors.
+            if error.use_stderr() {
+                notes!("{}", error.render());
+            } else {
+                let _ = error.print();
+            }
             return ExitCode::from(error.exit_code() as u8);
         }
     };

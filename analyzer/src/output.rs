@@ -3,7 +3,6 @@
 //! nobody reads either is no error.
 
 use std::{
-    borrow::Cow,
     collections::BTreeSet,
     fmt,
     fs::{self, File, Permissions},
@@ -12,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -35,6 +34,7 @@ use parquet::{
     errors::ParquetError,
     file::properties::WriterProperties,
 };
+use schemas::untrusted::shown;
 use serde::{Serialize, Serializer};
 use tempfile::NamedTempFile;
 
@@ -82,28 +82,6 @@ pub(crate) fn say(text: fmt::Arguments<'_>, end: &str) {
     let _ = io::stderr().write_all(shown(&format!("{text}{end}")).as_bytes());
 }
 
-/// A text as a terminal may have it: what would move the cursor, change colours or turn the direction of reading around is
-/// shown as JSON has it. Names come from whoever makes pods.
-fn shown(text: &str) -> Cow<'_, str> {
-    let is_obeyed = |c: char| {
-        let is_mark =
-            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        is_mark || c.is_control() && !matches!(c, '\n' | '\t')
-    };
-    if !text.chars().any(is_obeyed) {
-        return Cow::Borrowed(text);
-    }
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_obeyed(c) {
-            let _ = fmt::Write::write_fmt(&mut shown, format_args!("\\u{:04x}", u32::from(c)));
-        } else {
-            shown.push(c);
-        }
-    }
-    Cow::Owned(shown)
-}
-
 /// Whether notes are read at a terminal, which may be in colour and show what is under way.
 pub(crate) fn is_at_terminal() -> bool {
     io::stderr().is_terminal()
@@ -140,6 +118,7 @@ pub(crate) fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -
 /// # Errors
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
+    let file = file.filter(|path| !is_standard_output(path));
     if file.is_none() {
         HAS_APPEARED.store(true, Ordering::Relaxed);
         return appeared(io::stdout().write_all(shown(text).as_bytes()).and_then(|()| io::stdout().flush()), None);
@@ -176,6 +155,8 @@ impl Output {
     /// # Errors
     /// There is no room for what is unfinished.
     pub(crate) fn new(target: Option<&Path>) -> Result<Self, OutputError> {
+        let target = target.filter(|path| !is_standard_output(path)).map(followed);
+        let target = target.as_deref();
         let is_replaced = |path: &&Path| fs::symlink_metadata(path).map_or(true, |metadata| metadata.is_file());
         let folder = target.filter(is_replaced).map(|path| match path.parent() {
             Some(folder) if folder != Path::new("") => folder,
@@ -205,12 +186,17 @@ impl Output {
         let done = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|mut file| {
             let Some(path) = &target else { return print(&mut file) };
             match fs::symlink_metadata(path) {
-                Ok(metadata) if !metadata.is_file() => copy(&mut file, &mut File::options().write(true).open(path)?),
+                Ok(metadata) if !metadata.is_file() => through(&mut file, File::options().write(true).open(path)?),
                 _ => file.persist(path).map(drop).map_err(|error| error.error),
             }
         });
         drop(unfinished);
         appeared(done, target.as_deref())
+    }
+
+    /// The file that it takes the place of.
+    pub(crate) fn target(&self) -> Option<&Path> {
+        self.target.as_deref()
     }
 
     fn error(&self, source: io::Error) -> OutputError {
@@ -261,16 +247,56 @@ fn named(target: Option<&Path>) -> PathBuf {
     target.map_or_else(|| PathBuf::from("standard output"), Path::to_path_buf)
 }
 
-/// Prints a result as it is, and to a terminal as it may have it.
+/// Whether a path stands for standard output, as `-` does.
+fn is_standard_output(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// The file that a link leads to, which is replaced, while the link stays; anything else as it is.
+fn followed(path: &Path) -> PathBuf {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    let file = if is_link { fs::canonicalize(path).ok().filter(|file| file.is_file()) } else { None };
+    file.unwrap_or_else(|| path.into())
+}
+
+/// Results that take the place of others one after the other: until it is dropped, Ctrl-C waits a while.
+pub(crate) struct Appearing;
+
+static APPEARING: AtomicUsize = AtomicUsize::new(0);
+
+impl Appearing {
+    pub(crate) fn new() -> Self {
+        APPEARING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Appearing {
+    fn drop(&mut self) {
+        APPEARING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether some take the place of others right now.
+pub(crate) fn is_appearing() -> bool {
+    APPEARING.load(Ordering::SeqCst) > 0
+}
+
+/// Prints a result.
 fn print(file: &mut NamedTempFile) -> io::Result<()> {
-    if !io::stdout().is_terminal() {
-        return copy(file, &mut io::stdout());
+    through(file, io::stdout())
+}
+
+/// Writes a result as it is, and to a terminal as it may have it.
+fn through(file: &mut NamedTempFile, mut to: impl Write + IsTerminal) -> io::Result<()> {
+    if !to.is_terminal() {
+        return copy(file, &mut to);
     }
     let mut bytes = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut bytes)?;
-    io::stdout().write_all(shown(&String::from_utf8_lossy(&bytes)).as_bytes())?;
-    io::stdout().flush()
+    to.write_all(shown(&String::from_utf8_lossy(&bytes)).as_bytes())?;
+    to.flush()
 }
 
 fn copy(file: &mut NamedTempFile, to: &mut impl Write) -> io::Result<()> {
@@ -405,14 +431,3 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 
 /// Permissions of new files, of which the process's mask takes some away.
 const ANYBODY: u32 = 0o666;
-
-#[cfg(test)]
-mod tests {
-    use super::shown;
-
-    #[test]
-    fn what_a_terminal_would_obey_is_shown() {
-        assert_eq!(shown("web\u{1b}[31m\u{202e}x\r\n\ty\u{9b}"), "web\\u001b[31m\\u202ex\\u000d\n\ty\\u009b");
-        assert_eq!(shown("größer → 10 µs\n"), "größer → 10 µs\n");
-    }
-}

@@ -6,13 +6,18 @@ use std::{borrow::Cow, fmt::Write, sync::LazyLock};
 
 use granit_parser::{Event, Parser, ScalarStyle};
 use regex::RegexSet;
+use schemas::untrusted::{Unbounded, check_yaml};
 use serde::Serialize;
 use serde_yaml::{Error, Mapping, Value};
 
 /// Why a text is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is nested more than {DEEPEST} levels deep")]
-pub(crate) struct TooDeep;
+pub(crate) enum Unread {
+    #[error("it is nested more than {DEEPEST} levels deep")]
+    TooDeep,
+    #[error(transparent)]
+    Unbounded(#[from] Unbounded),
+}
 
 /// A value as a document.
 ///
@@ -36,15 +41,13 @@ pub(crate) fn to_string(value: &impl Serialize) -> Result<String, Error> {
 ///
 /// # Errors
 /// It is nested deeper than anything of Kubernetes: reading that takes libyaml the square of its depth.
-pub(crate) fn as_kubectl_reads(text: &str) -> Result<Cow<'_, str>, TooDeep> {
+pub(crate) fn as_kubectl_reads(text: &str) -> Result<Cow<'_, str>, Unread> {
+    check_yaml(text)?;
     let mut changes: Vec<(usize, usize, String)> = Vec::new();
     // Of each collection that is open, whether it is a mapping, and whether a key is next.
     let mut open: Vec<(bool, bool)> = Vec::new();
     for event in Parser::new_from_str(text) {
-        let Ok((event, span)) = event else {
-            may_be_read(text)?;
-            break;
-        };
+        let Ok((event, span)) = event else { break };
         match &event {
             Event::SequenceEnd | Event::MappingEnd => drop(open.pop()),
             Event::Scalar(value, ScalarStyle::Plain, _, None) => {
@@ -70,7 +73,7 @@ pub(crate) fn as_kubectl_reads(text: &str) -> Result<Cow<'_, str>, TooDeep> {
         );
         // A collection counts where it ends.
         match event {
-            Event::SequenceStart(..) | Event::MappingStart(..) if open.len() == DEEPEST => return Err(TooDeep),
+            Event::SequenceStart(..) | Event::MappingStart(..) if open.len() == DEEPEST => return Err(Unread::TooDeep),
             Event::SequenceStart(..) => open.push((false, false)),
             Event::MappingStart(..) => open.push((true, true)),
             _ if is_node => {
@@ -99,28 +102,8 @@ pub(crate) fn as_kubectl_reads(text: &str) -> Result<Cow<'_, str>, TooDeep> {
 ///
 /// # Errors
 /// It is.
-pub(crate) fn check_depth(text: &str) -> Result<(), TooDeep> {
+pub(crate) fn check_depth(text: &str) -> Result<(), Unread> {
     as_kubectl_reads(text).map(drop)
-}
-
-/// That a text which is no YAML does not look as if it were nested too deeply all the same.
-fn may_be_read(text: &str) -> Result<(), TooDeep> {
-    let (mut depth, mut begun) = (0usize, 0usize);
-    for byte in text.bytes() {
-        match byte {
-            // What flow style opens and closes.
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            // What block style begins on one line.
-            b'-' | b'?' | b':' => begun += 1,
-            b'\n' => begun = 0,
-            _ => {}
-        }
-        if depth.max(begun) > UNREAD {
-            return Err(TooDeep);
-        }
-    }
-    Ok(())
 }
 
 /// What go-yaml 2 takes a plain text for that is a text in YAML 1.2, as 1.2 has it.
@@ -139,8 +122,12 @@ fn as_go_yaml_resolves(text: &str) -> Option<String> {
         None => ("", &*plain),
     };
     let in_base = |digits: &str, base| i64::from_str_radix(digits, base).ok().map(|number| format!("{sign}{number}"));
-    if let Some(digits) = digits.strip_prefix("0b") {
-        return in_base(digits, 2);
+    // As ParseInt of Go reads them, in either case.
+    for (prefix, base) in [("0b", 2), ("0o", 8), ("0x", 16)] {
+        let is_as_1_2 = digits.starts_with(prefix) && base != 2 && plain == text;
+        if !is_as_1_2 && digits.get(..2).is_some_and(|of| of.eq_ignore_ascii_case(prefix)) {
+            return in_base(&digits[2..], base);
+        }
     }
     if digits.len() > 1 && digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.starts_with('0') {
         // With a digit that is none of base 8 it is a number with a point, and without one.
@@ -223,12 +210,12 @@ fn is_other_in_1_1(text: &str) -> bool {
     static TYPES: LazyLock<RegexSet> = LazyLock::new(|| {
         RegexSet::new([
             "^(?i:y|yes|n|no|on|off|true|false|null|~|=|<<)$",
-            "^[-+]?0b[01_]+$",
-            "^[-+]?0o?[0-7_]+$",
-            "^[-+]?0x[0-9a-fA-F_]+$",
+            "^[-+]?0(?i:b)[01_]+$",
+            "^[-+]?0(?i:o)?[0-7_]+$",
+            "^[-+]?0(?i:x)[0-9a-fA-F_]+$",
             "^[-+]?[0-9][0-9_]*$",
             "^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\\.[0-9_]*)?$",
-            "^[-+]?([0-9][0-9_]*)?\\.?[0-9_]*([eE][-+]?[0-9]+)?$",
+            "^[-+]?([0-9][0-9_]*)?\\.?[0-9_]*([eE][-+]?[0-9_]+)?$",
             "^[-+]?\\.(?i:inf|nan)$",
             "^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?$",
         ])
@@ -239,9 +226,6 @@ fn is_other_in_1_1(text: &str) -> bool {
 
 /// The deepest that a document may be nested, which is serde_yaml's limit too.
 const DEEPEST: usize = 128;
-/// How deep what can't be parsed may seem to be: far more than any file of Kubernetes, and soon found to be wrong.
-const UNREAD: usize = 2000;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -265,6 +249,11 @@ mod tests {
             "0777",
             "0o17",
             "0x_1f",
+            "0X1F",
+            "0B101",
+            "0O17",
+            "1e_3",
+            "1e2_3",
             "1e3",
             ".5",
             "1.",
@@ -302,8 +291,8 @@ mod tests {
             json!({ "a": true, "b": false, "c": true, "d": "yes", "e": "no", "f": "web" })
         );
         assert_eq!(
-            read("- 1_000\n- 0777\n- -0b11\n- 1_0.5\n- 190:20\n- 1.2.3\n- 10\n"),
-            json!([1000, 511, -3, 10.5, "190:20", "1.2.3", 10])
+            read("- 1_000\n- 0777\n- -0b11\n- 1_0.5\n- 190:20\n- 1.2.3\n- 10\n- 0X1F\n- 0O17\n- -0B11\n- 0x1f\n"),
+            json!([1000, 511, -3, 10.5, "190:20", "1.2.3", 10, 31, 15, -3, 31])
         );
         assert_eq!(read("on: x\noff: {no: [no]}\n"), json!({ "true": "x", "false": { "false": [false] } }));
         assert_eq!(read("a: |\n  yes\nb: >\n  no\nc: !!str on\n"), json!({ "a": "yes\n", "b": "no\n", "c": "on" }));

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Command, CommandFactory, FromArgMatches};
+use schemas::untrusted::check_yaml;
 use serde_yaml::Value;
 
 use crate::args::Args;
@@ -67,8 +68,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
 
 fn with_defaults(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
-    let settings: Option<serde_yaml::Mapping> = serde_yaml::from_str(&text)
-        .map_err(|error| ConfigError::NotYaml { path: path.into(), reason: error.to_string() })?;
+    let not_yaml = |reason: String| ConfigError::NotYaml { path: path.into(), reason };
+    check_yaml(&text).map_err(|error| not_yaml(error.to_string()))?;
+    let settings: Option<serde_yaml::Mapping> =
+        serde_yaml::from_str(&text).map_err(|error| not_yaml(error.to_string()))?;
     for (key, value) in settings.unwrap_or_default() {
         let name = key.as_str().unwrap_or_default().to_owned();
         let flag = command.get_arguments().find(|flag| flag.get_long() == Some(&*name));

@@ -31,6 +31,7 @@ use std::{
     process::ExitCode,
 };
 
+use schemas::untrusted::shown;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -84,7 +85,7 @@ pub fn run_command(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Says a line to whoever started the program; that nobody reads it is no error.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", shown(line));
 }
 
 /// Whether the log is in colour: at a terminal, unless `NO_COLOR` (no-color.org) is set.
@@ -97,11 +98,13 @@ const USAGE: u8 = 2;
 
 #[tokio::main(worker_threads = 1)]
 async fn record(args: Args) -> Result<RunSummary, RunError> {
-    let interrupt = signal(SignalKind::interrupt()).map_err(RunError::Recorder)?;
-    let terminate = signal(SignalKind::terminate()).map_err(RunError::Recorder)?;
-    let hangup = signal(SignalKind::hangup()).map_err(RunError::Recorder)?;
-    let shutdown = async move {
-        let (mut interrupt, mut terminate, mut hangup) = (interrupt, terminate, hangup);
+    // Listened to once it is waited for: before anything is recorded, each ends the program at once, whatever that reads.
+    let shutdown = async {
+        let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
+            tracing::warn!("signals can't be listened to: they end the recording without what is not written yet");
+            return std::future::pending().await;
+        };
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}

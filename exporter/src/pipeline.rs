@@ -15,9 +15,12 @@ mod observe;
 mod record;
 
 use std::{
+    future::poll_fn,
     io,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -143,7 +146,7 @@ struct WindowReport {
     is_last: bool,
 }
 
-/// Records until `shutdown` completes, then flushes everything.
+/// Records until `shutdown` completes, then flushes everything. It is not waited for before there is something to record.
 ///
 /// # Errors
 /// The run can't start, or the kernel takes the programs away.
@@ -173,7 +176,10 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     }
     let sinks =
         Sinks::start(sinks(&args, &origin)?, live, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
-    // From here on the kernel collects; what it sees waits in the ring buffer until everything stands.
+    // From here on there is something to finish.
+    let mut shutdown = pin!(shutdown);
+    let is_over = poll_fn(|cx| Poll::Ready(shutdown.as_mut().poll(cx).is_ready())).await;
+    // And the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let clock = clock()?;
     let limits = FlowTableLimits { edges: args.max_edges, conversations: args.max_conversations };
@@ -233,6 +239,11 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     }
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
     let observer = Observer::new(&args, probe, table, clock, run_start, sender, telemetry);
+    let shutdown = async move {
+        if !is_over {
+            shutdown.await;
+        }
+    };
     let observed = observer.run(shutdown).await;
     drop(watches);
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;

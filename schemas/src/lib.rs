@@ -43,6 +43,8 @@ pub mod rollup;
 #[cfg(feature = "std")]
 pub mod table;
 #[cfg(feature = "std")]
+pub mod untrusted;
+#[cfg(feature = "std")]
 pub mod value;
 #[cfg(feature = "std")]
 pub mod vocabulary;

@@ -141,8 +141,12 @@ pub(crate) async fn prune(args: &PruneArgs) -> Result<(), CompactError> {
     let PruneArgs { input, cache, older_than, forget_after, dry_run } = args;
     let place = Place::open(input, cache.as_deref()).await?;
     let (flows_until, all_until) = (hours_before(*older_than), forget_after.map(hours_before));
+    let clusters = place.clusters()?;
+    if clusters.is_empty() {
+        return Err(CompactError::Nothing { path: input.clone() });
+    }
     let (mut tally, mut unsummed, mut named) = (Tally::default(), 0, 0);
-    for (cluster, Listing { files, superseded, problems }) in place.clusters()? {
+    for (cluster, Listing { files, superseded, problems }) in clusters {
         for problem in problems {
             note!("left {problem}");
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::shared::capture::{CaptureError, check_readable};
 use crate::{
     capture::{OpenCapture, OpenError},
     cli::{DiffArgs, DiffFormat, InputArgs},
@@ -20,6 +21,10 @@ pub(crate) enum DiffError {
     Manifests(#[from] ManifestsError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("no manifests of pods, or of what makes them, in {0}")]
+    NoWorkloads(PathBuf),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     #[error("no policies in {0}: to compare with none, name an empty directory")]
     NoPolicies(PathBuf),
     #[error(transparent)]
@@ -45,11 +50,27 @@ pub(crate) async fn run(args: &DiffArgs) -> Result<bool, DiffError> {
         return Err(DifferenceError::Invalid(problem.clone()).into());
     }
     let mut population = match manifests {
-        Some(path) => Manifests::read(path)?.population,
+        Some(path) => {
+            let Manifests { population, problems, .. } = Manifests::read(path)?;
+            if let Some(problem) = problems.first() {
+                return Err(DifferenceError::Invalid(problem.clone()).into());
+            }
+            if population.members.is_empty() {
+                return Err(DiffError::NoWorkloads(path.clone()));
+            }
+            population
+        }
         None if input.is_empty() => Population::default(),
         None => {
             let input = InputArgs::new(input.clone(), cluster_name.clone());
-            Population::of_index(&OpenCapture::new(input.of(None)).await?.index)
+            let capture = OpenCapture::new(input.of(None)).await?;
+            if capture.files.is_empty() {
+                output::skipped(&capture.problems);
+                return Err(CaptureError::NoCapture(input.told()).into());
+            }
+            check_readable(&capture)?;
+            output::skipped(&capture.problems);
+            Population::of_index(&capture.index)
         }
     };
     if population.members.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::{
     report::ReportError,
-    shared::capture::{Capture, CaptureError, Proposal},
+    shared::capture::{Capture, CaptureError, Proposal, check_readable},
 };
 use crate::{
     cli::ExplainArgs,
@@ -20,6 +20,7 @@ pub(crate) async fn run(args: &ExplainArgs) -> Result<(), ReportError> {
     if capture.open.files.is_empty() {
         return Err(CaptureError::NoCapture(input.told()).into());
     }
+    check_readable(&capture.open)?;
     let wish = wish.wish();
     let Proposal { set, verdict } = capture.propose(&wish)?;
     let explanation = Explanation::new(capture.sets(), &set, &verdict, &wish).of(wanted).map_err(|known| {

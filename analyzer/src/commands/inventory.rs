@@ -33,7 +33,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::{cli::InventoryArgs, logging::log_to_stderr};
+use crate::{cli::InventoryArgs, interrupt, logging::log_to_stderr};
 use kubernetes::lease::{self, Lease};
 use pulse::Pulse;
 
@@ -453,6 +453,7 @@ fn stopped() -> Result<impl Future<Output = ()>, InventoryError> {
     let catch = |kind| signal(kind).map_err(InventoryError::Signal);
     let (mut interrupt, mut terminate, mut hangup) =
         (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?);
+    interrupt::records();
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}

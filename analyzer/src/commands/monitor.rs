@@ -40,6 +40,7 @@ use crate::output::{note, progress_line};
 use crate::{
     capture::journal::{Journal, JournalConfig, JournalError},
     cli::{self, MonitorArgs},
+    interrupt,
     logging::log_to_stderr,
     publish::cluster::ClusterError,
 };
@@ -183,6 +184,7 @@ async fn record(
     let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
     // Nobody is there any more to press Ctrl-C.
     let mut hangup = catch(SignalKind::hangup())?;
+    interrupt::records();
     let began = Instant::now();
     let mut until = began + args.duration.unwrap_or(FOREVER);
     let mut agents = Agents::new();

@@ -26,6 +26,7 @@ use tokio::{
 use crate::{
     capture::journal::{Journal, JournalConfig, JournalError},
     cli::ReceiveArgs,
+    interrupt,
     logging::log_to_stderr,
 };
 use server::{Bounds, Server};
@@ -85,6 +86,7 @@ pub(crate) async fn run(args: &ReceiveArgs) -> Result<(), ReceiveError> {
     let servers = [serve(grpc), serve(http)];
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ReceiveError::System)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ReceiveError::System)?;
+    interrupt::records();
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

@@ -21,7 +21,7 @@ use tokio::{task::AbortHandle, time::timeout};
 
 use super::{
     apply::{self, ApplyError},
-    shared::capture::{Capture, CaptureError, Proposal, ProposalError},
+    shared::capture::{Capture, CaptureError, Proposal, ProposalError, check_readable},
 };
 use crate::policy::explanation::Explanation;
 use crate::{
@@ -167,6 +167,7 @@ async fn regenerate(
         note!("a part of the capture can't be read, as listed above: the last set stays");
         return Ok(Exit::Kept);
     }
+    check_readable(&capture.open)?;
     let wish = args.policy.wish();
     // Without, the set would be empty: the last one stays.
     capture.check(&args.input, &wish.namespaces)?;

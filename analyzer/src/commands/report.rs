@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write, path::Path};
 
 use schemas::capture::{Problem, ProblemKind};
 
-use super::shared::capture::{Capture, CaptureError, Proposal, ProposalError};
+use super::shared::capture::{Capture, CaptureError, Proposal, ProposalError, check_readable};
 use crate::policy::explanation::Explanation;
 use crate::{
     capture::{OpenCapture, health::Run},
@@ -59,6 +59,7 @@ pub(crate) async fn run(args: &ReportArgs) -> Result<Exit, ReportError> {
         note!("a part of the capture can't be read, as listed above: what is in {} stays", directory.display());
         return Ok(Exit::Kept);
     }
+    check_readable(&capture.open)?;
     let Proposal { set, verdict } = capture.propose(&wish)?;
     let explained = || Explanation::new(capture.sets(), &set, &verdict, &wish);
     let documents = capture.documents(&set, *format).map_err(OutputError::Yaml)?;

@@ -5,7 +5,7 @@ use crate::{
     capture::{OpenCapture, OpenError},
     cli::{self, SetsArgs, SetsFormat},
     communication::Workload,
-    output::{self, OutputError, notes},
+    output::{self, OutputError, note, notes},
     sets::{self, EncodeError},
 };
 
@@ -30,12 +30,17 @@ pub(crate) async fn run(args: &SetsArgs) -> Result<(), SetsError> {
     let SetsArgs { input, learn, namespaces, format, output } = args;
     let (mut capture, learning) = capture::open(input, learn).await?;
     let (sets, _) = capture.read(async |capture: &OpenCapture| sets::learn(capture, &learning).await).await?;
-    output::skipped(&capture.problems);
     if capture.files.is_empty() {
+        output::skipped(&capture.problems);
         return Err(CaptureError::NoCapture(input.told()).into());
     }
+    capture::check_readable(&capture)?;
+    output::skipped(&capture.problems);
     let namespaces = cli::names(namespaces);
     capture::check_namespaces(&namespaces, sets.workloads.keys().map(|workload| &workload.namespace), true)?;
+    for name in namespaces.iter().filter(|name| sets.workloads.keys().all(|of| of.namespace != **name)) {
+        note!("namespace {name}: no pod of it is known");
+    }
     let is_wanted = |workload: &Workload| namespaces.is_empty() || namespaces.contains(&workload.namespace);
     let text = match format {
         SetsFormat::Table => sets.told(is_wanted),

@@ -108,6 +108,7 @@ pub(crate) async fn run(args: &SqlArgs) -> Result<(), SqlError> {
         Ok(writers)
     };
     let writers = capture.read(read).await?;
+    capture::check_readable(&capture)?;
     output::skipped(&capture.problems);
     for (number, writer) in writers.into_iter().enumerate() {
         if number > 0 {

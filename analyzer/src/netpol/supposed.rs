@@ -2,6 +2,7 @@
 //! distinguishes.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -96,7 +97,11 @@ fn supposed_beside(policies: &[&NetworkPolicy], there: &[Member]) -> Result<Popu
 }
 
 /// Values of labels by key that no selector distinguishes, by the first of them.
-struct Alike<'a>(BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a str>>>);
+struct Alike<'a> {
+    values: BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a str>>>,
+    /// How many examples may be made for all selectors beside the first of each.
+    budget: Cell<usize>,
+}
 
 impl<'a> Alike<'a> {
     fn new(policies: &[&'a NetworkPolicy], there: &'a [Member]) -> Self {
@@ -129,7 +134,8 @@ impl<'a> Alike<'a> {
             in_lists.into_iter().for_each(|(value, lists)| classes.entry(lists).or_default().push(value));
             classes.into_values().map(|values| (values[0], values)).collect()
         };
-        Self(lists.into_iter().map(|(key, lists)| (key, classes(lists))).collect())
+        let values = lists.into_iter().map(|(key, lists)| (key, classes(lists))).collect();
+        Self { values, budget: Cell::new(MOST) }
     }
 
     /// Labels that a selector selects, each with words for it: an example for all values that are alike.
@@ -150,18 +156,27 @@ impl<'a> Alike<'a> {
                 "Exists" => vec![""],
                 _ => return Err(DifferenceError::Supposed("pods by labels that they do not have")),
             };
-            if examples.len().saturating_mul(values.len()) > MOST {
-                return Err(DifferenceError::Supposed("by too many combinations of labels"));
+            // What is asked of a key before holds too.
+            let key = expression.key.as_str();
+            if examples.iter().all(|labels| labels.contains_key(key)) {
+                let any_value = expression.operator == "Exists";
+                examples.retain(|labels| any_value || labels.get(key).is_some_and(|value| values.contains(&&**value)));
+                continue;
             }
+            let budget = self.budget.get().checked_sub(examples.len().saturating_mul(values.len()).saturating_sub(1));
+            let Some(budget) = budget else {
+                return Err(DifferenceError::Supposed("by too many combinations of labels"));
+            };
             let with = |labels: &Labels| {
                 let with = |value: &&str| {
                     let mut labels = labels.clone();
-                    labels.insert(expression.key.as_str().into(), (*value).into());
+                    labels.insert(key.into(), (*value).into());
                     labels
                 };
                 values.iter().map(with).collect::<Vec<_>>()
             };
             examples = examples.iter().flat_map(with).collect();
+            self.budget.set(budget);
         }
         let words = |labels: Labels| (self.words(&labels), labels);
         Ok(examples.into_iter().map(words).collect())
@@ -169,7 +184,7 @@ impl<'a> Alike<'a> {
 
     /// The values that are like one that is the first of them.
     fn class(&self, key: &str, first: &str) -> Option<&[&'a str]> {
-        self.0.get(key)?.get(first).map(Vec::as_slice)
+        self.values.get(key)?.get(first).map(Vec::as_slice)
     }
 
     fn words(&self, labels: &Labels) -> String {
@@ -193,5 +208,6 @@ fn selectors(policy: &NetworkPolicy) -> impl Iterator<Item = &LabelSelector> {
     })
 }
 
-/// The most kinds of pods of a selector that are compared one by one: who writes policies does not decide how long that takes.
+/// The most kinds of pods that are compared one by one beside one for each selector: who writes policies does not decide how
+/// long that takes.
 const MOST: usize = 1000;

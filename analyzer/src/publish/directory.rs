@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     netpol::{MANAGED_BY, MANAGER},
-    output::{self, Output, OutputError},
+    output::{self, Appearing, Output, OutputError},
     yaml,
 };
 
@@ -116,15 +116,51 @@ pub(crate) fn write(directory: &Path, files: &Files) -> Result<(), TreeError> {
     fs::create_dir_all(directory).map_err(|source| refused(directory, source))?;
     let last = read(directory)?;
     let removed = removed(&last, files)?;
+    let in_the_way = |name: &&String| directory.join(name).metadata().is_ok_and(|metadata| !metadata.is_file());
+    if let Some(name) = files.keys().find(in_the_way) {
+        return Err(TreeError::NotOurs { name: name.clone() });
+    }
     let mut written = Vec::new();
     // What is the same is left alone, with its time.
     for (name, text) in files.iter().filter(|(name, text)| last.get(*name) != Some(*text)) {
         written.push(output::written(text, &directory.join(name))?);
     }
-    written.into_iter().try_for_each(Output::finish)?;
+    let _appearing = Appearing::new();
+    replace(directory, written)?;
     for name in removed {
         let path = directory.join(name);
         fs::remove_file(&path).map_err(|source| refused(&path, source))?;
+    }
+    Ok(())
+}
+
+/// Puts files in the place of older ones, all of them or none.
+fn replace(directory: &Path, written: Vec<Output>) -> Result<(), TreeError> {
+    let refused = |path: &Path, source| TreeError::Directory { path: path.into(), source };
+    // Where what was there is kept until all are.
+    let kept = tempfile::Builder::new().prefix(".flowscribe-").tempdir_in(directory);
+    let kept = kept.map_err(|source| refused(directory, source))?;
+    let mut places = Vec::new();
+    for (number, output) in written.iter().enumerate() {
+        let Some(target) = output.target().map(Path::to_path_buf) else { continue };
+        let copy = kept.path().join(number.to_string());
+        let is_there = match fs::hard_link(&target, &copy) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(_) => fs::copy(&target, &copy).map(|_| true).map_err(|source| refused(&target, source))?,
+        };
+        places.push((target, is_there.then_some(copy)));
+    }
+    for (number, output) in written.into_iter().enumerate() {
+        if let Err(error) = output.finish() {
+            for (target, copy) in &places[..number] {
+                let _ = match copy {
+                    Some(copy) => fs::rename(copy, target).or_else(|_| fs::copy(copy, target).map(drop)),
+                    None => fs::remove_file(target),
+                };
+            }
+            return Err(error.into());
+        }
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::Fate;
 use crate::{
     communication::{Communications, Edge, Endpoint, Workload},
-    yaml::{self, TooDeep},
+    yaml::{self, Unread},
 };
 
 /// The decisions of a file.
@@ -30,7 +30,16 @@ pub(crate) struct Decisions {
     /// What forbids comes before what pins.
     list: Vec<Decision>,
     /// Those between two workloads by their names, so that many are not looked through for every edge.
-    between: HashMap<Ends, Vec<usize>>,
+    between: HashMap<Ends, Between>,
+    /// All others.
+    others: Vec<usize>,
+}
+
+/// Decisions between two workloads.
+#[derive(Debug, Default)]
+struct Between {
+    /// Those that pin one port, by that.
+    of_port: HashMap<u16, Vec<usize>>,
     /// All others.
     others: Vec<usize>,
 }
@@ -87,7 +96,7 @@ pub(crate) enum DecisionsError {
     Nested {
         path: PathBuf,
         #[source]
-        source: TooDeep,
+        source: Unread,
     },
     #[error("decisions {path}: {list}[{number}]: {reason}")]
     Invalid { path: PathBuf, list: &'static str, number: usize, reason: String },
@@ -147,17 +156,23 @@ impl Decisions {
     }
 
     fn of_list(list: Vec<Decision>) -> Self {
-        let (mut between, mut others) = (HashMap::<Ends, Vec<usize>>::new(), Vec::new());
+        let (mut between, mut others) = (HashMap::<Ends, Between>::new(), Vec::new());
         for (number, decision) in list.iter().enumerate() {
-            match decision.from.workload().zip(decision.to.workload()) {
-                Some((from, to)) => between.entry([from, to]).or_default().push(number),
-                None => others.push(number),
+            let Some((from, to)) = decision.from.workload().zip(decision.to.workload()) else {
+                others.push(number);
+                continue;
+            };
+            let between = between.entry([from, to]).or_default();
+            let ports = decision.ports.as_ref().filter(|_| decision.is_pin);
+            match ports.map(|ports| (*ports.range.start(), *ports.range.end())) {
+                Some((first, last)) if first == last => between.of_port.entry(first).or_default().push(number),
+                _ => between.others.push(number),
             }
         }
         Self { list, between, others }
     }
 
-    /// The decisions that may be about an edge, with their numbers, in order.
+    /// The decisions that may be about an edge, with their numbers, in order; all that forbid something between its ends.
     fn near(&self, edge: &Edge) -> impl Iterator<Item = (usize, &Decision)> {
         let between = match (&edge.source, &edge.destination) {
             (Endpoint::Workload(from), Endpoint::Workload(to)) if !self.between.is_empty() => {
@@ -166,7 +181,9 @@ impl Decisions {
             }
             _ => None,
         };
-        let mut numbers: Vec<usize> = between.into_iter().flatten().chain(&self.others).copied().collect();
+        let of_port = between.and_then(|between| between.of_port.get(&edge.port)).into_iter().flatten();
+        let of_ends = between.into_iter().flat_map(|between| &between.others);
+        let mut numbers: Vec<usize> = of_port.chain(of_ends).chain(&self.others).copied().collect();
         numbers.sort_unstable();
         numbers.into_iter().map(|number| (number, &self.list[number]))
     }

@@ -31,7 +31,32 @@ fn whatever_can_not_be_decided_exits_with_2_and_says_why() {
     let capture = web_and_db().write();
     let capture = &*capture.path().to_string_lossy();
     let nowhere = "/nowhere/at/all";
-    let cases: [(&[&str], &str); 31] = [
+    let damaged = web_and_db().write();
+    let mut folders = vec![damaged.path().join("flows")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("readable").flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else {
+                fs::write(entry.path(), "PAR1 cut short").expect("written");
+            }
+        }
+    }
+    let damaged = &*damaged.path().to_string_lossy();
+    let unreadable = "no flows can be read, as listed above";
+    let cases: [(&[&str], &str); 43] = [
+        (&["report", "--input", damaged], unreadable),
+        (&["sets", "--input", damaged], unreadable),
+        (&["explain", "demo/web", "--input", damaged], unreadable),
+        (&["sql", "--input", damaged, "select * from flows"], unreadable),
+        (&["regenerate", "--input", damaged, "--output", &out], unreadable),
+        (&["diff", &policy, &policy, "--input", damaged], unreadable),
+        (&["diff", &policy, &policy, "--input", &empty], "no capture in"),
+        (&["diff", &policy, &policy, "--input", &notes], "no capture in"),
+        (&["diff", &policy, &policy, "--manifests", &empty], "no manifests of pods"),
+        (&["diff", &policy, &policy, "--manifests", &notes], "no manifests of pods"),
+        (&["diff", &policy, &policy, "--manifests", &deep], "it is nested too deeply"),
+        (&["prune", "--input", &empty, "--older-than", "1d"], "no capture in"),
         (&["report", "--input", nowhere], "cannot read input /nowhere/at/all"),
         (&["report", "--input", &empty], "no capture in"),
         (&["report", "--input", &notes], "no capture in"),
@@ -58,10 +83,10 @@ fn whatever_can_not_be_decided_exits_with_2_and_says_why() {
         (&["diff", &notes, &policy], "no policies in"),
         (&["diff", &policy, &bad], "neither Ingress nor Egress"),
         (&["connectivity", "--manifests", &empty], "no manifests of pods"),
-        (&["connectivity", "--manifests", &deep], "nested more than 128 levels deep"),
-        (&["diff", &policy, &deep], "nested more than 128 levels deep"),
-        (&["verify", "--policies", &deep, "--input", capture], "nested more than 128 levels deep"),
-        (&["report", "--input", capture, "--decisions", &deep], "nested more than 128 levels deep"),
+        (&["connectivity", "--manifests", &deep], "it is nested too deeply"),
+        (&["diff", &policy, &deep], "it is nested too deeply"),
+        (&["verify", "--policies", &deep, "--input", capture], "it is nested too deeply"),
+        (&["report", "--input", capture, "--decisions", &deep], "it is nested too deeply"),
         (&["regenerate", "--input", &empty, "--output", &out], "no capture in"),
     ];
     for (arguments, said) in cases {
@@ -256,4 +281,25 @@ fn nobody_who_reads_is_no_crash() {
             assert!(status <= 5, "{command} {readers}: {status}");
         }
     }
+}
+
+#[test]
+fn a_link_is_followed_to_what_is_replaced_whole_and_a_dash_is_standard_output() {
+    let capture = web_and_db().write();
+    let capture = &*capture.path().to_string_lossy();
+    let directory = tempfile::tempdir().expect("a directory");
+    let (file, link) = (directory.path().join("old.yaml"), directory.path().join("link.yaml"));
+    fs::write(&file, "# older\n".repeat(10_000)).expect("written");
+    std::os::unix::fs::symlink("old.yaml", &link).expect("linked");
+    assert_eq!(status(&["report", "--input", capture, "--output", &link.to_string_lossy()]).0, Some(0));
+    let expected = flowscribe(&["report", "--input", capture, "--output", "-"]).stdout;
+    assert!(String::from_utf8_lossy(&expected).contains("kind: NetworkPolicy"));
+    assert_eq!(fs::read(&file).expect("it is there"), expected);
+    assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
+    // What is in the way of a set is found before any of it is written.
+    let set = directory.path().join("set");
+    fs::create_dir_all(set.join("kustomization.yaml")).expect("made");
+    let (code, said) = status(&["report", "--input", capture, "--output", &format!("{}/", set.display())]);
+    assert!(code == Some(2) && said.contains("kustomization.yaml is not one that flowscribe wrote"), "{said}");
+    assert_eq!(fs::read_dir(&set).expect("readable").count(), 1);
 }

@@ -13,6 +13,7 @@ use kubernetes::ALLOWED_ANNOTATIONS;
 use schemas::{
     inventory::{InventoryRecord, ObjectKind},
     table::Port,
+    untrusted::{Unbounded, check_yaml},
     vocabulary::Transport,
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,13 @@ pub enum InventoryError {
         path: PathBuf,
         #[source]
         source: io::Error,
+    },
+    /// It is made to take long.
+    #[error("inventory {path} is not valid")]
+    Unbounded {
+        path: PathBuf,
+        #[source]
+        source: Unbounded,
     },
     /// It is not YAML of the expected shape.
     #[error("inventory {path} is not valid")]
@@ -181,6 +189,7 @@ type Map = BTreeMap<Arc<str>, Arc<str>>;
 /// It can't be read or is not valid; the message names the place.
 pub(crate) fn read(path: &Path, node: &Arc<str>) -> Result<Vec<Observation>, InventoryError> {
     let text = fs::read_to_string(path).map_err(|source| InventoryError::Read { path: path.into(), source })?;
+    check_yaml(&text).map_err(|source| InventoryError::Unbounded { path: path.into(), source })?;
     let file = parse(&text).map_err(|source| InventoryError::Parse { path: path.into(), source })?;
     Ok(observations(file, node))
 }

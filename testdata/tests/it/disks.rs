@@ -1,7 +1,7 @@
 //! Disks that do not answer, and captures of very many files: Ctrl-C is heard all the same. Disks that are full.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Read,
     path::Path,
@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -20,9 +21,10 @@ use crate::{
 
 tests![
     ctrl_c_is_heard_while_a_disk_does_not_answer,
-    what_records_onto_a_disk_that_does_not_answer_can_be_given_up,
     ctrl_c_is_heard_while_many_files_are_opened,
     a_full_disk_keeps_the_whole_set_that_was_there,
+    a_file_that_can_not_be_replaced_keeps_the_whole_set_that_was_there,
+    ctrl_c_is_heard_before_anything_is_recorded,
 ];
 
 fn start(arguments: &[&str]) -> Child {
@@ -31,15 +33,19 @@ fn start(arguments: &[&str]) -> Child {
     command.spawn().expect("flowscribe starts")
 }
 
-/// Whether a program waits for a disk, in a thread.
-fn waits_for_disk(child: &Child) -> bool {
+/// Whether a thread of a program waits in one of the kernel's functions whose names have one of these parts.
+fn waits_in(child: &Child, parts: &[&str]) -> bool {
     let threads = fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs").flatten();
-    let waits = |thread: &Path| {
-        let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
-        // After the name in parentheses; D is said of whoever waits for a disk.
-        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D'))
+    let waits = |thread: fs::DirEntry| {
+        let function = fs::read_to_string(thread.path().join("wchan")).unwrap_or_default();
+        parts.iter().any(|part| function.contains(part))
     };
-    threads.into_iter().any(|thread| waits(&thread.path()))
+    threads.into_iter().any(waits)
+}
+
+/// Whether a program waits for the disk that does not answer.
+fn waits_for_disk(child: &Child) -> bool {
+    waits_in(child, &["fuse"])
 }
 
 fn press_ctrl_c(child: &Child) {
@@ -65,7 +71,7 @@ fn ctrl_c_is_heard_while_a_disk_does_not_answer() -> Ran {
     )
     .expect("written");
     let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/captures/demo");
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 10] = [
         &["report", "--input", &there],
         &["report", "--input", capture, "--output", &there],
         &["report", "--input", capture, "--decisions", &there],
@@ -75,6 +81,7 @@ fn ctrl_c_is_heard_while_a_disk_does_not_answer() -> Ran {
         &["connectivity", "--manifests", &there],
         &["compact", "--input", &there],
         &["import", "--input", &there, "--output", &input],
+        &["receive", "--output", &there, "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"],
     ];
     for arguments in commands {
         let child = start(arguments);
@@ -84,28 +91,6 @@ fn ctrl_c_is_heard_while_a_disk_does_not_answer() -> Ran {
         assert_eq!(code, Some(130), "{arguments:?}: {said}");
         assert!(said.contains("flowscribe: interrupted, nothing was written"), "{arguments:?}: {said}");
     }
-    Ok(())
-}
-
-fn what_records_onto_a_disk_that_does_not_answer_can_be_given_up() -> Ran {
-    let disk = stalled_disk()?;
-    let there = disk.path().join("x").to_string_lossy().into_owned();
-    let child =
-        start(&["receive", "--output", &there, "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]);
-    wait_until("it waits for the disk", || waits_for_disk(&child));
-    press_ctrl_c(&child);
-    let mut child = child;
-    let mut stderr = child.stderr.take().expect("it is piped");
-    let mut said = String::new();
-    let mut byte = [0];
-    while !said.contains("still being written; Ctrl-C gives it up") {
-        assert_eq!(stderr.read(&mut byte).expect("text"), 1, "it ended: {said}");
-        said.push(byte[0].into());
-    }
-    press_ctrl_c(&child);
-    stderr.read_to_string(&mut said).expect("text");
-    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{said}");
-    assert!(said.contains("interrupted, and what it had not written yet is lost"), "{said}");
     Ok(())
 }
 
@@ -170,6 +155,75 @@ fn a_full_disk_keeps_the_whole_set_that_was_there() -> Ran {
     assert!(report().status.success());
     assert_eq!(files(), new);
     Ok(())
+}
+
+fn a_file_that_can_not_be_replaced_keeps_the_whole_set_that_was_there() -> Ran {
+    let disk = small_disk(4 << 20)?;
+    let policies = disk.path().join("policies");
+    let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/captures/demo");
+    let output = format!("{}/", policies.display());
+    let report = || flowscribe(&["report", "--input", capture, "--output", &output]);
+    assert!(report().status.success());
+    let names = || {
+        let entries = fs::read_dir(&policies).expect("it is there").flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<BTreeSet<_>>()
+    };
+    let expected = names();
+    for name in expected.iter().filter(|name| name.ends_with(".yaml")) {
+        let path = policies.join(name);
+        let text = fs::read_to_string(&path).expect("text");
+        fs::write(&path, format!("{text}# older\n")).expect("written");
+    }
+    // Nothing can be renamed over what something is mounted on.
+    let held = policies.join("kustomization.yaml");
+    mount(Some(&held), &held, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("mounted");
+    let refused = report();
+    umount2(&held, MntFlags::MNT_DETACH).expect("it is mounted");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("kustomization.yaml"), "{said}");
+    let is_older =
+        |name: &&String| fs::read_to_string(policies.join(name)).is_ok_and(|text| text.ends_with("# older\n"));
+    assert_eq!(names(), expected, "nothing is left behind");
+    let yaml: Vec<_> = expected.iter().filter(|name| name.ends_with(".yaml")).collect();
+    assert!(yaml.iter().copied().all(|name| is_older(&name)), "all are as they were");
+    assert!(report().status.success());
+    assert!(!yaml.iter().copied().any(|name| is_older(&name)));
+    Ok(())
+}
+
+fn ctrl_c_is_heard_before_anything_is_recorded() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let (pipe, output) = (at("pipe"), at("capture"));
+    nix::unistd::mkfifo(Path::new(&pipe), nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let commands: [&[&str]; 3] = [
+        &[
+            "flowscribe",
+            "receive",
+            "--output",
+            &output,
+            "--token-file",
+            &pipe,
+            "--grpc-address",
+            "127.0.0.1:0",
+            "--http-address",
+            "127.0.0.1:0",
+        ],
+        &["flowscribe", "monitor", "--output", &output, "--kubeconfig", &pipe],
+        &["exporter", "--output", &output, "--inventory", &pipe],
+    ];
+    for arguments in commands {
+        let mut command = Command::new(executable());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().expect("it starts");
+        let waits = || waits_in(&child, &["fifo_open", "wait_for_partner"]);
+        wait_until(&format!("{arguments:?} waits for the pipe"), waits);
+        press_ctrl_c(&child);
+        let (code, said) = ended(child);
+        // The agent does not listen to the signal before it records, and is ended by it.
+        let expected = if arguments[0] == "flowscribe" { Some(130) } else { None };
+        assert_eq!(code, expected, "{arguments:?}: {said}");
+    }
 }
 
 /// A Parquet file below a directory.

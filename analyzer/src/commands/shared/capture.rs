@@ -3,7 +3,12 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use schemas::capture::{Problem, ProblemKind};
+use schemas::{
+    capture::{CaptureFile, Problem, ProblemKind},
+    flow::FlowRecord,
+    inventory::InventoryRecord,
+    table::Record,
+};
 
 use crate::{
     capture::{
@@ -35,6 +40,8 @@ pub(crate) enum CaptureError {
     State(#[from] StateError),
     #[error("no capture in {0}: does anything record into it?")]
     NoCapture(String),
+    #[error("no {0} can be read, as listed above")]
+    Unreadable(&'static str),
     #[error("no inventory in {0}: nothing tells which pods there were, and what policies would mean for them")]
     NoInventory(String),
     #[error("no pod of {unknown} is known, only some of {known}")]
@@ -149,20 +156,45 @@ impl Capture {
 
     /// Whether a file of the capture is there and can't be read: what is missing is not known to be gone.
     pub(crate) fn is_read_in_part(&self) -> bool {
-        let is_lost = |problem: &Problem| match problem.kind {
-            ProblemKind::Damaged { .. }
-            | ProblemKind::NewerSchema { .. }
-            | ProblemKind::WrongColumns { .. }
-            | ProblemKind::Unreadable { .. } => true,
-            ProblemKind::NotParquet
-            | ProblemKind::Foreign
-            | ProblemKind::Unfinished
-            | ProblemKind::Received
-            | ProblemKind::Empty => false,
-        };
         self.open.problems.iter().any(is_lost)
     }
+}
 
+/// Refuses a capture of which all files of a dataset that policies need are there and can't be read: nothing can be said then.
+///
+/// # Errors
+/// It is one.
+pub(crate) fn check_readable(open: &OpenCapture) -> Result<(), CaptureError> {
+    let is_of = |file: &CaptureFile, dataset| {
+        file.dataset == dataset || dataset == FlowRecord::DATASET && file.summary.is_some()
+    };
+    let is_below = |problem: &Problem, dataset| problem.path.components().any(|part| part.as_os_str() == dataset);
+    for dataset in [FlowRecord::DATASET, InventoryRecord::DATASET] {
+        let is_lost = open.problems.iter().any(|problem| is_lost(problem) && is_below(problem, dataset));
+        if is_lost && !open.files.iter().any(|file| is_of(file, dataset)) {
+            output::skipped(&open.problems);
+            return Err(CaptureError::Unreadable(dataset));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is there and can't be read.
+const fn is_lost(problem: &Problem) -> bool {
+    match problem.kind {
+        ProblemKind::Damaged { .. }
+        | ProblemKind::NewerSchema { .. }
+        | ProblemKind::WrongColumns { .. }
+        | ProblemKind::Unreadable { .. } => true,
+        ProblemKind::NotParquet
+        | ProblemKind::Foreign
+        | ProblemKind::Unfinished
+        | ProblemKind::Received
+        | ProblemKind::Empty => false,
+    }
+}
+
+impl Capture {
     /// What is believed of all workloads.
     pub(crate) fn sets(&self) -> &Sets {
         &self.learned.0
