@@ -360,9 +360,9 @@ fn committed() -> Vec<(String, Vec<u8>)> {
             if path.is_dir() {
                 read(&path, found);
             } else if path.extension().is_some_and(|extension| extension == "parquet") {
-                let dataset = ["flows", "inventory", "health"].into_iter();
+                let mut dataset = ["flows", "inventory", "health"].into_iter();
                 let is_in = |dataset: &&str| path.components().any(|part| part.as_os_str() == *dataset);
-                let dataset = dataset.filter(is_in).next_back().expect("it is of a dataset");
+                let dataset = dataset.rfind(is_in).expect("it is of a dataset");
                 found.push((dataset.into(), fs::read(&path).expect("readable")));
             }
         }
