@@ -39,8 +39,14 @@ pub(crate) fn run(args: &Args, DoctorArgs { format, verbose }: DoctorArgs) -> Ex
         DoctorFormat::Text => report.text(verbose || args.verbose),
         DoctorFormat::Json => serde_json::to_string_pretty(&report).unwrap_or_default() + "\n",
     };
-    // That nobody reads it is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    // That nobody reads it is no error; that it can't be written is.
+    let written = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        crate::say(&format!("flowscribe-exporter: cannot write standard output: {error}"));
+        return ExitCode::FAILURE;
+    }
     if report.records { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -27,7 +27,9 @@ use std::{
     env,
     error::Error,
     ffi::OsString,
+    future::pending,
     io::{self, IsTerminal, Write},
+    pin::Pin,
     process::ExitCode,
 };
 
@@ -98,20 +100,31 @@ const USAGE: u8 = 2;
 
 #[tokio::main(worker_threads = 1)]
 async fn record(args: Args) -> Result<RunSummary, RunError> {
-    // Listened to once it is waited for: before anything is recorded, each ends the program at once, whatever that reads.
-    let shutdown = async {
+    Box::pin(run(args, Stopped)).await
+}
+
+/// SIGINT, SIGTERM or SIGHUP, which are listened to from when there is something to finish: before that, each ends the program
+/// at once, whatever it reads.
+struct Stopped;
+
+impl IntoFuture for Stopped {
+    type Output = ();
+    type IntoFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+    fn into_future(self) -> Self::IntoFuture {
         let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-        let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
-            tracing::warn!("signals can't be listened to: they end the recording without what is not written yet");
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    };
-    Box::pin(run(args, shutdown)).await
+        Box::pin(async {
+            let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = signals else {
+                tracing::warn!("signals can't be listened to: they end the recording without what is not written yet");
+                return pending().await;
+            };
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        })
+    }
 }
 
 /// An error with its causes, as one line: of each the first.

@@ -15,12 +15,9 @@ mod observe;
 mod record;
 
 use std::{
-    future::poll_fn,
     io,
     path::{Path, PathBuf},
-    pin::pin,
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
@@ -146,11 +143,11 @@ struct WindowReport {
     is_last: bool,
 }
 
-/// Records until `shutdown` completes, then flushes everything. It is not waited for before there is something to record.
+/// Records until `shutdown` completes, then flushes everything. It is made a future of once there is something to finish.
 ///
 /// # Errors
 /// The run can't start, or the kernel takes the programs away.
-pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSummary, RunError> {
+pub async fn run(args: Args, shutdown: impl IntoFuture<Output = ()>) -> Result<RunSummary, RunError> {
     let name = args.node.clone().map_or_else(node_name, Ok)?;
     let origin = Origin::new(&args.cluster, &name).map_err(RunError::Random)?;
     let to = receivers(&args);
@@ -177,8 +174,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     let sinks =
         Sinks::start(sinks(&args, &origin)?, live, args.roll_interval, &telemetry).map_err(RunError::Recorder)?;
     // From here on there is something to finish.
-    let mut shutdown = pin!(shutdown);
-    let is_over = poll_fn(|cx| Poll::Ready(shutdown.as_mut().poll(cx).is_ready())).await;
+    let shutdown = shutdown.into_future();
     // And the kernel collects; what it sees waits in the ring buffer until everything stands.
     let run_start = now()?;
     let clock = clock()?;
@@ -239,11 +235,6 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<RunSu
     }
     let recording = tokio::task::spawn_blocking(move || recorder.run(receiver));
     let observer = Observer::new(&args, probe, table, clock, run_start, sender, telemetry);
-    let shutdown = async move {
-        if !is_over {
-            shutdown.await;
-        }
-    };
     let observed = observer.run(shutdown).await;
     drop(watches);
     let (summary, is_durable) = recording.await.map_err(|error| RunError::Recorder(io::Error::other(error)))?;

@@ -161,11 +161,13 @@ impl Manifests {
             }
             "Namespace" => {
                 let namespace = Namespace::deserialize(&object).map_err(refused)?;
+                taken(&namespace.metadata)?;
                 let labels = labels(&namespace.metadata);
                 self.population.namespaces.insert(namespace.metadata.name.unwrap_or_default().into(), labels);
             }
             "Pod" => {
                 let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(refused)?;
+                taken(&metadata)?;
                 if matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
                     return Ok(());
                 }
@@ -195,6 +197,8 @@ impl Manifests {
                 }
                 let template = PodTemplateSpec::deserialize(&template["template"]).map_err(refused)?;
                 let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(refused)?;
+                taken(&metadata)?;
+                template.metadata.as_ref().map_or(Ok(()), taken)?;
                 let namespace = namespace(&metadata);
                 let by = workload(&namespace, kind, metadata.name.as_deref().unwrap_or_default());
                 if let Some(owner) = owner(&metadata, &namespace) {
@@ -335,6 +339,12 @@ fn fill_labels(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(fill_labels),
         _ => {}
     }
+}
+
+/// Whether the API server takes an object with these names and labels.
+fn taken(metadata: &ObjectMeta) -> Result<(), Vec<String>> {
+    let refusals = validation::refusals_of_metadata(metadata);
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
 fn namespace(metadata: &ObjectMeta) -> Arc<str> {

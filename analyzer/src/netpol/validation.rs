@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 use k8s_openapi::{
     api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
 use serde_json::Value;
 
@@ -50,15 +53,10 @@ fn as_written(path: &str) -> String {
 pub(crate) fn refusals(policy: &NetworkPolicy) -> Vec<String> {
     let mut found = Found::default();
     let NetworkPolicy { metadata, spec } = policy;
-    match metadata.name.as_deref() {
-        None | Some("") => found.say("metadata.name", "a name is needed"),
-        Some(name) if !is_dns_subdomain(name) => found.say("metadata.name", &format!("`{name}` is no DNS subdomain")),
-        Some(_) => {}
+    if metadata.name.as_deref().is_none_or(str::is_empty) {
+        found.say("metadata.name", "a name is needed");
     }
-    if let Some(namespace) = metadata.namespace.as_deref().filter(|namespace| !is_dns_label(namespace)) {
-        found.say("metadata.namespace", &format!("`{namespace}` is no DNS label"));
-    }
-    found.labels("metadata.labels", metadata.labels.as_ref());
+    found.metadata(metadata);
     for key in metadata.annotations.iter().flat_map(BTreeMap::keys) {
         found.key("metadata.annotations", &key.to_lowercase());
     }
@@ -100,6 +98,13 @@ pub(crate) fn refusals(policy: &NetworkPolicy) -> Vec<String> {
     for name in types.iter().filter(|name| !matches!(name.as_str(), "Ingress" | "Egress")) {
         found.say("spec.policyTypes", &format!("`{name}` is neither Ingress nor Egress"));
     }
+    found.0
+}
+
+/// Why the API server would refuse the names and labels of any object; nothing where it takes them.
+pub(super) fn refusals_of_metadata(metadata: &ObjectMeta) -> Vec<String> {
+    let mut found = Found::default();
+    found.metadata(metadata);
     found.0
 }
 
@@ -194,6 +199,17 @@ impl Found {
             }
             values.iter().for_each(|value| self.value(&at, value));
         }
+    }
+
+    fn metadata(&mut self, metadata: &ObjectMeta) {
+        if let Some(name) = metadata.name.as_deref().filter(|name| !name.is_empty() && !is_dns_subdomain(name)) {
+            self.say("metadata.name", &format!("`{name}` is no DNS subdomain"));
+        }
+        let namespace = metadata.namespace.as_deref().filter(|namespace| !is_dns_label(namespace));
+        if let Some(namespace) = namespace {
+            self.say("metadata.namespace", &format!("`{namespace}` is no DNS label"));
+        }
+        self.labels("metadata.labels", metadata.labels.as_ref());
     }
 
     fn labels(&mut self, at: &str, labels: Option<&BTreeMap<String, String>>) {

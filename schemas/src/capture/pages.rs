@@ -214,11 +214,11 @@ fn check_values(batch: &RecordBatch) -> Result<(), ArrowError> {
                 return refused(format!("{port} is not a port"));
             }
         } else if let Some(numbers) = column.as_primitive_opt::<Int64Type>() {
-            let is_none = |number: &i64| of_number(*number).is_some();
+            let is_none = |number: &i64| of_number(*number, field.name()).is_some();
             if numbers.values().iter().any(is_none)
                 && let Some(number) = numbers.iter().flatten().find(is_none)
             {
-                return refused(format!("{number} {}", of_number(number).unwrap_or_default()));
+                return refused(format!("{number} {}", of_number(number, field.name()).unwrap_or_default()));
             }
         } else if let Some(texts) = column.as_dictionary_opt::<Int32Type>()
             && let Some(texts) = texts.values().as_string_opt::<i32>()

@@ -468,7 +468,8 @@ fn inspect(path: &Path) -> Result<CaptureFile, ProblemKind> {
 fn runs(metadata: &ParquetMetaData) -> Runs {
     let of_one = || {
         let run = value(metadata, key::RUN_ID)?;
-        let number = |key| value(metadata, key)?.parse::<i64>().ok().filter(|number| of_number(*number).is_none());
+        let number =
+            |key| value(metadata, key)?.parse::<i64>().ok().filter(|number| of_number(*number, "seq").is_none());
         let seqs = match value(metadata, key::SEQS) {
             Some(seqs) => runs::parse(&seqs)?,
             None => Seqs::from_iter([number(key::FIRST_SEQ)?..=number(key::LAST_SEQ)?]),

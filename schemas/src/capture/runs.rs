@@ -72,7 +72,7 @@ pub(super) fn told(seqs: &Seqs) -> String {
 pub(super) fn parse(text: &str) -> Option<Seqs> {
     let range = |text: &str| {
         let (first, last) = text.split_once('-')?;
-        let number = |text: &str| text.parse::<i64>().ok().filter(|number| of_number(*number).is_none());
+        let number = |text: &str| text.parse::<i64>().ok().filter(|number| of_number(*number, "seq").is_none());
         Some(number(first)?..=number(last)?).filter(|range| !range.is_empty())
     };
     text.split(',').map(range).collect()

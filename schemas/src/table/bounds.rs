@@ -14,8 +14,9 @@ pub trait Bounded {
     fn refusal(&self, column: &str) -> Option<Reason>;
 }
 
-/// Why a number can't be a count, or the number of a row.
-pub fn of_number(number: i64) -> Option<Reason> {
+/// Why a number can't be a count, or the number of a row. What was exported and is given up later counts against it.
+pub fn of_number(number: i64, column: &str) -> Option<Reason> {
+    let number = if column == "exported" { number.saturating_abs() } else { number };
     match number {
         ..0 => Some("is negative"),
         MOST.. => Some("is larger than anything that is counted"),
@@ -34,8 +35,8 @@ pub fn of_length(length: usize, column: &str) -> Option<Reason> {
 }
 
 impl Bounded for i64 {
-    fn refusal(&self, _: &str) -> Option<Reason> {
-        of_number(*self)
+    fn refusal(&self, column: &str) -> Option<Reason> {
+        of_number(*self, column)
     }
 }
 
@@ -59,8 +60,8 @@ impl Bounded for Arc<str> {
 }
 
 impl Bounded for RttHistogram {
-    fn refusal(&self, _: &str) -> Option<Reason> {
-        self.0.iter().find_map(|count| of_number(*count))
+    fn refusal(&self, column: &str) -> Option<Reason> {
+        self.0.iter().find_map(|count| of_number(*count, column))
     }
 }
 
@@ -132,6 +133,8 @@ mod tests {
         assert!(text(&"n".repeat(254), "node").is_some() && text("a\u{1b}b", "source_pod").is_some());
         assert!(text(&"n".repeat((256 << 10) + 1), "labels").is_some());
         assert_eq!((0_i64.refusal("seq"), ((1_i64 << 53) - 1).refusal("bytes_sent")), (None, None));
+        assert_eq!((-60_i64).refusal("exported"), None);
+        assert!(i64::MIN.refusal("exported").is_some());
         assert!([-1_i64, 1 << 53, i64::MAX, i64::MIN].iter().all(|number| number.refusal("connections").is_some()));
         assert!(
             TimestampMs(-1).refusal("first_seen").is_some() && TimestampMs(i64::MAX).refusal("first_seen").is_some()
