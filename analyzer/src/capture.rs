@@ -9,5 +9,6 @@ pub(crate) mod inventory;
 pub(crate) mod journal;
 pub(crate) mod object_store;
 mod open;
+pub(crate) mod segment;
 
 pub(crate) use open::{Input, Names, OpenCapture, OpenError, understand};

@@ -12,7 +12,7 @@ use schemas::{capture::CaptureError, table::TimestampMs};
 use super::receive::server::from_json;
 use crate::output::note;
 use crate::{
-    capture::{filing::Sorted, journal::decode},
+    capture::{filing::Sorted, segment::decode},
     cli::ImportArgs,
 };
 

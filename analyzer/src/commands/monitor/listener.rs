@@ -19,7 +19,10 @@ use hyper::body::{Frame, Incoming};
 use tokio::time::{sleep, timeout};
 
 use super::{Monitor, MonitorError, Phase, Place, place::Body};
-use crate::capture::journal::{NotKept, Of, Packed, decode};
+use crate::capture::{
+    journal::NotKept,
+    segment::{Of, Packed, decode},
+};
 
 /// What was heard of an agent.
 #[derive(Debug, Default)]

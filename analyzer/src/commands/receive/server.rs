@@ -33,7 +33,10 @@ use tokio::{
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::capture::journal::{Journal, NotKept, Of, Packed, decode};
+use crate::capture::{
+    journal::{Journal, NotKept},
+    segment::{Of, Packed, decode},
+};
 
 /// What all requests share.
 pub(super) struct Server {
