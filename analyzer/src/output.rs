@@ -118,15 +118,11 @@ pub(crate) fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -
 /// # Errors
 /// The file or standard output refuses.
 pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), OutputError> {
-    let file = file.filter(|path| !is_standard_output(path));
-    if file.is_none() {
-        HAS_APPEARED.store(true, Ordering::Relaxed);
-        return appeared(io::stdout().write_all(shown(text).as_bytes()).and_then(|()| io::stdout().flush()), None);
+    if let Some(file) = file.filter(|path| !is_standard_output(path)) {
+        return written(text, file)?.finish();
     }
-    let mut output = Output::new(file)?;
-    let written = output.file.write_all(text.as_bytes());
-    written.map_err(|source| output.error(source))?;
-    output.finish()
+    HAS_APPEARED.store(true, Ordering::Relaxed);
+    appeared(io::stdout().write_all(shown(text).as_bytes()).and_then(|()| io::stdout().flush()), None)
 }
 
 /// A file with a text, which appears when it is finished; there is room for all of it.
@@ -141,7 +137,8 @@ pub(crate) fn written(text: &str, file: &Path) -> Result<Output, OutputError> {
 }
 
 /// A result in the making. It appears when it is finished, and leaves nothing behind if it never is: an ordinary file is
-/// replaced whole, a device or a link is written through, and so is standard output. A reader that went away is no error.
+/// replaced whole, as is one that a link leads to; a device is written through, and so is standard output. A reader that went
+/// away is no error.
 pub(crate) struct Output {
     file: BufWriter<NamedTempFile>,
     unfinished: Unfinished,

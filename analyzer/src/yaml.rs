@@ -98,14 +98,6 @@ pub(crate) fn as_kubectl_reads(text: &str) -> Result<Cow<'_, str>, Unread> {
     Ok(Cow::Owned(written))
 }
 
-/// Refuses what is nested too deeply, as [`as_kubectl_reads`] does.
-///
-/// # Errors
-/// It is.
-pub(crate) fn check_depth(text: &str) -> Result<(), Unread> {
-    as_kubectl_reads(text).map(drop)
-}
-
 /// What go-yaml 2 takes a plain text for that is a text in YAML 1.2, as 1.2 has it.
 fn as_go_yaml_resolves(text: &str) -> Option<String> {
     match text {

@@ -18,7 +18,7 @@ use arrow::{
 
 use crate::attribute::Accessors;
 pub use crate::value::{Origin, Port, RttHistogram, TimestampMs};
-pub use bounds::{Bounded, of_length, of_number};
+pub use bounds::{Bounded, numbers_of, of_length, of_number};
 pub use cell::Cell;
 
 /// Columns that belong together, as a value for each row: all columns of a table, or those that several tables have.

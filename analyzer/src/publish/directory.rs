@@ -9,6 +9,7 @@ use std::{
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemas::untrusted::check_yaml;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -181,7 +182,7 @@ fn is_ours(name: &str, text: &str) -> bool {
             let ours = |document: Result<Value, _>| {
                 document.is_ok_and(|document| document["metadata"]["labels"][MANAGED_BY] == MANAGER)
             };
-            yaml::check_depth(text).is_ok() && documents.next().is_some_and(ours) && documents.all(ours)
+            check_yaml(text).is_ok() && documents.next().is_some_and(ours) && documents.all(ours)
         }
     }
 }

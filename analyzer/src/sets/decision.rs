@@ -14,15 +14,13 @@ use range_set_blaze::RangeSetBlaze;
 use schemas::{
     index::Index,
     inventory::ObjectKind,
+    untrusted::{Unbounded, check_yaml},
     vocabulary::{Transport, Word},
 };
 use serde::Deserialize;
 
 use super::Fate;
-use crate::{
-    communication::{Communications, Edge, Endpoint, Workload},
-    yaml::{self, Unread},
-};
+use crate::communication::{Communications, Edge, Endpoint, Workload};
 
 /// The decisions of a file.
 #[derive(Debug, Default)]
@@ -93,10 +91,10 @@ pub(crate) enum DecisionsError {
         source: serde_yaml::Error,
     },
     #[error("decisions {path} are not valid")]
-    Nested {
+    Unbounded {
         path: PathBuf,
         #[source]
-        source: Unread,
+        source: Unbounded,
     },
     #[error("decisions {path}: {list}[{number}]: {reason}")]
     Invalid { path: PathBuf, list: &'static str, number: usize, reason: String },
@@ -142,7 +140,7 @@ impl Decisions {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        yaml::check_depth(&text).map_err(|source| DecisionsError::Nested { path: path.into(), source })?;
+        check_yaml(&text).map_err(|source| DecisionsError::Unbounded { path: path.into(), source })?;
         let DecisionFile { pin, forbid } =
             serde_yaml::from_str(&text).map_err(|source| DecisionsError::Parse { path: path.into(), source })?;
         let mut list = Vec::new();

@@ -33,7 +33,7 @@ use parquet::{
 };
 
 use super::contained::{Contained, contained};
-use crate::table::{of_length, of_number};
+use crate::table::{numbers_of, of_length, of_number};
 
 type Result<T, E = ParquetError> = std::result::Result<T, E>;
 
@@ -214,7 +214,8 @@ fn check_values(batch: &RecordBatch) -> Result<(), ArrowError> {
                 return refused(format!("{port} is not a port"));
             }
         } else if let Some(numbers) = column.as_primitive_opt::<Int64Type>() {
-            let is_none = |number: &i64| of_number(*number, field.name()).is_some();
+            let known = numbers_of(field.name());
+            let is_none = |number: &i64| !known.contains(number);
             if numbers.values().iter().any(is_none)
                 && let Some(number) = numbers.iter().flatten().find(is_none)
             {

@@ -1,7 +1,7 @@
 //! What values of a row may be. Whoever writes rows decides neither about memory nor about the names of files, and no sum of
 //! theirs undoes what others saw.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::value::{Port, RttHistogram, TimestampMs};
 
@@ -14,14 +14,18 @@ pub trait Bounded {
     fn refusal(&self, column: &str) -> Option<Reason>;
 }
 
-/// Why a number can't be a count, or the number of a row. What was exported and is given up later counts against it.
+/// What the counts, or the numbers of rows, of a column can be. What was exported and is given up later counts against it.
+pub fn numbers_of(column: &str) -> Range<i64> {
+    let least = if column == "exported" { 1 - MOST } else { 0 };
+    least..MOST
+}
+
+/// Why a number can't be one of a column, as [`numbers_of`] has it.
 pub fn of_number(number: i64, column: &str) -> Option<Reason> {
-    let number = if column == "exported" { number.saturating_abs() } else { number };
-    match number {
-        ..0 => Some("is negative"),
-        MOST.. => Some("is larger than anything that is counted"),
-        _ => None,
-    }
+    let numbers = numbers_of(column);
+    let reason =
+        if number < 0 && numbers.start == 0 { "is negative" } else { "is larger than anything that is counted" };
+    (!numbers.contains(&number)).then_some(reason)
 }
 
 /// Why a text of so many bytes can't be one of a column.
